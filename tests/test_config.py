@@ -1,0 +1,107 @@
+"""The recipe: the guide's keys are taken as written, and every mistake is answered in a sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fintune.config import load_recipe
+from fintune.errors import ConfigError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+GUIDE = """
+base_model:
+  name: "meta-llama/Llama-2-7b-hf"
+lora_config:
+  r: 16
+  lora_alpha: 32
+  target_modules: ["q_proj", "v_proj"]
+  lora_dropout: 0.1
+  bias: "none"
+training:
+  num_train_epochs: 5
+  learning_rate: 3e-4
+  batch_size: 8
+  fp16: true
+multi_task:
+  task_weights: {sentiment: 1.0, summarization: 1.5, custom_classification: 1}
+  sampling_strategy: "balanced"
+custom_task:
+  name: "custom_classification"
+  type: "classification"
+  labels: ["label1", "label2", "label3"]
+  instruction: "Classify the following text..."
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_guides_keys_are_read_as_the_guide_writes_them(write):
+    recipe = load_recipe(write(GUIDE))
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.training.per_device_train_batch_size == 8
+    assert recipe.multi_task.task_weights["summarization"] == 1.5
+    assert recipe.custom_task.labels == ["label1", "label2", "label3"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid(path):
+    load_recipe(path)
+
+
+def test_an_override_replaces_any_key_and_creates_its_section(write):
+    recipe = load_recipe(write("training: {seed: 1}"), ["training.learning_rate=1e-4", "lora_config.r=4"])
+    assert (recipe.training.seed, recipe.training.learning_rate, recipe.lora_config.r) == (1, 1e-4, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("training: {learning_rate: -0.1}", ["training.learning_rate must be > 0", "-0.1"]),
+        ("training: {lerning_rate: 0.1}", ["training.lerning_rate", "'learning_rate'"]),
+        ("trainin: {}", ["trainin", "'training'"]),
+        ("custom_task: {nme: a}", ["custom_task.nme", "'name'"]),
+        ("training: {learning_rate: fast}", ["training.learning_rate", "'fast'"]),
+        ("training: {batch_size: 2, per_device_train_batch_size: 4}", ["one setting"]),
+        ("training: {fp16: true, bf16: true}", ["fp16 and bf16"]),
+        ("base_model: {load_in_8bit: true, load_in_4bit: true}", ["load_in_8bit and load_in_4bit"]),
+        ("multi_task: {sampling_strategy: fair}", ["sampling_strategy", "'balanced'", "'fair'"]),
+        ("multi_task: {task_weights: {sentimnt: 1}}", ["unknown task 'sentimnt'", "'sentiment'"]),
+        ("", ["is empty"]),
+        ("- 1", ["not sections"]),
+        ("training: [", ["not valid YAML"]),
+        ("training: 3", ["training must be", "3"]),
+    ],
+)
+def test_a_mistake_is_answered_with_its_file_key_value_and_fix(write, text, parts):
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    for part in [*parts, str(path)]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["training.seed", "=3", "training.seed.x=1", "training.seed=["])
+def test_a_malformed_override_is_refused(write, override):
+    with pytest.raises(ConfigError, match="--set"):
+        load_recipe(write("training: {seed: 1}"), [override])
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe at .*absent\.yaml"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_recipe_is_validated_without_importing_torch():
+    code = "import sys, fintune.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
