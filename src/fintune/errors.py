@@ -7,3 +7,18 @@ class FintuneError(Exception):
 
 class ConfigError(FintuneError):
     """A recipe that cannot be run: an unknown key, a wrong value, an impossible combination."""
+
+
+class DataError(FintuneError):
+    """Data that cannot be used: a missing file or column, an unknown label, an empty split."""
+
+
+class ModelError(FintuneError):
+    """A base model, adapter or checkpoint that cannot be loaded or used."""
+
+
+class MissingExtraError(FintuneError):
+    """An optional part is not installed; the message is the command that installs it."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")

@@ -1,0 +1,80 @@
+"""The registry of tasks: the five built in, those of a recipe's YAML, and plug-ins."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe
+from fintune.errors import ConfigError
+from fintune.tasks.base import (
+    ClassificationTask,
+    Prediction,
+    QATask,
+    Record,
+    RegressionTask,
+    SummarizationTask,
+    Task,
+    TaskSet,
+)
+
+__all__ = ["Prediction", "Record", "Task", "TaskSet", "known_tasks", "register", "task_from_dict", "task_set"]
+
+_KINDS: dict[str, type[Task]] = {
+    kind.type: kind for kind in (ClassificationTask, RegressionTask, QATask, SummarizationTask)
+}
+_registered: dict[str, Task] = {}
+
+
+def register(task: Task | type[Task]) -> Task | type[Task]:
+    """Make a plug-in task known by its name; also usable as a class decorator.
+
+    The other way is an entry point in the group `fintune.tasks` that names the class.
+    """
+    instance = task() if isinstance(task, type) else task  # type: ignore[call-arg]
+    _registered[instance.name] = instance
+    return task
+
+
+def known_tasks(custom: Iterable[CustomTaskConfig] = ()) -> dict[str, Task]:
+    """Every task by name: built in, from entry points, registered, and the recipe's own."""
+    tasks = {name: importlib.import_module(f"fintune.tasks.{name}").TASK for name in BUILT_IN_TASKS}
+    for point in entry_points(group="fintune.tasks"):
+        tasks[point.name] = point.load()()
+    tasks.update(_registered)
+    for config in custom:
+        tasks[config.name] = task_from_dict(config.model_dump(exclude_defaults=True))
+    return tasks
+
+
+def task_from_dict(fields: Mapping[str, Any]) -> Task:
+    """The inverse of `Task.to_dict`; a plug-in's name wins over its stored fields."""
+    fields = dict(fields)
+    kind = fields.pop("type")
+    if fields["name"] in _registered:
+        return copy.deepcopy(_registered[fields["name"]])
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"task {fields['name']} is of the unknown type {kind!r}: install the plug-in that defines it."
+        )
+    return _KINDS[kind](**fields)
+
+
+def task_set(recipe: Recipe) -> TaskSet:
+    """The tasks a recipe trains: those of `multi_task.task_weights` and its custom tasks.
+
+    Raises:
+        ConfigError: a weight names a task nobody defines.
+    """
+    custom = recipe.custom_tasks()
+    known = known_tasks(custom)
+    names = list(dict.fromkeys([*recipe.multi_task.task_weights, *(task.name for task in custom)]))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"multi_task.task_weights names the unknown task '{unknown[0]}'; known are: {', '.join(known)}"
+        )
+    return TaskSet({name: copy.deepcopy(known[name]) for name in names})

@@ -1,0 +1,290 @@
+"""What a task is: its instruction, its prompt and completion text, how an answer is chosen, its metrics.
+
+A task knows nothing of tokenizers, models or files. Training, evaluation, the demo and serving all
+read the same `Task`, so what is trained is what is evaluated is what is served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from fintune.errors import DataError
+
+Decoding = Literal["candidates", "text"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example, as a reader yields it and a Parquet row holds it."""
+
+    text: str
+    """The statement, headline, transcript, context or news."""
+    target: str | float | None = None
+    """The label or text, or for regression the number; None when only predicting."""
+    question: str | None = None
+    """The question of a qa example."""
+    group: str = ""
+    """Records of one group (same text, company or sentence) never end in different splits."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Set where the dataset has official splits; None lets the seed decide."""
+    id: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer with, for tasks with candidates, the probability of each."""
+
+    value: str | float
+    probabilities: Mapping[str, float] | None = None
+
+
+class Task:
+    """The contract; the concrete kinds are below, and a plug-in may subclass any of them."""
+
+    type: str = ""
+    decoding: Decoding = "text"
+    max_new_tokens: int = 64
+    headline_metrics: tuple[str, ...] = ()
+    """The metrics a summary table shows, best-known first."""
+
+    def __init__(self, name: str, instruction: str) -> None:
+        self.name = name
+        self.instruction = instruction
+
+    def body(self, record: Record) -> str:
+        """The user's message: what differs between examples (the instruction is the system message)."""
+        return record.text
+
+    def with_text(self, record: Record, text: str) -> Record:
+        """The record with a shorter text, when a prompt must be truncated."""
+        return replace(record, text=text)
+
+    def completion(self, record: Record) -> str:
+        """The text the model is trained to answer with."""
+        return str(record.target)
+
+    def problem(self, record: Record) -> str | None:
+        """Why this record cannot be trained or evaluated on; None when it can."""
+        if not record.text.strip():
+            return "the text is empty"
+        if not isinstance(record.target, str) or not record.target.strip():
+            return "the target is empty"
+        return None
+
+    def fit(self, records: Sequence[Record]) -> None:
+        """Learn what the task needs of its training records (regression: its levels)."""
+
+    def candidates(self) -> list[str]:
+        """The completions that are scored when `decoding` is "candidates"."""
+        return []
+
+    def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
+        """Turn each candidate's log p(candidate | prompt) into an answer."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Prediction:
+        """Turn generated text into an answer."""
+        return Prediction(text.strip())
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Score predictions against the records' targets."""
+        raise NotImplementedError
+
+    def load_custom_dataset(self) -> list[dict[str, Any]]:
+        """A plug-in's own data: dicts with `text` and `target`, optionally `question`, `group`, `split`."""
+        raise NotImplementedError(f"task {self.name} has no load_custom_dataset")
+
+    def evaluate_custom_task(self, test_data: list[dict[str, Any]]) -> dict[str, float]:
+        """A plug-in's own metrics over dicts with `text`, `target` and `prediction`; {} adds none."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an adapter folder keeps so that the task can be made again without its data."""
+        return {"name": self.name, "type": self.type, "instruction": self.instruction}
+
+
+def _softmax(scores: Sequence[float]) -> list[float]:
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+class ClassificationTask(Task):
+    """One label of a fixed set, chosen by log-likelihood, never by parsing free text."""
+
+    type = "classification"
+    decoding: Decoding = "candidates"
+    headline_metrics = ("accuracy", "macro_f1")
+
+    def __init__(self, name: str, instruction: str, labels: Sequence[str]) -> None:
+        super().__init__(name, instruction)
+        self.labels = tuple(labels)
+
+    def problem(self, record: Record) -> str | None:
+        problem = super().problem(record)
+        if problem is None and record.target not in self.labels:
+            return f"the label {record.target!r} is unknown; task {self.name} has {', '.join(self.labels)}"
+        return problem
+
+    def candidates(self) -> list[str]:
+        return list(self.labels)
+
+    def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
+        probabilities = dict(zip(self.labels, _softmax(log_likelihoods), strict=True))
+        return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        from fintune.evaluation.metrics import classification_metrics
+
+        return classification_metrics(
+            [str(r.target) for r in records], [str(p.value) for p in predictions], self.labels
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "labels": list(self.labels)}
+
+
+class RegressionTask(Task):
+    """A number, answered as the mean of the model's distribution over levels.
+
+    `fit` takes quantiles of the training targets as levels. A target is trained as the text of its
+    nearest level; a prediction is Σ p(level) · (mean training target nearest to that level), which
+    minimizes the expected squared error under the model's own distribution.
+    """
+
+    type = "regression"
+    decoding: Decoding = "candidates"
+    headline_metrics = ("mse", "r2")
+    max_levels = 15
+
+    def __init__(
+        self,
+        name: str,
+        instruction: str,
+        unit: str = "",
+        levels: Sequence[str] = (),
+        level_means: Sequence[float] = (),
+    ) -> None:
+        super().__init__(name, instruction)
+        self.unit = unit
+        self.levels = list(levels)
+        self.level_means = list(level_means)
+
+    def problem(self, record: Record) -> str | None:
+        if not record.text.strip():
+            return "the text is empty"
+        if isinstance(record.target, str) or record.target is None or not math.isfinite(record.target):
+            return f"the target {record.target!r} is not a finite number"
+        return None
+
+    def fit(self, records: Sequence[Record]) -> None:
+        import numpy as np
+
+        targets = np.array([float(r.target) for r in records])  # type: ignore[arg-type]
+        quantiles = np.quantile(targets, (np.arange(self.max_levels) + 0.5) / self.max_levels)
+        wanted = min(self.max_levels, len(set(targets.tolist()))) * 0.6
+        for decimals in range(5):  # the shortest text that still tells the levels apart
+            texts = list(dict.fromkeys(f"{value:+.{decimals}f}" for value in quantiles + 0.0))
+            if len({float(text) for text in texts}) >= wanted:
+                break
+        by_value = {float(text): text.replace("-0.0", "+0.0") for text in texts}
+        values = np.array(sorted(by_value))
+        nearest = np.abs(targets[:, None] - values[None, :]).argmin(axis=1)
+        self.levels = [by_value[float(value)] for value in values]
+        self.level_means = [
+            float(targets[nearest == i].mean()) if (nearest == i).any() else float(value)
+            for i, value in enumerate(values)
+        ]
+
+    def completion(self, record: Record) -> str:
+        target = float(record.target)  # type: ignore[arg-type]
+        return min(self.candidates(), key=lambda level: abs(float(level) - target))
+
+    def candidates(self) -> list[str]:
+        if not self.levels:
+            raise DataError(
+                f"Task {self.name} has no levels yet: they are learnt from its training data, "
+                "so train an adapter on it first."
+            )
+        return self.levels
+
+    def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
+        probabilities = dict(zip(self.levels, _softmax(log_likelihoods), strict=True))
+        mean = sum(p * m for p, m in zip(probabilities.values(), self.level_means, strict=True))
+        return Prediction(mean, probabilities)
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        from fintune.evaluation.metrics import regression_metrics
+
+        return regression_metrics(
+            [float(r.target) for r in records],  # type: ignore[arg-type]
+            [float(p.value) for p in predictions],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        levels = {"levels": self.levels, "level_means": self.level_means}
+        return {**super().to_dict(), "unit": self.unit, **levels}
+
+
+class QATask(Task):
+    """A context and a question in, an answer out."""
+
+    type = "qa"
+    max_new_tokens = 48
+    headline_metrics = ("f1", "exact_match")
+
+    def body(self, record: Record) -> str:
+        return f"Context: {record.text}\n\nQuestion: {record.question}"
+
+    def problem(self, record: Record) -> str | None:
+        if not (record.question or "").strip():
+            return "the question is empty"
+        return super().problem(record)
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        from fintune.evaluation.metrics import qa_metrics
+
+        return qa_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])
+
+
+class SummarizationTask(Task):
+    """A long text in, bullet points out, one a line."""
+
+    type = "summarization"
+    max_new_tokens = 96
+    headline_metrics = ("rougeL", "rouge1", "rouge2")
+
+    def completion(self, record: Record) -> str:
+        lines = (line.strip().lstrip("-•* ") for line in str(record.target).splitlines())
+        return "\n".join(f"- {line}" for line in lines if line)
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        from fintune.evaluation.metrics import summarization_metrics
+
+        return summarization_metrics([self.completion(r) for r in records], [str(p.value) for p in predictions])
+
+
+@dataclass
+class TaskSet:
+    """The tasks of one run, in a fixed order (their index is the task id of a batch)."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise DataError(f"There is no task {name!r}: the tasks are {', '.join(self.tasks)}.")
+        return self.tasks[name]
+
+    def __iter__(self):
+        return iter(self.tasks.values())
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def names(self) -> list[str]:
+        return list(self.tasks)

@@ -1,0 +1,8 @@
+"""Question about a passage of a financial report in, answer out."""
+
+from fintune.tasks.base import QATask
+
+TASK = QATask(
+    name="qa",
+    instruction="Answer the question about the financial report, using only the context. Be brief and exact.",
+)

@@ -1,0 +1,11 @@
+"""Earnings-call transcript in, bullet-point summary out."""
+
+from fintune.tasks.base import SummarizationTask
+
+TASK = SummarizationTask(
+    name="summarization",
+    instruction=(
+        "Summarize the earnings call transcript in a few short bullet points that give the key figures: "
+        "earnings per share, revenue and guidance. Start each point with a dash."
+    ),
+)
