@@ -51,7 +51,7 @@ def test_the_guides_keys_are_read_as_the_guide_writes_them(write):
     assert recipe.training.learning_rate == 3e-4
     assert recipe.training.per_device_train_batch_size == 8
     assert recipe.multi_task.task_weights["summarization"] == 1.5
-    assert recipe.custom_task.labels == ["label1", "label2", "label3"]
+    assert recipe.custom_task[0].labels == ["label1", "label2", "label3"]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -77,6 +77,8 @@ def test_an_override_replaces_any_key_and_creates_its_section(write):
         ("base_model: {load_in_8bit: true, load_in_4bit: true}", ["load_in_8bit and load_in_4bit"]),
         ("multi_task: {sampling_strategy: fair}", ["sampling_strategy", "'balanced'", "'fair'"]),
         ("multi_task: {task_weights: {sentimnt: 1}}", ["unknown task 'sentimnt'", "'sentiment'"]),
+        ("data: {tasks: {sentiment: {fil: a.csv}}}", ["data.tasks.sentiment.fil", "'file'"]),
+        ("multi_task: {task_weights: {qa: 0}}", ["all 0"]),
         ("", ["is empty"]),
         ("- 1", ["not sections"]),
         ("training: [", ["not valid YAML"]),

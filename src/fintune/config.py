@@ -6,6 +6,8 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once.
 from __future__ import annotations
 
 import difflib
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,13 +75,20 @@ class TrainingConfig(_Section):
     """The optimization; names and meanings are those of `transformers.TrainingArguments`."""
 
     num_train_epochs: Number = Field(3, gt=0)
+    max_steps: int = Field(-1, ge=-1)
+    """Stop after this many optimizer steps; -1 trains whole epochs."""
     per_device_train_batch_size: int = Field(4, gt=0)
+    """Examples computed at once: the memory knob. It never changes the loss."""
     gradient_accumulation_steps: int = Field(16, gt=0)
+    """An optimizer step sees per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)
     weight_decay: Number = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)
+    warmup_ratio: Number = Field(0.0, ge=0, lt=1)
+    """Warm up over this share of all steps instead of `warmup_steps`."""
     fp16: bool = False
-    bf16: bool = False
+    bf16: bool | None = None
+    """None uses bfloat16 where the hardware computes in it, and fp32 elsewhere."""
     gradient_checkpointing: bool = False
     max_grad_norm: Number = Field(1.0, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -87,7 +96,15 @@ class TrainingConfig(_Section):
     torch_compile: bool = False
     seed: int = Field(42, ge=0)
     max_length: int = Field(1024, gt=0)
-    """Tokens of prompt and completion together."""
+    """Tokens of prompt and completion together; longer texts are cut, and counted."""
+    shared_prefix: bool = True
+    """Compute what the examples of a task share (their instruction) once per micro-batch, not once each."""
+    logging_steps: int = Field(5, gt=0)
+    eval_steps: int | None = Field(None, gt=0)
+    """Validate every so many optimizer steps; None validates at the end of each epoch."""
+    save_steps: int | None = Field(None, gt=0)
+    """Save a checkpoint every so many optimizer steps; None saves at the end of each epoch."""
+    save_total_limit: int = Field(2, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -106,22 +123,47 @@ class TrainingConfig(_Section):
     def _one_precision(self) -> TrainingConfig:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: keep one of them")
+        if self.warmup_ratio and "warmup_steps" in self.model_fields_set and self.warmup_steps:
+            raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
         return self
+
+
+Weights = dict[str, Annotated[Number, Field(ge=0)]]
 
 
 class MultiTaskConfig(_Section):
     """How the tasks are mixed and how much each counts in the loss."""
 
-    task_weights: dict[str, Annotated[Number, Field(ge=0)]] = Field(
+    task_weights: Weights = Field(
         default_factory=lambda: {name: 1.0 for name in BUILT_IN_TASKS}, min_length=1
     )
+    """The tasks to train, with the weight of each in the loss."""
     sampling_strategy: Literal["balanced", "proportional", "weighted", "temperature"] = "balanced"
+    """balanced: equal shares; proportional: as the data; weighted: by `sampling_weights` (or else by
+    `task_weights`, which then no longer weigh the loss); temperature: shares ∝ size^(1/temperature)."""
+    sampling_weights: Weights = {}
+    temperature: Number = Field(2.0, ge=1)
+    samples_per_epoch: int | None = Field(None, gt=0)
+    """Examples of all tasks in one epoch; None is the number of training examples."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> MultiTaskConfig:
+        if sum(self.task_weights.values()) == 0:
+            raise ValueError("task_weights are all 0: give at least one task a weight above 0")
+        if self.sampling_weights and self.sampling_strategy != "weighted":
+            raise ValueError(
+                "sampling_weights need sampling_strategy: weighted, "
+                f"but sampling_strategy is {self.sampling_strategy}"
+            )
+        if self.sampling_weights and set(self.sampling_weights) != set(self.task_weights):
+            raise ValueError("sampling_weights must name the same tasks as task_weights")
+        return self
 
 
 class CustomTaskConfig(_Section):
-    """A task defined in YAML alone."""
+    """A task defined in YAML alone; its data file is `data.tasks.<name>.file`."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
     type: Literal["classification", "qa", "summarization", "regression"]
     instruction: str = Field(min_length=1)
     labels: list[str] = []
@@ -132,7 +174,67 @@ class CustomTaskConfig(_Section):
             raise ValueError(f"labels must hold at least two different labels, got {self.labels}")
         if self.type != "classification" and self.labels:
             raise ValueError(f"labels belong to a classification task; this one's type is {self.type}")
+        if self.name in BUILT_IN_TASKS:
+            raise ValueError(f"name '{self.name}' is a built-in task's: choose another")
         return self
+
+
+class TaskDataConfig(_Section):
+    """Where one task's examples come from, and how many of them are used."""
+
+    dataset: str | None = None
+    """A public dataset by name (`fintune data list`), or `sample`, the built-in one."""
+    file: str | None = None
+    """Your own CSV, JSONL or Parquet file (instead of `dataset`)."""
+    validation_file: str | None = None
+    test_file: str | None = None
+    columns: dict[str, str] = {}
+    """Field (text, target, question, group, split) → your file's column, where the names differ."""
+    labels: dict[str, str] = {}
+    """Your file's label → the task's label, where they differ."""
+    max_train: int | None = Field(None, gt=0)
+    max_validation: int | None = Field(None, gt=0)
+    max_test: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TaskDataConfig:
+        if self.dataset and self.file:
+            raise ValueError("dataset and file exclude each other: keep one of them")
+        if not self.file and (self.validation_file or self.test_file or self.columns or self.labels):
+            raise ValueError(
+                "validation_file, test_file, columns and labels describe your own file: set file"
+            )
+        return self
+
+
+class DataConfig(_Section):
+    """Where data is read and kept."""
+
+    dir: str | None = None
+    """The public datasets' folder; None is FINTUNE_DATA_DIR, else data/raw, else the built-in sample."""
+    prepared_dir: str = "data/processed"
+    validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
+    test_fraction: Number = Field(0.1, gt=0, lt=0.5)
+    """Of datasets without official splits."""
+    tasks: dict[str, TaskDataConfig] = {}
+
+
+class EvaluationConfig(_Section):
+    """What stands beside the adapter's figures, and how much of it."""
+
+    batch_size: int = Field(16, gt=0)
+    base_model: bool = True
+    """Evaluate the untuned base model too."""
+    base_model_max_test: int | None = Field(None, gt=0)
+    """Examples per task for the untuned base; None is all of them."""
+    max_validation: int = Field(50, gt=0)
+    """Validation examples per task scored during training."""
+    bertscore_encoder: str | None = None
+    """A local encoder folder for BERTScore; None is the one the `eval` extra installs."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
 
 
 class Recipe(_Section):
@@ -142,17 +244,58 @@ class Recipe(_Section):
     lora_config: LoraConfig = Field(default_factory=LoraConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     multi_task: MultiTaskConfig = Field(default_factory=MultiTaskConfig)
-    custom_task: CustomTaskConfig | None = None
+    custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
+    """One task block, or a list of them."""
+    plugins: list[str] = []
+    """Python modules to import because they register tasks."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
     def _weights_name_tasks(self) -> Recipe:
-        known = [*BUILT_IN_TASKS, *([self.custom_task.name] if self.custom_task else [])]
-        for name in self.multi_task.task_weights:
-            if name not in known:
-                raise ValueError(
-                    f"multi_task.task_weights names the unknown task '{name}'{_hint(name, known)}"
-                )
+        known = [*BUILT_IN_TASKS, *(task.name for task in self.custom_task)]
+        for key, names in (
+            ("multi_task.task_weights", self.multi_task.task_weights),
+            ("data.tasks", self.data.tasks),
+        ):
+            for name in names:
+                if name not in known and not self.plugins and name not in _entry_point_tasks():
+                    raise ValueError(f"{key} names the unknown task '{name}'{_hint(name, known)}")
         return self
+
+    def debugged(self) -> Recipe:
+        """The same recipe at the smallest scale that still exercises everything (`--debug`)."""
+        raw = self.model_dump(exclude_unset=True)
+        tasks = raw.setdefault("data", {}).setdefault("tasks", {})
+        for name in [*self.multi_task.task_weights, *(task.name for task in self.custom_task)]:
+            tasks[name] = {**tasks.get(name, {}), "max_train": 24, "max_validation": 6, "max_test": 8}
+        raw["data"]["prepared_dir"] = f"{self.data.prepared_dir}-debug"
+        raw.setdefault("training", {}).update(
+            num_train_epochs=1,
+            max_steps=6,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            warmup_steps=0,
+            warmup_ratio=0.0,
+            max_length=256,
+            logging_steps=1,
+        )
+        raw["training"].pop("batch_size", None)
+        return Recipe.model_validate(raw)
+
+
+def _entry_point_tasks() -> list[str]:
+    return [point.name for point in entry_points(group="fintune.tasks")]
+
+
+def default_recipe_path() -> Path:
+    """`configs/default.yaml` of the working folder, the repository, or the installed package."""
+    homes = (Path.cwd(), Path(__file__).parents[2], Path(sys.prefix) / "share" / "fintune")
+    for home in homes:
+        path = home / "configs" / "default.yaml"
+        if path.is_file():
+            return path
+    raise ConfigError("configs/default.yaml was not found: give a recipe with --config.")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -210,13 +353,19 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys of the section that holds the last key of `location`."""
     model: Any = Recipe
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        model = CustomTaskConfig if part == "custom_task" else annotation
+        if isinstance(part, int) or model is TaskDataConfig:
+            continue
+        if model is DataConfig and part == "tasks":
+            model = TaskDataConfig
+            continue
+        model = CustomTaskConfig if part == "custom_task" else model.model_fields[part].annotation
     return [*model.model_fields, *(["batch_size"] if model is TrainingConfig else [])]
 
 
 def _sentence(item: Any, path: Path) -> str:
     location, value = item["loc"], item["input"]
+    if location[:1] == ("custom_task",):
+        location = tuple(part for part in location if not isinstance(part, int))
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         return f"{key} is not a known key{_hint(str(location[-1]), _valid_keys(location))} (in {path})"

@@ -69,7 +69,14 @@ def task_set(recipe: Recipe) -> TaskSet:
     Raises:
         ConfigError: a weight names a task nobody defines.
     """
-    custom = recipe.custom_tasks()
+    custom = recipe.custom_task
+    for module in recipe.plugins:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"plugins names the module {module!r}, which cannot be imported: {error}"
+            ) from None
     known = known_tasks(custom)
     names = list(dict.fromkeys([*recipe.multi_task.task_weights, *(task.name for task in custom)]))
     unknown = [name for name in names if name not in known]

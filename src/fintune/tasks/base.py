@@ -266,7 +266,9 @@ class SummarizationTask(Task):
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
         from fintune.evaluation.metrics import summarization_metrics
 
-        return summarization_metrics([self.completion(r) for r in records], [str(p.value) for p in predictions])
+        return summarization_metrics(
+            [self.completion(r) for r in records], [str(p.value) for p in predictions]
+        )
 
 
 @dataclass
