@@ -102,9 +102,7 @@ def convert_gguf(gguf: Path) -> Path:
     where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **where)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.float32, **where
-        )
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     except ImportError as error:
         raise ModelError(f"Reading {gguf} needs the package gguf: run  pip install gguf  ({error})") from None
     except Exception as error:  # the GGUF parser raises many kinds of errors on a damaged file
@@ -139,7 +137,9 @@ def choose_precision(training: TrainingConfig) -> Precision:
             return Precision(torch.float16, fp16=True)
         dtype = torch.bfloat16 if bf16_works else torch.float32
         name = "bf16" if bf16_works else "fp32"
-        return Precision(dtype, False, f"training.fp16 needs a CUDA GPU; this machine has none: using {name}.")
+        return Precision(
+            dtype, False, f"training.fp16 needs a CUDA GPU; this machine has none: using {name}."
+        )
     if training.bf16 and not bf16_works:
         return Precision(torch.float32, False, "training.bf16 is not supported by this hardware: using fp32.")
     wants_bf16 = bf16_works if training.bf16 is None else training.bf16

@@ -1,0 +1,151 @@
+"""Token sequences that share a beginning → one packed row in which it is computed once.
+
+    row:        P P P P | a a a | b b b b b | c c
+    positions:  0 1 2 3 | 4 5 6 | 4 5 6 7 8 | 4 5
+
+P is the longest prefix all sequences share (a task's instruction); every suffix attends to P and to
+itself, never to another suffix. A suffix may end in branches (candidate answers), each of which sees
+the prefix, the suffix's trunk and itself. This module makes the indices; `training.attention` uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Layout:
+    """How a packed row's attention is cut into blocks. B suffixes, L the longest, p prefix tokens.
+
+    Attributes:
+        prefix_length: p, in tokens.
+        gather: (B, L) index into the row's suffix part; padding points at 0.
+        scatter: (T - p,) index into the flattened (B · L), the inverse of `gather`.
+        mask: (B, 1, L, p + L) bool, True where a suffix position may attend.
+    """
+
+    prefix_length: int
+    gather: Any
+    scatter: Any
+    mask: Any
+
+    def to(self, device: Any) -> Layout:
+        return Layout(
+            self.prefix_length, self.gather.to(device), self.scatter.to(device), self.mask.to(device)
+        )
+
+
+@dataclass
+class PackedRow:
+    """One forward pass.
+
+    Attributes:
+        input_ids, position_ids: (1, T) int64.
+        layout: the attention's blocks.
+        logit_positions: (N,) positions whose logits predict a target.
+        targets: (N,) the token each of them predicts.
+        owner: (N,) which span (completion) a target belongs to, 0 … number of spans - 1.
+    """
+
+    input_ids: Any
+    position_ids: Any
+    layout: Layout
+    logit_positions: Any
+    targets: Any
+    owner: Any
+
+    def to(self, device: Any) -> PackedRow:
+        return PackedRow(
+            *(value.to(device) for value in (self.input_ids, self.position_ids, self.layout)),
+            *(value.to(device) for value in (self.logit_positions, self.targets, self.owner)),
+        )
+
+
+def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+    """The number of leading tokens all sequences share, leaving each at least one of its own."""
+    limit = min(len(sequence) for sequence in sequences) - 1
+    first, last = min(sequences), max(sequences)  # lexicographic extremes differ first of all
+    for i in range(limit):
+        if first[i] != last[i]:
+            return i
+    return max(limit, 0)
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], share: bool = True
+) -> PackedRow:
+    """Pack prompts, each with one or more completions (branches), into a row.
+
+    Args:
+        prompts: B token sequences, none empty.
+        completions: for each prompt its completions; spans are numbered in this order.
+        share: compute the common prefix once; False repeats it in every suffix.
+    """
+    import numpy as np
+    import torch
+
+    p = common_prefix_length(prompts) if share and len(prompts) > 1 else 0
+    ids: list[int] = list(prompts[0][:p])
+    positions = list(range(p))
+    logit_positions: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    branches: list[list[int]] = []
+    span = 0
+    for prompt, answers in zip(prompts, completions, strict=True):
+        trunk = list(prompt[p:])
+        end = len(prompt)
+        last_trunk = len(ids) + len(trunk) - 1
+        ids += trunk
+        positions += range(p, end)
+        branch = [0] * len(trunk)
+        for number, answer in enumerate(answers, start=1):
+            # The last token of an answer predicts nothing, so it is a target but never an input.
+            logit_positions += [last_trunk, *range(len(ids), len(ids) + len(answer) - 1)]
+            targets += answer
+            owner += [span] * len(answer)
+            ids += answer[:-1]
+            positions += range(end, end + len(answer) - 1)
+            branch += [number] * (len(answer) - 1)
+            span += 1
+        branches.append(branch)
+
+    lengths = np.array([len(branch) for branch in branches])
+    longest = int(lengths.max())
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    inside = np.arange(longest)[None, :] < lengths[:, None]
+    gather = np.where(inside, starts[:, None] + np.arange(longest)[None, :], 0)
+    scatter = np.flatnonzero(inside.reshape(-1))
+    padded = np.zeros((len(branches), longest), dtype=np.int64)
+    for i, branch in enumerate(branches):
+        padded[i, : len(branch)] = branch
+    own = np.tril(np.ones((longest, longest), dtype=bool))[None]
+    if padded.any():
+        own = own & ((padded[:, None, :] == 0) | (padded[:, None, :] == padded[:, :, None]))
+    own = np.broadcast_to(own & inside[:, None, :], (len(branches), longest, longest))
+    # A padded query may look anywhere (its output is dropped), but a row of no True is NaN.
+    own = own | (~inside[:, :, None] & (np.arange(longest) == 0)[None, None, :])
+    mask = np.concatenate([np.ones((len(branches), longest, p), dtype=bool), own], axis=2)[:, None]
+
+    def tensor(values: Any) -> Any:
+        return torch.as_tensor(np.asarray(values))
+
+    return PackedRow(
+        input_ids=tensor(ids)[None],
+        position_ids=tensor(positions)[None],
+        layout=Layout(p, tensor(gather), tensor(scatter), tensor(mask)),
+        logit_positions=tensor(logit_positions),
+        targets=tensor(targets),
+        owner=tensor(owner),
+    )
+
+
+def rows_of(lengths: Sequence[int], tasks: Sequence[str], row_size: int) -> list[list[int]]:
+    """Split one optimizer step into rows of at most `row_size` examples of one task, alike in length."""
+    rows: list[list[int]] = []
+    for task in dict.fromkeys(tasks):
+        members = sorted((i for i, t in enumerate(tasks) if t == task), key=lambda i: lengths[i])
+        rows += [members[i : i + row_size] for i in range(0, len(members), row_size)]
+    return rows

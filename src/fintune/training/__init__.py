@@ -1,0 +1,1 @@
+"""Training: the multi-task trainer, its loss, its attention, its callbacks."""

@@ -1,0 +1,37 @@
+"""The multi-task loss: Σ wᵢ · meanNLLᵢ / Σ wᵢ over the examples of one optimizer step.
+
+wᵢ is the weight of example i's task and meanNLLᵢ the mean negative log-likelihood of its completion's
+tokens: a long answer counts as much as a short one. A micro-batch contributes its part of the numerator
+over the whole step's denominator, so the loss does not depend on how the step is split.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def span_log_likelihoods(logits: Any, targets: Any, owner: Any, spans: int) -> Any:
+    """log p(completion | prompt) of each span, in nats.
+
+    Args:
+        logits: (N, vocab) at the positions that predict `targets`.
+        targets: (N,) token ids.
+        owner: (N,) the span each target belongs to.
+        spans: the number of spans S.
+
+    Returns: (S,) float32.
+    """
+    import torch
+
+    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return torch.zeros(spans, dtype=nll.dtype, device=nll.device).index_add(0, owner, -nll)
+
+
+def span_mean_nll(logits: Any, targets: Any, owner: Any, spans: int) -> Any:
+    """The mean negative log-likelihood of each span's tokens; shapes as in `span_log_likelihoods`."""
+    import torch
+
+    counts = torch.zeros(spans, device=owner.device).index_add(
+        0, owner, torch.ones(owner.shape[0], device=owner.device)
+    )
+    return -span_log_likelihoods(logits, targets, owner, spans) / counts
