@@ -5,7 +5,7 @@
 
 P is the longest prefix all sequences share (a task's instruction); every suffix attends to P and to
 itself, never to another suffix. A suffix may end in branches (candidate answers), each of which sees
-the prefix, the suffix's trunk and itself. This module makes the indices; `training.attention` uses them.
+the prefix, the suffix's trunk and itself. This module makes the indices; `models.attention` uses them.
 """
 
 from __future__ import annotations

@@ -214,7 +214,8 @@ def _cannot_load(name: str, error: Exception) -> str:
     if "gated" in text or "401" in text or "403" in text:
         fix = "it is gated: accept its licence on the hub and run  hf auth login"
     elif Path(name).exists():
-        fix = f"the folder is damaged or of an unknown architecture ({text.splitlines()[0] if text else error!r})"
+        reason = text.splitlines()[0] if text else repr(error)
+        fix = f"the folder is damaged or of an unknown architecture ({reason})"
     else:
         fix = "it is neither a local folder nor, as far as can be reached from here, a hub id"
     return f"base_model.name is {name}, which cannot be loaded: {fix}."

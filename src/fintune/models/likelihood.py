@@ -1,9 +1,4 @@
-"""The multi-task loss: Σ wᵢ · meanNLLᵢ / Σ wᵢ over the examples of one optimizer step.
-
-wᵢ is the weight of example i's task and meanNLLᵢ the mean negative log-likelihood of its completion's
-tokens: a long answer counts as much as a short one. A micro-batch contributes its part of the numerator
-over the whole step's denominator, so the loss does not depend on how the step is split.
-"""
+"""Log-likelihoods of answers: the one computation under the training loss and label scoring."""
 
 from __future__ import annotations
 

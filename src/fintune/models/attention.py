@@ -99,7 +99,7 @@ def dense_attention(query: Any, key: Any, value: Any, layout: Any, scaling: floa
     from torch.nn.functional import scaled_dot_product_attention as sdpa
 
     p, total = layout.prefix_length, query.shape[2]
-    batch, longest = layout.gather.shape
+    longest = layout.gather.shape[1]
     allowed = torch.zeros(total, total, dtype=torch.bool)
     allowed[:p, :p] = torch.ones(p, p).tril().bool()
     flat = [divmod(int(i), longest) for i in layout.scatter]

@@ -1,0 +1,126 @@
+"""The adapter on the base model: LoRA, rsLoRA, DoRA, over full or quantized weights, through PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fintune.config import LoraConfig
+from fintune.errors import ModelError
+
+
+def peft_config(lora: LoraConfig) -> Any:
+    """The recipe's adapter as PEFT's own `LoraConfig`."""
+    import peft
+
+    return peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        target_modules=list(lora.target_modules),
+        lora_dropout=lora.lora_dropout,
+        bias=lora.bias,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
+    """Wrap a frozen base model with a new adapter whose weights are fp32.
+
+    A is drawn from the seed and B is zero (Hu et al., 2021), so the adapter starts as no change.
+
+    Raises:
+        ModelError: the model has none of the `target_modules`.
+    """
+    import peft
+    import torch
+
+    torch.manual_seed(seed)
+    try:
+        model = peft.get_peft_model(model, peft_config(lora))
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        linear = sorted(
+            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        )
+        raise ModelError(
+            f"lora_config.target_modules is {lora.target_modules}, but the base model has none of them; "
+            f"its linear layers are: {', '.join(linear)}."
+        ) from None
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return model
+
+
+def check_adapter(folder: str | Path) -> Path:
+    """The folder, once it is plain that it holds a whole adapter.
+
+    Raises:
+        ModelError: there is no such folder, or it is no adapter, or its weights are truncated.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(
+            f"There is no adapter at {folder}: train one with  python train.py --output_dir {folder}"
+        )
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} is not an adapter: it has no {name}.")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+            weights.keys()
+        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"{folder} is damaged ({error}): use an earlier checkpoint, or train again."
+        ) from None
+    return folder
+
+
+def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
+    """The base model with the adapter of `folder`; raises what `check_adapter` raises."""
+    import peft
+
+    folder = check_adapter(folder)
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters; a 4-bit weight counts as the numbers it stands for."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return int(trainable), int(total)
+
+
+def test_model_loading() -> None:
+    """Load the default base model with a new adapter and say a word with it (the guide's debug command)."""
+    import time
+
+    from fintune.config import default_recipe_path, load_recipe
+    from fintune.models.base import choose_precision, load_base_model, load_tokenizer
+
+    recipe = load_recipe(default_recipe_path())
+    start = time.perf_counter()
+    precision = choose_precision(recipe.training)
+    tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    model = add_adapter(load_base_model(recipe.base_model, precision.dtype), recipe.lora_config)
+    trainable, total = count_parameters(model)
+    inputs = tokenizer("Revenue rose 8 percent to", return_tensors="pt").to(model.device)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    print(
+        f"base model   {recipe.base_model.name} ({type(model.base_model.model).__name__}, {precision.dtype})"
+    )
+    print(f"adapter      r={recipe.lora_config.r} on {', '.join(recipe.lora_config.target_modules)}")
+    print(f"parameters   {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
+    print(f"it writes    {tokenizer.decode(output[0], skip_special_tokens=True)!r}")
+    print(f"✓ the model loads ({time.perf_counter() - start:.1f} s)")
