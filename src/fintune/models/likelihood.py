@@ -30,3 +30,22 @@ def span_mean_nll(logits: Any, targets: Any, owner: Any, spans: int) -> Any:
         0, owner, torch.ones(owner.shape[0], device=owner.device)
     )
     return -span_log_likelihoods(logits, targets, owner, spans) / counts
+
+
+def row_logits(model: Any, row: Any, by_blocks: bool = True) -> Any:
+    """(N, vocab) logits at the N `logit_positions` of a `PackedRow`; the LM head runs nowhere else.
+
+    Args:
+        by_blocks: the model has block attention (`attention.enable`); without it a row must hold one
+            prompt with one completion, for which plain causal attention is the same.
+    """
+    inputs = {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "logits_to_keep": row.logit_positions,
+        "use_cache": False,
+    }
+    if by_blocks:
+        # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
+        inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}
+    return model(**inputs).logits[0]

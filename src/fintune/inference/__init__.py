@@ -1,0 +1,1 @@
+"""Asking the model: the one engine under evaluation, prediction, the demo and serving."""

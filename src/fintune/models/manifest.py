@@ -1,0 +1,57 @@
+"""`fintune.json`, the file beside an adapter that says how it was made and how to ask it.
+
+Plain PEFT ignores it; an adapter without one (made elsewhere) is read with the built-in tasks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fintune.config import Recipe
+from fintune.errors import ModelError
+from fintune.files import read_json, write_json
+from fintune.tasks import TaskSet, task_from_dict, task_set
+
+NAME = "fintune.json"
+
+
+def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> None:
+    """Keep the recipe, the fitted tasks and whatever else is known of the run."""
+    content = {
+        "format": 1,
+        **facts,
+        "recipe": recipe.model_dump(),
+        "tasks": [task.to_dict() for task in tasks],
+    }
+    write_json(Path(folder) / NAME, content)
+
+
+def read_raw(folder: str | Path) -> dict[str, Any]:
+    """The manifest as written; {} where there is none."""
+    path = Path(folder) / NAME
+    return read_json(path) if path.is_file() else {}
+
+
+def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, TaskSet]:
+    """The recipe and the tasks of an adapter.
+
+    Raises:
+        ModelError: the manifest is of another version of fintune and cannot be read.
+    """
+    raw = read_raw(folder)
+    if not raw:
+        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path") or ""
+        recipe = fallback or Recipe.model_validate({"base_model": {"name": base}})
+        return recipe, task_set(recipe)
+    try:
+        recipe = Recipe.model_validate(raw["recipe"])
+        task_set(recipe)  # imports the plug-ins that the stored tasks may need
+        return recipe, TaskSet({fields["name"]: task_from_dict(fields) for fields in raw["tasks"]})
+    except (KeyError, ValidationError) as error:
+        raise ModelError(
+            f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
+            f"fintune {raw.get('versions', {}).get('fintune', 'of that time')}."
+        ) from error
