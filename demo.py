@@ -1,0 +1,10 @@
+"""Open the demo with a trained adapter: the same as `fintune demo`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["demo", *sys.argv[1:]]))

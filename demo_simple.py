@@ -1,0 +1,10 @@
+"""Open the demo with the newest adapter, else the base model: the same as `fintune demo --simple`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["demo", "--simple", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""Evaluate an adapter on the test splits: the same as `fintune evaluate`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""Run the complete pipeline: the same as `fintune run`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,10 @@
+"""Check that this machine can run fintune: the same as `fintune doctor`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["doctor", *sys.argv[1:]]))

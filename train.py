@@ -1,0 +1,10 @@
+"""Train one adapter on every task of a recipe: the same as `fintune train`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent / "src")
+    from fintune.cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))
