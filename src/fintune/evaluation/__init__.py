@@ -1,0 +1,1 @@
+"""How good the predictions are: metrics, intervals, baselines, errors, reports."""

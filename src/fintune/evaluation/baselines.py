@@ -1,0 +1,81 @@
+"""What needs no model: the answers every figure must beat, learnt from the training records alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from fintune.errors import DataError
+from fintune.tasks import Prediction, Record, Task
+
+LEAD_SENTENCES = 3
+
+_ABBREVIATION = re.compile(r"(?:\b(?:Inc|Corp|Co|Ltd|No|Mr|Mrs|Ms|Dr|St|vs|approx|[A-Z])|\.[A-Za-z])\.$")
+_BOUNDARY = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9$€£])|\n+")
+_WORD = re.compile(r"[a-z0-9]+")
+_STOP_WORDS = frozenset(
+    "a an and are as at be been by did do does for from had has have how in is it its of on or that the "
+    "their this to was were what when where which who whom whose why will with".split()
+)
+
+
+def sentences(text: str) -> list[str]:
+    """Split English text at line ends, and at . ! ? before a capital or a figure (not after "Inc." or "J.")."""
+    found: list[str] = []
+    start = 0
+    for boundary in _BOUNDARY.finditer(text):
+        piece = text[start : boundary.start()].strip()
+        if "\n" not in boundary.group() and _ABBREVIATION.search(piece):
+            continue
+        if piece:
+            found.append(piece)
+        start = boundary.end()
+    last = text[start:].strip()
+    return [*found, last] if last else found
+
+
+def lead(text: str, count: int = LEAD_SENTENCES) -> str:
+    """The first sentences as bullets, one a line."""
+    return "\n".join(f"- {sentence}" for sentence in sentences(text)[:count])
+
+
+def _content_words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower())) - _STOP_WORDS
+
+
+def overlap_sentence(context: str, question: str) -> str:
+    """The context's sentence that shares most words with the question, the first of equals."""
+    wanted = _content_words(question)
+    return max(sentences(context) or [""], key=lambda sentence: len(wanted & _content_words(sentence)))
+
+
+def baseline_predictions(
+    task: Task, train_records: Sequence[Record], test_records: Sequence[Record]
+) -> tuple[str, list[Prediction]]:
+    """The name of the task's baseline, and its answers to the test records.
+
+    Classification: the label most frequent in training, with the training frequencies as probabilities;
+    regression: the training mean; summarization: the first three sentences; qa: the sentence of the
+    context that overlaps most with the question; any other type: the most frequent training answer.
+
+    Raises:
+        DataError: the baseline needs training records and there are none.
+    """
+    if task.type == "summarization":
+        return f"lead-{LEAD_SENTENCES} sentences", [Prediction(lead(r.text)) for r in test_records]
+    if task.type == "qa":
+        answers = [overlap_sentence(r.text, r.question or "") for r in test_records]
+        return "best-overlap sentence", [Prediction(answer) for answer in answers]
+    if not train_records:
+        raise DataError(f"Task {task.name} has no training records, which its baseline is made from.")
+    if task.type == "regression":
+        mean = sum(float(r.target) for r in train_records) / len(train_records)  # type: ignore[arg-type, misc]
+        return "training mean", [Prediction(mean)] * len(test_records)
+    counts = Counter(str(r.target) for r in train_records)
+    if task.type == "classification":
+        total = len(train_records)
+        shares = {label: counts[label] / total for label in task.candidates()}
+        majority = Prediction(max(shares, key=shares.__getitem__), shares)
+        return "majority class", [majority] * len(test_records)
+    return "most frequent answer", [Prediction(counts.most_common(1)[0][0])] * len(test_records)
