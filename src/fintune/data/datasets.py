@@ -1,0 +1,290 @@
+"""A recipe in, a prepared dataset on disk out: Parquet splits of every task, with a manifest.
+
+    <prepared_dir>/<task>/{train,validation,test}.parquet     id, text, question, target, group, source
+    <prepared_dir>/manifest.json                              sources, checksums, counts, what was dropped
+
+Preparing again with the same recipe, data and code finds the same key in the manifest and does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fintune import __version__
+from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
+from fintune.data.quality import (
+    Report,
+    check,
+    count_conflicts,
+    refuse_empty,
+    remove_duplicates,
+    remove_leaks,
+)
+from fintune.data.sources import SAMPLE, Source, find_source
+from fintune.data.splits import carve, subset
+from fintune.errors import DataError
+from fintune.files import atomic_folder, read_json, write_json
+from fintune.tasks import task_from_dict, task_set
+from fintune.tasks.base import Record, Task, TaskSet
+
+__all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Every task's records on disk, split, with the manifest that says where they come from."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    def records(self, task: str, split: Split) -> list[Record]:
+        """The records of one split, in the order of their source.
+
+        Raises:
+            DataError: the task or its file is not there, or the file is damaged.
+        """
+        import pyarrow.parquet as pq
+
+        if task not in self.manifest["tasks"]:
+            known = ", ".join(self.manifest["tasks"])
+            raise DataError(
+                f"There is no task {task!r} in the data prepared in {self.folder}, only: {known}."
+            )
+        try:
+            # Opened here, so that a partitioned or remote path is never guessed from the name.
+            with (self.folder / task / f"{split}.parquet").open("rb") as stream:
+                rows = pq.read_table(stream).to_pylist()
+            return [Record(**row, split=split) for row in rows]
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(_damaged(self.folder, f"{task}/{split}.parquet: {error}")) from None
+
+    def task_set(self) -> TaskSet:
+        """The tasks as they were fitted on the training records."""
+        tasks = {}
+        for name, entry in self.manifest["tasks"].items():
+            task = task_from_dict(entry["task"])
+            for learnt in ("levels", "level_means"):  # a plug-in is made anew, without them
+                if learnt in entry["task"]:
+                    setattr(task, learnt, list(entry["task"][learnt]))
+            tasks[name] = task
+        return TaskSet(tasks)
+
+    @property
+    def describes(self) -> str:
+        """What tables call this data: `built-in sample` if any task is from it, else the datasets' names."""
+        names = list(dict.fromkeys(entry["dataset"] for entry in self.manifest["tasks"].values()))
+        return SAMPLE if SAMPLE in names else ", ".join(names)
+
+
+def prepare(recipe: Recipe, *, force: bool = False, say: Callable[[str], None] = print) -> PreparedDataset:
+    """Read, check, split and store the data of every task of a recipe.
+
+    Args:
+        force: prepare again even if nothing changed.
+        say: takes a line for each task.
+
+    Raises:
+        DataError: a source is missing or cannot be used; the message names task, file and fix.
+    """
+    tasks = task_set(recipe)
+    folder = Path(recipe.data.prepared_dir)
+    configs = {task.name: recipe.data.tasks.get(task.name, TaskDataConfig()) for task in tasks}
+    sources = {task.name: find_source(task.name, configs[task.name], recipe.data, task) for task in tasks}
+    sums = {name: source.sha256() for name, source in sources.items()}
+    key = _key(recipe, tasks, sources, sums)
+    if not force and (current := _current(folder, key)) is not None:
+        say(f"Data in {folder} is up to date ({current.describes}).")
+        return current
+    _refuse_foreign(folder)
+
+    manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
+    manifest.update(seed=recipe.training.seed, tasks={}, files={})
+    with atomic_folder(folder) as staging:
+        for task in tasks:
+            source = sources[task.name]
+            splits, report = _splits(task, source, configs[task.name], recipe)
+            task.fit(splits["train"])
+            for split, records in splits.items():
+                path = staging / task.name / f"{split}.parquet"
+                _write(path, records, numeric=task.type == "regression")
+                manifest["files"][f"{task.name}/{split}.parquet"] = _sha256(path)
+            manifest["tasks"][task.name] = _entry(task, source, sums[task.name], splits, report)
+            say(_line(task.name, manifest["tasks"][task.name], source.note))
+        write_json(staging / "manifest.json", manifest)
+    return PreparedDataset(folder, manifest)
+
+
+def load_prepared(folder: str | Path) -> PreparedDataset:
+    """The dataset that `prepare` wrote.
+
+    Raises:
+        DataError: there is none, or a file of it is missing or not as it was written.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"There is no prepared data in {folder}: run  fintune data prepare.")
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise DataError(_damaged(folder, "its manifest.json is not of this version's format"))
+    for name, expected in manifest["files"].items():
+        try:
+            actual = _sha256(folder / name)
+        except OSError:
+            raise DataError(_damaged(folder, f"{name} is missing")) from None
+        if actual != expected:
+            raise DataError(_damaged(folder, f"{name} is not as it was written"))
+    return PreparedDataset(folder, manifest)
+
+
+def test_data_loading() -> None:
+    """Prepare the default recipe's data, or find it prepared, and print what there is."""
+    prepared = prepare(load_recipe(default_recipe_path()))
+    print(f"\n{'task':<14} {'dataset':<23} {'train':>7} {'valid.':>7} {'test':>7}  example")
+    for name, entry in prepared.manifest["tasks"].items():
+        counts = " ".join(f"{entry['counts'][split]:>7,}" for split in SPLITS)
+        text = " ".join(prepared.records(name, "train")[0].text.split())
+        print(f"{name:<14} {entry['dataset']:<23} {counts}  {text[:59] + '…' if len(text) > 60 else text}")
+    print(f"\nThe data is in {prepared.folder} (source: {prepared.describes}).")
+
+
+test_data_loading.__test__ = False  # type: ignore[attr-defined]  # its name is the guide's; it is no test
+
+
+def _damaged(folder: Path, why: str) -> str:
+    return f"The prepared data in {folder} is damaged ({why}): run  fintune data prepare --force."
+
+
+def _splits(
+    task: Task, source: Source, config: TaskDataConfig, recipe: Recipe
+) -> tuple[dict[str, list[Record]], Report]:
+    """Read and check a source; official splits stay, missing ones are carved from the training pool."""
+    report = Report()
+    labels_key = f"data.tasks.{task.name}.labels"
+    records = check(task, source.read(), report, config.labels, labels_key)
+    seed, by_label = recipe.training.seed, task.type == "classification"
+    pool = [record for record in records if record.split in (None, "train")]
+    validation = [record for record in records if record.split == "validation"]
+    test = [record for record in records if record.split == "test"]
+    if not test and pool:
+        pool, test = carve(pool, recipe.data.test_fraction, seed, by_label)
+    validation = remove_leaks(validation, test, "validation", "test", report)
+    pool = remove_leaks(pool, test, "train", "test", report)
+    pool = remove_leaks(pool, validation, "train", "validation", report)
+    pool = remove_duplicates(pool, report)
+    if not validation and pool:
+        pool, validation = carve(pool, recipe.data.validation_fraction, seed, by_label)
+    report.conflicting = count_conflicts(pool)
+    splits = dict(zip(SPLITS, (pool, validation, test), strict=True))
+    refuse_empty(task, splits, source.dataset, report)
+    limits = (config.max_train, config.max_validation, config.max_test)
+    capped = {
+        split: subset(records, limit, seed, by_label)
+        for (split, records), limit in zip(splits.items(), limits, strict=True)
+    }
+    return capped, report
+
+
+def _entry(
+    task: Task, source: Source, sums: dict[str, str], splits: dict[str, list[Record]], report: Report
+) -> dict[str, Any]:
+    labels = {}
+    if task.type == "classification":
+        labels = {
+            split: dict(sorted(Counter(str(record.target) for record in records).items()))
+            for split, records in splits.items()
+        }
+    return {
+        "task": task.to_dict(),
+        "dataset": source.dataset,
+        "source": source.home,
+        "licence": source.licence,
+        "sha256": sums,
+        "counts": {split: len(records) for split, records in splits.items()},
+        "labels": labels,
+        "dropped": dict(report.dropped),
+        "dropped_examples": report.named,
+        "conflicting_targets_in_train": report.conflicting,
+    }
+
+
+def _line(name: str, entry: dict[str, Any], note: str) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in entry["counts"].items())
+    left_out = [f"{count:,} {reason}" for reason, count in entry["dropped"].items()]
+    if entry["conflicting_targets_in_train"]:
+        left_out.append(f"kept {entry['conflicting_targets_in_train']:,} texts with several targets")
+    return (
+        f"{name}: {entry['dataset']}{f' ({note})' if note else ''}: {counts}"
+        + (f"; left out: {'; '.join(left_out)}" if left_out else "")
+        + (f" (first: {entry['dropped_examples'][0]})" if entry["dropped_examples"] else "")
+    )
+
+
+def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[str, dict[str, str]]) -> str:
+    """A digest of everything the prepared files depend on: recipe, tasks, sources, this package's code."""
+    code = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    parts = {
+        "format": _FORMAT,
+        "code": code.hexdigest(),
+        "seed": recipe.training.seed,
+        "data": recipe.data.model_dump(exclude={"dir", "prepared_dir", "tasks"}),
+        "tasks": [
+            {
+                "task": task.to_dict(),
+                "config": recipe.data.tasks.get(task.name, TaskDataConfig()).model_dump(),
+                "dataset": sources[task.name].dataset,
+                "sha256": sums[task.name],
+                "content": sources[task.name].content,
+            }
+            for task in tasks
+        ],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _current(folder: Path, key: str) -> PreparedDataset | None:
+    """The prepared dataset in `folder`, if it is whole and has this key."""
+    try:
+        prepared = load_prepared(folder)
+    except DataError:
+        return None
+    return prepared if prepared.manifest["key"] == key else None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Preparing replaces the whole folder, so it must not be one that holds something else."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file()
+    ):
+        raise DataError(
+            f"data.prepared_dir is {folder}, which holds something else than prepared data: "
+            "name another folder, or empty this one."
+        )
+
+
+def _write(path: Path, records: list[Record], numeric: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(exist_ok=True)
+    columns = {"id": pa.string(), "text": pa.string(), "question": pa.string()}
+    columns |= {"target": pa.float64() if numeric else pa.string()}
+    columns |= {"group": pa.string(), "source": pa.string()}
+    rows = {name: [getattr(record, name) for record in records] for name in columns}
+    pq.write_table(pa.table(rows, schema=pa.schema(columns)), path, compression="zstd")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
