@@ -21,7 +21,7 @@ _STOP_WORDS = frozenset(
 
 
 def sentences(text: str) -> list[str]:
-    """Split English text at line ends, and at . ! ? before a capital or a figure (not after "Inc." or "J.")."""
+    """Split English text at line ends and at . ! ? before a capital or a figure (not after "Inc.", "J.")."""
     found: list[str] = []
     start = 0
     for boundary in _BOUNDARY.finditer(text):

@@ -1,0 +1,297 @@
+"""Results for people: a table for the terminal, and a Markdown report.
+
+Reads the dict that `evaluate` writes, so a table can be made again from results.json alone.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fintune.evaluation.metrics import SMALLER_IS_BETTER
+
+_NAMES = {
+    "macro_f1": "F1 (macro)",
+    "weighted_f1": "F1 (weighted)",
+    "f1": "F1 (tokens)",
+    "exact_match": "exact match",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bertscore_f1": "BERTScore",
+    "mse": "MSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "error_rate": "error rate",
+}
+_WORST_SHOWN = 3
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a table shows it; an arrow marks those where smaller is better."""
+    return _NAMES.get(metric, metric) + (" ↓" if metric in SMALLER_IS_BETTER else "")
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or two significant digits where those would all be 0; – where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task, as figures."""
+
+    task: str
+    metric: str
+    n: int
+    baseline: float | None
+    base: float | None
+    adapter: float | None
+    interval: tuple[float, float] | None
+    base_n: int | None
+    """Examples the untuned base answered; None where it was not asked."""
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether the adapter beats every other system on this metric; None where it is not compared."""
+        others = [value for value in (self.baseline, self.base) if value is not None]
+        if self.adapter is None or not others:
+            return None
+        if self.metric in SMALLER_IS_BETTER:
+            return self.adapter < min(others)
+        return self.adapter > max(others)
+
+
+def rows_of(results: Mapping[str, Any]) -> list[Row]:
+    """One row per task and metric, in the order of the results."""
+    rows = []
+    for task, entry in results["tasks"].items():
+        systems = entry.get("systems", {})
+        figures = {name: system["metrics"] for name, system in systems.items()}
+        own = systems.get("adapter") or systems.get("base")
+        for metric in own["metrics"] if own else ():
+            interval = own["metrics_interval"].get(metric)
+            baseline, base, adapter = (
+                figures.get(name, {}).get(metric) for name in ("baseline", "base", "adapter")
+            )
+            base_n = systems["base"]["n"] if "base" in systems else None
+            bounds = tuple(interval) if interval else None
+            rows.append(Row(task, metric, own["n"], baseline, base, adapter, bounds, base_n))
+    return rows
+
+
+def summary_line(results: Mapping[str, Any], task: str) -> str:
+    """One task in one line, while an evaluation runs."""
+    entry = results["tasks"][task]
+    if "skipped" in entry:
+        return f"{task}: skipped, {entry['skipped']}"
+    systems = entry["systems"]
+    own = systems.get("adapter") or systems["base"]
+    metric = next(iter([m for m in entry["headline_metrics"] if m in own["metrics"]] or own["metrics"]), None)
+    speed = f"{own['n']:,} examples, {own['examples_per_second']:.3g} examples/s"
+    if metric is None:
+        return f"{task}: {speed}"
+    others = {
+        label: systems[name]["metrics"].get(metric)
+        for name, label in (("baseline", systems["baseline"]["name"]), ("base", "untuned base"))
+        if name in systems and systems[name] is not own
+    }
+    beside = ", ".join(f"{label} {number(value)}" for label, value in others.items())
+    return f"{task}: {metric_name(metric)} {number(own['metrics'][metric])} ({beside}); {speed}"
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know to read the table, one sentence each."""
+    entries = {task: entry for task, entry in results["tasks"].items() if "systems" in entry}
+    names: dict[str, list[str]] = {}
+    for task, entry in entries.items():
+        names.setdefault(entry["systems"]["baseline"]["name"], []).append(task)
+    found = []
+    if names:
+        listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
+        found.append(f"Baselines: {listed}.")
+    found.append(
+        "↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over test examples."
+    )
+    fewer = sorted({row.base_n for row in rows_of(results) if row.base_n is not None and row.base_n < row.n})
+    if fewer:
+        listed = " or ".join(f"{n:,}" for n in fewer)
+        found.append(f"† The untuned base answered {listed} of these examples, drawn by a fixed seed.")
+    if results["model"]["adapter"] is None:
+        found.append("No adapter was given: the model is the untuned base.")
+    limit = results["settings"]["max_test"]
+    if limit:
+        found.append(f"At most {limit:,} test examples per task, drawn by a fixed seed.")
+    found += [
+        f"BERTScore was skipped: {entry['bertscore']['skipped']}."
+        for entry in entries.values()
+        if "skipped" in entry.get("bertscore", {})
+    ][:1]
+    found += [
+        f"{task} was skipped: {entry['skipped']}."
+        for task, entry in results["tasks"].items()
+        if "skipped" in entry
+    ]
+    if not results["complete"]:
+        found.append("Incomplete: the evaluation was stopped before its last task.")
+    return found
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    describes = results["data"]["describes"]
+    return (
+        f"Test results on the {describes}" if describes == "built-in sample" else f"Test results: {describes}"
+    )
+
+
+def _base(row: Row) -> str:
+    fewer = row.base_n is not None and row.base_n < row.n and row.base is not None
+    return number(row.base) + ("†" if fewer else "")
+
+
+def _interval(row: Row) -> str:
+    return f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The table as Markdown, with its notes."""
+    lines = [
+        f"**{_cell(_title(results))}**",
+        "",
+        "| task | data | metric | n | baseline | untuned base | fintune | 95 % interval |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows_of(results):
+        own = number(row.adapter)
+        cells = [
+            row.task,
+            results["tasks"][row.task]["dataset"],
+            metric_name(row.metric),
+            f"{row.n:,}",
+            number(row.baseline),
+            _base(row),
+            f"**{own}**" if row.verdict else own,
+            _interval(row),
+        ]
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    bold = ["Bold: better than the baseline and the untuned base."] if results["model"]["adapter"] else []
+    return (
+        "\n".join([*lines, "", *(_cell(note) for note in [*notes(results), *bold])]).replace(
+            "* The", "\\* The"
+        )
+        + "\n"
+    )
+
+
+def print_table(results: Mapping[str, Any], console: Any = None) -> None:
+    """The table on a terminal of 80 columns or more, on `console` (a rich Console) or standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text(_title(results), style="bold"), pad_edge=False, padding=(0, 1)
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("metric")
+    for heading in ("baseline", "base", "fintune"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True, style="dim")
+    rows = rows_of(results)
+    for i, row in enumerate(rows):
+        position = sum(1 for other in rows[:i] if other.task == row.task)
+        last = i + 1 == len(rows) or rows[i + 1].task != row.task
+        about = (row.task, f"{row.n:,} examples", "")[min(position, 2)]
+        style = {True: "bold green", False: "yellow", None: ""}[row.verdict]
+        table.add_row(
+            Text(about, style="bold" if position == 0 else "dim"),
+            metric_name(row.metric),
+            number(row.baseline),
+            _base(row),
+            Text(number(row.adapter), style=style),
+            _interval(row),
+            end_section=last,
+        )
+    console.print(table)
+    for note in notes(results):
+        console.print(Text(note, style="dim"))
+    if results["model"]["adapter"]:
+        console.print(Text("Green: better than baseline and base; yellow: not.", style="dim"))
+
+
+def _cell(text: Any) -> str:
+    """Text that may hold anything as one line of Markdown."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
+
+
+def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
+    """The error analysis of one task as Markdown lines."""
+    lines = [f"### {task}", ""]
+    if "confusion" in errors:
+        labels = [_cell(label) for label in errors["confusion"]["labels"]]
+        lines += [f"| target ↓, predicted → | {' | '.join(labels)} |", "|---|" + "---:|" * len(labels)]
+        for label, counts in zip(labels, errors["confusion"]["matrix"], strict=True):
+            lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
+        lines.append("")
+    parts = [
+        f"{row['length']} ({row['words'][0]}–{row['words'][1]} words, n = {row['n']}): {number(row['value'])}"
+        for row in errors["by_length"]
+    ]
+    lines += [f"By length of text, {metric_name(errors['measure'])}: {'; '.join(parts)}.", ""]
+    if errors["worst"]:
+        lines.append("Worst examples (more in the results file):")
+        lines.append("")
+    for row in errors["worst"][:_WORST_SHOWN]:
+        question = f" Question: {_cell(row['question'])}" if row.get("question") else ""
+        sure = f" ({row['confidence']:.0%} sure)" if "confidence" in row else ""
+        lines.append(
+            f"- “{_cell(row['text'])}”{question} Expected **{_cell(_answer(row['target']))}**, "
+            f"got **{_cell(_answer(row['prediction']))}**{sure}."
+        )
+    return [*lines, ""]
+
+
+def _answer(value: Any) -> str:
+    return f"{value:+.2f}" if isinstance(value, float) else str(value)
+
+
+def markdown_report(results: Mapping[str, Any]) -> str:
+    """The table, the speed, the circumstances and the error analysis."""
+    model, machine, data = results["model"], results["machine"], results["data"]
+    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items() if value)
+    speed = [
+        f"| {task} | {name} | {system['n']:,} | {system['seconds']:.1f} "
+        f"| {system['examples_per_second']:.3g} |"
+        for task, entry in results["tasks"].items()
+        for name, system in entry.get("systems", {}).items()
+        if name != "baseline"
+    ]
+    lines = [
+        "# Evaluation",
+        "",
+        results_table(results),
+        "## How it was made",
+        "",
+        f"- Date: {results['created']}, fintune {results['fintune']}, {results['seconds']:.0f} s in all",
+        f"- Model: base {_cell(model['base'])}, adapter {_cell(model['adapter'] or 'none')}",
+        f"- Data: {_cell(data['describes'])}, prepared in {_cell(data['folder'])} (key {data['key']})",
+        f"- Machine: {_cell(machine['processor'])}, {machine['cpus']} CPUs, model on {machine['device']}",
+        f"- Versions: {versions}",
+        "",
+        "| task | system | n | seconds | examples/s |",
+        "|---|---|---:|---:|---:|",
+        *speed,
+        "",
+        "## Where it goes wrong",
+        "",
+    ]
+    for task, entry in results["tasks"].items():
+        if entry.get("errors"):
+            lines += _errors(task, entry["errors"])
+    return "\n".join(lines).rstrip() + "\n"
