@@ -79,6 +79,8 @@ class TrainingConfig(_Section):
     """Stop after this many optimizer steps; -1 trains whole epochs."""
     per_device_train_batch_size: int = Field(4, gt=0)
     """Examples computed at once: the memory knob. It never changes the loss."""
+    row_tokens: int = Field(4096, gt=0)
+    """Tokens computed at once at most: the other memory knob. It never changes the loss either."""
     gradient_accumulation_steps: int = Field(16, gt=0)
     """An optimizer step sees per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)

@@ -142,10 +142,23 @@ def pack(
     )
 
 
-def rows_of(lengths: Sequence[int], tasks: Sequence[str], row_size: int) -> list[list[int]]:
-    """Split one optimizer step into rows of at most `row_size` examples of one task, alike in length."""
+def rows_of(lengths: Sequence[int], tasks: Sequence[str], row_size: int, row_tokens: int) -> list[list[int]]:
+    """Split one optimizer step into rows of one task, alike in length.
+
+    Args:
+        lengths: tokens of each example, the shared prefix included.
+        row_size: the most examples in a row.
+        row_tokens: the most tokens in a row; a longer example has a row of its own.
+    """
     rows: list[list[int]] = []
     for task in dict.fromkeys(tasks):
-        members = sorted((i for i, t in enumerate(tasks) if t == task), key=lambda i: lengths[i])
-        rows += [members[i : i + row_size] for i in range(0, len(members), row_size)]
+        row: list[int] = []
+        tokens = 0
+        for i in sorted((i for i, t in enumerate(tasks) if t == task), key=lambda i: (lengths[i], i)):
+            if row and (len(row) == row_size or tokens + lengths[i] > row_tokens):
+                rows.append(row)
+                row, tokens = [], 0
+            row.append(i)
+            tokens += lengths[i]
+        rows.append(row)
     return rows

@@ -105,10 +105,12 @@ class Engine:
         """
         import torch
 
+        from fintune.models.lora_config import mixed_precision
+
         chosen = self.tasks[task]
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
-        with self._lock, torch.inference_mode(), self._adapter_in_use(use_adapter):
+        with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), mixed_precision(self.model):
             was_training = self.model.training
             self.model.eval()
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,23 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         raise ModelError(
             f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
         ) from error
+
+
+@contextlib.contextmanager
+def mixed_precision(model: Any) -> Iterator[None]:
+    """Compute products in the frozen weights' dtype while the adapter's own weights stay fp32.
+
+    Under autocast an fp32 adapter weight is cast once and kept for the block; PEFT's own cast of every
+    layer's input to fp32 is switched off, as autocast would only cast it back.
+    """
+    import torch
+    from peft.helpers import disable_input_dtype_casting
+
+    if model.dtype == torch.float32 or not hasattr(model, "peft_config"):
+        yield
+        return
+    with torch.autocast(model.device.type, dtype=model.dtype), disable_input_dtype_casting(model):
+        yield
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -1,0 +1,117 @@
+"""What a user sees of a run: the progress bar, the log file, the trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from fintune.errors import MissingExtraError
+
+logger = logging.getLogger("fintune.train")
+
+
+class Progress(transformers.TrainerCallback):
+    """A bar with the loss, the speed and the time left; a line for each validation."""
+
+    def __init__(self, counts: dict[str, int], say: Any, bar: bool = True) -> None:
+        self.counts = counts
+        self.say = say
+        self.show_bar = bar
+        self.bar: Any = None
+        self.start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm.auto import tqdm
+
+        self.start = time.perf_counter()
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if self.show_bar else True,  # None: only on a terminal
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+        seconds = time.perf_counter() - self.start
+        examples, tokens = (self.counts[name] / seconds for name in ("examples", "tokens"))
+        self.bar.set_postfix_str(f"{examples:.1f} examples/s, {tokens:.0f} tokens/s", refresh=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "train_runtime" in logs:
+            return
+        line = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}"
+        shown = {k: v for k, v in logs.items() if k != "epoch" and isinstance(v, float | int)}
+        logger.info("%s: %s", line, " ".join(f"{k}={v:.4g}" for k, v in shown.items()))
+        validating = any(key.startswith("eval_") for key in shown)
+        if validating or self.bar.disable:
+            losses = {k.removeprefix("eval_"): v for k, v in shown.items() if k not in ("grad_norm",)}
+            text = "  ".join(f"{k} {v:.3g}" for k, v in losses.items())
+            self.write(f"{'validation, ' if validating else ''}{line}:  {text}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+    def write(self, text: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(text)
+        else:
+            self.say(text)
+
+
+def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
+    """Send the run's log, and Transformers' and PEFT's warnings, to a new file; return its path.
+
+    With `verbose` debugging details are logged too, and go to the console as well.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"train-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("fintune", "transformers", "peft"):
+        logging.getLogger(name).addHandler(handler)
+    logging.getLogger("fintune").setLevel(logging.DEBUG if verbose else logging.INFO)
+    return path
+
+
+def trackers(use_wandb: bool, output_dir: Path) -> list[str]:
+    """The names for `TrainingArguments.report_to`: TensorBoard where installed, W&B where asked for.
+
+    Raises:
+        MissingExtraError: W&B is asked for and not installed.
+    """
+    chosen = []
+    if importlib.util.find_spec("tensorboard"):
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))
+        chosen.append("tensorboard")
+    if use_wandb:
+        if not importlib.util.find_spec("wandb"):
+            raise MissingExtraError("--use_wandb", "track")
+        os.environ.setdefault("WANDB_PROJECT", "fintune")
+        if not _wandb_login() and "WANDB_MODE" not in os.environ:
+            os.environ["WANDB_MODE"] = "offline"
+        chosen.append("wandb")
+    return chosen
+
+
+def _wandb_login() -> bool:
+    """Whether W&B has credentials: the variable, or the netrc entry that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,350 @@
+"""A recipe in, an adapter folder out: prepares, plans, trains and saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fintune.config import Recipe
+from fintune.errors import ConfigError, DataError, ModelError
+from fintune.tasks import Record, TaskSet
+
+logger = logging.getLogger("fintune.train")
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a run will do, decided before the model is loaded.
+
+    Attributes:
+        examples: every training example that the schedule draws from, tokenized.
+        schedule: the optimizer steps, each a list of indices into `examples`.
+        per_epoch: examples of each task in one epoch.
+        loss_weights: each task's weight in the loss.
+        steps_per_epoch: optimizer steps in one epoch (a fraction where the last step is short).
+        truncated: the number of examples whose text was cut to `training.max_length`.
+    """
+
+    examples: list[Any]
+    schedule: list[list[int]]
+    per_epoch: dict[str, int]
+    loss_weights: dict[str, float]
+    steps_per_epoch: float
+    truncated: int
+
+
+def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], template: Any) -> Plan:
+    """Tokenize the training records and lay out the optimizer steps.
+
+    Raises:
+        DataError: no task has both examples and a weight.
+    """
+    from fintune.data.sampling import quotas, schedule, shares
+
+    mix, training = recipe.multi_task, recipe.training
+    weights = {task.name: mix.task_weights.get(task.name, 1.0) for task in tasks}
+    sampled_by_weight = mix.sampling_strategy == "weighted"
+    sampling = mix.sampling_weights or weights
+    sizes = {name: len(records[name]) if weights[name] > 0 else 0 for name in weights}
+    try:
+        share = shares(sizes, mix.sampling_strategy, sampling, mix.temperature)
+    except ValueError as error:
+        raise DataError(f"Nothing to train on: {error}.") from None
+    per_epoch = quotas(share, mix.samples_per_epoch or sum(sizes.values()))
+    per_epoch = {name: count for name, count in per_epoch.items() if count}
+    examples = [template.example(tasks[name], record) for name in per_epoch for record in records[name]]
+    step_size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = schedule(
+        [example.task for example in examples], per_epoch, training.num_train_epochs, step_size, training.seed
+    )
+    if training.max_steps > 0:
+        steps = steps[: training.max_steps]
+    loss_weights = dict.fromkeys(weights, 1.0) if sampled_by_weight and not mix.sampling_weights else weights
+    return Plan(
+        examples=examples,
+        schedule=steps,
+        per_epoch=per_epoch,
+        loss_weights=loss_weights,
+        steps_per_epoch=sum(per_epoch.values()) / step_size,
+        truncated=sum(example.truncated for example in examples),
+    )
+
+
+def train(
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    resume: str | Path | None = None,
+    use_wandb: bool = False,
+    verbose: bool = False,
+    say: Say = print,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train an adapter into `output_dir`; return the run's facts, as its manifest keeps them.
+
+    Args:
+        resume: a checkpoint folder, or "latest" for the newest one in `output_dir`.
+
+    Raises:
+        ConfigError, DataError, ModelError: what the user can mend.
+    """
+    from fintune.data.datasets import prepare
+    from fintune.data.templates import PromptTemplate
+    from fintune.models import base, card, lora_config, manifest
+    from fintune.training.callbacks import Progress, log_to_file, trackers
+
+    output_dir = Path(output_dir)
+    checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
+    log_file = log_to_file(verbose=verbose)
+    prepared = prepare(recipe, say=say)
+    tasks = prepared.task_set()
+
+    import transformers
+
+    from fintune.training.steps import StepBuilder, shared_prefixes
+
+    transformers.set_seed(recipe.training.seed)
+    precision = base.choose_precision(recipe.training)
+    if precision.note:
+        say(precision.note)
+    tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    template = PromptTemplate(tokenizer, recipe.training.max_length)
+    plan = make_plan(recipe, tasks, {t.name: prepared.records(t.name, "train") for t in tasks}, template)
+
+    say(f"Loading {recipe.base_model.name} …")
+    model = base.load_base_model(recipe.base_model, precision.dtype)
+    if checkpoint:
+        model = lora_config.load_adapter(model, checkpoint, trainable=True)
+    else:
+        model = lora_config.add_adapter(model, recipe.lora_config, recipe.training.seed)
+    trainable, total = lora_config.count_parameters(model)
+
+    from fintune.inference.engine import Engine
+    from fintune.training.trainer import MultiTaskTrainer
+
+    limit = recipe.evaluation.max_validation
+    held_out = {t.name: prepared.records(t.name, "validation")[:limit] for t in tasks}
+    validation = {
+        name: (records, [template.example(tasks[name], record) for record in records])
+        for name, records in held_out.items()
+    }
+    engine = Engine(model, tokenizer, tasks, recipe.training.max_length, recipe.base_model.name)
+    share = recipe.training.shared_prefix and engine.by_blocks
+    builder = StepBuilder(
+        plan.examples,
+        plan.schedule,
+        plan.loss_weights,
+        recipe.training.per_device_train_batch_size if engine.by_blocks else 1,
+        recipe.training.row_tokens,
+        share,
+    )
+    facts: dict[str, Any] = {
+        "created": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+        "base_model": recipe.base_model.name,
+        "trainable_parameters": trainable,
+        "all_parameters": total,
+        "examples_per_epoch": plan.per_epoch,
+        "optimizer_steps": len(plan.schedule),
+        "truncated_examples": plan.truncated,
+        "shared_prefix_tokens": shared_prefixes(plan.examples) if share else {},
+        "seed": recipe.training.seed,
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": machine(),
+        "data": prepared.manifest,
+    }
+
+    def save_manifest(folder: Path) -> None:
+        manifest.write(folder, recipe, tasks, **facts)
+        card.write(folder, facts, recipe, prepared)
+
+    trainer = MultiTaskTrainer(
+        engine=engine,
+        validation=validation,
+        steps_per_epoch=plan.steps_per_epoch,
+        save_extra=save_manifest,
+        model=model,
+        train_dataset=builder,
+        args=_arguments(recipe, output_dir, plan, precision, trackers(use_wandb, output_dir)),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(Progress(trainer.counts, say, progress))
+    step_size = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
+    say(
+        f"Training {trainable:,} of {total:,} parameters ({trainable / total:.2%}) in {facts['dtype']}: "
+        f"{len(plan.schedule)} steps of {step_size} examples "
+        f"({', '.join(f'{name} {count}' for name, count in plan.per_epoch.items())} an epoch)."
+    )
+    if plan.truncated:
+        say(f"{plan.truncated} texts were cut to training.max_length = {recipe.training.max_length} tokens.")
+    if checkpoint:
+        say(f"Resuming from {checkpoint}.")
+    say(f"Log: {log_file}")
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - start
+    counts = trainer.counts
+    facts["training"] = {
+        "seconds": round(seconds, 1),
+        "examples": counts["examples"],
+        "examples_per_second": round(counts["examples"] / seconds, 2),
+        "tokens_computed": counts["tokens"],
+        "tokens_without_sharing": counts["plain_tokens"],
+        "tokens_per_second": round(counts["tokens"] / seconds, 1),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
+    }
+    facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
+    trainer.save_model(str(output_dir))
+    say(
+        f"Trained in {seconds / 60:.1f} min ({facts['training']['examples_per_second']} examples/s, "
+        f"peak memory {facts['training']['peak_memory_gib']} GiB). Adapter: {output_dir}"
+    )
+    return facts
+
+
+def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, report_to: list[str]) -> Any:
+    """The recipe as `transformers.TrainingArguments`; a batch there is a whole step here."""
+    import torch
+    import transformers
+
+    training = recipe.training
+    steps = len(plan.schedule)
+    warmup = training.warmup_steps
+    if training.warmup_ratio:
+        warmup = round(training.warmup_ratio * steps)
+    elif warmup * 2 > steps:
+        warmup = steps // 10
+        logger.info("training.warmup_steps is over half of the %d steps: using %d.", steps, warmup)
+    per_epoch = max(1, round(plan.steps_per_epoch))
+    cuda = torch.cuda.is_available()
+    return transformers.TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=warmup,
+        lr_scheduler_type=training.lr_scheduler_type,
+        max_grad_norm=training.max_grad_norm,
+        fp16=precision.fp16,
+        bf16=precision.dtype == torch.bfloat16,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        torch_compile=training.torch_compile,
+        dataloader_num_workers=training.dataloader_num_workers,
+        seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=training.eval_steps or per_epoch,
+        save_strategy="steps",
+        save_steps=training.save_steps or per_epoch,
+        save_total_limit=training.save_total_limit,
+        report_to=report_to,
+        run_name=output_dir.name,
+        use_cpu=not cuda,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+    )
+
+
+def _checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
+    """The checkpoint to resume from, once it is plain that it is whole and of this recipe."""
+    from fintune.models import manifest
+    from fintune.models.lora_config import check_adapter
+    from fintune.training.trainer import checkpoints
+
+    if str(resume) == "latest":
+        found = checkpoints(output_dir)
+        if not found:
+            raise ModelError(f"{output_dir} holds no checkpoint to resume from: train without resuming.")
+        folder = found[-1]
+    else:
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
+    check_adapter(folder)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{folder} is no checkpoint to resume from: it has no {name}.")
+        whole = zipfile.is_zipfile(path)
+        if whole:
+            with zipfile.ZipFile(path) as archive:
+                whole = archive.testzip() is None
+        if not whole:
+            raise ModelError(f"{path} is damaged or truncated: resume from an earlier checkpoint.")
+    was = manifest.read_raw(folder).get("recipe", {})
+    now = recipe.model_dump()
+    for section in ("base_model", "lora_config", "multi_task", "training"):
+        for key, value in was.get(section, {}).items():
+            free = key in ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "row_tokens")
+            if not free and now[section].get(key) != value:
+                raise ConfigError(
+                    f"{folder} was trained with {section}.{key} = {value}, but the recipe says "
+                    f"{now[section].get(key)}: resume with the same recipe, or train without resuming."
+                )
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's result."""
+    found = {"python": platform.python_version()}
+    for name in ("fintune", "torch", "transformers", "peft", "accelerate", "bitsandbytes"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with `+` where the tree has changes; None outside git."""
+    where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **where).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain"], check=True, **where).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty else "")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and the GPU."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes: on the GPU where it has one."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

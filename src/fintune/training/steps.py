@@ -1,0 +1,89 @@
+"""The schedule's optimizer steps as packed rows, each example with its share of the step's loss.
+
+The loss of a step is Σ w_i · meanNLL_i / Σ w_i over its examples i, w_i the weight of the example's task.
+Rows are only how it is computed: every row carries w_i / Σ w, so the sum over rows is the step's loss
+however the step is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fintune.data.batching import PackedRow, common_prefix_length, pack, rows_of
+from fintune.data.templates import TokenizedExample
+
+
+@dataclass
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        rows: the forward passes.
+        weights: for each row (spans,) float32, w_i / Σ w of its examples.
+        tasks: for each row the name of its task.
+        examples: the number of examples.
+        tokens: tokens computed.
+        plain_tokens: tokens that training without shared prefixes would compute (no padding counted).
+    """
+
+    rows: list[PackedRow] = field(default_factory=list)
+    weights: list[Any] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    examples: int = 0
+    tokens: int = 0
+    plain_tokens: int = 0
+
+
+class StepBuilder:
+    """Cuts a list of examples into the rows of a step. Also a map-style dataset of the schedule's steps."""
+
+    def __init__(
+        self,
+        examples: Sequence[TokenizedExample],
+        schedule: Sequence[Sequence[int]],
+        task_weights: Mapping[str, float],
+        row_size: int,
+        row_tokens: int,
+        share: bool = True,
+    ) -> None:
+        self.examples = examples
+        self.schedule = schedule
+        self.task_weights = task_weights
+        self.row_size = row_size
+        self.row_tokens = row_tokens
+        self.share = share
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.build([self.examples[i] for i in self.schedule[index]])
+
+    def build(self, examples: Sequence[TokenizedExample]) -> Step:
+        """The step of these examples."""
+        import torch
+
+        total = sum(self.task_weights[e.task] for e in examples)
+        step = Step(examples=len(examples))
+        lengths = [len(e) for e in examples]
+        for members in rows_of(lengths, [e.task for e in examples], self.row_size, self.row_tokens):
+            chosen = [examples[i] for i in members]
+            prompts = [e.prompt_ids for e in chosen]
+            row = pack(prompts, [[e.completion_ids] for e in chosen], self.share)
+            weight = self.task_weights[chosen[0].task] / total
+            step.rows.append(row)
+            step.weights.append(torch.full((len(chosen),), weight))
+            step.tasks.append(chosen[0].task)
+            step.tokens += row.input_ids.shape[1]
+            step.plain_tokens += sum(len(e) - 1 for e in chosen)
+        return step
+
+
+def shared_prefixes(examples: Sequence[TokenizedExample]) -> dict[str, int]:
+    """For each task the number of tokens with which all its prompts begin."""
+    prompts: dict[str, list[list[int]]] = {}
+    for example in examples:
+        prompts.setdefault(example.task, []).append(example.prompt_ids)
+    return {task: common_prefix_length(ids) if len(ids) > 1 else 0 for task, ids in prompts.items()}

@@ -1,0 +1,169 @@
+"""`transformers.Trainer` with multi-task steps: one item of its dataset is a whole optimizer step.
+
+The Trainer keeps what it does well (optimizer, schedule, clipping, checkpoints, trackers); what is ours
+is the step (rows with shared prefixes, the weighted loss), validation by task, and atomic checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from fintune.data.templates import TokenizedExample
+from fintune.files import replace_folder
+from fintune.inference.engine import Engine
+from fintune.models.likelihood import row_logits, span_mean_nll
+from fintune.models.lora_config import mixed_precision
+from fintune.tasks import Record
+from fintune.training.steps import Step, StepBuilder
+
+GENERATED_FOR_VALIDATION = 8
+"""Validation examples of a text task that are generated and scored; the loss uses all of them."""
+
+
+class MultiTaskTrainer(transformers.Trainer):
+    """Trains an adapter on a `StepBuilder`; `training/run.py` puts it together.
+
+    Args:
+        engine: asks the model under training; it scores the validation records.
+        validation: for each task the records and tokenized examples that are validated on.
+        steps_per_epoch: optimizer steps in one epoch of the recipe.
+        save_extra: called with each folder an adapter is saved to, to add the manifest.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        validation: Mapping[str, tuple[Sequence[Record], Sequence[TokenizedExample]]],
+        steps_per_epoch: float,
+        save_extra: Callable[[Path], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_collator=lambda items: items[0], **kwargs)
+        self.engine = engine
+        self.validation = validation
+        self.steps_per_epoch = steps_per_epoch
+        self.save_extra = save_extra
+        self.counts = {"examples": 0, "tokens": 0, "plain_tokens": 0}
+        """What this process has computed since it started, however often it resumed before."""
+        self._task_nll: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    # The step -----------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one optimizer step; returns its loss."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for row, weights, task in zip(inputs.rows, inputs.weights, inputs.tasks, strict=True):
+            nll = self._row_nll(model, row)
+            loss = (weights.to(nll.device) * nll).sum()
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            self._task_nll[task][0] += float(nll.detach().sum())
+            self._task_nll[task][1] += len(nll)
+        self.counts["examples"] += inputs.examples
+        self.counts["tokens"] += inputs.tokens
+        self.counts["plain_tokens"] += inputs.plain_tokens
+        return total
+
+    def _row_nll(self, model: Any, row: Any) -> torch.Tensor:
+        """(spans,) mean negative log-likelihood of each completion in a row."""
+        row = row.to(self.args.device)
+        with mixed_precision(self.model):
+            logits = row_logits(model, row, self.engine.by_blocks)
+            return span_mean_nll(logits, row.targets, row.owner, int(row.owner.max()) + 1)
+
+    def get_train_dataloader(self) -> Any:
+        """The steps in the schedule's own order."""
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=1,
+            shuffle=False,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
+        return None  # every step carries its own denominator
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # reported by the run itself, from the tokens computed
+
+    # Validation and logs ------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and metrics of every task on its validation records."""
+        logs: dict[str, float] = {}
+        losses = []
+        builder: StepBuilder = self.train_dataset
+        for task, (records, examples) in self.validation.items():
+            if not records:
+                continue
+            logs[f"eval_{task}_loss"] = self._validation_loss(builder, examples)
+            losses.append(logs[f"eval_{task}_loss"])
+            owner = self.engine.tasks[task]
+            shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
+            metrics = owner.metrics(shown, self.engine.predict(task, shown))
+            logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
+        if losses:
+            logs["eval_loss"] = sum(losses) / len(losses)
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    @torch.no_grad()
+    def _validation_loss(self, builder: StepBuilder, examples: Sequence[TokenizedExample]) -> float:
+        self.model.eval()
+        rows = builder.build(examples).rows
+        values = torch.cat([self._row_nll(self.model, row).float().cpu() for row in rows])
+        return float(values.mean())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the tasks' training losses since the last log, and the epoch as the recipe counts it."""
+        if "loss" in logs:
+            for task, (total, count) in self._task_nll.items():
+                logs[f"{task}_loss"] = total / count
+            self._task_nll.clear()
+        self.state.epoch = self.state.global_step / self.steps_per_epoch
+        super().log(logs, start_time)
+
+    # Checkpoints --------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside its place and move it there whole."""
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / ".checkpoint-in-writing"
+        shutil.rmtree(staging, ignore_errors=True)
+        self.args.output_dir = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(output_dir)
+        for folder in staging.iterdir():
+            replace_folder(folder, output_dir / folder.name)
+        shutil.rmtree(staging)
+        for old in checkpoints(output_dir)[: -self.args.save_total_limit]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A plain PEFT adapter, its tokenizer and its manifest (and no pickled arguments)."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+        self.engine.tokenizer.save_pretrained(folder)
+        self.save_extra(folder)
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder, the one written last at the end."""
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir()]
+    return sorted(found, key=os.path.getmtime)
