@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,45 +15,12 @@ from pathlib import Path
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, TaskDataConfig
 from fintune.data.quality import Dropped
+from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.errors import ConfigError, DataError
 from fintune.tasks.base import Record, Task
 
 SAMPLE = "built-in sample"
 DEFAULT_DIR = "data/raw"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A public dataset: its files below the data folder, and the reader that takes them."""
-
-    name: str
-    title: str
-    type: str
-    """The type of the tasks it can serve."""
-    files: tuple[str, ...]
-    licence: str
-    home: str
-    reader: str
-    """`module:function` below `fintune.data.readers`."""
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    """The checksums of the files as they were when the reader was tested."""
-
-    def read(self, folder: Path) -> Iterator[Record | Dropped]:
-        module, function = self.reader.split(":")
-        reader = getattr(importlib.import_module(f"fintune.data.readers.{module}"), function)
-        yield from reader(*(folder / name for name in self.files))
-
-
-DATASETS: dict[str, Dataset] = {}
-
-DEFAULTS = {
-    "sentiment": "financial_phrasebank",
-    "headline": "twitter_financial_news",
-    "summarization": "ectsum",
-    "qa": "financial_qa_10k",
-    "regression": "stocknet",
-}
-"""The public dataset of each built-in task."""
 
 
 @dataclass(frozen=True)
@@ -136,20 +102,20 @@ def _dataset(name: str, dataset: str, task: Task) -> Dataset:
 
 
 def _default(name: str, folder: Path, setting: str) -> Source:
-    dataset = DATASETS.get(DEFAULTS[name])
-    if setting and not any((folder / file).exists() for other in DATASETS.values() for file in other.files):
+    dataset = DATASETS[DEFAULTS[name]]
+    if setting and not any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
         what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
         raise DataError(
             f"{setting} is {folder}, which {what}: correct it, run  fintune data download,  or unset it "
             "to use the built-in sample."
         )
-    if dataset is None or not any((folder / file).exists() for file in dataset.files):
-        return _sample(name, f"there is no {dataset.files[0] if dataset else DEFAULTS[name]} in {folder}")
+    if not any((folder / file).exists() for file in dataset.paths):
+        return _sample(name, f"there is no {dataset.paths[0]} in {folder}")
     return _public(dataset, folder, setting)
 
 
 def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
-    missing = [file for file in dataset.files if not (folder / file).is_file()]
+    missing = [file for file in dataset.paths if not (folder / file).is_file()]
     if missing:
         where = f"{folder} ({setting})" if setting else f"{folder} (set another with data.dir)"
         raise DataError(
@@ -161,7 +127,7 @@ def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
         home=dataset.home,
         licence=dataset.licence,
         read=lambda: dataset.read(folder),
-        files={file: folder / file for file in dataset.files},
+        files={file: folder / file for file in dataset.paths},
     )
 
 

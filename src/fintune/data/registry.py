@@ -1,0 +1,207 @@
+"""The public datasets fintune can read: what they are, where they live, and their files' checksums."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fintune.data.quality import Dropped
+from fintune.tasks.base import Record
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file of a dataset, by its path below the data folder."""
+
+    path: str
+    sha256: str
+    """The checksum of the file as it was when its reader was tested."""
+    upstream: str | None = None
+    """Its path in the dataset's repository; None for an archive of the whole repository."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public dataset: what it is, and the reader that takes its files."""
+
+    name: str
+    title: str
+    type: str
+    """The type of the tasks it can serve."""
+    licence: str
+    home: str
+    reader: str
+    """`module:function` below `fintune.data.readers`."""
+    repository: str
+    """The GitHub repository its files are downloaded from."""
+    commit: str
+    files: tuple[RawFile, ...]
+
+    def url(self, file: RawFile) -> str:
+        """Where a file is had, pinned to a commit."""
+        if file.upstream is None:
+            return f"https://codeload.github.com/{self.repository}/tar.gz/{self.commit}"
+        return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{file.upstream}"
+
+    @property
+    def paths(self) -> list[str]:
+        return [file.path for file in self.files]
+
+    def read(self, folder: Path) -> Iterator[Record | Dropped]:
+        """The records of the files below a data folder."""
+        module, function = self.reader.split(":")
+        reader = getattr(importlib.import_module(f"fintune.data.readers.{module}"), function)
+        yield from reader(*(folder / path for path in self.paths))
+
+
+_ALL = (
+    Dataset(
+        name="financial_phrasebank",
+        title="Financial PhraseBank (Malo et al., 2014), at least half of the annotators agreeing",
+        type="classification",
+        licence="CC BY-NC-SA 3.0",
+        home="https://huggingface.co/datasets/takala/financial_phrasebank",
+        reader="public:financial_phrasebank",
+        repository="pkatwate/finBERT",
+        commit="5ca5626",
+        files=(
+            RawFile(
+                "financial_phrasebank/Sentences_50Agree.txt",
+                "62bfa1a67f7b476a7e67fda3213d8d7f6890f5aaccdbc747c7555b94fc6cd171",
+                "Sentences_50Agree.txt",
+            ),
+        ),
+    ),
+    Dataset(
+        name="twitter_financial_news",
+        title="Twitter Financial News sentiment",
+        type="classification",
+        licence="MIT",
+        home="https://huggingface.co/datasets/zeroshot/twitter-financial-news-sentiment",
+        reader="public:twitter_financial_news",
+        repository="umaima-aman/Twee_Sentiment_Analysis-DeepLearning",
+        commit="0286b19",
+        files=(
+            RawFile(
+                "twitter_financial_news/sent_train.csv",
+                "184e6322b7f0e84c3103a83d198f1be8203de8b63a857f67a2964321b71c4e8d",
+                "sent_train.csv",
+            ),
+            RawFile(
+                "twitter_financial_news/sent_valid.csv",
+                "393572beac5064ed60c9f608a57dc66af2b41a91b89c149932d5c57f827e25da",
+                "sent_valid.csv",
+            ),
+        ),
+    ),
+    Dataset(
+        name="ectsum",
+        title="ECTSum (Mukherjee et al., 2022): earnings calls and bullet points",
+        type="summarization",
+        licence="GPL-3.0 (its repository)",
+        home="https://github.com/rajdeep345/ECTSum",
+        reader="ectsum:ectsum",
+        repository="rajdeep345/ECTSum",
+        commit="6909f1f",
+        files=(
+            RawFile(
+                "ectsum.tar.gz",
+                "a41b961362384566e80bc0123a7cb467dec3d89e75878ed9cd69467afcfd9759",
+            ),
+        ),
+    ),
+    Dataset(
+        name="financial_qa_10k",
+        title="Questions on 10-K reports",
+        type="qa",
+        licence="Apache-2.0",
+        home="https://huggingface.co/datasets/virattt/financial-qa-10K",
+        reader="public:financial_qa_10k",
+        repository="ushashwat/Financial-QA-LLM",
+        commit="d22e389b19efd8d4a1a3f6ad71a5cc5c85cac338",
+        files=(
+            RawFile(
+                "financial_qa_10k/Financial-QA-10k.csv",
+                "342385ae11a6facd1a6bffbc16927b6ca620d51d2b3ebc76649a68618328477e",
+                "data/Financial-QA-10k.csv",
+            ),
+        ),
+    ),
+    Dataset(
+        name="tatqa",
+        title="TAT-QA (Zhu et al., 2021), development part: questions on tables and text",
+        type="qa",
+        licence="CC BY 4.0",
+        home="https://github.com/NExTplusplus/TAT-QA",
+        reader="public:tatqa",
+        repository="NExTplusplus/TAT-QA",
+        commit="870accc41953dcde885aabeb963d94aabdc0fbc3",
+        files=(
+            RawFile(
+                "tatqa/tatqa_dataset_dev.json",
+                "8da095a819af6db3c14877c6df2d4d29960e41d1a63dd1fa853507bd2a616af5",
+                "dataset_raw/tatqa_dataset_dev.json",
+            ),
+        ),
+    ),
+    Dataset(
+        name="fiqa_sa",
+        title="FiQA 2018, task 1: sentiment scores of sentences for a target",
+        type="regression",
+        licence="research use, as the challenge states",
+        home="https://huggingface.co/datasets/TheFinAI/fiqa-sentiment-classification",
+        reader="public:fiqa_sa",
+        repository="elinsky/fiqa",
+        commit="0caa0fdb3a684c06bea2ba97d96b928d737c8146",
+        files=(
+            RawFile(
+                "fiqa_sa/task1_headline_ABSA_train.json",
+                "f19c87f9b6aed5a167c44e08660dbe0ad4655b4476d5bfc4065ff194c4395120",
+                "data/task1_headline_ABSA_train.json",
+            ),
+            RawFile(
+                "fiqa_sa/task1_headline_ABSA_test.json",
+                "461258bb5aec13e9ed811cbe38def957c42b9e36a6c0ad51c9d8559e14d8f0f5",
+                "data/task1_headline_ABSA_test.json",
+            ),
+            RawFile(
+                "fiqa_sa/task1_post_ABSA_train.json",
+                "54525e07d8d26f9666c0ea83dc3aa1f892ac4f4ea107d83ce24845190083444a",
+                "data/task1_post_ABSA_train.json",
+            ),
+            RawFile(
+                "fiqa_sa/task1_post_ABSA_test.json",
+                "5d15e178608e5098772e375745c43328d12ee53c84870bce858f8f0eda62586c",
+                "data/task1_post_ABSA_test.json",
+            ),
+        ),
+    ),
+    Dataset(
+        name="stocknet",
+        title="StockNet (Xu and Cohen, 2018): tweets on stocks and daily prices",
+        type="regression",
+        licence="MIT",
+        home="https://github.com/yumoxu/stocknet-dataset",
+        reader="stocknet:stocknet",
+        repository="yumoxu/stocknet-dataset",
+        commit="330708b",
+        files=(
+            RawFile(
+                "stocknet.tar.gz",
+                "69987b7548e1ec226c2a851aa004ec077634d6ad8c2a28555fd8f0c88a66f1d5",
+            ),
+        ),
+    ),
+)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+
+DEFAULTS = {
+    "sentiment": "financial_phrasebank",
+    "headline": "twitter_financial_news",
+    "summarization": "ectsum",
+    "qa": "financial_qa_10k",
+    "regression": "stocknet",
+}
+"""The public dataset of each built-in task."""
