@@ -1,0 +1,159 @@
+"""The repository: its commands answer, its map is true, and nothing large or machine-bound is in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOORS = {
+    "train.py": "train",
+    "evaluate.py": "evaluate",
+    "demo.py": "demo",
+    "demo_simple.py": "demo",
+    "run_training.py": "run",
+    "test_setup.py": "doctor",
+    "scripts/download_data.py": "data download",
+    "scripts/preprocess.py": "data prepare",
+}
+HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "numpy", "rich", "gradio")
+
+
+def _run(*command, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout: the tracked files are unknown")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [path for name in names.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_tracked_file_is_over_one_megabyte(tracked):
+    assert [str(path) for path in tracked if path.stat().st_size > 1_000_000] == []
+
+
+def test_no_pickled_weights_are_tracked(tracked):
+    assert [str(path) for path in tracked if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin"}] == []
+
+
+@pytest.mark.parametrize(("door", "command"), DOORS.items())
+def test_each_command_of_the_guide_answers_help_from_any_folder(door, command, tmp_path):
+    done = _run(ROOT / door, "--help", cwd=tmp_path, PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    assert f"fintune {command}" in done.stdout
+
+
+def test_a_root_script_does_not_shadow_a_library_of_its_name(tmp_path):
+    """`evaluate.py` stands beside `train.py`, and `evaluate` is also a library that others import."""
+    probe = tmp_path / "evaluate.py"
+    probe.write_text(
+        (ROOT / "train.py")
+        .read_text()
+        .replace("from fintune.cli import main", "raise SystemExit(sys.path[0])")
+    )
+    assert _run(probe).stderr.strip() == str(tmp_path / "src")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *([*command.split()] for command in dict.fromkeys(DOORS.values()))]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\n"
+        "from fintune.cli import main\n"
+        "try:\n"
+        f"    main({[*arguments, '--help']})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = _run("-c", code, PYTHONPATH=str(ROOT / "src"))
+    assert done.stderr.strip() == "heavy: []"
+    assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("data.datasets", "test_data_loading"), ("models.lora_config", "test_model_loading")],
+)
+def test_the_guides_import_paths_bring_the_packages_own_functions(module, function):
+    code = (
+        f"from src.{module} import *\n"
+        f"import fintune.{module} as own\n"
+        f"print({function} is own.{function}, {function}.__module__)\n"
+    )
+    done = _run("-c", code, PYTHONPATH="")
+    assert done.stdout.split() == ["True", f"fintune.{module}"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "says"),
+    [
+        ("data.datasets", "test_data_loading", "built-in sample"),
+        ("models.lora_config", "test_model_loading", "4,884,480 trainable"),
+    ],
+)
+def test_the_guides_debug_commands_print_a_summary(module, function, says, tmp_path):
+    for folder in ("src", "configs"):  # a root of its own, so that no prepared data is written over
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    command = f"from src.{module} import *; {function}()"
+    done = _run("-c", command, cwd=tmp_path, PYTHONPATH="", FINTUNE_DATA_DIR="")
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+
+
+def _files_on_the_map():
+    """Headings name folders, bullets name the files in them."""
+    folder = ""
+    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"#+ .*?(?:`([\w./-]+/)`)?$", line):
+            folder = heading[1] or ""
+        elif bullet := re.match(r"- ((?:`[\w./-]+`(?:, )?)+)", line):
+            yield from (folder + name for name in re.findall(r"`([^`]+)`", bullet[1]))
+
+
+def test_the_architecture_page_names_every_module_and_no_absent_file():
+    named = set(_files_on_the_map())
+    places = [ROOT.glob("*.py"), (ROOT / "scripts").glob("*.py"), (ROOT / "src").rglob("*.py")]
+    modules = {
+        path.relative_to(ROOT).as_posix() for path in chain.from_iterable(places) if path.stat().st_size
+    }
+    modules = {name for name in modules if not name.endswith("/__init__.py")} | {"src/fintune/__init__.py"}
+    assert sorted(modules - named) == []
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_every_direct_dependency_is_pinned_within_its_bounds():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    for text in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), text
+
+
+def test_an_installed_package_finds_its_default_recipe():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    ((target, patterns),) = project["tool"]["setuptools"]["data-files"].items()
+    assert target == "share/fintune/configs"
+    assert ROOT / "configs" / "default.yaml" in [path for p in patterns for path in ROOT.glob(p)]
