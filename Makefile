@@ -20,7 +20,7 @@ help:  ## list what make can do
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-10s %s\n' "$$name" "$$what"; done
 
-setup: $(READY)  ## make .venv and install everything (3 to 6 minutes, most of it downloads)
+setup: $(READY)  ## make .venv and install everything (2 to 6 minutes, most of it downloads)
 
 run: $(READY)  ## the main job: prepare data, train, evaluate (under 12 minutes on 2 cores); ARGS="--debug" for a short one
 	@echo "Running the main job: data, training, evaluation. Under 12 minutes on 2 cores."
@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Install one, or name it:  make setup PYTHON=/path/to/python3.11"; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "fintune needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1)."; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) -V): 3 to 6 minutes, most of it downloads, once."
+	@echo "Setting up $(VENV) with $$($(PYTHON) -V): 2 to 6 minutes, most of it downloads, once."
 	@echo "[1/4] the virtual environment (10 seconds)"
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "Python's venv module does not work here; on Debian and Ubuntu:  apt install python3-venv"; exit 1; }
