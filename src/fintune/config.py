@@ -181,6 +181,11 @@ class CustomTaskConfig(_Section):
         return self
 
 
+def _label(value: Any) -> Any:
+    """Accept a label that YAML reads as a number, such as the key of `0: bearish`."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class TaskDataConfig(_Section):
     """Where one task's examples come from, and how many of them are used."""
 
@@ -192,8 +197,8 @@ class TaskDataConfig(_Section):
     test_file: str | None = None
     columns: dict[str, str] = {}
     """Field (text, target, question, group, split) → your file's column, where the names differ."""
-    labels: dict[str, str] = {}
-    """Your file's label → the task's label, where they differ."""
+    labels: dict[Annotated[str, BeforeValidator(_label)], str] = {}
+    """The data's label → the task's label, where they differ."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
@@ -202,10 +207,8 @@ class TaskDataConfig(_Section):
     def _one_source(self) -> TaskDataConfig:
         if self.dataset and self.file:
             raise ValueError("dataset and file exclude each other: keep one of them")
-        if not self.file and (self.validation_file or self.test_file or self.columns or self.labels):
-            raise ValueError(
-                "validation_file, test_file, columns and labels describe your own file: set file"
-            )
+        if not self.file and (self.validation_file or self.test_file or self.columns):
+            raise ValueError("validation_file, test_file and columns describe your own file: set file")
         return self
 
 

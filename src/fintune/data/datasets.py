@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class PreparedDataset:
     manifest: dict[str, Any]
 
     def records(self, task: str, split: Split) -> list[Record]:
-        """The records of one split, in the order of their source.
+        """The records of one split, in a seeded order: the first n of them are a fair sample.
 
         Raises:
             DataError: the task or its file is not there, or the file is damaged.
@@ -191,6 +192,8 @@ def _splits(
         split: subset(records, limit, seed, by_label)
         for (split, records), limit in zip(splits.items(), limits, strict=True)
     }
+    for split, chosen in capped.items():  # sources are sorted, by company or by label
+        random.Random(f"order-{split}-{seed}").shuffle(chosen)
     return capped, report
 
 

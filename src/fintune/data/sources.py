@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, TaskDataConfig
+from fintune.data.download import download
 from fintune.data.quality import Dropped
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.errors import ConfigError, DataError
 from fintune.tasks.base import Record, Task
+
+__all__ = ["DATASETS", "SAMPLE", "Source", "data_folder", "download", "find_source", "list_datasets"]
 
 SAMPLE = "built-in sample"
 DEFAULT_DIR = "data/raw"
@@ -120,7 +123,7 @@ def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
         where = f"{folder} ({setting})" if setting else f"{folder} (set another with data.dir)"
         raise DataError(
             f"Dataset {dataset.name} needs {', '.join(missing)}, which is missing from {where}: "
-            f"run  fintune data download {dataset.name},  or copy it there."
+            f"run  fintune data download --dataset {dataset.name},  or copy it there."
         )
     return Source(
         dataset=dataset.name,
@@ -175,3 +178,19 @@ def _plugin(task: Task) -> Source:
 
     content = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
     return Source(f"{task.name} (plug-in)", type(task).__module__, "the plug-in's", read, content=content)
+
+
+def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Show every public dataset: its task type, licence and home, and whether its files are found."""
+    folder, _ = data_folder(DataConfig(dir=data_dir))
+    task_of = {dataset: task for task, dataset in DEFAULTS.items()}
+    say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<6} licence; home")
+    for dataset in DATASETS.values():
+        found = [(folder / path).is_file() for path in dataset.paths]
+        state = "yes" if all(found) else "in part" if any(found) else "no"
+        say(
+            f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} {state:<6} "
+            f"{dataset.licence}; {dataset.home}"
+        )
+    say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<6} Apache-2.0; built in")
+    say(f"Looked in {folder}.")
