@@ -25,7 +25,7 @@ from fintune.errors import ConfigError, DataError
 from fintune.evaluation import report
 from fintune.evaluation.baselines import baseline_predictions
 from fintune.evaluation.errors import analyse, shorten
-from fintune.evaluation.metrics import bertscore, find_encoder, score_examples
+from fintune.evaluation.metrics import bertscore_examples, find_encoder, score_examples
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
 from fintune.files import atomic_write, write_json, write_jsonl
 from fintune.tasks import Prediction, Record, Task
@@ -40,6 +40,9 @@ FORMAT = 1
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
+
+Scores = dict[str, list[float]]
+"""Measure → its value on each example."""
 
 
 def evaluate(
@@ -144,19 +147,21 @@ class _TaskRun:
 
         own = "base" if self.engine.adapter is None else "adapter"
         answers, seconds = self._predict(own, test)
-        system = self._system(own, test, answers, seconds)
-        intervals = bootstrap_intervals(task, test, answers, seed=SEED)
+        semantic = self._semantic(test, answers)
+        system = self._system(own, test, answers, seconds, semantic)
+        intervals = bootstrap_intervals(task, test, answers, extra=semantic, seed=SEED)
         system["metrics_interval"] = {name: list(bounds) for name, bounds in intervals.items()}
 
         begun = time.perf_counter()
         name, plain = baseline_predictions(task, self.train, test)
-        systems = {"baseline": self._system(name, test, plain, time.perf_counter() - begun)}
+        seconds = time.perf_counter() - begun
+        systems = {"baseline": self._system(name, test, plain, seconds, self._semantic(test, plain))}
         untuned: dict[int, Prediction] = {}
         if own == "adapter" and self.config.base_model:
-            systems["base"], untuned = self._untuned(answers)
+            systems["base"], untuned = self._untuned(answers, semantic)
         systems[own] = system
         entry |= {"systems": systems, "errors": analyse(task, test, answers)}
-        return entry, self._rows(answers, plain, untuned)
+        return entry, self._rows(answers, plain, untuned, semantic)
 
     def _lend_levels(self) -> None:
         """An engine that never saw training data takes this data's tasks (regression: the fitted levels)."""
@@ -185,34 +190,49 @@ class _TaskRun:
             )
         return answers, time.perf_counter() - begun
 
-    def _untuned(self, answers: Sequence[Prediction]) -> tuple[dict[str, Any], dict[int, Prediction]]:
+    def _untuned(
+        self, answers: Sequence[Prediction], semantic: Scores
+    ) -> tuple[dict[str, Any], dict[int, Prediction]]:
         chosen = _draw(len(self.test), self.config.base_model_max_test)
         records = [self.test[i] for i in chosen]
         predicted, seconds = self._predict("base", records)
-        system = self._system("base", records, predicted, seconds)
+        system = self._system("base", records, predicted, seconds, self._semantic(records, predicted))
         if len(chosen) < len(self.test):
-            system["adapter_metrics"] = self._metrics(records, [answers[i] for i in chosen])
+            same = {name: [values[i] for i in chosen] for name, values in semantic.items()}
+            system["adapter_metrics"] = self._metrics(records, [answers[i] for i in chosen], same)
         return system, dict(zip(chosen, predicted, strict=True))
 
     def _system(
-        self, name: str, records: Sequence[Record], answers: Sequence[Prediction], seconds: float
+        self,
+        name: str,
+        records: Sequence[Record],
+        answers: Sequence[Prediction],
+        seconds: float,
+        semantic: Scores,
     ) -> dict[str, Any]:
         return {
             "name": {"base": self.engine.base_name, "adapter": str(self.engine.adapter)}.get(name, name),
             "n": len(records),
-            "metrics": self._metrics(records, answers),
+            "metrics": self._metrics(records, answers, semantic),
             "seconds": round(seconds, 3),
             "examples_per_second": round(len(records) / max(seconds, 1e-9), 2),
         }
 
-    def _metrics(self, records: Sequence[Record], answers: Sequence[Prediction]) -> dict[str, float | None]:
+    def _semantic(self, records: Sequence[Record], answers: Sequence[Prediction]) -> Scores:
+        """BERTScore example by example; {} where it does not apply or is skipped."""
+        if self.encoder is None:
+            return {}
+        targets, texts = [self.task.completion(r) for r in records], [str(a.value) for a in answers]
+        return {"bertscore_f1": bertscore_examples(targets, texts, self.encoder)}
+
+    def _metrics(
+        self, records: Sequence[Record], answers: Sequence[Prediction], semantic: Scores
+    ) -> dict[str, float | None]:
         task = self.task
         metrics: dict[str, float] = {}
         if type(task).metrics is not Task.metrics:  # a plug-in may have only the hook below
             metrics |= task.metrics(records, answers)
-        if self.encoder:
-            targets = [task.completion(r) for r in records]
-            metrics |= bertscore(targets, [str(a.value) for a in answers], self.encoder)
+        metrics |= {name: sum(values) / len(values) for name, values in semantic.items()}
         metrics |= task.evaluate_custom_task(
             [
                 {"text": r.text, "question": r.question, "target": r.target, "prediction": a.value}
@@ -222,9 +242,13 @@ class _TaskRun:
         return {name: float(v) if math.isfinite(v) else None for name, v in metrics.items()}
 
     def _rows(
-        self, answers: Sequence[Prediction], plain: Sequence[Prediction], untuned: Mapping[int, Prediction]
+        self,
+        answers: Sequence[Prediction],
+        plain: Sequence[Prediction],
+        untuned: Mapping[int, Prediction],
+        semantic: Scores,
     ) -> list[dict[str, Any]]:
-        scores = score_examples(self.task, self.test, answers)
+        scores = {**score_examples(self.task, self.test, answers), **semantic}
         rows = []
         for i, (record, answer) in enumerate(zip(self.test, answers, strict=True)):
             row = {

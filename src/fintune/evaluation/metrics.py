@@ -202,8 +202,8 @@ def _load_encoder(folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> dict[str, float]:
-    """BERTScore F1 (Zhang et al., 2020), averaged over the examples, by the package bert-score.
+def bertscore_examples(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> list[float]:
+    """BERTScore F1 (Zhang et al., 2020, eq. 1) of each example, by the package bert-score.
 
     Token embeddings are those of the encoder's last layer; every token weighs the same (no idf) and the
     score is not rescaled with a baseline, so compare it only between systems scored with one encoder.
@@ -211,11 +211,9 @@ def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path)
     length.
 
     Raises:
-        DataError: there are no examples.
         ConfigError: the folder holds no encoder.
         MissingExtraError: the package bert-score is not installed.
     """
-    _check(targets, predictions)
     try:
         from bert_score.utils import bert_cos_score_idf
     except ImportError:
@@ -223,18 +221,31 @@ def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path)
 
     # bert-score's own loader guesses the model from its path and its layer from a table: load it here.
     model, tokenizer = _load_encoder(encoder)
-    plain = [
+    pairs = [
         (_BULLET.sub("", t).strip(), _BULLET.sub("", p).strip())
         for t, p in zip(targets, predictions, strict=True)
     ]
-    pairs = [(t, p) for t, p in plain if t and p]  # the package fails on empty texts in Transformers 5
-    if not pairs:
-        return {"bertscore_f1": 0.0}
-    weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
-    scores = bert_cos_score_idf(
-        model, [t for t, _ in pairs], [p for _, p in pairs], tokenizer, weights, device=str(model.device)
-    )
-    return {"bertscore_f1": float(scores[:, 2].sum()) / len(plain)}
+    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty ones
+    scores = [0.0] * len(pairs)
+    if full:
+        weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
+        references, candidates = [pairs[i][0] for i in full], [pairs[i][1] for i in full]
+        device = str(model.device)
+        found = bert_cos_score_idf(model, references, candidates, tokenizer, weights, device=device)
+        for i, f1 in zip(full, found[:, 2].tolist(), strict=True):
+            scores[i] = f1
+    return scores
+
+
+def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> dict[str, float]:
+    """BERTScore F1 averaged over the examples; see `bertscore_examples`.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    _check(targets, predictions)
+    scores = bertscore_examples(targets, predictions, encoder)
+    return {"bertscore_f1": sum(scores) / len(scores)}
 
 
 class _EveryTokenOnce(dict):

@@ -6,7 +6,7 @@ resamples of all metrics are one matrix product, (resamples, examples) @ (exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fintune.evaluation.metrics import score_examples
@@ -62,11 +62,17 @@ def _r2_metric(targets: Any, squared_errors: Any) -> Metric:
     return np.stack([y, y * y, squared_errors], axis=1), r2
 
 
-def _metrics(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Metric]:
+def _metrics(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    extra: Mapping[str, Sequence[float]],
+) -> dict[str, Metric]:
     import numpy as np
 
     n = len(records)
-    scores = {name: np.array(values) for name, values in score_examples(task, records, predictions).items()}
+    by_example = {**score_examples(task, records, predictions), **extra}
+    scores = {name: np.array(values) for name, values in by_example.items()}
     names = {"correct": "accuracy", "squared_error": "mse", "absolute_error": "mae"}
     metrics: dict[str, Metric] = {
         names.get(name, name): (values[:, None], lambda sums: sums[:, 0] / n)
@@ -91,6 +97,7 @@ def bootstrap_intervals(
     records: Sequence[Record],
     predictions: Sequence[Prediction],
     *,
+    extra: Mapping[str, Sequence[float]] | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -100,10 +107,13 @@ def bootstrap_intervals(
     It covers the choice of test examples alone, not that of training data or of the training seed.
     Resamples in which a metric is not defined (R² of constant targets) are left out; a metric that is
     defined in none of them has no interval.
+
+    Args:
+        extra: further metrics that are means over the examples, by their value on each.
     """
     import numpy as np
 
-    metrics = _metrics(task, records, predictions)
+    metrics = _metrics(task, records, predictions, extra or {})
     if not metrics:
         return {}
     n = len(records)

@@ -1,0 +1,193 @@
+"""evaluate(): three systems side by side, files that agree with one another, work that survives a stop."""
+
+import json
+
+import pytest
+from rules import RuleEngine
+
+from fintune.config import EvaluationConfig, Recipe
+from fintune.data.datasets import prepare
+from fintune.errors import ConfigError
+from fintune.evaluation import evaluate as module
+from fintune.evaluation.evaluate import evaluate, output_files
+from fintune.evaluation.metrics import bertscore, find_encoder
+from fintune.tasks import TaskSet, known_tasks
+from fintune.tasks.base import Task
+
+ENCODER = find_encoder(EvaluationConfig())
+FAST = EvaluationConfig(base_model_max_test=5)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    sample = {name: {"dataset": "sample", "max_train": 60, "max_test": 12} for name in known_tasks()}
+    data = {"prepared_dir": str(tmp_path_factory.mktemp("data") / "prepared"), "tasks": sample}
+    return prepare(Recipe.model_validate({"data": data}), say=lambda line: None)
+
+
+@pytest.fixture(autouse=True)
+def no_encoder(monkeypatch):
+    """BERTScore takes seconds: only the test that is about it has an encoder."""
+    monkeypatch.setattr("fintune.evaluation.metrics.ENCODER_PACKAGE", "no_such_package")
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    """Evaluates, and returns the results as they stand in the file, with the rows of predictions."""
+
+    def run(engine=None, config=FAST, **options):
+        lines = []
+        files = output_files(tmp_path / "out" / "results.json")
+        engine = engine or RuleEngine(prepared.task_set())
+        returned = evaluate(
+            engine, prepared, config, files["results"], say=lines.append, progress=False, **options
+        )
+        results = json.loads(files["results"].read_text(), parse_constant=pytest.fail)  # nan is no JSON
+        assert results == json.loads(json.dumps(returned))
+        rows = [json.loads(line) for line in files["predictions"].read_text().splitlines()]
+        return results, rows, lines, files["report"].read_text()
+
+    return run
+
+
+def test_three_systems_stand_side_by_side_for_every_task(run, prepared):
+    results, _, lines, _ = run()
+    assert results["complete"] and list(results["tasks"]) == prepared.task_set().names()
+    for name, entry in results["tasks"].items():
+        systems = entry["systems"]
+        assert [systems[s]["n"] for s in ("baseline", "base", "adapter")] == [12, 5, 12]
+        assert all(systems[s]["metrics"].keys() == systems["adapter"]["metrics"].keys() for s in systems)
+        for metric, (low, high) in systems["adapter"]["metrics_interval"].items():
+            assert low <= systems["adapter"]["metrics"][metric] <= high
+        assert any(line.startswith(f"{name}: ") for line in lines)
+    sentiment = results["tasks"]["sentiment"]["systems"]
+    assert sentiment["adapter"]["metrics"]["accuracy"] > sentiment["baseline"]["metrics"]["accuracy"]
+    assert results["data"]["describes"] == "built-in sample"
+    assert len(results["data"]["manifest_sha256"]) == 64
+
+
+def test_the_predictions_file_gives_the_figures_again(run, prepared):
+    results, rows, _, _ = run()
+    for task in prepared.task_set():
+        records = {r.id: r for r in prepared.records(task.name, "test")}
+        own = [row for row in rows if row["task"] == task.name]
+        assert {row["id"] for row in own} == set(records) and all(row["text"] for row in own)
+        for system, column in (("adapter", "prediction"), ("baseline", "baseline_prediction"),
+                               ("base", "base_prediction")):  # fmt: skip
+            answered = [row for row in own if column in row]
+            metrics = task.metrics(
+                [records[row["id"]] for row in answered], [module.Prediction(row[column]) for row in answered]
+            )
+            written = results["tasks"][task.name]["systems"][system]["metrics"]
+            assert {name: written[name] for name in metrics} == pytest.approx(metrics)
+
+
+def test_the_adapter_is_compared_with_the_base_on_the_same_examples(run, prepared):
+    results, rows, _, _ = run()
+    answered = [row for row in rows if row["task"] == "sentiment" and "base_prediction" in row]
+    accuracy = sum(row["prediction"] == row["target"] for row in answered) / 5
+    base = results["tasks"]["sentiment"]["systems"]["base"]
+    assert base["adapter_metrics"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_recipe_can_leave_out_the_untuned_base_and_a_limit_draws_the_same_examples(run, prepared):
+    engine = RuleEngine(prepared.task_set())
+    first, rows, _, _ = run(engine, EvaluationConfig(base_model=False), max_test=7)
+    assert all(use_adapter and n == 7 for _, n, use_adapter in engine.asked)
+    assert "base" not in first["tasks"]["qa"]["systems"]
+    assert rows == run(engine, EvaluationConfig(base_model=False), max_test=7)[1]
+
+
+def test_an_engine_without_adapter_is_itself_the_base_and_is_lent_the_levels(run, prepared):
+    engine = RuleEngine(TaskSet(known_tasks()), adapter=None)
+    assert engine.tasks["regression"].levels == []
+    results, rows, _, report = run(engine)
+    systems = results["tasks"]["regression"]["systems"]
+    assert set(systems) == {"baseline", "base"} and systems["base"]["n"] == 12
+    regression = next(row for row in rows if row["task"] == "regression")
+    assert list(regression["probabilities"]) == prepared.task_set()["regression"].levels
+    assert "No adapter was given" in report
+
+
+def test_a_task_the_adapter_was_not_trained_on_is_skipped_and_named(run, prepared):
+    tasks = prepared.task_set().tasks
+    results, rows, lines, report = run(RuleEngine(TaskSet({"qa": tasks["qa"]})))
+    assert results["complete"] and {row["task"] for row in rows} == {"qa"}
+    assert "not trained" in results["tasks"]["sentiment"]["skipped"]
+    assert any("sentiment: skipped" in line for line in lines) and "sentiment was skipped" in report
+
+
+def test_a_stop_loses_at_most_the_task_at_hand(run, prepared, tmp_path):
+    class Stopped(RuleEngine):
+        def predict(self, task, records, **options):
+            if task == "qa":
+                raise KeyboardInterrupt
+            return super().predict(task, records, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stopped(prepared.task_set()))
+    files = output_files(tmp_path / "out" / "results.json")
+    results = json.loads(files["results"].read_text())
+    assert not results["complete"]
+    assert list(results["tasks"]) == ["sentiment", "headline", "summarization"]
+    assert len(files["predictions"].read_text().splitlines()) == 3 * 12
+    assert "Incomplete" in files["report"].read_text()
+
+
+def test_a_plug_ins_own_metrics_stand_beside_the_tasks(run, prepared, monkeypatch):
+    def positives(self, test_data):
+        assert {"text", "target", "prediction"} <= set(test_data[0])
+        return {
+            "predicted_positive": sum(row["prediction"] == "positive" for row in test_data),
+            "odd": float("nan"),
+        }
+
+    monkeypatch.setattr(type(prepared.task_set()["sentiment"]), "evaluate_custom_task", positives)
+    results, rows, _, _ = run()
+    metrics = results["tasks"]["sentiment"]["systems"]["adapter"]["metrics"]
+    expected = sum(row["prediction"] == "positive" for row in rows if row["task"] == "sentiment")
+    assert metrics["predicted_positive"] == expected and metrics["odd"] is None and "accuracy" in metrics
+
+
+def test_a_plug_in_with_the_guides_hook_alone_is_evaluated():
+    class Plugin(Task):
+        def evaluate_custom_task(self, test_data):
+            return {"length": float(len(test_data))}
+
+    scorer = object.__new__(module._TaskRun)
+    scorer.task, scorer.encoder = Plugin("own", "Do it."), None
+    record = module.Record(text="a", target="b")
+    assert scorer._metrics([record], [module.Prediction("b")], {}) == {"length": 1.0}
+
+
+def test_bertscore_is_skipped_with_the_command_that_installs_it(run):
+    results, _, _, report = run(max_test=3)
+    assert "pip install 'fintune[eval]'" in results["tasks"]["summarization"]["bertscore"]["skipped"]
+    assert "bertscore_f1" not in results["tasks"]["summarization"]["systems"]["adapter"]["metrics"]
+    assert "BERTScore was skipped" in report
+
+
+@pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")
+def test_summaries_get_a_bertscore_from_the_recipes_encoder(run, prepared):
+    config = EvaluationConfig(base_model_max_test=2, bertscore_encoder=str(ENCODER))
+    results, rows, _, _ = run(config=config, max_test=3)
+    assert "bertscore_f1" not in results["tasks"]["qa"]["systems"]["adapter"]["metrics"]
+    systems = results["tasks"]["summarization"]["systems"]
+    task = prepared.task_set()["summarization"]
+    targets = {r.id: task.completion(r) for r in prepared.records("summarization", "test")}
+    answered = [row for row in rows if "base_prediction" in row and row["task"] == "summarization"]
+    for column, metrics in (("prediction", "adapter_metrics"), ("base_prediction", "metrics")):
+        expected = bertscore([targets[r["id"]] for r in answered], [r[column] for r in answered], ENCODER)
+        assert systems["base"][metrics]["bertscore_f1"] == pytest.approx(expected["bertscore_f1"], abs=1e-4)
+    low, high = systems["adapter"]["metrics_interval"]["bertscore_f1"]
+    assert low <= systems["adapter"]["metrics"]["bertscore_f1"] <= high
+
+
+@pytest.mark.parametrize("name", ["results.txt", "results", "folder.json", "file/results.json"])
+def test_an_output_file_that_cannot_be_written_is_refused_before_the_work(prepared, tmp_path, name):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("")
+    engine = RuleEngine(prepared.task_set())
+    with pytest.raises(ConfigError, match="output_file"):
+        evaluate(engine, prepared, FAST, tmp_path / name, progress=False)
+    assert engine.asked == []

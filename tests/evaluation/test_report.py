@@ -1,0 +1,78 @@
+"""Tables people read: every figure, on 80 columns, with what must be known to read it."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rules import RuleEngine
+
+from fintune.config import EvaluationConfig, Recipe
+from fintune.data.datasets import prepare
+from fintune.evaluation.evaluate import evaluate
+from fintune.evaluation.report import markdown_report, number, print_table, results_table, rows_of
+from fintune.tasks import known_tasks
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    sample = {name: {"dataset": "sample", "max_train": 60, "max_test": 20} for name in known_tasks()}
+    data = {"prepared_dir": str(folder / "prepared"), "tasks": sample}
+    prepared = prepare(Recipe.model_validate({"data": data}), say=lambda line: None)
+    config = EvaluationConfig(base_model_max_test=8)
+    engine = RuleEngine(prepared.task_set())
+    quiet = {"say": lambda line: None, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:  # BERTScore takes seconds
+        patch.setattr("fintune.evaluation.metrics.ENCODER_PACKAGE", "no_such_package")
+        return evaluate(engine, prepared, config, folder / "results.json", **quiet)
+
+
+def _printed(results, width=80):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_table(results, console)
+    return console.file.getvalue()
+
+
+def test_the_terminal_table_shows_every_figure_on_80_columns(results):
+    text = _printed(results)
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    for row in rows_of(results):
+        assert number(row.adapter) in text and number(row.baseline) in text
+    for part in ["built-in sample", "MSE ↓", "smaller is better", "majority class", "8 of these", "†"]:
+        assert part in text
+
+
+def test_the_markdown_table_has_a_row_per_task_and_metric(results):
+    table = [line for line in results_table(results).splitlines() if line.startswith("|")][2:]
+    metrics = sum(len(entry["systems"]["adapter"]["metrics"]) for entry in results["tasks"].values())
+    assert len(table) == metrics and all(line.count("|") == 9 for line in table)
+    assert all("built-in sample" in line for line in table)
+
+
+def test_better_means_smaller_for_an_error_and_larger_for_a_share(results):
+    verdicts = {(row.task, row.metric): row for row in rows_of(results)}
+    for row in verdicts.values():
+        better = row.adapter < min(row.baseline, row.base) if row.metric in ("mse", "mae") else (
+            row.adapter > max(row.baseline, row.base))  # fmt: skip
+        assert row.verdict is better
+    assert {row.verdict for row in verdicts.values()} == {True, False}
+
+
+def test_text_from_data_cannot_break_the_report(results):
+    hostile = "a | b `c` <script>\n# Heading"
+    worst = results["tasks"]["sentiment"]["errors"]["worst"]
+    assert worst
+    changed = {**results, "tasks": {"sentiment": {**results["tasks"]["sentiment"]}}}
+    changed["tasks"]["sentiment"]["errors"] = {
+        **results["tasks"]["sentiment"]["errors"], "worst": [{**worst[0], "text": hostile}],
+    }  # fmt: skip
+    report = markdown_report(changed)
+    assert "<script>" not in report and "\n# Heading" not in report and "a \\| b" in report
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0.000"), (0.8125, "0.812"), (0.00012, "0.00012"), (-3.14159, "-3.142")],
+)
+def test_numbers_keep_three_decimals_or_two_digits(value, text):
+    assert number(value) == text
