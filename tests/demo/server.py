@@ -1,0 +1,38 @@
+"""The demo on the real base model, with two custom tasks beside the five: `python server.py PORT`."""
+
+import sys
+
+from fintune.config import Recipe
+from fintune.data.sample import sample_records
+from fintune.demo.app import build, serve
+from fintune.inference.engine import Engine
+
+RECIPE = Recipe.model_validate(
+    {
+        "custom_task": [
+            {
+                "name": "sector_news",
+                "type": "classification",
+                "labels": ["bank", "energy", "other"],
+                "instruction": "Name the sector of the <b>news</b>: bank, energy or other.",
+            },
+            {
+                "name": "untrained_number",
+                "type": "regression",
+                "instruction": "Predict next year's sales growth. Answer with a number.",
+            },
+        ]
+    }
+)
+
+
+def main(port: int) -> None:
+    engine = Engine.load(recipe=RECIPE)
+    engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
+    engine.tasks["summarization"].max_new_tokens = 24  # so that the tests are fast
+    engine.tasks["qa"].max_new_tokens = 12
+    serve(build(engine), port)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
