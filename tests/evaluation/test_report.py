@@ -9,7 +9,7 @@ from rules import RuleEngine
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.datasets import prepare
 from fintune.evaluation.evaluate import evaluate
-from fintune.evaluation.report import markdown_report, number, print_table, results_table, rows_of
+from fintune.evaluation.report import Row, markdown_report, number, print_table, results_table, rows_of
 from fintune.tasks import known_tasks
 
 
@@ -49,13 +49,26 @@ def test_the_markdown_table_has_a_row_per_task_and_metric(results):
     assert all("built-in sample" in line for line in table)
 
 
-def test_better_means_smaller_for_an_error_and_larger_for_a_share(results):
-    verdicts = {(row.task, row.metric): row for row in rows_of(results)}
-    for row in verdicts.values():
-        better = row.adapter < min(row.baseline, row.base) if row.metric in ("mse", "mae") else (
-            row.adapter > max(row.baseline, row.base))  # fmt: skip
-        assert row.verdict is better
-    assert {row.verdict for row in verdicts.values()} == {True, False}
+@pytest.mark.parametrize(
+    ("metric", "figures", "verdict"),
+    [
+        ("accuracy", {"baseline": 0.5, "base": 0.6, "adapter": 0.7, "adapter_beside_base": 0.7}, True),
+        ("accuracy", {"baseline": 0.5, "base": 0.6, "adapter": 0.7, "adapter_beside_base": 0.6}, False),
+        ("accuracy", {"baseline": 0.8, "base": 0.6, "adapter": 0.7, "adapter_beside_base": 0.7}, False),
+        ("mse", {"baseline": 0.8, "base": 0.9, "adapter": 0.7, "adapter_beside_base": 0.7}, True),
+        ("mse", {"baseline": 0.6, "base": 0.9, "adapter": 0.7, "adapter_beside_base": 0.7}, False),
+        ("r2", {"baseline": None, "base": None, "adapter": 0.7, "adapter_beside_base": None}, None),
+        ("accuracy", {"baseline": 0.5, "base": 0.6, "adapter": None, "adapter_beside_base": None}, None),
+    ],
+)
+def test_better_means_on_the_same_examples_and_smaller_for_an_error(metric, figures, verdict):
+    assert Row("t", metric, 10, interval=None, base_n=5, **figures).verdict is verdict
+
+
+def test_the_verdict_uses_the_adapters_figures_on_the_examples_the_base_answered(results):
+    for row in rows_of(results):
+        same = results["tasks"][row.task]["systems"]["base"]["adapter_metrics"][row.metric]
+        assert row.adapter_beside_base == same
 
 
 def test_text_from_data_cannot_break_the_report(results):

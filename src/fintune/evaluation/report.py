@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fintune.evaluation.errors import shorten
 from fintune.evaluation.metrics import SMALLER_IS_BETTER
 
 _NAMES = {
@@ -27,6 +28,7 @@ _NAMES = {
     "error_rate": "error rate",
 }
 _WORST_SHOWN = 3
+_ANSWER_CHARACTERS = 160
 
 
 def metric_name(metric: str) -> str:
@@ -54,16 +56,17 @@ class Row:
     interval: tuple[float, float] | None
     base_n: int | None
     """Examples the untuned base answered; None where it was not asked."""
+    adapter_beside_base: float | None
+    """The adapter's figure on those same examples."""
 
     @property
     def verdict(self) -> bool | None:
-        """Whether the adapter beats every other system on this metric; None where it is not compared."""
-        others = [value for value in (self.baseline, self.base) if value is not None]
-        if self.adapter is None or not others:
+        """Whether the adapter beats every other system on the same examples; None where nothing compares."""
+        pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
+        gains = [own - other for own, other in pairs if own is not None and other is not None]
+        if not gains:
             return None
-        if self.metric in SMALLER_IS_BETTER:
-            return self.adapter < min(others)
-        return self.adapter > max(others)
+        return max(gains) < 0 if self.metric in SMALLER_IS_BETTER else min(gains) > 0
 
 
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
@@ -73,6 +76,7 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
         systems = entry.get("systems", {})
         figures = {name: system["metrics"] for name, system in systems.items()}
         own = systems.get("adapter") or systems.get("base")
+        beside = systems.get("base", {}).get("adapter_metrics") or figures.get("adapter", {})
         for metric in own["metrics"] if own else ():
             interval = own["metrics_interval"].get(metric)
             baseline, base, adapter = (
@@ -80,7 +84,9 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
             )
             base_n = systems["base"]["n"] if "base" in systems else None
             bounds = tuple(interval) if interval else None
-            rows.append(Row(task, metric, own["n"], baseline, base, adapter, bounds, base_n))
+            rows.append(
+                Row(task, metric, own["n"], baseline, base, adapter, bounds, base_n, beside.get(metric))
+            )
     return rows
 
 
@@ -92,7 +98,7 @@ def summary_line(results: Mapping[str, Any], task: str) -> str:
     systems = entry["systems"]
     own = systems.get("adapter") or systems["base"]
     metric = next(iter([m for m in entry["headline_metrics"] if m in own["metrics"]] or own["metrics"]), None)
-    speed = f"{own['n']:,} examples, {own['examples_per_second']:.3g} examples/s"
+    speed = f"{own['n']:,} examples, {own['examples_per_second']:,.1f} examples/s"
     if metric is None:
         return f"{task}: {speed}"
     others = {
@@ -111,6 +117,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     for task, entry in entries.items():
         names.setdefault(entry["systems"]["baseline"]["name"], []).append(task)
     found = []
+    datasets: dict[str, list[str]] = {}
+    for task, entry in entries.items():
+        datasets.setdefault(entry["dataset"], []).append(task)
+    if len(datasets) > 1:
+        listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in datasets.items())
+        found.append(f"Data: {listed}.")
     if names:
         listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
         found.append(f"Baselines: {listed}.")
@@ -120,7 +132,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     fewer = sorted({row.base_n for row in rows_of(results) if row.base_n is not None and row.base_n < row.n})
     if fewer:
         listed = " or ".join(f"{n:,}" for n in fewer)
-        found.append(f"† The untuned base answered {listed} of these examples, drawn by a fixed seed.")
+        found.append(
+            f"† The untuned base answered {listed} of these examples, drawn by a fixed seed; "
+            "it is compared with fintune on those."
+        )
     if results["model"]["adapter"] is None:
         found.append("No adapter was given: the model is the untuned base.")
     limit = results["settings"]["max_test"]
@@ -180,7 +195,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     bold = ["Bold: better than the baseline and the untuned base."] if results["model"]["adapter"] else []
     return (
-        "\n".join([*lines, "", *(_cell(note) for note in [*notes(results), *bold])]).replace(
+        "\n".join([*lines, "", *(f"- {_cell(note)}" for note in [*notes(results), *bold])]).replace(
             "* The", "\\* The"
         )
         + "\n"
@@ -258,7 +273,7 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
 
 
 def _answer(value: Any) -> str:
-    return f"{value:+.2f}" if isinstance(value, float) else str(value)
+    return f"{value:+.2f}" if isinstance(value, float) else shorten(str(value), _ANSWER_CHARACTERS)
 
 
 def markdown_report(results: Mapping[str, Any]) -> str:
@@ -267,7 +282,7 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items() if value)
     speed = [
         f"| {task} | {name} | {system['n']:,} | {system['seconds']:.1f} "
-        f"| {system['examples_per_second']:.3g} |"
+        f"| {system['examples_per_second']:,.1f} |"
         for task, entry in results["tasks"].items()
         for name, system in entry.get("systems", {}).items()
         if name != "baseline"
