@@ -291,8 +291,9 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("fintune").setLevel(logging.INFO)
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", handlers=[console])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def convert_gguf(gguf: Path) -> Path:
     import torch
     import transformers
 
-    logger.info("Converting %s to safetensors, once (about 20 s for the embedded model) …", gguf.name)
+    logger.warning("Converting %s to safetensors, once (about 20 s for the embedded model) …", gguf.name)
     where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **where)
@@ -184,6 +185,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
     import torch
     import transformers
 
+    if not sys.stderr.isatty():  # a bar in a log file is noise
+        transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "use_safetensors": True}
     if config.load_in_8bit or config.load_in_4bit:
         if importlib.util.find_spec("bitsandbytes") is None:

@@ -82,6 +82,9 @@ def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
     for name in ("fintune", "transformers", "peft"):
         logging.getLogger(name).addHandler(handler)
     logging.getLogger("fintune").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        for console in logging.getLogger().handlers:
+            console.setLevel(logging.DEBUG)
     return path
 
 

@@ -129,13 +129,15 @@ def train(
         model = lora_config.load_adapter(model, checkpoint, trainable=True)
     else:
         model = lora_config.add_adapter(model, recipe.lora_config, recipe.training.seed)
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
 
     from fintune.inference.engine import Engine
     from fintune.training.trainer import MultiTaskTrainer
 
     limit = recipe.evaluation.max_validation
-    held_out = {t.name: prepared.records(t.name, "validation")[:limit] for t in tasks}
+    held_out = {name: prepared.records(name, "validation")[:limit] for name in plan.per_epoch}
     validation = {
         name: (records, [template.example(tasks[name], record) for record in records])
         for name, records in held_out.items()
@@ -242,8 +244,6 @@ def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, rep
         max_grad_norm=training.max_grad_norm,
         fp16=precision.fp16,
         bf16=precision.dtype == torch.bfloat16,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
         torch_compile=training.torch_compile,
         dataloader_num_workers=training.dataloader_num_workers,
         seed=training.seed,

@@ -72,7 +72,7 @@ class StepBuilder:
             chosen = [examples[i] for i in members]
             prompts = [e.prompt_ids for e in chosen]
             row = pack(prompts, [[e.completion_ids] for e in chosen], self.share)
-            weight = self.task_weights[chosen[0].task] / total
+            weight = self.task_weights[chosen[0].task] / total if total else 0.0
             step.rows.append(row)
             step.weights.append(torch.full((len(chosen),), weight))
             step.tasks.append(chosen[0].task)

@@ -48,7 +48,7 @@ class MultiTaskTrainer(transformers.Trainer):
         save_extra: Callable[[Path], None],
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=lambda items: items[0], **kwargs)
+        super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
         self.engine = engine
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
@@ -123,7 +123,7 @@ class MultiTaskTrainer(transformers.Trainer):
     @torch.no_grad()
     def _validation_loss(self, builder: StepBuilder, examples: Sequence[TokenizedExample]) -> float:
         self.model.eval()
-        rows = builder.build(examples).rows
+        rows = builder.build(examples).rows  # unweighted below: the loss of a task is its plain mean
         values = torch.cat([self._row_nll(self.model, row).float().cpu() for row in rows])
         return float(values.mean())
 
@@ -165,5 +165,5 @@ class MultiTaskTrainer(transformers.Trainer):
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints in a folder, the one written last at the end."""
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir()]
-    return sorted(found, key=os.path.getmtime)
+    found = [p for p in Path(output_dir).glob("checkpoint-[0-9]*") if p.is_dir()]
+    return sorted(found, key=lambda p: (os.path.getmtime(p), int(p.name.rpartition("-")[2])))

@@ -1,0 +1,81 @@
+"""Shared fixtures: a tiny Llama with SmolLM2's real tokenizer for speed, and the real base for the real paths."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A folder with a random two-layer Llama (3.2 M parameters, fp32) and SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fintune.models.base import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-base")
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """An empty working folder, and no real data in sight."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FINTUNE_DATA_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_recipe(tiny_base, tmp_path):
+    """A function: changes → a recipe for a few steps on the tiny base, fp32, all five tasks."""
+    from fintune.config import Recipe
+
+    def recipe(**changes):
+        tasks = ("sentiment", "headline", "summarization", "qa", "regression")
+        sizes = {"dataset": "sample", "max_train": 12, "max_validation": 4, "max_test": 4}
+        raw = {
+            "base_model": {"name": str(tiny_base)},
+            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+            "training": {
+                "num_train_epochs": 1,
+                "max_steps": 4,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "max_length": 128,
+                "bf16": False,
+                "logging_steps": 1,
+            },
+            "data": {
+                "prepared_dir": str(tmp_path / "prepared"),
+                "tasks": {task: dict(sizes) for task in tasks},
+            },
+        }
+        for section, values in changes.items():
+            raw.setdefault(section, {}).update(values)
+        return Recipe.model_validate(raw)
+
+    return recipe

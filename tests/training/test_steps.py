@@ -1,0 +1,87 @@
+"""The step's loss is the stated formula, and how a step is cut into rows changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fintune.data.templates import TokenizedExample
+from fintune.models import attention
+from fintune.models.likelihood import row_logits, span_mean_nll
+from fintune.training.steps import StepBuilder
+
+WEIGHTS = {"a": 1.0, "b": 2.5}
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=30,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config).double()
+    attention.enable(model)
+    return model
+
+
+def step_loss(model, examples, **cut):
+    step = StepBuilder(examples, [list(range(len(examples)))], WEIGHTS, **cut)[0]
+    loss = sum(
+        (w * span_mean_nll(row_logits(model, row), row.targets, row.owner, len(w))).sum()
+        for row, w in zip(step.rows, step.weights, strict=True)
+    )
+    return loss, step
+
+
+ids = st.lists(st.integers(3, 29), min_size=1, max_size=5)
+examples = st.lists(
+    st.builds(
+        lambda own, answer, task: TokenizedExample([1, 2, *own], answer, task),
+        ids,
+        ids,
+        st.sampled_from(["a", "b"]),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(examples, st.integers(1, 8), st.integers(1, 60), st.booleans())
+def test_the_loss_and_its_gradient_do_not_depend_on_the_rows(model, batch, row_size, row_tokens, share):
+    weight = model.model.layers[1].mlp.up_proj.weight
+    results = []
+    for cut in (
+        {"row_size": 99, "row_tokens": 999},
+        {"row_size": row_size, "row_tokens": row_tokens, "share": share},
+    ):
+        loss, _ = step_loss(model, batch, **cut)
+        results.append((loss.detach(), torch.autograd.grad(loss, weight)[0]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_mean_of_each_examples_mean_nll(model):
+    batch = [
+        TokenizedExample([1, 2, 5], [6], "a"),
+        TokenizedExample([1, 2, 7, 8], [9, 10, 11], "b"),
+        TokenizedExample([1, 2, 4], [3, 5], "b"),
+    ]
+    expected = 0.0
+    for e in batch:
+        logits = model(torch.tensor([e.prompt_ids + e.completion_ids])).logits[0, len(e.prompt_ids) - 1 : -1]
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(e.completion_ids))
+        expected += WEIGHTS[e.task] * float(nll.detach())
+    expected /= 1.0 + 2.5 + 2.5
+    loss, step = step_loss(model, batch, row_size=2, row_tokens=999)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert step.examples == 3
+    assert step.plain_tokens == sum(len(e) - 1 for e in batch)
+    assert step.tokens < step.plain_tokens

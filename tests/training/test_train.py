@@ -1,0 +1,152 @@
+"""A run from recipe to adapter: resuming, plain PEFT, logs, trackers, variants, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fintune.errors import ConfigError, MissingExtraError, ModelError
+from fintune.training.run import train
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_run_leaves_a_plain_peft_adapter_with_its_manifest_card_and_log(tiny_recipe, workdir, capsys):
+    import peft
+    import transformers
+
+    recipe = tiny_recipe()
+    facts = train(recipe, workdir / "out", progress=False)
+    base = transformers.AutoModelForCausalLM.from_pretrained(recipe.base_model.name)
+    model = peft.PeftModel.from_pretrained(base, workdir / "out")
+    assert any(value.abs().sum() > 0 for name, value in model.state_dict().items() if "lora_B" in name)
+
+    manifest = json.loads((workdir / "out" / "fintune.json").read_text())
+    assert manifest["recipe"]["training"]["learning_rate"] == 1e-3
+    assert manifest["training"]["examples"] == 32 == facts["training"]["examples"]
+    assert manifest["data"]["tasks"]["qa"]["dataset"] == "built-in sample"
+    assert set(manifest["versions"]) >= {"python", "torch", "transformers", "peft", "fintune"}
+    card = (workdir / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model:") and "built-in sample" in card
+    log = next((workdir / "logs").glob("train-*.log")).read_text()
+    assert "sentiment_loss=" in log and "eval_headline_accuracy=" in log
+    assert list((workdir / "out" / "tensorboard").glob("events.*"))
+    assert "validation, step 4/4" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir):
+    changes = {"training": {"save_steps": 1, "max_steps": 8}, "lora_config": {"lora_dropout": 0.2}}
+    recipe = tiny_recipe(**changes)
+    train(recipe, workdir / "whole", progress=False)
+
+    (workdir / "recipe.json").write_text(json.dumps(recipe.model_dump(exclude_unset=True)))
+    code = (
+        "import json; from fintune.config import Recipe; from fintune.training.run import train;"
+        "train(Recipe.model_validate(json.load(open('recipe.json'))), 'killed', progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workdir / "killed" / "checkpoint-2").is_dir():
+        assert time.monotonic() < deadline and process.poll() is None, "no checkpoint was written"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "killed" / "adapter_model.safetensors").exists(), "it ended before it was killed"
+
+    train(recipe, workdir / "killed", resume="latest", progress=False)
+    whole, killed = weights(workdir / "whole"), weights(workdir / "killed")
+    assert whole.keys() == killed.keys()
+    for name in whole:
+        torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=0)
+
+
+def test_checkpoints_are_capped_and_none_is_left_half_written(tiny_recipe, workdir):
+    train(tiny_recipe(training={"save_steps": 1, "save_total_limit": 2}), workdir / "out", progress=False)
+    folders = sorted(path.name for path in (workdir / "out").iterdir() if path.is_dir())
+    assert folders == ["checkpoint-3", "checkpoint-4", "tensorboard"]
+
+
+def test_a_truncated_or_foreign_checkpoint_is_refused_in_a_sentence(tiny_recipe, workdir):
+    recipe = tiny_recipe()
+    with pytest.raises(ModelError, match="no checkpoint to resume from"):
+        train(recipe, workdir / "out", resume="latest")
+    with pytest.raises(ModelError, match="There is no checkpoint at"):
+        train(recipe, workdir / "out", resume=workdir / "absent")
+    train(recipe, workdir / "out", progress=False)
+    with pytest.raises(ConfigError, match=r"training\.learning_rate = 0\.001, but the recipe says 0\.01"):
+        train(tiny_recipe(training={"learning_rate": 0.01}), workdir / "out", resume="latest")
+    for name in ("optimizer.pt", "adapter_model.safetensors"):
+        path = workdir / "out" / "checkpoint-4" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ModelError, match="damaged"):
+            train(recipe, workdir / "out", resume="latest")
+        path.write_bytes(whole)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_gives_another(tiny_recipe, workdir):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tiny_recipe(training={"seed": seed, "max_steps": 2}), workdir / name, progress=False)
+    a, b, c = (weights(workdir / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_config": {"use_dora": True}},
+        {"lora_config": {"use_rslora": True, "lora_dropout": 0.1}},
+        {"training": {"gradient_checkpointing": True}},
+        {"training": {"shared_prefix": False, "batch_size": 2}},
+        {"training": {"fp16": True, "bf16": None}},
+        {"training": {"dataloader_num_workers": 1}},
+        {"multi_task": {"sampling_strategy": "weighted", "task_weights": {"qa": 2, "headline": 1}}},
+        {
+            "multi_task": {
+                "sampling_strategy": "temperature",
+                "task_weights": {"sentiment": 1, "regression": 0},
+            }
+        },
+    ],
+    ids=lambda changes: str(list(changes.values())[0]),
+)
+def test_every_variant_trains_and_its_loss_falls(tiny_recipe, workdir, changes):
+    changes = {section: dict(values) for section, values in changes.items()}
+    batch = changes.setdefault("training", {}).pop("batch_size", None)
+    changes["training"] |= {"max_steps": 12, "learning_rate": 3e-2, "num_train_epochs": 8}
+    changes["training"]["lr_scheduler_type"] = "constant"
+    changes.setdefault("multi_task", {"task_weights": {"sentiment": 1, "regression": 1}})
+    if batch:
+        changes["training"]["per_device_train_batch_size"] = batch
+    train(tiny_recipe(**changes), workdir / "out", progress=False)
+    state = json.loads((workdir / "out" / "checkpoint-12" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fintune[track]'")
+    monkeypatch.setenv("NETRC", str(workdir / "no-netrc"))
+    monkeypatch.setenv("HOME", str(workdir))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    train(tiny_recipe(training={"max_steps": 2}), workdir / "out", use_wandb=True, progress=False)
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert list((workdir / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_wandb_that_is_missing_is_named_with_its_fix(monkeypatch, workdir):
+    from fintune.training import callbacks
+
+    monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fintune\[track\]'"):
+        callbacks.trackers(True, workdir)
