@@ -38,7 +38,8 @@ class RuleEngine:
         if task.type == "qa":
             return task.parse(overlap_sentence(record.text, record.question) if read else record.text)
         found = sentences(record.text)
-        return task.parse("\n".join(f"- {s}" for s in found if re.search(r"\d", s)) if read else record.text)
+        chosen = [s for s in found if re.search(r"\d", s)][:5] if read else found[-3:]
+        return task.parse("\n".join(f"- {s}" for s in chosen))
 
     @staticmethod
     def _fit(task, i, tone):

@@ -33,12 +33,25 @@ def _printed(results, width=80):
     return console.file.getvalue()
 
 
-def test_the_terminal_table_shows_every_figure_on_80_columns(results):
+def test_the_terminal_table_shows_every_figure_on_80_columns(results, monkeypatch):
+    regression = results["tasks"]["regression"]["systems"]["adapter"]
+    monkeypatch.setitem(regression["metrics_interval"], "r2", [-10.0291, -10.0031])
+    monkeypatch.setitem(regression, "n", 12694)
     text = _printed(results)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     for row in rows_of(results):
         assert number(row.adapter) in text and number(row.baseline) in text
-    for part in ["built-in sample", "MSE ↓", "smaller is better", "majority class", "8 of these", "†"]:
+    for part in [
+        "built-in sample",
+        "MSE ↓",
+        "smaller is better",
+        "majority class",
+        "8 of these",
+        "†",
+        "F1 (weighted)",
+        "n = 12,694",
+        "[-10.029, -10.003]",
+    ]:
         assert part in text
 
 

@@ -169,18 +169,15 @@ class _TaskRun:
         if self.engine.adapter is None or getattr(known, "levels", None) == []:
             self.engine.tasks.tasks[self.task.name] = self.task
 
-    def _predict(self, system: str, records: Sequence[Record]) -> tuple[list[Prediction], float]:
+    def _bar(self, what: str, total: int) -> Any:
         from tqdm import tqdm
 
-        shown = {"adapter": "fintune", "base": "untuned base"}[system]
+        off = not self.progress
+        return tqdm(total=total, desc=f"{self.task.name}, {what}", unit="ex", disable=off, leave=False)
+
+    def _predict(self, system: str, records: Sequence[Record]) -> tuple[list[Prediction], float]:
         begun = time.perf_counter()
-        with tqdm(
-            total=len(records),
-            desc=f"{self.task.name}, {shown}",
-            unit="ex",
-            disable=not self.progress,
-            leave=False,
-        ) as bar:
+        with self._bar({"adapter": "fintune", "base": "untuned base"}[system], len(records)) as bar:
             answers = self.engine.predict(
                 self.task.name,
                 records,
@@ -223,7 +220,8 @@ class _TaskRun:
         if self.encoder is None:
             return {}
         targets, texts = [self.task.completion(r) for r in records], [str(a.value) for a in answers]
-        return {"bertscore_f1": bertscore_examples(targets, texts, self.encoder)}
+        with self._bar("BERTScore", len(records)) as bar:
+            return {"bertscore_f1": bertscore_examples(targets, texts, self.encoder, bar.update)}
 
     def _metrics(
         self, records: Sequence[Record], answers: Sequence[Prediction], semantic: Scores

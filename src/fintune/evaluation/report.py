@@ -211,10 +211,10 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     table = Table(
-        box=box.SIMPLE_HEAD, title=Text(_title(results), style="bold"), pad_edge=False, padding=(0, 1)
+        box=box.SIMPLE_HEAD, title=Text(_title(results), style="bold"), pad_edge=False, collapse_padding=True
     )
     table.add_column("task", overflow="fold")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for heading in ("baseline", "base", "fintune"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True, style="dim")
@@ -222,7 +222,7 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
     for i, row in enumerate(rows):
         position = sum(1 for other in rows[:i] if other.task == row.task)
         last = i + 1 == len(rows) or rows[i + 1].task != row.task
-        about = (row.task, f"{row.n:,} examples", "")[min(position, 2)]
+        about = (row.task, f"n = {row.n:,}", "")[min(position, 2)]
         style = {True: "bold green", False: "yellow", None: ""}[row.verdict]
         table.add_row(
             Text(about, style="bold" if position == 0 else "dim"),
