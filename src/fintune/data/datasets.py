@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
 from fintune.data.quality import (
     Report,
+    Split,
     check,
     count_conflicts,
     refuse_empty,
@@ -36,7 +37,6 @@ from fintune.tasks.base import Record, Task, TaskSet
 
 __all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
 
-Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FORMAT = 1
 
@@ -167,7 +167,7 @@ def _damaged(folder: Path, why: str) -> str:
 
 def _splits(
     task: Task, source: Source, config: TaskDataConfig, recipe: Recipe
-) -> tuple[dict[str, list[Record]], Report]:
+) -> tuple[dict[Split, list[Record]], Report]:
     """Read and check a source; official splits stay, missing ones are carved from the training pool."""
     report = Report()
     labels_key = f"data.tasks.{task.name}.labels"
@@ -185,7 +185,7 @@ def _splits(
     if not validation and pool:
         pool, validation = carve(pool, recipe.data.validation_fraction, seed, by_label)
     report.conflicting = count_conflicts(pool)
-    splits = dict(zip(SPLITS, (pool, validation, test), strict=True))
+    splits: dict[Split, list[Record]] = {"train": pool, "validation": validation, "test": test}
     refuse_empty(task, splits, source.dataset, report)
     limits = (config.max_train, config.max_validation, config.max_test)
     capped = {
@@ -198,7 +198,7 @@ def _splits(
 
 
 def _entry(
-    task: Task, source: Source, sums: dict[str, str], splits: dict[str, list[Record]], report: Report
+    task: Task, source: Source, sums: dict[str, str], splits: dict[Split, list[Record]], report: Report
 ) -> dict[str, Any]:
     labels = {}
     if task.type == "classification":

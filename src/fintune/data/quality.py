@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from fintune.errors import DataError
 from fintune.tasks.base import ClassificationTask, Record, Task
+
+Split = Literal["train", "validation", "test"]
 
 MAX_NAMED = 5
 """Dropped rows that a report names one by one; all are counted."""
@@ -79,7 +82,7 @@ def check(
             unknown.setdefault(str(record.target), record.id)
         else:
             report.add(Dropped("malformed rows", record.id, problem))
-    if unknown:
+    if unknown and isinstance(task, ClassificationTask):
         _refuse_labels(task, unknown, key)
     return records
 
@@ -132,7 +135,7 @@ def count_conflicts(records: Iterable[Record]) -> int:
     return sum(len(values) > 1 for values in targets.values())
 
 
-def refuse_empty(task: Task, splits: Mapping[str, list[Record]], where: str, report: Report) -> None:
+def refuse_empty(task: Task, splits: Mapping[Split, list[Record]], where: str, report: Report) -> None:
     """Raise a DataError for a split without records, or a classification split of one label only."""
     lost = sum(report.dropped.values())
     hint = f" ({lost:,} rows were dropped, such as {report.named[0]})" if lost else ""

@@ -53,7 +53,7 @@ def carve(
             quota.subtract(need)
             carved.update(group)
     if not carved and len(groups) > 1:
-        carved.update(min(groups, key=len))
+        carved.update(sorted(groups, key=len)[0])
     rest = [record for i, record in enumerate(records) if i not in carved]
     return rest, [record for i, record in enumerate(records) if i in carved]
 

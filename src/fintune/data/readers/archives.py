@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tarfile
 import zlib
@@ -24,7 +25,7 @@ def members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], str]]:
     """
     wanted = re.compile(rf"(?:\./)?(?:[^/]+/)?{pattern}")
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as content, tarfile.open(fileobj=content, mode="r|") as archive:
             for member in archive:
                 match = wanted.fullmatch(member.name)
                 if match is None or not member.isreg():
@@ -36,6 +37,8 @@ def members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], str]]:
                 stream = archive.extractfile(member)
                 assert stream is not None  # of a regular file there always is one
                 yield match, stream.read().decode("utf-8-sig")
+            while content.read(2**20):  # up to the checksum at the end, which a truncated file lacks
+                pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): download it again.") from None
     except UnicodeDecodeError as error:

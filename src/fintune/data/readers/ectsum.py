@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fintune.data.quality import Dropped
+from fintune.data.quality import Dropped, Split
 from fintune.data.readers.archives import members
 from fintune.tasks.base import Record
 
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_SPLITS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 _FILE = r"data/final/(?P<split>train|val|test)/(?P<part>ects|gt_summaries)/(?P<name>[^/]+)\.txt"
 
 
@@ -31,7 +31,7 @@ def ectsum(path: Path) -> Iterator[Record | Dropped]:
             yield Record(
                 text=part["ects"],
                 target=part["gt_summaries"],
-                split=_SPLITS[split],  # type: ignore[arg-type]
+                split=_SPLITS[split],
                 id=where,
                 source="ectsum",
             )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fintune.data.quality import Dropped, text_key
+from fintune.data.quality import Dropped, Split, text_key
 from fintune.data.readers.own_file import csv_rows
 from fintune.errors import DataError
 from fintune.tasks.base import Record
@@ -33,7 +33,7 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
         if not at:
             yield Dropped("malformed rows", where, "it has no @ before a label")
             continue
-        split = "test" if i in test else "train"
+        split: Split = "test" if i in test else "train"
         yield Record(sentence.strip(), label.strip(), split=split, id=where, source="financial_phrasebank")
 
 
@@ -42,6 +42,7 @@ def twitter_financial_news(train: Path, valid: Path) -> Iterator[Record | Droppe
 
     Every short link (https://t.co/…) becomes `[link]`: its letters are random and say nothing.
     """
+    split: Split
     for path, split in ((train, "train"), (valid, "test")):
         for where, row in _csv(path, ("text", "label")):
             if isinstance(row, Dropped):
@@ -52,7 +53,7 @@ def twitter_financial_news(train: Path, valid: Path) -> Iterator[Record | Droppe
                 yield Record(
                     text=_SHORT_LINK.sub("[link]", row["text"]).strip(),
                     target=_TWITTER_LABELS[row["label"].strip()],
-                    split=split,  # type: ignore[arg-type]
+                    split=split,
                     id=where,
                     source="twitter_financial_news",
                 )
@@ -81,7 +82,7 @@ def fiqa_sa(*paths: Path) -> Iterator[Record | Dropped]:
     and bad news for another. Scores are as published, not percentages.
     """
     for path in paths:
-        split = "test" if path.stem.endswith("_test") else "train"
+        split: Split = "test" if path.stem.endswith("_test") else "train"
         for name, entry in _json(path, dict).items():
             where = f"{path.name}:{name}"
             try:
@@ -105,7 +106,7 @@ def fiqa_sa(*paths: Path) -> Iterator[Record | Dropped]:
                     text=text,
                     target=score,
                     group=text_key(sentence),
-                    split=split,  # type: ignore[arg-type]
+                    split=split,
                     id=f"{where}.{number}",
                     source="fiqa_sa",
                 )

@@ -15,17 +15,21 @@ import bisect
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from fintune.data.quality import Dropped
+from fintune.data.quality import Dropped, Split
 from fintune.data.readers.archives import members
 from fintune.tasks.base import Record
 
 MAX_WORDS = 120
 """Words of tweets in one record."""
 _FIRST_DAY = "2014-01-01"
-_ENDS = (("train", "2015-08-01"), ("validation", "2015-10-01"), ("test", "2016-01-01"))
+_ENDS: tuple[tuple[Split, str], ...] = (
+    ("train", "2015-08-01"),
+    ("validation", "2015-10-01"),
+    ("test", "2016-01-01"),
+)
 _FILE = r"(?:tweet/preprocessed/(?P<stock>[^/]+)/(?P<day>\d{4}-\d\d-\d\d)|price/raw/(?P<priced>[^/]+)\.csv)"
 
 Tweet = tuple[str, str]
@@ -53,7 +57,7 @@ def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Droppe
         yield Dropped(reason, path.name, count=count)
 
 
-def _closes(text: str, where: str) -> Iterator[Dropped]:  # a generator that also returns
+def _closes(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]:
     """Day → adjusted close of a price file; yields what cannot be read."""
     closes: dict[str, float] = {}
     for number, row in enumerate(csv.DictReader(text.splitlines()), start=2):
@@ -61,10 +65,10 @@ def _closes(text: str, where: str) -> Iterator[Dropped]:  # a generator that als
             closes[row["Date"]] = float(row["Adj Close"])
         except (KeyError, TypeError, ValueError):
             yield Dropped("malformed rows", f"{where}:{number}", "it has no date or adjusted close")
-    return closes  # type: ignore[return-value]
+    return closes
 
 
-def _tweets(text: str, day: str, where: str) -> Iterator[Dropped]:
+def _tweets(text: str, day: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
     """The tweets of a stock's day; yields what cannot be read."""
     tweets: list[Tweet] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -73,7 +77,7 @@ def _tweets(text: str, day: str, where: str) -> Iterator[Dropped]:
             tweets.append((f"{day} {row['created_at'][11:19]}", _sentence(row["text"])))
         except (json.JSONDecodeError, KeyError, TypeError):
             yield Dropped("malformed rows", f"{where}:{number}", "it is not a tweet with a text and a time")
-    return tweets  # type: ignore[return-value]
+    return tweets
 
 
 def _windows(
@@ -124,7 +128,7 @@ def _windows(
         yield Record(
             text=f"Tweets on ${stock}:\n{text}",
             target=round(100 * (closes[after] / closes[before] - 1), 4),
-            split=next(split for split, end in _ENDS if after < end),  # type: ignore[arg-type]
+            split=next(split for split, end in _ENDS if after < end),
             id=f"{file}:{stock}/{after}",
             source="stocknet",
         )

@@ -1,0 +1,264 @@
+"""Preparing data: from the sample or one's own file to Parquet, whole, repeatable, nothing lost silently."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fintune.config import Recipe, load_recipe
+from fintune.data.datasets import load_prepared, prepare
+from fintune.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+TASKS = ["sentiment", "headline", "summarization", "qa", "regression"]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("FINTUNE_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def recipe(names=("sentiment",), **tasks):
+    """A recipe of the named built-in tasks, with `data.tasks` as given."""
+    return Recipe.model_validate(
+        {
+            "multi_task": {"task_weights": dict.fromkeys(names, 1)},
+            "data": {"prepared_dir": "prepared", "tasks": tasks},
+        }
+    )
+
+
+def quiet(_):
+    pass
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def own_file(rows, name="own.csv", header=("text", "target")):
+    with open(name, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return name
+
+
+def rows(count, start=0):
+    labels = ("positive", "negative", "neutral")
+    return [(f"Unit {i} reported.", labels[i % 3]) for i in range(start, start + count)]
+
+
+def test_the_sample_is_prepared_for_all_five_tasks_and_says_what_it_is():
+    lines = []
+    prepared = prepare(recipe(TASKS), say=lines.append)
+    assert prepared.describes == "built-in sample"
+    assert len(lines) == 5 and all("built-in sample" in line for line in lines)
+    for task in TASKS:
+        entry = prepared.manifest["tasks"][task]
+        for split, count in entry["counts"].items():
+            records = prepared.records(task, split)
+            assert len(records) == count > 0
+            assert {record.split for record in records} == {split}
+    assert isinstance(prepared.records("regression", "test")[0].target, float)
+    assert prepared.records("qa", "test")[0].question
+    assert len(prepared.task_set()["regression"].levels) > 5
+
+
+def test_preparing_again_changes_nothing_and_preparing_anew_gives_the_same_bytes():
+    first = prepare(recipe(TASKS), say=quiet)
+    before = contents(first.folder)
+    stamps = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    lines = []
+    again = prepare(recipe(TASKS), say=lines.append)
+    assert again == first and lines == ["Data in prepared is up to date (built-in sample)."]
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == stamps
+    prepare(recipe(TASKS), force=True, say=quiet)
+    assert contents(first.folder) == before
+    assert load_prepared("prepared") == first
+
+
+def prepare_own(own_rows, header=("text", "target"), **settings):
+    """Prepare sentiment from own.csv; returns the task's entry of the manifest and the dataset."""
+    own_file(own_rows, header=header)
+    prepared = prepare(recipe(sentiment={"file": "own.csv", **settings}), say=quiet)
+    return prepared.manifest["tasks"]["sentiment"], prepared
+
+
+def test_a_changed_file_or_another_seed_prepares_anew():
+    first, _ = prepare_own(rows(60))
+    second, prepared = prepare_own(rows(61))
+    assert (sum(first["counts"].values()), sum(second["counts"].values())) == (60, 61)
+    config = recipe(sentiment={"file": "own.csv"})
+    config.training.seed = 7
+    assert prepare(config, say=quiet).manifest["key"] != prepared.manifest["key"]
+
+
+def test_limits_take_a_stratified_subset():
+    limits = {"max_train": 30, "max_validation": 6, "max_test": 9}
+    entry = prepare(recipe(sentiment=limits), say=quiet).manifest["tasks"]["sentiment"]
+    assert entry["counts"] == {"train": 30, "validation": 6, "test": 9}
+    assert set(entry["labels"]["train"].values()) == {10}
+
+
+def test_duplicates_and_leaks_leave_the_training_split_only_and_are_counted():
+    own_file([*rows(9, 100), ("Unit 3  REPORTED.", "positive")], "test.csv")
+    train = [*rows(60), rows(1)[0], (rows(2)[1][0], "positive"), ("", "neutral")]
+    entry, prepared = prepare_own(train, test_file="test.csv")
+    assert entry["dropped"] == {
+        "malformed rows": 1,
+        "train texts also in test": 1,
+        "exact duplicates in train": 1,
+    }
+    assert entry["dropped_examples"] == [
+        "own.csv:64: the text is empty",
+        "own.csv:5: train texts also in test",
+        "own.csv:62: repeats own.csv:2",
+    ]
+    assert entry["counts"]["test"] == 10
+    assert entry["counts"]["train"] + entry["counts"]["validation"] == 60
+    texts = {
+        split: {r.text for r in prepared.records("sentiment", split)} for split in ("train", "validation")
+    }
+    assert not texts["train"] & texts["validation"]  # the text with two labels is on one side
+
+
+def test_conflicting_labels_are_counted_and_kept():
+    given = [(*row, "train") for row in [*rows(30), ("Unit 1 reported.", "positive")]]
+    given += [(*row, split) for split, at in (("dev", 50), ("test", 60)) for row in rows(6, at)]
+    entry, _ = prepare_own(given, header=("text", "target", "split"))
+    assert entry["conflicting_targets_in_train"] == 1
+    assert entry["counts"] == {"train": 31, "validation": 6, "test": 6}
+
+
+def test_labels_of_a_file_are_mapped_and_unknown_ones_are_refused_with_the_mapping_to_write():
+    coded = [(text, {"positive": 1, "negative": -1, "neutral": 0}[label]) for text, label in rows(30)]
+    names = {1: "positive", -1: "negative", 0: "neutral"}
+    entry, _ = prepare_own(coded, labels=names)
+    assert set(entry["labels"]["train"]) == {"positive", "negative", "neutral"}
+    with pytest.raises(DataError) as caught:
+        prepare_own([*rows(30), ("Good.", "Positive")])
+    for part in (
+        "own.csv:32",
+        "'Positive'",
+        "valid are: positive, negative, neutral",
+        "data.tasks.sentiment.labels: {'Positive': positive}",
+    ):
+        assert part in str(caught.value)
+
+
+def test_an_empty_or_one_label_split_is_refused_by_task_file_and_fix():
+    with pytest.raises(
+        DataError, match=r"Task sentiment: the train split of own\.csv is empty.*own\.csv:2: the"
+    ):
+        prepare_own([("", "positive"), (" ", "negative")])
+    with pytest.raises(
+        DataError, match=r"Task sentiment: all .* of the train split of own\.csv .*'positive'.*add"
+    ):
+        prepare_own([(f"Unit {i} rose.", "positive") for i in range(30)])
+
+
+def test_a_missing_file_is_named_with_its_key():
+    with pytest.raises(DataError, match=r"no file absent\.csv \(named by data\.tasks\.sentiment\.file;"):
+        prepare(recipe(sentiment={"file": "absent.csv"}), say=quiet)
+
+
+def test_an_unknown_or_unfit_dataset_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown dataset 'stoknet'; did you mean 'stocknet'\?"):
+        prepare(recipe(sentiment={"dataset": "stoknet"}), say=quiet)
+    with pytest.raises(ConfigError, match="'stocknet', which is for regression tasks, but sentiment"):
+        prepare(recipe(sentiment={"dataset": "stocknet"}), say=quiet)
+
+
+def write_headlines(folder):
+    folder.mkdir(parents=True)
+    for name, start in (("train", 0), ("valid", 100)):
+        lines = [f"Unit {i} reported,{i % 3}" for i in range(start, start + 30)]
+        (folder / f"sent_{name}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+
+
+def test_a_public_dataset_is_taken_where_it_is_found_and_the_sample_fills_in(monkeypatch):
+    write_headlines(Path("raw/twitter_financial_news"))
+    monkeypatch.setenv("FINTUNE_DATA_DIR", "raw")
+    lines = []
+    prepared = prepare(recipe(["headline", "qa"]), say=lines.append)
+    assert prepared.manifest["tasks"]["headline"]["dataset"] == "twitter_financial_news"
+    assert len(prepared.manifest["tasks"]["headline"]["sha256"]) == 2
+    assert prepared.describes == "built-in sample"  # for one task is
+    assert "no financial_qa_10k/Financial-QA-10k.csv in raw" in lines[1]
+    forced = prepare(recipe(["headline"], headline={"dataset": "sample"}), say=quiet)
+    assert forced.manifest["tasks"]["headline"]["dataset"] == "built-in sample"
+
+
+def test_a_data_folder_that_lacks_a_file_is_refused_by_that_files_name(monkeypatch):
+    monkeypatch.setenv("FINTUNE_DATA_DIR", "raw")
+    with pytest.raises(DataError, match="FINTUNE_DATA_DIR is raw, which is no folder"):
+        prepare(recipe(["headline"]), say=quiet)
+    write_headlines(Path("raw/twitter_financial_news"))
+    Path("raw/twitter_financial_news/sent_valid.csv").unlink()
+    with pytest.raises(DataError, match=r"needs twitter_financial_news/sent_valid\.csv, which is missing"):
+        prepare(recipe(["headline"]), say=quiet)
+
+
+def test_prepared_data_that_is_absent_or_damaged_is_refused_with_the_fix():
+    with pytest.raises(DataError, match="no prepared data in prepared: run  fintune data prepare"):
+        load_prepared("prepared")
+    prepare(recipe(), say=quiet)
+    path = Path("prepared/sentiment/test.parquet")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"sentiment/test\.parquet is not as it was written.*--force"):
+        load_prepared("prepared")
+    path.unlink()
+    with pytest.raises(DataError, match=r"sentiment/test\.parquet is missing"):
+        load_prepared("prepared")
+    assert prepare(recipe(), say=quiet) == load_prepared("prepared")  # mended without being told to
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced():
+    Path("prepared").mkdir()
+    Path("prepared/thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds something else"):
+        prepare(recipe(), say=quiet, force=True)
+    assert Path("prepared/thesis.txt").read_text() == "years of work"
+
+
+def test_a_failed_preparation_leaves_the_last_one_as_it_was():
+    before = contents(prepare(recipe(), say=quiet).folder)
+    with pytest.raises(DataError):
+        prepare_own([("Rose.", "positive")] * 3)
+    assert contents(Path("prepared")) == before
+    assert [path.name for path in Path().iterdir() if "prepared" in path.name] == ["prepared"]
+
+
+def test_the_guides_debug_command_prints_a_summary(capsys):
+    from fintune.data.datasets import test_data_loading as summarize
+
+    Path("configs").mkdir()
+    Path("configs/default.yaml").write_text("multi_task: {task_weights: {sentiment: 1, qa: 1}}\n")
+    summarize()
+    out = capsys.readouterr().out
+    assert "built-in sample" in out and "sentiment" in out and "240" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("custom_classification", ["classification", "qa", "summarization", "regression"]),
+        ("plugin_task", ["classification"]),
+    ],
+)
+def test_the_documented_examples_of_new_tasks_prepare_their_data(name, types, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    config = load_recipe(f"configs/examples/{name}.yaml", [f"data.prepared_dir={tmp_path}/prepared"])
+    prepared = prepare(config, say=quiet)
+    assert [task.type for task in prepared.task_set()] == types
+    for task in prepared.task_set():
+        assert all(task.problem(record) is None for record in prepared.records(task.name, "test"))
+
+
+def test_the_example_plugin_adds_its_own_metric(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from configs.examples.plugin_task import NoticeTask
+
+    answers = [{"target": "urgent", "prediction": "urgent"}, {"target": "urgent", "prediction": "routine"}]
+    assert NoticeTask().evaluate_custom_task(answers) == {"urgent_recall": 0.5}

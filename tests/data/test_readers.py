@@ -1,0 +1,290 @@
+"""Readers: small files of our own in each dataset's shape, and what is wrong with a row is named."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from fintune.data.quality import Dropped
+from fintune.data.readers.ectsum import ectsum
+from fintune.data.readers.own_file import read_own_file
+from fintune.data.readers.public import (
+    financial_phrasebank,
+    financial_qa_10k,
+    fiqa_sa,
+    tatqa,
+    twitter_financial_news,
+)
+from fintune.data.readers.stocknet import stocknet
+from fintune.errors import DataError
+from fintune.tasks.base import ClassificationTask, QATask, Record, RegressionTask
+
+TOPIC = ClassificationTask("topic", "Name the topic.", ("good", "bad"))
+
+
+def parts(items):
+    items = list(items)
+    return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Dropped)]
+
+
+def archive(path, files, links=()):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, target in links:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def test_phrasebank_drops_its_byte_order_mark_and_keeps_the_shared_test_split(tmp_path):
+    from datasets import Dataset
+
+    lines = [f"Sales of unit {i} rose , we are at a@b .@positive" for i in range(41)]
+    path = tmp_path / "s.txt"
+    path.write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode())
+    records, dropped = parts(financial_phrasebank(path))
+    assert not dropped
+    assert (records[0].text, records[0].target) == ("Sales of unit 0 rose , we are at a@b .", "positive")
+    shared = Dataset.from_dict({"line": lines}).train_test_split(seed=42)["test"]["line"]
+    ours = [f"{r.text}@{r.target}" for r in records if r.split == "test"]
+    assert sorted(ours) == sorted(shared) and len(ours) == 11
+
+
+def test_phrasebank_names_a_line_without_a_label(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_text("Profit rose .@positive\nProfit fell .\n")
+    _, dropped = parts(financial_phrasebank(path))
+    assert dropped == [Dropped("malformed rows", "s.txt:2", "it has no @ before a label")]
+
+
+def test_twitter_labels_are_named_links_are_shortened_and_lines_are_counted(tmp_path):
+    train, valid = tmp_path / "train.csv", tmp_path / "valid.csv"
+    train.write_text('text,label\n"$AB cut\nat a broker https://t.co/aB3",0\n$CD up,1\n$EF,7\n$GH\n')
+    valid.write_text("text,label\n$EF flat https://t.co/x…,2\n")
+    records, dropped = parts(twitter_financial_news(train, valid))
+    assert [(r.text, r.target, r.split, r.id) for r in records] == [
+        ("$AB cut\nat a broker [link]", "bearish", "train", "train.csv:2"),
+        ("$CD up", "bullish", "train", "train.csv:4"),
+        ("$EF flat [link]", "neutral", "test", "valid.csv:2"),
+    ]
+    assert [(d.where, d.why) for d in dropped] == [
+        ("train.csv:5", "the label '7' is none of 0, 1, 2"),
+        ("train.csv:6", "it has 1 cells, but the header has 2"),
+    ]
+
+
+def test_a_public_file_without_its_column_is_refused(tmp_path):
+    path = tmp_path / "qa.csv"
+    path.write_text("question,reply\nWhy?,So.\n")
+    with pytest.raises(DataError, match=r"no column 'answer', only: question, reply"):
+        list(financial_qa_10k(path))
+
+
+def test_financial_qa_groups_by_company(tmp_path):
+    path = tmp_path / "qa.csv"
+    path.write_text("question,answer,context,ticker,filing\nHow many?,Nine.,We have nine.,AB,2023\n")
+    records, _ = parts(financial_qa_10k(path))
+    assert records[0].text == "We have nine." and records[0].question == "How many?"
+    assert (records[0].target, records[0].group) == ("Nine.", "AB")
+
+
+def test_fiqa_keeps_a_sentence_together_and_names_a_bad_score(tmp_path):
+    info = [{"target": "AB", "sentiment_score": "-0.4"}, {"target": "CD", "sentiment_score": "0.7"}]
+    rows = {
+        "1": {"sentence": "CD takes a deal from AB", "info": info},
+        "2": {"sentence": "EF", "info": [{"target": "EF", "sentiment_score": "3"}]},
+        "3": {"info": []},
+    }
+    path = tmp_path / "task1_post_ABSA_test.json"
+    path.write_text(json.dumps(rows))
+    records, dropped = parts(fiqa_sa(path))
+    assert [(r.text, r.target) for r in records] == [
+        ("CD takes a deal from AB\nTarget: AB", -0.4),
+        ("CD takes a deal from AB\nTarget: CD", 0.7),
+    ]
+    assert records[0].group == records[1].group and records[0].split == "test"
+    assert [d.why for d in dropped] == ["its score 3.0 is not in [-1, 1]", "it lacks a sentence or its info"]
+
+
+def test_tatqa_writes_its_table_as_lines(tmp_path):
+    question = {"order": 1, "question": "Sales?", "answer": ["4.1"], "scale": "million"}
+    entry = {
+        "table": {"uid": "t", "table": [["", "2019"], ["Sales", "4.1"]]},
+        "paragraphs": [{"order": 2, "text": "b"}, {"order": 1, "text": "a"}],
+        "questions": [question, {**question, "order": 2, "answer": -12.6, "scale": ""}],
+    }
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([entry, {"table": None}]))
+    records, dropped = parts(tatqa(path))
+    assert records[0].text == " | 2019\nSales | 4.1\na\nb" and records[0].group == "t"
+    assert [r.target for r in records] == ["4.1 million", "-12.6"]
+    assert len(dropped) == 1
+
+
+def test_ectsum_pairs_files_by_name_and_ignores_everything_else(tmp_path):
+    base = "data/final"
+    path = archive(
+        tmp_path / "e.tar.gz",
+        {
+            f"{base}/train/ects/B_q1.txt": "Hello.\nSales rose.\n",
+            f"{base}/train/gt_summaries/B_q1.txt": "sales rose.\n",
+            f"{base}/val/ects/C_q1.txt": "Hello.",
+            f"{base}/test/ects/../../../../escape.txt": "out",
+            "/etc/passwd": "out",
+        },
+        links=[(f"{base}/test/ects/D_q1.txt", "/etc/passwd")],
+    )
+    records, dropped = parts(ectsum(path))
+    assert [(r.text, r.target, r.split) for r in records] == [("Hello.\nSales rose.", "sales rose.", "train")]
+    assert [(d.where, d.why) for d in dropped] == [("e.tar.gz:val/C_q1", "it has no summary")]
+    assert [p.name for p in tmp_path.iterdir()] == ["e.tar.gz"]
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    path = archive(tmp_path / "e.tar.gz", {"data/final/train/ects/A.txt": "sales rose, " * 5000})
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="is damaged"):
+        list(ectsum(path))
+
+
+def tweet(text, time="10:00:00"):
+    return json.dumps({"text": text.split(), "created_at": f"Fri Jul 31 {time} +0000 2015"}) + "\n"
+
+
+@pytest.fixture
+def stock_archive(tmp_path):
+    # 2015-07-30 is a Thursday; Saturday and Sunday have no prices.
+    prices = "Date,Open,Adj Close\n2015-07-30,1,100\n2015-07-31,1,110\n2015-08-03,1,99\n2015-08-04,1,99\n"
+    folder = "tweet/preprocessed/AB"
+    return archive(
+        tmp_path / "s.tar.gz",
+        {
+            f"{folder}/2015-07-30": tweet("rt AT_USER $ ab sees 5 % more sales , says chief URL")
+            + tweet("$ ab $ cd $ ef alerts")
+            + "{bad\n",
+            f"{folder}/2015-07-31": tweet("RT AT_USER $ ab sees 5 % more sales, says chief"),
+            f"{folder}/2015-08-01": tweet("weekend news on $ ab"),
+            f"{folder}/2015-08-04": tweet("too late for a change"),
+            "tweet/preprocessed/ZZ/2015-07-30": tweet("a stock without prices"),
+            "price/raw/AB.csv": prices + "2015-08-05,1,null\n",
+        },
+    )
+
+
+def test_stocknet_predicts_the_change_to_the_next_trading_day(stock_archive):
+    records, _ = parts(stocknet(stock_archive))
+    assert [(r.id, r.target, r.split) for r in records] == [
+        ("s.tar.gz:AB/2015-07-31", 10.0, "train"),
+        ("s.tar.gz:AB/2015-08-03", -10.0, "validation"),
+    ]
+
+
+def test_stocknet_puts_the_informative_tweet_first_and_a_weekends_with_fridays(stock_archive):
+    records, _ = parts(stocknet(stock_archive))
+    assert records[0].text == ("Tweets on $AB:\n- $AB sees 5% more sales, says chief\n- $AB $CD $EF alerts")
+    assert records[1].text.splitlines()[-1] == "- weekend news on $AB"
+
+
+def test_stocknet_counts_all_it_leaves_out(stock_archive):
+    _, dropped = parts(stocknet(stock_archive))
+    assert {(d.reason, d.count) for d in dropped if d.reason != "malformed rows"} == {
+        ("stock-days without tweets", 1),
+        ("tweets outside the days that are predicted", 1),
+        ("tweets of stocks without prices", 1),
+    }
+    assert [d.where for d in dropped if d.reason == "malformed rows"] == [
+        "s.tar.gz:tweet/preprocessed/AB/2015-07-30:3",
+        "s.tar.gz:price/raw/AB.csv:6",
+    ]
+
+
+def test_stocknet_keeps_to_its_budget_of_words(stock_archive):
+    records, _ = parts(stocknet(stock_archive, max_words=5))
+    assert all(len(r.text.replace("- ", "").split()) <= 3 + 5 for r in records)
+    assert records[0].text == "Tweets on $AB:\n- $AB sees 5% more sales,"
+
+
+# A user's own file ---------------------------------------------------------------------------------
+
+
+def own(path, task=TOPIC, columns=None, split=None):
+    return parts(read_own_file(path, task, columns or {}, f"data.tasks.{task.name}.columns", split))
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "tsv", "jsonl", "parquet"])
+def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
+    rows = [{"body": "Sales rose, a lot", "label": "good", "part": "dev"}, {"body": "b", "label": "bad"}]
+    path = tmp_path / f"f.{'csv' if kind == 'semicolons' else kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        mark = {"csv": ",", "semicolons": ";", "tsv": "\t"}[kind]
+        lines = [("body", "label", "part"), ('"Sales rose, a lot"', "good", "dev"), ("b", "bad", "")]
+        path.write_text("".join(mark.join(line) + "\n" for line in lines), encoding="utf-8-sig")
+    records, dropped = own(path, columns={"text": "body", "target": "label", "split": "part"})
+    assert not dropped
+    assert [(r.text, r.target, r.split) for r in records] == [
+        ("Sales rose, a lot", "good", "validation"),
+        ("b", "bad", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts_of_message"),
+    [
+        ("f.csv", "", ["f.csv is empty"]),
+        ("f.jsonl", "\n\n", ["f.jsonl holds no JSON object"]),
+        ("f.xlsx", "x", ["unknown kind", ".csv, .tsv, .jsonl or .parquet"]),
+        ("f.parquet", "no", ["f.parquet is not a Parquet file"]),
+        (
+            "f.csv",
+            "text,sentiment\na,good\n",
+            ["no column 'target'", "text, sentiment", "{target: sentiment}"],
+        ),
+        ("f.csv", "texts,target\na,good\n", ["no column 'text'", "texts, target", "{text: texts}"]),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, content, parts_of_message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        own(path)
+    for part in parts_of_message:
+        assert part in str(caught.value)
+
+
+def test_a_file_of_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_bytes("text,target\nFörsäljning,good\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        own(path)
+
+
+def test_a_mapped_column_must_exist_and_a_field_must_be_known(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("text,target\na,good\n")
+    with pytest.raises(DataError, match="no column 'company' for the group"):
+        own(path, columns={"group": "company"})
+    with pytest.raises(DataError, match="unknown field 'txt'"):
+        own(path, columns={"txt": "text"})
+    with pytest.raises(DataError, match="no column 'question' for the question of task q"):
+        own(path, QATask("q", "Answer."))
+
+
+def test_malformed_rows_are_named_by_file_and_line(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"text": "a", "target": 1.5}\n{"text": "b"\n[1]\n{"text": "c", "target": "x"}\n')
+    records, dropped = own(path, RegressionTask("r", "Predict."))
+    assert [r.target for r in records] == [1.5]
+    assert [d.where for d in dropped] == ["f.jsonl:2", "f.jsonl:3", "f.jsonl:4"]
+    assert dropped[2].why == "the target 'x' is not a number"
