@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny Llama with SmolLM2's real tokenizer for speed, and the real base for the real paths."""
+"""Shared fixtures: a tiny Llama with the real SmolLM2 tokenizer for speed; the real base where it matters."""
 
 import os
 

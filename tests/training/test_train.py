@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_gives_another(tiny_rec
             }
         },
     ],
-    ids=lambda changes: str(list(changes.values())[0]),
+    ids=lambda changes: str(next(iter(changes.values()))),
 )
 def test_every_variant_trains_and_its_loss_falls(tiny_recipe, workdir, changes):
     changes = {section: dict(values) for section, values in changes.items()}

@@ -1,0 +1,109 @@
+"""Base models: the guide's numbers, GGUF conversion, precision, quantization, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fintune.config import BaseModelConfig, TrainingConfig, load_recipe
+from fintune.errors import MissingExtraError, ModelError
+from fintune.models import base
+from fintune.models.lora_config import add_adapter, count_parameters
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_the_guides_llama_2_7b_has_40_million_trainable_parameters():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    recipe = load_recipe(CONFIGS / "llama-2-7b.yaml")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000))  # the class's defaults are Llama-2-7B's
+        trainable, total = count_parameters(add_adapter(model, recipe.lora_config))
+    assert trainable == 39_976_960
+    assert round(100 * trainable / total, 2) == 0.59
+
+
+def test_the_embedded_gguf_is_converted_once_and_loads_as_an_instruct_model():
+    folder = base.convert_gguf(base.embedded_gguf())
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert base.convert_gguf(base.embedded_gguf()) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (576, 30)
+    assert "<|im_start|>" in base.load_tokenizer(base.EMBEDDED).chat_template
+
+
+def test_fp16_without_a_gpu_falls_back_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(base, "_cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        precision = base.choose_precision(TrainingConfig(fp16=True))
+        assert precision.dtype == dtype and not precision.fp16
+        assert "needs a CUDA GPU" in precision.note
+
+
+def test_a_damaged_model_folder_or_gguf_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="damaged or of an unknown architecture"):
+        base.load_base_model(BaseModelConfig(name=str(tmp_path)), torch.float32)
+    (tmp_path / "cut.gguf").write_bytes(base.embedded_gguf().read_bytes()[:5000])
+    with pytest.raises(ModelError, match="cannot be read as a GGUF model"):
+        base.resolve(str(tmp_path / "cut.gguf"))
+    with pytest.raises(ModelError, match="no such file"):
+        base.resolve(str(tmp_path / "absent.gguf"))
+    with pytest.raises(ModelError, match="no such folder"):
+        base.resolve("./absent")
+
+
+def test_an_adapter_that_fits_no_layer_names_the_layers_there_are(tiny_base):
+    model = base.load_base_model(BaseModelConfig(name=str(tiny_base)), torch.float32)
+    from fintune.config import LoraConfig
+
+    with pytest.raises(ModelError, match=r"target_modules is \['c_attn'\].*q_proj"):
+        add_adapter(model, LoraConfig(target_modules=["c_attn"]))
+
+
+def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch, tiny_base):
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"load_in_4bit needs .* pip install 'fintune\[gpu\]'"):
+        base.load_base_model(BaseModelConfig(name=str(tiny_base), load_in_4bit=True), torch.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+    from fintune.config import Recipe
+    from fintune.data.sample import sample_records
+    from fintune.inference.engine import Engine
+    from fintune.training.run import train
+
+    recipe = Recipe.model_validate(
+        {
+            "base_model": {f"load_in_{bits}bit": True},
+            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0},
+            "training": {
+                "max_steps": 3,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 1,
+                "learning_rate": 2e-3,
+                "lr_scheduler_type": "constant",
+                "warmup_steps": 0,
+                "logging_steps": 1,
+            },
+            "multi_task": {"task_weights": {"headline": 1}},
+            "data": {"tasks": {"headline": {"dataset": "sample", "max_train": 12, "max_validation": 4}}},
+        }
+    )
+    train(recipe, workdir / "out", progress=False)
+    engine = Engine.load(workdir / "out")
+    layer = engine.model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    assert type(layer).__name__ == {4: "Linear4bit", 8: "Linear8bitLt"}[bits]
+    records = [r for r in sample_records("headline") if r.split == "test"][:4]
+    tuned, untuned = (
+        engine.predict("headline", records),
+        engine.predict("headline", records, use_adapter=False),
+    )
+    assert all(abs(sum(p.probabilities.values()) - 1) < 1e-6 for p in tuned)
+    assert any(a.probabilities != b.probabilities for a, b in zip(tuned, untuned, strict=True))
