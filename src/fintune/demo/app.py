@@ -118,7 +118,7 @@ def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1") -> None:
             ssr_mode=False,
             enable_monitoring=False,
             theme=_theme(gr),
-            css=render.CSS,
+            head=f"<style>{render.CSS}</style>",  # `css=` would confine the rules to the page's inner part
         )
     except OSError:
         check_port(host, port)

@@ -11,11 +11,14 @@ from itertools import accumulate
 from fintune.tasks.base import Prediction, RegressionTask
 
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-body.dark { --color-accent: var(--primary-400); }
+.gradio-container { width: 100%; max-width: 1100px !important; min-width: 0 !important;
+  margin: 0 auto !important; }
+.gradio-container .main, .gradio-container .wrap, .gradio-container .contain {
+  min-width: 0; max-width: 100%; }
+body.dark { --color-accent: var(--primary-400) !important; }
 .block.hide-container .html-container { padding: 0 !important; }
 .ft-header h1 { font-size: 1.6rem; font-weight: 700; margin: 0; }
-.ft-header p, .ft-about { margin: .25rem 0 0; color: var(--body-text-color-subdued); }
+.ft-header p, .ft-about { margin: .25rem 0 0; }
 .ft-header code { overflow-wrap: anywhere; }
 .ft-notice { margin: .25rem 0; padding: .6rem .8rem; border-left: 4px solid #d97706;
   border-radius: var(--radius-md); background: color-mix(in srgb, #f59e0b 14%, transparent); }
@@ -35,7 +38,7 @@ body.dark { --color-accent: var(--primary-400); }
   white-space: nowrap; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; }
-  .tab-container button { padding: 0 7px !important; }
+  .tab-container button { padding: 0 5px !important; font-size: 13px !important; }
   .ft-spread.ft-many div:nth-child(even) span { visibility: hidden; }
 }
 """
