@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -36,26 +35,28 @@ def show(engine: Engine, task: str, text: str, question: str | None, truncate: b
 def predict_file(
     engine: Engine, task: str, input_file: str | Path, output_file: str | Path | None, truncate: bool
 ) -> int:
-    """Answer every row of a CSV, JSONL or Parquet file, in order; return their number.
+    """Answer every row of a CSV, JSONL or Parquet file, in order; return the number of answers.
+
+    A row that cannot be answered has a line with `error` in its place.
 
     Raises:
         DataError: the file cannot be read or has no `text` column (or `question`, for qa).
     """
-    from fintune.data.readers.user_file import read_inputs
+    from fintune.data.readers.own_file import read_inputs
 
     count = 0
     rows = read_inputs(Path(input_file), engine.tasks[task])
     output = open(output_file, "w", encoding="utf-8") if output_file else nullcontext(sys.stdout)  # noqa: SIM115
     with output as stream:
-        for chunk in _chunks(rows):
-            for record, prediction in zip(chunk, engine.predict(task, chunk, truncate=truncate), strict=True):
-                line = {"id": record.id} if record.id else {}
-                stream.write(json.dumps(line | as_dict(task, prediction), ensure_ascii=False) + "\n")
+        while chunk := list(islice(rows, CHUNK)):
+            records = [row for row in chunk if isinstance(row, Record)]
+            answers = iter(engine.predict(task, records, truncate=truncate))
+            for row in chunk:
+                if isinstance(row, Record):
+                    line = {"id": row.id, **as_dict(task, next(answers))}
+                else:
+                    line = {"id": row.where, "task": task, "error": row.why}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             stream.flush()
-            count += len(chunk)
+            count += len(records)
     return count
-
-
-def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    while chunk := list(islice(records, CHUNK)):
-        yield chunk

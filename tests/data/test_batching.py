@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fintune.data.batching import common_prefix_length, pack, rows_of
+from fintune.data.batching import common_prefix_length, join, pack, rows_of
 from fintune.models import attention
 from fintune.models.likelihood import row_logits, span_log_likelihoods
 
@@ -34,9 +34,7 @@ def model():
 
 def packed_scores(model, prompts, completions, share):
     row = pack(prompts, completions, share)
-    return span_log_likelihoods(
-        row_logits(model, row).double(), row.targets, row.owner, int(row.owner.max()) + 1
-    )
+    return span_log_likelihoods(row_logits(model, row).double(), row.targets, row.owner, row.spans)
 
 
 def separate_scores(model, prompts, completions):
@@ -82,6 +80,7 @@ def test_packed_log_likelihoods_and_gradients_equal_those_of_separate_sequences(
 def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, seed):
     prompts = [[1] * prefix + [10 + i] + [2] * n for i, n in enumerate(lengths)]
     row = pack(prompts, [[[5, 6], [7, 8, 9]] for _ in prompts])
+    row = join([row, pack([[4, 5]], [[[6, 7]]]), row])
     generator = torch.Generator().manual_seed(seed)
     tokens = row.input_ids.shape[1]
     query = torch.randn(1, 4, tokens, 8, generator=generator)
@@ -95,7 +94,7 @@ def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, 
 def test_the_shared_prefix_is_computed_once():
     prompts = [[1, 2, 3, 4, 10, 11], [1, 2, 3, 4, 12]]
     row = pack(prompts, [[[7]], [[8, 9]]])
-    assert row.layout.prefix_length == 4
+    assert row.layout[0].prefix_length == 4
     assert row.input_ids.tolist() == [[1, 2, 3, 4, 10, 11, 12, 8]]
     assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4, 5]]
 

@@ -149,4 +149,4 @@ def test_wandb_that_is_missing_is_named_with_its_fix(monkeypatch, workdir):
 
     monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fintune\[track\]'"):
-        callbacks.trackers(True, workdir)
+        callbacks.wandb()

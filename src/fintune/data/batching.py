@@ -5,7 +5,8 @@
 
 P is the longest prefix all sequences share (a task's instruction); every suffix attends to P and to
 itself, never to another suffix. A suffix may end in branches (candidate answers), each of which sees
-the prefix, the suffix's trunk and itself. This module makes the indices; `models.attention` uses them.
+the prefix, the suffix's trunk and itself. Rows of several tasks, each with its own prefix, can be joined
+into one. This module makes the indices; `models.attention` uses them.
 """
 
 from __future__ import annotations
@@ -16,25 +17,23 @@ from typing import Any
 
 
 @dataclass
-class Layout:
-    """How a packed row's attention is cut into blocks. B suffixes, L the longest, p prefix tokens.
+class Block:
+    """How the attention of one prefix with its suffixes is cut: B suffixes, L the longest, p prefix tokens.
 
     Attributes:
-        prefix_length: p, in tokens.
-        gather: (B, L) index into the row's suffix part; padding points at 0.
-        scatter: (T - p,) index into the flattened (B · L), the inverse of `gather`.
+        tokens: the block's part of the row, in tokens: p and all suffixes.
+        prefix_length: p.
+        places: (tokens - p,) where each suffix token stands in the flattened, padded (B · L).
         mask: (B, 1, L, p + L) bool, True where a suffix position may attend.
     """
 
+    tokens: int
     prefix_length: int
-    gather: Any
-    scatter: Any
+    places: Any
     mask: Any
 
-    def to(self, device: Any) -> Layout:
-        return Layout(
-            self.prefix_length, self.gather.to(device), self.scatter.to(device), self.mask.to(device)
-        )
+    def to(self, device: Any) -> Block:
+        return Block(self.tokens, self.prefix_length, self.places.to(device), self.mask.to(device))
 
 
 @dataclass
@@ -43,7 +42,7 @@ class PackedRow:
 
     Attributes:
         input_ids, position_ids: (1, T) int64.
-        layout: the attention's blocks.
+        layout: the attention's blocks, one after the other.
         logit_positions: (N,) positions whose logits predict a target.
         targets: (N,) the token each of them predicts.
         owner: (N,) which span (completion) a target belongs to, 0 … number of spans - 1.
@@ -51,16 +50,48 @@ class PackedRow:
 
     input_ids: Any
     position_ids: Any
-    layout: Layout
+    layout: list[Block]
     logit_positions: Any
     targets: Any
     owner: Any
 
     def to(self, device: Any) -> PackedRow:
         return PackedRow(
-            *(value.to(device) for value in (self.input_ids, self.position_ids, self.layout)),
-            *(value.to(device) for value in (self.logit_positions, self.targets, self.owner)),
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            layout=[block.to(device) for block in self.layout],
+            logit_positions=self.logit_positions.to(device),
+            targets=self.targets.to(device),
+            owner=self.owner.to(device),
         )
+
+    @property
+    def spans(self) -> int:
+        """The number of completions."""
+        return int(self.owner.max()) + 1
+
+
+def join(rows: Sequence[PackedRow]) -> PackedRow:
+    """Rows side by side in one, each attending only within itself; spans are numbered on."""
+    import torch
+
+    if len(rows) == 1:
+        return rows[0]
+    token = span = 0
+    logit_positions, owners = [], []
+    for row in rows:
+        logit_positions.append(row.logit_positions + token)
+        owners.append(row.owner + span)
+        token += row.input_ids.shape[1]
+        span += row.spans
+    return PackedRow(
+        input_ids=torch.cat([row.input_ids for row in rows], dim=1),
+        position_ids=torch.cat([row.position_ids for row in rows], dim=1),
+        layout=[block for row in rows for block in row.layout],
+        logit_positions=torch.cat(logit_positions),
+        targets=torch.cat([row.targets for row in rows]),
+        owner=torch.cat(owners),
+    )
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -114,10 +145,8 @@ def pack(
 
     lengths = np.array([len(branch) for branch in branches])
     longest = int(lengths.max())
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     inside = np.arange(longest)[None, :] < lengths[:, None]
-    gather = np.where(inside, starts[:, None] + np.arange(longest)[None, :], 0)
-    scatter = np.flatnonzero(inside.reshape(-1))
+    places = np.flatnonzero(inside.reshape(-1))
     padded = np.zeros((len(branches), longest), dtype=np.int64)
     for i, branch in enumerate(branches):
         padded[i, : len(branch)] = branch
@@ -135,7 +164,7 @@ def pack(
     return PackedRow(
         input_ids=tensor(ids)[None],
         position_ids=tensor(positions)[None],
-        layout=Layout(p, tensor(gather), tensor(scatter), tensor(mask)),
+        layout=[Block(len(ids), p, tensor(places), tensor(mask))],
         logit_positions=tensor(logit_positions),
         targets=tensor(targets),
         owner=tensor(owner),

@@ -11,16 +11,15 @@ import hashlib
 import json
 import math
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fintune import __version__
 from fintune.errors import ConfigError, DataError
 from fintune.evaluation import report
 from fintune.evaluation.baselines import baseline_predictions
@@ -28,6 +27,7 @@ from fintune.evaluation.errors import analyse, shorten
 from fintune.evaluation.metrics import bertscore_examples, find_encoder, score_examples
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
 from fintune.files import atomic_write, write_json, write_jsonl
+from fintune.provenance import machine, versions
 from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) ->
 def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
     manifest = json.dumps(prepared.manifest, sort_keys=True, ensure_ascii=False).encode()
     return {
-        "fintune": _version("fintune"),
+        "fintune": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {
             "base": engine.base_name,
@@ -321,41 +321,6 @@ def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
             "key": prepared.manifest.get("key"),
             "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "transformers", "peft")},
-        },
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "processor": _processor(),
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "device": _device(engine),
-        },
+        "versions": versions(),
+        "machine": machine(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def _device(engine: Engine) -> str:
-    """Where the model lies: cpu, or the accelerator's name."""
-    device = str(getattr(getattr(engine, "model", None), "device", "cpu"))
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return device

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
-from fintune.errors import ModelError
+from fintune.errors import DataError, ModelError
 from fintune.tasks import Prediction, Record, Task, TaskSet
 
 ROW_TOKENS = 2048
@@ -33,7 +33,7 @@ class Engine:
         batch_size: int = 16,
     ) -> None:
         from fintune.data.templates import PromptTemplate
-        from fintune.models import attention
+        from fintune.models import attention, fast_lora
 
         self.model = model
         self.tokenizer = tokenizer
@@ -44,6 +44,7 @@ class Engine:
         context = getattr(model.config, "max_position_embeddings", None) or max_length
         self.template = PromptTemplate(tokenizer, min(max_length, context))
         self.by_blocks = attention.enable(model)
+        self.fast_layers = fast_lora.enable(model)
         self._lock = threading.Lock()
 
     @classmethod
@@ -108,6 +109,10 @@ class Engine:
         from fintune.models.lora_config import mixed_precision
 
         chosen = self.tasks[task]
+        for record in records:
+            if problem := chosen.input_problem(record):
+                name = f" (record {record.id})" if record.id else ""
+                raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
         with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), mixed_precision(self.model):
@@ -161,8 +166,7 @@ class Engine:
         for row in rows:
             row = row.to(self.model.device)
             logits = row_logits(self.model, row, self.by_blocks)
-            spans = int(row.owner.max()) + 1
-            scores += span_log_likelihoods(logits, row.targets, row.owner, spans).tolist()
+            scores += span_log_likelihoods(logits, row.targets, row.owner, row.spans).tolist()
         k = len(answers)
         return [task.decide(scores[i * k : (i + 1) * k]) for i in range(len(prompts))]
 

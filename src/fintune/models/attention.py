@@ -15,9 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 NAME = "fintune_shared_prefix"
 
-SHORT = 256
-"""Suffixes up to this many tokens are computed explicitly on a CPU: the backward pass of PyTorch's fused
-CPU attention took 12 times as long there (32 suffixes of 65 tokens), and their scores need little memory."""
+CHUNK = 256
+"""Queries computed at once on a CPU, so that scores of a long text never stand in memory as a whole."""
 
 
 def register() -> str:
@@ -64,61 +63,133 @@ def attention_forward(
 
 def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:
     """The blocks' attention, (1, T, H, D); equal to `dense_attention` and tested against it."""
-    p = layout.prefix_length
-    batch, longest = layout.gather.shape
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    parts = []
+    start = 0
+    for block in layout:
+        states = (whole[:, :, start : start + block.tokens] for whole in (query, key, value))
+        parts += _one_block(*states, block, scale)
+        start += block.tokens
+    return torch.cat(parts)[None]
+
+
+def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> list[Any]:
+    """[(p, H, D) of the prefix, if there is one, (tokens - p, H, D) of the suffixes]."""
+    p = block.prefix_length
+    batch, _, longest, _ = block.mask.shape
     heads, dim = query.shape[1], query.shape[3]
-    grouped = key.shape[1] != heads
-    scale = scaling if scaling is not None else dim**-0.5
 
     def by_suffix(states: Any) -> Any:
-        """(1, H, T, D) → (B, H, L, D)"""
-        flat = _spread(states[0, :, p:].transpose(0, 1), layout.scatter, batch * longest)
+        """(1, H, tokens, D) → (B, H, L, D)"""
+        flat = _spread(states[0, :, p:].transpose(0, 1), block.places, batch * longest)
         return flat.view(batch, longest, -1, dim).transpose(1, 2)
 
     own = [by_suffix(states) for states in (query, key, value)]
     shared = [states[:, :, :p] for states in (key, value)]
-    if query.device.type == "cpu" and longest <= SHORT:
-        suffix = _explicit(*own, *shared, layout.mask, scale)
+    if query.device.type == "cpu":
+        suffix = _Attention.apply(*own, *shared, block.mask, scale)
     else:
         if p:
             own[1:] = [
                 torch.cat([prefix.expand(batch, -1, -1, -1), states], dim=2)
                 for prefix, states in zip(shared, own[1:], strict=True)
             ]
-        suffix = sdpa(*own, attn_mask=layout.mask, scale=scale, enable_gqa=grouped)
-    suffix = _Collect.apply(suffix.transpose(1, 2).reshape(-1, heads, dim), layout.scatter)
+        suffix = sdpa(*own, attn_mask=block.mask, scale=scale, enable_gqa=key.shape[1] != heads)
+    suffix = _Collect.apply(suffix.transpose(1, 2).reshape(-1, heads, dim), block.places)
     if not p:
-        return suffix[None]
-    prefix = sdpa(query[:, :, :p], *shared, is_causal=True, scale=scale, enable_gqa=grouped)
-    return torch.cat([prefix.transpose(1, 2), suffix[None]], dim=1)
+        return [suffix]
+    if query.device.type == "cpu":
+        causal = torch.ones(1, 1, p, p, dtype=torch.bool).tril_()
+        nothing = [states[:, :, :0] for states in shared]
+        prefix = _Attention.apply(query[:, :, :p], *shared, *nothing, causal, scale)
+    else:
+        prefix = sdpa(query[:, :, :p], *shared, is_causal=True, scale=scale, enable_gqa=key.shape[1] != heads)
+    return [prefix[0].transpose(0, 1), suffix]
 
 
-def _explicit(query: Any, key: Any, value: Any, key0: Any, value0: Any, mask: Any, scale: float) -> Any:
-    """softmax(q·kᵀ)·v in plain products; the prefix is one product for all suffixes and never copied.
+class _Attention(torch.autograd.Function):
+    """softmax(scale · q·kᵀ)·v in plain products on a CPU, where PyTorch's fused attention is slow backwards
+    (12 times these products for 32 suffixes of 65 tokens).
 
-    Args:
-        query: (B, H, L, D); key, value: (B, Hkv, L, D); key0, value0: (1, Hkv, p, D) of the prefix.
-        mask: (B, 1, L, p + L) bool.
-
-    Returns: (B, H, L, D).
+    query: (B, H, L, D); key, value: (B, Hkv, L, D); key0, value0: (1, Hkv, p, D), the prefix, which is one
+    product for all suffixes and never copied; mask: (B, 1, L, p + L) bool, nothing after the diagonal of the
+    last L columns. Returns (B, H, L, D). Probabilities are computed again in the backward pass
+    (Dao et al., 2022), `CHUNK` queries at a time, each with the keys up to its own place.
     """
-    batch, heads, longest, dim = query.shape
-    groups, p = key.shape[1], key0.shape[2]
-    query = (query * scale).reshape(batch, groups, -1, dim)  # (B, Hkv, H/Hkv · L, D)
-    rows = query.shape[2]
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, key0: Any, value0: Any, mask: Any, scale: float
+    ) -> Any:
+        ctx.save_for_backward(query, key, value, key0, value0, mask)
+        ctx.scale = scale
+        batch, heads, longest, dim = query.shape
+        groups, p = key.shape[1], key0.shape[2]
+        parts = []
+        for begin in range(0, longest, CHUNK):
+            end = min(begin + CHUNK, longest)
+            chunk = _grouped(query[:, :, begin:end] * scale, groups)
+            weights = _weights(chunk, key[:, :, :end], key0, mask[:, :, begin:end, : p + end])
+            mixed = weights[..., p:] @ value[:, :, :end]
+            if p:
+                mixed += _restored(_flat(weights[..., :p]) @ value0[0], batch)
+            parts.append(mixed.view(batch, heads, -1, dim))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        query, key, value, key0, value0, mask = ctx.saved_tensors
+        batch, _, longest, dim = query.shape
+        groups, p = key.shape[1], key0.shape[2]
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        grad_key0, grad_value0 = torch.zeros_like(key0), torch.zeros_like(value0)
+        for begin in range(0, longest, CHUNK):
+            end = min(begin + CHUNK, longest)
+            chunk = _grouped(query[:, :, begin:end] * ctx.scale, groups)
+            out = _grouped(gradients[0][:, :, begin:end], groups)
+            weights = _weights(chunk, key[:, :, :end], key0, mask[:, :, begin:end, : p + end])
+            grad_weights = out @ value[:, :, :end].transpose(2, 3)
+            if p:
+                before = _restored(_flat(out) @ value0[0].transpose(1, 2), batch)
+                grad_weights = torch.cat([before, grad_weights], dim=3)
+            scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, 3, weights.dtype)
+            grad_value[:, :, :end] += weights[..., p:].transpose(2, 3) @ out
+            grad_key[:, :, :end] += scores[..., p:].transpose(2, 3) @ chunk
+            grad_chunk = scores[..., p:] @ key[:, :, :end]
+            if p:
+                flat = _flat(scores[..., :p])
+                grad_value0[0] += _flat(weights[..., :p]).transpose(1, 2) @ _flat(out)
+                grad_key0[0] += flat.transpose(1, 2) @ _flat(chunk)
+                grad_chunk += _restored(flat @ key0[0], batch)
+            grad_query[:, :, begin:end] = (grad_chunk * ctx.scale).view(batch, -1, end - begin, dim)
+        return grad_query, grad_key, grad_value, grad_key0, grad_value0, None, None
+
+
+def _grouped(states: Any, groups: int) -> Any:
+    """(B, H, L, D) → (B, Hkv, H/Hkv · L, D): the query heads that share a key head, one after the other."""
+    return states.reshape(states.shape[0], groups, -1, states.shape[3])
+
+
+def _flat(states: Any) -> Any:
+    """(B, Hkv, R, X) → (Hkv, B · R, X), for a product with what all suffixes share."""
+    return states.transpose(0, 1).reshape(states.shape[1], -1, states.shape[3])
+
+
+def _restored(flat: Any, batch: int) -> Any:
+    """The inverse of `_flat`."""
+    return flat.view(flat.shape[0], batch, -1, flat.shape[2]).transpose(0, 1)
+
+
+def _weights(query: Any, key: Any, key0: Any, mask: Any) -> Any:
+    """(B, Hkv, R, p + L) probabilities of grouped, scaled queries."""
     scores = query @ key.transpose(2, 3)
-    if p:
-        every = query.transpose(0, 1).reshape(groups, batch * rows, dim)
-        before = (every @ key0[0].transpose(1, 2)).view(groups, batch, rows, p).transpose(0, 1)
+    if key0.shape[2]:
+        before = _restored(_flat(query) @ key0[0].transpose(1, 2), query.shape[0])
         scores = torch.cat([before, scores], dim=3)
-    # The prefix is always seen, so with one the softmax has a finite entry in every row.
-    scores = scores.view(batch, heads, longest, -1).masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(dim=3, dtype=torch.float32).to(value.dtype).view(batch, groups, rows, -1)
-    mixed = weights[..., p:] @ value
-    if p:
-        every = weights[..., :p].transpose(0, 1).reshape(groups, batch * rows, p)
-        mixed = mixed + (every @ value0[0]).view(groups, batch, rows, dim).transpose(0, 1)
-    return mixed.view(batch, heads, longest, dim)
+    by_head = scores.view(*scores.shape[:2], -1, mask.shape[2], scores.shape[3])
+    by_head.masked_fill_(~mask[:, :, None], float("-inf"))
+    return scores.softmax(dim=3)
 
 
 def _spread(flat: Any, index: Any, size: int) -> Any:
@@ -143,15 +214,19 @@ class _Collect(torch.autograd.Function):
 
 def dense_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:
     """The plain reference: one (T, T) mask. Slow; for tests."""
-    p, total = layout.prefix_length, query.shape[2]
-    longest = layout.gather.shape[1]
+    total = query.shape[2]
     allowed = torch.zeros(total, total, dtype=torch.bool)
-    allowed[:p, :p] = torch.ones(p, p).tril().bool()
-    flat = [divmod(int(i), longest) for i in layout.scatter]
-    for row, (b, i) in enumerate(flat):
-        allowed[p + row, :p] = True
-        for column, (c, j) in enumerate(flat):
-            allowed[p + row, p + column] = b == c and bool(layout.mask[b, 0, i, p + j])
+    start = 0
+    for block in layout:
+        p, longest = block.prefix_length, block.mask.shape[2]
+        suffix = start + p
+        allowed[start:suffix, start:suffix] = torch.ones(p, p).tril().bool()
+        places = [divmod(int(i), longest) for i in block.places]
+        for row, (b, i) in enumerate(places):
+            allowed[suffix + row, start:suffix] = True
+            for column, (c, j) in enumerate(places):
+                allowed[suffix + row, suffix + column] = b == c and bool(block.mask[b, 0, i, p + j])
+        start += block.tokens
     mixed = sdpa(
         query, key, value, attn_mask=allowed, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
     )

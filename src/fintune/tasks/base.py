@@ -67,10 +67,14 @@ class Task:
         """The text the model is trained to answer with."""
         return str(record.target)
 
+    def input_problem(self, record: Record) -> str | None:
+        """Why this record cannot be answered; None when it can. Its target does not matter."""
+        return None if record.text.strip() else "the text is empty"
+
     def problem(self, record: Record) -> str | None:
         """Why this record cannot be trained or evaluated on; None when it can."""
-        if not record.text.strip():
-            return "the text is empty"
+        if problem := self.input_problem(record):
+            return problem
         if not isinstance(record.target, str) or not record.target.strip():
             return "the target is empty"
         return None
@@ -176,8 +180,8 @@ class RegressionTask(Task):
         self.level_means = list(level_means)
 
     def problem(self, record: Record) -> str | None:
-        if not record.text.strip():
-            return "the text is empty"
+        if problem := self.input_problem(record):
+            return problem
         if isinstance(record.target, str) or record.target is None or not math.isfinite(record.target):
             return f"the target {record.target!r} is not a finite number"
         return None
@@ -241,10 +245,10 @@ class QATask(Task):
     def body(self, record: Record) -> str:
         return f"Context: {record.text}\n\nQuestion: {record.question}"
 
-    def problem(self, record: Record) -> str | None:
+    def input_problem(self, record: Record) -> str | None:
         if not (record.question or "").strip():
             return "the question is empty"
-        return super().problem(record)
+        return super().input_problem(record)
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
         from fintune.evaluation.metrics import qa_metrics

@@ -88,24 +88,28 @@ def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
     return path
 
 
-def trackers(use_wandb: bool, output_dir: Path) -> list[str]:
-    """The names for `TrainingArguments.report_to`: TensorBoard where installed, W&B where asked for.
+def tensorboard(output_dir: Path) -> list[transformers.TrainerCallback]:
+    """Curves in `output_dir/tensorboard`, where TensorBoard is installed."""
+    if not importlib.util.find_spec("tensorboard"):
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(log_dir=str(output_dir / "tensorboard")))]
+
+
+def wandb() -> list[str]:
+    """The name for `TrainingArguments.report_to`; W&B logs offline where it has no credentials.
 
     Raises:
-        MissingExtraError: W&B is asked for and not installed.
+        MissingExtraError: W&B is not installed.
     """
-    chosen = []
-    if importlib.util.find_spec("tensorboard"):
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output_dir / "tensorboard"))
-        chosen.append("tensorboard")
-    if use_wandb:
-        if not importlib.util.find_spec("wandb"):
-            raise MissingExtraError("--use_wandb", "track")
-        os.environ.setdefault("WANDB_PROJECT", "fintune")
-        if not _wandb_login() and "WANDB_MODE" not in os.environ:
-            os.environ["WANDB_MODE"] = "offline"
-        chosen.append("wandb")
-    return chosen
+    if not importlib.util.find_spec("wandb"):
+        raise MissingExtraError("--use_wandb", "track")
+    os.environ.setdefault("WANDB_PROJECT", "fintune")
+    if not _wandb_login() and "WANDB_MODE" not in os.environ:
+        os.environ["WANDB_MODE"] = "offline"
+    return ["wandb"]
 
 
 def _wandb_login() -> bool:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import platform
-import subprocess
 import time
 import zipfile
 from collections.abc import Callable
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
 from fintune.errors import ConfigError, DataError, ModelError
+from fintune.provenance import git_commit, machine, peak_memory, versions
 from fintune.tasks import Record, TaskSet
 
 logger = logging.getLogger("fintune.train")
@@ -103,10 +100,11 @@ def train(
     from fintune.data.datasets import prepare
     from fintune.data.templates import PromptTemplate
     from fintune.models import base, card, lora_config, manifest
-    from fintune.training.callbacks import Progress, log_to_file, trackers
+    from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
     output_dir = Path(output_dir)
     checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
+    report_to = wandb() if use_wandb else []
     log_file = log_to_file(verbose=verbose)
     prepared = prepare(recipe, say=say)
     tasks = prepared.task_set()
@@ -143,6 +141,7 @@ def train(
         for name, records in held_out.items()
     }
     engine = Engine(model, tokenizer, tasks, recipe.training.max_length, recipe.base_model.name)
+    logger.info("%d of %d LoRA layers take the fast path", *engine.fast_layers)
     share = recipe.training.shared_prefix and engine.by_blocks
     builder = StepBuilder(
         plan.examples,
@@ -180,10 +179,11 @@ def train(
         save_extra=save_manifest,
         model=model,
         train_dataset=builder,
-        args=_arguments(recipe, output_dir, plan, precision, trackers(use_wandb, output_dir)),
+        args=_arguments(recipe, output_dir, plan, precision, report_to),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(Progress(trainer.counts, say, progress))
+    for callback in (Progress(trainer.counts, say, progress), *tensorboard(output_dir)):
+        trainer.add_callback(callback)
     step_size = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
     say(
         f"Training {trainable:,} of {total:,} parameters ({trainable / total:.2%}) in {facts['dtype']}: "
@@ -300,51 +300,3 @@ def _checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
                     f"{now[section].get(key)}: resume with the same recipe, or train without resuming."
                 )
     return folder
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a run's result."""
-    found = {"python": platform.python_version()}
-    for name in ("fintune", "torch", "transformers", "peft", "accelerate", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` where the tree has changes; None outside git."""
-    where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, **where).stdout.strip()  # type: ignore[call-overload]
-        dirty = subprocess.run(["git", "status", "--porcelain"], check=True, **where).stdout.strip()  # type: ignore[call-overload]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if dirty else "")
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores and the GPU."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu}
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes: on the GPU where it has one."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fintune.data.batching import PackedRow, common_prefix_length, pack, rows_of
+from fintune.data.batching import PackedRow, common_prefix_length, join, pack, rows_of
 from fintune.data.templates import TokenizedExample
 
 
@@ -22,7 +22,7 @@ class Step:
     Attributes:
         rows: the forward passes.
         weights: for each row (spans,) float32, w_i / Σ w of its examples.
-        tasks: for each row the name of its task.
+        tasks: for each row the task of each of its spans.
         examples: the number of examples.
         tokens: tokens computed.
         plain_tokens: tokens that training without shared prefixes would compute (no padding counted).
@@ -30,7 +30,7 @@ class Step:
 
     rows: list[PackedRow] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[list[str]] = field(default_factory=list)
     examples: int = 0
     tokens: int = 0
     plain_tokens: int = 0
@@ -65,20 +65,36 @@ class StepBuilder:
         """The step of these examples."""
         import torch
 
-        total = sum(self.task_weights[e.task] for e in examples)
-        step = Step(examples=len(examples))
+        total = sum(self.task_weights[e.task] for e in examples) or 1.0
+        step = Step(examples=len(examples), plain_tokens=sum(len(e) - 1 for e in examples))
         lengths = [len(e) for e in examples]
+        parts: list[tuple[PackedRow, list[str]]] = []
         for members in rows_of(lengths, [e.task for e in examples], self.row_size, self.row_tokens):
             chosen = [examples[i] for i in members]
             prompts = [e.prompt_ids for e in chosen]
             row = pack(prompts, [[e.completion_ids] for e in chosen], self.share)
-            weight = self.task_weights[chosen[0].task] / total if total else 0.0
+            parts.append((row, [e.task for e in chosen]))
+        for group in self._together(parts):
+            row = join([part for part, _ in group])
+            tasks = [task for _, names in group for task in names]
             step.rows.append(row)
-            step.weights.append(torch.full((len(chosen),), weight))
-            step.tasks.append(chosen[0].task)
+            step.weights.append(torch.tensor([self.task_weights[task] / total for task in tasks]))
+            step.tasks.append(tasks)
             step.tokens += row.input_ids.shape[1]
-            step.plain_tokens += sum(len(e) - 1 for e in chosen)
         return step
+
+    def _together(self, parts: list[tuple[PackedRow, list[str]]]) -> list[list[tuple[PackedRow, list[str]]]]:
+        """Group rows into forward passes of at most `row_tokens` tokens and `row_size` examples."""
+        groups: list[list[tuple[PackedRow, list[str]]]] = []
+        tokens = count = 0
+        for part in parts:
+            more, spans = part[0].input_ids.shape[1], len(part[1])
+            if not groups or tokens + more > self.row_tokens or count + spans > self.row_size:
+                groups.append([])
+                tokens = count = 0
+            groups[-1].append(part)
+            tokens, count = tokens + more, count + spans
+        return groups
 
 
 def shared_prefixes(examples: Sequence[TokenizedExample]) -> dict[str, int]:

@@ -63,13 +63,14 @@ class MultiTaskTrainer(transformers.Trainer):
         """Forward and backward of one optimizer step; returns its loss."""
         model.train()
         total = torch.zeros((), device=self.args.device)
-        for row, weights, task in zip(inputs.rows, inputs.weights, inputs.tasks, strict=True):
+        for row, weights, tasks in zip(inputs.rows, inputs.weights, inputs.tasks, strict=True):
             nll = self._row_nll(model, row)
             loss = (weights.to(nll.device) * nll).sum()
             self.accelerator.backward(loss)
             total += loss.detach()
-            self._task_nll[task][0] += float(nll.detach().sum())
-            self._task_nll[task][1] += len(nll)
+            for task, value in zip(tasks, nll.tolist(), strict=True):
+                self._task_nll[task][0] += value
+                self._task_nll[task][1] += 1
         self.counts["examples"] += inputs.examples
         self.counts["tokens"] += inputs.tokens
         self.counts["plain_tokens"] += inputs.plain_tokens
@@ -80,7 +81,7 @@ class MultiTaskTrainer(transformers.Trainer):
         row = row.to(self.args.device)
         with mixed_precision(self.model):
             logits = row_logits(model, row, self.engine.by_blocks)
-            return span_mean_nll(logits, row.targets, row.owner, int(row.owner.max()) + 1)
+            return span_mean_nll(logits, row.targets, row.owner, row.spans)
 
     def get_train_dataloader(self) -> Any:
         """The steps in the schedule's own order."""

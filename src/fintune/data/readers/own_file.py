@@ -44,7 +44,8 @@ def read_own_file(
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
     names, rows = _open(path)
-    column_of = _columns(path, names, task, columns, key)
+    required = ("text", "target", *(("question",) if task.type == "qa" else ()))
+    column_of = _columns(path, names, task, columns, required, f"Map it in the recipe, such as  {key}: ")
     for number, row in rows:
         where = f"{path.name}:{number}"
         if isinstance(row, str):
@@ -52,6 +53,28 @@ def read_own_file(
         else:
             fields = {field: row.get(column) for field, column in column_of.items()}
             yield record_of(fields, task, where, split)
+
+
+def read_inputs(path: Path, task: Task) -> Iterator[Record | Dropped]:
+    """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
+
+    Raises:
+        DataError: the file is missing, empty or of an unknown kind, or lacks a column.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    names, rows = _open(path)
+    required = ("text", "question") if task.type == "qa" else ("text",)
+    column_of = _columns(path, names, task, {}, required, "Rename a column, such as  ")
+    for number, row in rows:
+        where = f"{path.name}:{number}"
+        if isinstance(row, str):
+            yield Dropped("malformed rows", where, row)
+            continue
+        fields = {field: _text(row.get(column_of[field])) for field in required}
+        record = Record(**fields, id=_text(row.get("id")) or where)
+        problem = task.input_problem(record)
+        yield Dropped("malformed rows", where, problem) if problem else record
 
 
 def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | None) -> Record | Dropped:
@@ -89,13 +112,20 @@ def _text(value: Any) -> str:
 
 
 def _columns(
-    path: Path, names: list[str], task: Task, columns: Mapping[str, str], key: str
+    path: Path,
+    names: list[str],
+    task: Task,
+    columns: Mapping[str, str],
+    required: tuple[str, ...],
+    fix: str,
 ) -> dict[str, str]:
     """Field → column for the fields the file has; refuses what is missing."""
     for field in columns:
         if field not in FIELDS:
-            raise DataError(f"{key} maps the unknown field '{field}'; the fields are: {', '.join(FIELDS)}.")
-    required = ("text", "target", *(("question",) if task.type == "qa" else ()))
+            raise DataError(
+                f"The columns of task {task.name} map the unknown field '{field}'; "
+                f"the fields are: {', '.join(FIELDS)}."
+            )
     found = {}
     for field in FIELDS:
         column = columns.get(field, field)
@@ -108,7 +138,7 @@ def _columns(
             raise DataError(
                 f"{path} has no column '{column}' for the {field} of task {task.name}; "
                 f"its columns are: {', '.join(names)}. "
-                f"Map it in the recipe, such as  {key}: {{{field}: {guess}}}"
+                f"{fix}{{{field}: {guess}}}"
             )
     return found
 
