@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe
@@ -39,23 +40,47 @@ def register(task: Task | type[Task]) -> Task | type[Task]:
     return task
 
 
+@functools.cache
+def _loaded(point: EntryPoint) -> Task:
+    try:
+        task = point.load()()
+    except Exception as error:  # a plug-in may raise anything
+        raise ConfigError(
+            f"the plug-in task {point.name} ({point.value}) cannot be loaded: {error}; "
+            "mend or uninstall its package"
+        ) from error
+    if task.name != point.name:
+        raise ConfigError(
+            f"the plug-in task {point.name} ({point.value}) calls itself {task.name}: "
+            "its entry point and its name must be the same"
+        )
+    return task
+
+
+def _plugins() -> dict[str, Task]:
+    """The plug-ins by name: each entry point's, loaded once, and the registered ones."""
+    return {point.name: _loaded(point) for point in entry_points(group="fintune.tasks")} | _registered
+
+
 def known_tasks(custom: Iterable[CustomTaskConfig] = ()) -> dict[str, Task]:
     """Every task by name: built in, from entry points, registered, and the recipe's own."""
     tasks = {name: importlib.import_module(f"fintune.tasks.{name}").TASK for name in BUILT_IN_TASKS}
-    for point in entry_points(group="fintune.tasks"):
-        tasks[point.name] = point.load()()
-    tasks.update(_registered)
+    tasks.update(_plugins())
     for config in custom:
         tasks[config.name] = task_from_dict(config.model_dump(exclude_defaults=True))
     return tasks
 
 
 def task_from_dict(fields: Mapping[str, Any]) -> Task:
-    """The inverse of `Task.to_dict`; a plug-in's name wins over its stored fields."""
+    """The inverse of `Task.to_dict`; a plug-in is made anew, and only what it had learnt is taken over."""
     fields = dict(fields)
     kind = fields.pop("type")
-    if fields["name"] in _registered:
-        return copy.deepcopy(_registered[fields["name"]])
+    if plugin := _plugins().get(fields["name"]):
+        task = copy.deepcopy(plugin)
+        for name in task.learnt:
+            if name in fields:
+                setattr(task, name, copy.deepcopy(fields[name]))
+        return task
     if kind not in _KINDS:
         raise ConfigError(
             f"task {fields['name']} is of the unknown type {kind!r}: install the plug-in that defines it."

@@ -7,6 +7,7 @@ read the same `Task`, so what is trained is what is evaluated is what is served.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -50,6 +51,8 @@ class Task:
     max_new_tokens: int = 64
     headline_metrics: tuple[str, ...] = ()
     """The metrics a summary table shows, best-known first."""
+    learnt: tuple[str, ...] = ()
+    """The fields that `fit` sets and `to_dict` keeps."""
 
     def __init__(self, name: str, instruction: str) -> None:
         self.name = name
@@ -95,15 +98,23 @@ class Task:
         return Prediction(text.strip())
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Score predictions against the records' targets."""
-        raise NotImplementedError
+        """Score predictions against the records' targets; {} where `evaluate_custom_task` does it all."""
+        return {}
+
+    def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """What validation and evaluation report: `metrics`, and what `evaluate_custom_task` adds."""
+        rows = [
+            {"text": r.text, "question": r.question, "target": r.target, "prediction": p.value}
+            for r, p in zip(records, predictions, strict=True)
+        ]
+        return {**self.metrics(records, predictions), **self.evaluate_custom_task(rows)}
 
     def load_custom_dataset(self) -> list[dict[str, Any]]:
         """A plug-in's own data: dicts with `text` and `target`, optionally `question`, `group`, `split`."""
         raise NotImplementedError(f"task {self.name} has no load_custom_dataset")
 
     def evaluate_custom_task(self, test_data: list[dict[str, Any]]) -> dict[str, float]:
-        """A plug-in's own metrics over dicts with `text`, `target` and `prediction`; {} adds none."""
+        """A plug-in's own metrics over dicts of text, question, target and prediction; {} adds none."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +164,12 @@ class ClassificationTask(Task):
         return {**super().to_dict(), "labels": list(self.labels)}
 
 
+def _signed(value: float, decimals: int) -> str:
+    """A number with its sign; what rounds to zero is +0, not -0."""
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else f"{0.0:+.{decimals}f}"
+
+
 class RegressionTask(Task):
     """A number, answered as the mean of the model's distribution over levels.
 
@@ -164,6 +181,7 @@ class RegressionTask(Task):
     type = "regression"
     decoding: Decoding = "candidates"
     headline_metrics = ("mse", "r2")
+    learnt = ("levels", "level_means")
     max_levels = 15
 
     def __init__(
@@ -193,10 +211,10 @@ class RegressionTask(Task):
         quantiles = np.quantile(targets, (np.arange(self.max_levels) + 0.5) / self.max_levels)
         wanted = min(self.max_levels, len(set(targets.tolist()))) * 0.6
         for decimals in range(5):  # the shortest text that still tells the levels apart
-            texts = list(dict.fromkeys(f"{value:+.{decimals}f}" for value in quantiles + 0.0))
-            if len({float(text) for text in texts}) >= wanted:
+            texts = (_signed(value, decimals) for value in quantiles.tolist())
+            by_value = {float(text): text for text in texts}
+            if len(by_value) >= wanted:
                 break
-        by_value = {float(text): text.replace("-0.0", "+0.0") for text in texts}
         values = np.array(sorted(by_value))
         nearest = np.abs(targets[:, None] - values[None, :]).argmin(axis=1)
         self.levels = [by_value[float(value)] for value in values]
@@ -256,6 +274,10 @@ class QATask(Task):
         return qa_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])
 
 
+_BULLET = re.compile(r"^[-•*](\s+|$)")
+"""With the space after it, so that the minus of «-5 %» is none."""
+
+
 class SummarizationTask(Task):
     """A long text in, bullet points out, one a line."""
 
@@ -264,7 +286,7 @@ class SummarizationTask(Task):
     headline_metrics = ("rougeL", "rouge1", "rouge2")
 
     def completion(self, record: Record) -> str:
-        lines = (line.strip().lstrip("-•* ") for line in str(record.target).splitlines())
+        lines = (_BULLET.sub("", line.strip()) for line in str(record.target).splitlines())
         return "\n".join(f"- {line}" for line in lines if line)
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -1,0 +1,145 @@
+"""Tasks from outside: a recipe's YAML, a registered class, an entry point of an installed package."""
+
+import importlib
+import textwrap
+
+import pytest
+
+from fintune import tasks
+from fintune.config import Recipe
+from fintune.data.datasets import load_prepared, prepare
+from fintune.errors import ConfigError
+from fintune.models import manifest
+from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set
+from fintune.tasks.base import RegressionTask, Task
+
+PLUGIN = """
+    from fintune.tasks.base import RegressionTask
+
+    class Surprise(RegressionTask):
+        made = 0
+
+        def __init__(self):
+            super().__init__("surprise", "Predict the surprise.")
+            Surprise.made += 1
+
+        def body(self, record):
+            return f"Report: {record.text}"
+
+        def load_custom_dataset(self):
+            return [{"text": f"Unit {i} reported.", "target": (i - 30) / 4000} for i in range(60)]
+
+        def evaluate_custom_task(self, test_data):
+            return {"rows": float(len(test_data))}
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """A function: a module's source → its class is an installed package's entry point."""
+
+    def installed(name, module, source, target):
+        site = tmp_path / "site"
+        info = site / f"{module}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[fintune.tasks]\n{name} = {module}:{target}\n")
+        (site / f"{module}.py").write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(str(site))
+        importlib.invalidate_caches()
+
+    return installed
+
+
+def recipe(folder, **sections):
+    return Recipe.model_validate({"data": {"prepared_dir": str(folder / "prepared")}, **sections})
+
+
+def test_a_plug_in_of_an_installed_package_keeps_its_code_from_training_to_serving(install, tmp_path):
+    install("surprise", "surprise_plugin", PLUGIN, "Surprise")
+    chosen = recipe(tmp_path, multi_task={"task_weights": {"surprise": 1}})
+    prepare(chosen, say=lambda _: None)
+    prepared = load_prepared(tmp_path / "prepared")
+    trained = prepared.task_set()
+    manifest.write(tmp_path, chosen, trained)
+    served = manifest.read(tmp_path)[1]
+    for task in (trained["surprise"], served["surprise"]):
+        records = prepared.records("surprise", "test")
+        assert type(task).__name__ == "Surprise"
+        assert task.body(records[0]) == f"Report: {records[0].text}"
+        assert task.levels == trained["surprise"].levels and len(task.levels) > 5
+        assert task.score(records, [Prediction(0.0)] * len(records))["rows"] == len(records)
+    assert task_set(chosen)["surprise"].levels == []  # what one run learnt is not another's
+    assert type(trained["surprise"]).made == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "why"),
+    [
+        ("broken", "import absent_library", "No module named 'absent_library'"),
+        ("misnamed", PLUGIN, "calls itself surprise"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_used_is_named(install, name, source, why):
+    install(name, f"{name}_plugin", source, "Surprise")
+    with pytest.raises(ConfigError, match=f"plug-in task {name} .*{why}"):
+        known_tasks()
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The registry as it was found, put back afterwards."""
+    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
+
+
+def test_a_registered_class_with_the_guides_two_hooks_is_a_task(registry, tmp_path):
+    @register
+    class Echo(Task):
+        def __init__(self):
+            super().__init__("echo", "Repeat the text.")
+
+        def load_custom_dataset(self):
+            return [{"text": f"Unit {i} reported.", "target": f"Unit {i}."} for i in range(40)]
+
+        def evaluate_custom_task(self, test_data):
+            return {"exact": sum(row["prediction"] == row["target"] for row in test_data) / len(test_data)}
+
+    assert isinstance(known_tasks()["echo"], Echo)
+    chosen = recipe(tmp_path, plugins=["fintune.tasks"], multi_task={"task_weights": {"echo": 1}})
+    prepared = prepare(chosen, say=lambda _: None)
+    records = prepared.records("echo", "test")
+    answers = [Prediction(str(record.target)) for record in records]
+    assert prepared.task_set()["echo"].score(records, answers) == {"exact": 1.0}
+
+
+def test_a_registered_task_takes_over_what_it_had_learnt_and_nothing_else(registry):
+    register(RegressionTask("change", "Predict the change in full.", unit="%"))
+    kept = {"name": "change", "type": "regression", "instruction": "Old.", "unit": ""}
+    task = task_from_dict({**kept, "levels": ["-1", "+1"], "level_means": [-0.9, 1.1]})
+    assert (task.instruction, task.unit) == ("Predict the change in full.", "%")
+    assert (task.levels, task.level_means) == (["-1", "+1"], [-0.9, 1.1])
+    assert known_tasks()["change"].levels == []
+
+
+def test_a_task_of_yaml_alone_stands_beside_the_built_in_ones(tmp_path):
+    block = {
+        "name": "urgency",
+        "type": "classification",
+        "instruction": "How urgent?",
+        "labels": ["now", "later"],
+    }
+    chosen = recipe(tmp_path, custom_task=block, multi_task={"task_weights": {"qa": 1}})
+    assert task_set(chosen).names() == ["qa", "urgency"]
+    assert task_set(chosen)["urgency"].candidates() == ["now", "later"]
+    assert known_tasks(chosen.custom_task)["urgency"].instruction == "How urgent?"
+
+
+def test_a_weight_of_a_task_nobody_defines_is_refused(tmp_path):
+    chosen = recipe(tmp_path, plugins=["fintune.tasks"], multi_task={"task_weights": {"astrology": 1}})
+    with pytest.raises(ConfigError, match="unknown task 'astrology'; known are: sentiment, headline"):
+        task_set(chosen)
+
+
+def test_a_stored_task_whose_plug_in_is_gone_is_refused():
+    with pytest.raises(ConfigError, match="install the plug-in that defines it"):
+        task_from_dict({"name": "lost", "type": "ranking", "instruction": "Rank."})
