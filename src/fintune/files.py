@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -65,6 +66,23 @@ def replace_folder(new: Path, old: Path) -> None:
         shutil.rmtree(aside)
     else:
         os.replace(new, old)
+
+
+def replace_files(new: Path, old: Path, last: str) -> None:
+    """Move the files of `new` over those of `old`, the one named `last` at the end; `new` vanishes.
+
+    Other files of `old` stay. What `last` is found with is whole, and so is every file.
+    """
+    old.mkdir(parents=True, exist_ok=True)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == last):
+        os.replace(path, old / path.name)
+    new.rmdir()
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

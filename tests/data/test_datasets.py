@@ -1,6 +1,7 @@
 """Preparing data: from the sample or one's own file to Parquet, whole, repeatable, nothing lost silently."""
 
 import csv
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -182,7 +183,11 @@ def test_a_public_dataset_is_taken_where_it_is_found_and_the_sample_fills_in(mon
     lines = []
     prepared = prepare(recipe(["headline", "qa"]), say=lines.append)
     assert prepared.manifest["tasks"]["headline"]["dataset"] == "twitter_financial_news"
-    assert len(prepared.manifest["tasks"]["headline"]["sha256"]) == 2
+    sums = prepared.manifest["tasks"]["headline"]["sha256"]
+    assert sums == {
+        f"twitter_financial_news/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in Path("raw/twitter_financial_news").iterdir()
+    }
     assert prepared.describes == "built-in sample"  # for one task is
     assert "no financial_qa_10k/Financial-QA-10k.csv in raw" in lines[1]
     forced = prepare(recipe(["headline"], headline={"dataset": "sample"}), say=quiet)
@@ -211,6 +216,18 @@ def test_prepared_data_that_is_absent_or_damaged_is_refused_with_the_fix():
     with pytest.raises(DataError, match=r"sentiment/test\.parquet is missing"):
         load_prepared("prepared")
     assert prepare(recipe(), say=quiet) == load_prepared("prepared")  # mended without being told to
+
+
+def test_data_that_another_preparation_replaced_is_not_read():
+    prepared = prepare(recipe(), say=quiet)
+    assert prepared.records("sentiment", "train")
+    prepare(recipe(sentiment={"max_train": 30}), say=quiet)
+    why = r"another preparation replaced.*another data\.prepared_dir"
+    with pytest.raises(DataError, match=why):
+        prepared.records("sentiment", "train")
+    (prepared.folder / "sentiment" / "train.parquet").unlink()
+    with pytest.raises(DataError, match=why):
+        prepared.records("sentiment", "train")
 
 
 def test_a_folder_that_holds_something_else_is_never_replaced():

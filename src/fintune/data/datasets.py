@@ -31,7 +31,7 @@ from fintune.data.quality import (
 from fintune.data.sources import SAMPLE, Source, find_source
 from fintune.data.splits import carve, subset
 from fintune.errors import DataError
-from fintune.files import atomic_folder, read_json, write_json
+from fintune.files import atomic_folder, file_sha256, read_json, write_json
 from fintune.tasks import task_from_dict, task_set
 from fintune.tasks.base import Record, Task, TaskSet
 
@@ -52,8 +52,9 @@ class PreparedDataset:
         """The records of one split, in a seeded order: the first n of them are a fair sample.
 
         Raises:
-            DataError: the task or its file is not there, or the file is damaged.
+            DataError: the task is not there, or its file is not the one that this manifest describes.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if task not in self.manifest["tasks"]:
@@ -61,24 +62,23 @@ class PreparedDataset:
             raise DataError(
                 f"There is no task {task!r} in the data prepared in {self.folder}, only: {known}."
             )
+        name = f"{task}/{split}.parquet"
         try:
-            # Opened here, so that a partitioned or remote path is never guessed from the name.
-            with (self.folder / task / f"{split}.parquet").open("rb") as stream:
-                rows = pq.read_table(stream).to_pylist()
-            return [Record(**row, split=split) for row in rows]
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(_damaged(self.folder, f"{task}/{split}.parquet: {error}")) from None
+            content = (self.folder / name).read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]:
+            raise DataError(
+                f"{self.folder / name} is no longer what was prepared: another preparation replaced it, or "
+                "it is damaged. Run the command again, or use another data.prepared_dir."
+            )
+        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+        return [Record(**row, split=split) for row in rows]
 
     def task_set(self) -> TaskSet:
         """The tasks as they were fitted on the training records."""
-        tasks = {}
-        for name, entry in self.manifest["tasks"].items():
-            task = task_from_dict(entry["task"])
-            for learnt in ("levels", "level_means"):  # a plug-in is made anew, without them
-                if learnt in entry["task"]:
-                    setattr(task, learnt, list(entry["task"][learnt]))
-            tasks[name] = task
-        return TaskSet(tasks)
+        entries = self.manifest["tasks"].items()
+        return TaskSet({name: task_from_dict(entry["task"]) for name, entry in entries})
 
     @property
     def describes(self) -> str:
@@ -118,7 +118,7 @@ def prepare(recipe: Recipe, *, force: bool = False, say: Callable[[str], None] =
             for split, records in splits.items():
                 path = staging / task.name / f"{split}.parquet"
                 _write(path, records, numeric=task.type == "regression")
-                manifest["files"][f"{task.name}/{split}.parquet"] = _sha256(path)
+                manifest["files"][f"{task.name}/{split}.parquet"] = file_sha256(path)
             manifest["tasks"][task.name] = _entry(task, source, sums[task.name], splits, report)
             say(_line(task.name, manifest["tasks"][task.name], source.note))
         write_json(staging / "manifest.json", manifest)
@@ -139,7 +139,7 @@ def load_prepared(folder: str | Path) -> PreparedDataset:
         raise DataError(_damaged(folder, "its manifest.json is not of this version's format"))
     for name, expected in manifest["files"].items():
         try:
-            actual = _sha256(folder / name)
+            actual = file_sha256(folder / name)
         except OSError:
             raise DataError(_damaged(folder, f"{name} is missing")) from None
         if actual != expected:
@@ -235,7 +235,8 @@ def _line(name: str, entry: dict[str, Any], note: str) -> str:
 def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[str, dict[str, str]]) -> str:
     """A digest of everything the prepared files depend on: recipe, tasks, sources, this package's code."""
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    package = Path(__file__).parents[1]
+    for path in sorted([*(package / "data").rglob("*.py"), *(package / "tasks").rglob("*.py")]):
         code.update(path.read_bytes())
     parts = {
         "format": _FORMAT,
@@ -286,8 +287,3 @@ def _write(path: Path, records: list[Record], numeric: bool) -> None:
     columns |= {"group": pa.string(), "source": pa.string()}
     rows = {name: [getattr(record, name) for record in records] for name in columns}
     pq.write_table(pa.table(rows, schema=pa.schema(columns)), path, compression="zstd")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

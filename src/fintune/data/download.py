@@ -5,13 +5,13 @@ Every file is checked against its known checksum and put in its place whole or n
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fintune.data.registry import DATASETS, Dataset, RawFile
 from fintune.errors import DataError
+from fintune.files import file_sha256
 
 TIMEOUT_SECONDS = 5
 _CHUNK_BYTES = 2**20
@@ -82,7 +82,7 @@ def _advice(datasets: list[Dataset], target: Path) -> str:
 
 def _have(path: Path, file: RawFile) -> bool:
     """Whether a genuine file is in its place; an archive that a server packs anew has another checksum."""
-    return path.is_file() and (file.upstream is None or _sha256(path) == file.sha256)
+    return path.is_file() and (file.upstream is None or file_sha256(path) == file.sha256)
 
 
 def _store(file: RawFile, path: Path, chunks: Iterator[bytes], source: str) -> None:
@@ -93,7 +93,7 @@ def _store(file: RawFile, path: Path, chunks: Iterator[bytes], source: str) -> N
         with staging.open("wb") as stream:
             for chunk in chunks:
                 stream.write(chunk)
-        if file.upstream is not None and _sha256(staging) != file.sha256:
+        if file.upstream is not None and file_sha256(staging) != file.sha256:
             raise DataError(
                 f"{source} is not the file this version knows (its checksum differs), so it was not "
                 f"stored: get {path.name} from another place."
@@ -126,8 +126,3 @@ def _receive(url: str) -> Iterator[bytes]:
         raise _Unreachable from None
     except (OSError, http.client.HTTPException):
         raise _Unreachable from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from fintune.data.download import download
 from fintune.data.quality import Dropped
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.errors import ConfigError, DataError
+from fintune.files import file_sha256
 from fintune.tasks.base import Record, Task
 
 __all__ = ["DATASETS", "SAMPLE", "Source", "data_folder", "download", "find_source", "list_datasets"]
@@ -50,8 +51,7 @@ class Source:
         sums = {}
         for name, path in self.files.items():
             try:
-                with path.open("rb") as stream:
-                    sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+                sums[name] = file_sha256(path)
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}.") from None
         return sums
