@@ -152,6 +152,32 @@ def test_a_truncated_archive_is_refused(tmp_path):
         list(ectsum(path))
 
 
+# Marks that Python's splitlines takes for line ends, but that stand inside lines of these files.
+ODD = "a\u2028b\x85c\x0cd"
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    path = tmp_path / "s.txt"
+    path.write_bytes(f"{ODD}@positive\r\nProfit fell .@negative\r\n".encode())
+    records, dropped = parts(financial_phrasebank(path))
+    assert [r.text for r in records] == [ODD, "Profit fell ."] and not dropped
+
+    path = tmp_path / "f.csv"
+    path.write_bytes(f'text,target\r\n{ODD},good\r\n"two\r\nlines",bad\r\n{ODD}\r\n'.encode())
+    records, dropped = own(path)
+    assert [(r.text, r.id) for r in records] == [(ODD, "f.csv:2"), ("two\nlines", "f.csv:3")]
+    assert [d.where for d in dropped] == ["f.csv:5"]
+
+    line = {"text": [ODD], "created_at": "Fri Jul 31 10:00:00 +0000 2015"}
+    files = {
+        "tweet/preprocessed/AB/2015-07-30": json.dumps(line, ensure_ascii=False) + "\n",
+        "price/raw/AB.csv": "Date,Adj Close\r\n2015-07-30,100\r\n2015-07-31,110\r\n",
+    }
+    records, dropped = parts(stocknet(archive(tmp_path / "s.tar.gz", files)))
+    assert [r.text for r in records] == ["Tweets on $AB:\n- " + " ".join(ODD.split())]
+    assert not [d for d in dropped if d.reason == "malformed rows"]
+
+
 def tweet(text, time="10:00:00"):
     return json.dumps({"text": text.split(), "created_at": f"Fri Jul 31 {time} +0000 2015"}) + "\n"
 
@@ -268,6 +294,13 @@ def test_a_file_of_another_encoding_is_refused(tmp_path):
     path.write_bytes("text,target\nFörsäljning,good\n".encode("latin-1"))
     with pytest.raises(DataError, match="is not UTF-8 text"):
         own(path)
+
+
+def test_spaces_around_a_columns_name_do_not_matter(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("text, label\nSales rose,good\n")
+    records, dropped = own(path, columns={"target": "label"})
+    assert [(r.text, r.target) for r in records] == [("Sales rose", "good")] and not dropped
 
 
 def test_a_mapped_column_must_exist_and_a_field_must_be_known(tmp_path):

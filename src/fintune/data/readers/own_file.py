@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -165,6 +166,7 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     _, names = next(rows, (0, []))
     if not names:
         raise DataError(f"{path} is empty.")
+    names = [name.strip() for name in names]
 
     def cells() -> Iterator[Row]:
         for number, row in rows:
@@ -173,13 +175,13 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
             else:
                 yield number, f"it has {len(row)} cells, but the header has {len(names)}"
 
-    return [name.strip() for name in names], cells()
+    return names, cells()
 
 
 def csv_rows(content: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV text that are not blank, with the number of the line each begins on."""
     csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     begin = 1
     for row in reader:
         if row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
     """
     import numpy as np
 
-    lines = _text(path).splitlines()
+    lines = list(io.StringIO(_text(path)))
     test = set(np.random.default_rng(42).permutation(len(lines))[: -(-len(lines) // 4)].tolist())
     for i, line in enumerate(lines):
         where = f"{path.name}:{i + 1}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import io
 import json
 import re
 from collections.abc import Generator, Iterator
@@ -60,7 +61,7 @@ def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Droppe
 def _closes(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]:
     """Day → adjusted close of a price file; yields what cannot be read."""
     closes: dict[str, float] = {}
-    for number, row in enumerate(csv.DictReader(text.splitlines()), start=2):
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
         try:
             closes[row["Date"]] = float(row["Adj Close"])
         except (KeyError, TypeError, ValueError):
@@ -71,7 +72,7 @@ def _closes(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]
 def _tweets(text: str, day: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
     """The tweets of a stock's day; yields what cannot be read."""
     tweets: list[Tweet] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):
         try:
             row = json.loads(line)
             tweets.append((f"{day} {row['created_at'][11:19]}", _sentence(row["text"])))
