@@ -84,10 +84,20 @@ class PromptTemplate:
         )
 
     def example(self, task: Task, record: Record) -> TokenizedExample:
-        """A training example of at most `max_length` tokens; the text is cut before the answer is."""
-        completion = self.completion_ids(task.completion(record))[-self.max_length // 2 :]
+        """A training example of at most `max_length` tokens.
+
+        Where prompt and answer do not fit, the answer keeps at most its first half of `max_length` tokens
+        (the last is the end of text), and the text is cut to what is left.
+        """
+        completion = self.completion_ids(task.completion(record))
+        room = max(1, self.max_length // 2)
+        if len(completion) > room:
+            room = max(room, self.max_length - len(self._ids(self.prompt_text(task, record))))
+        cut = len(completion) > room
+        if cut:
+            completion = [*completion[: room - 1], completion[-1]]
         prompt, truncated = self.prompt_ids(task, record, self.max_length - len(completion))
-        return TokenizedExample(prompt, completion, task.name, truncated)
+        return TokenizedExample(prompt, completion, task.name, truncated or cut)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
