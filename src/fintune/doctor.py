@@ -140,23 +140,15 @@ def _device() -> Check:
         return Check("device", True, f"{card.name}, {card.total_memory / 1e9:.0f} GB, {bf16} bf16")
     from fintune.config import TrainingConfig
     from fintune.models.base import choose_precision
+    from fintune.provenance import machine
 
     bf16 = "with" if choose_precision(TrainingConfig()).dtype == torch.bfloat16 else "without"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"CPU: {_cpu_name()}, {cores} cores, {torch.get_num_threads()} used by torch, {bf16} bf16"
+    here = machine()
+    cores = f"{here['cores']} cores, {torch.get_num_threads()} used by torch"
+    detail = f"CPU: {here['processor']}, {cores}, {bf16} bf16"
     if shutil.which("nvidia-smi"):
         detail += "; torch does not see the GPU of this machine"
     return Check("device", True, detail)
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory() -> Check:
