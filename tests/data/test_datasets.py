@@ -2,10 +2,12 @@
 
 import csv
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 
+from fintune import tasks
 from fintune.config import Recipe, load_recipe
 from fintune.data.datasets import load_prepared, prepare
 from fintune.errors import ConfigError, DataError
@@ -18,6 +20,9 @@ TASKS = ["sentiment", "headline", "summarization", "qa", "regression"]
 def alone(tmp_path, monkeypatch):
     monkeypatch.delenv("FINTUNE_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))  # the example plug-in registers itself
+    yield
+    sys.modules.pop("configs.examples.plugin_task", None)
 
 
 def recipe(names=("sentiment",), **tasks):

@@ -174,7 +174,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
         "price/raw/AB.csv": "Date,Adj Close\r\n2015-07-30,100\r\n2015-07-31,110\r\n",
     }
     records, dropped = parts(stocknet(archive(tmp_path / "s.tar.gz", files)))
-    assert [r.text for r in records] == ["Tweets on $AB:\n- " + " ".join(ODD.split())]
+    assert [r.text for r in records] == [f"Tweets on $AB:\n- {ODD}"]
     assert not [d for d in dropped if d.reason == "malformed rows"]
 
 

@@ -58,7 +58,7 @@ def test_an_example_is_never_too_long_and_the_question_survives(texts, answers, 
     if len(answer) < len(whole):
         assert example.truncated and len(answer) >= max_length // 2
     if not example.truncated:
-        assert prompt == template().prompt_text(TASKS["qa"], record)
+        assert example.prompt_ids == template().prompt_ids(TASKS["qa"], record, 10**6)[0]
 
 
 def test_an_answer_longer_than_half_is_whole_where_the_prompt_leaves_room():

@@ -97,7 +97,7 @@ def join(rows: Sequence[PackedRow]) -> PackedRow:
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """The number of leading tokens all sequences share, leaving each at least one of its own."""
     limit = min(len(sequence) for sequence in sequences) - 1
-    first, last = min(sequences), max(sequences)  # lexicographic extremes differ first of all
+    first, last = min(map(list, sequences)), max(map(list, sequences))  # of all, they differ first
     for i in range(limit):
         if first[i] != last[i]:
             return i

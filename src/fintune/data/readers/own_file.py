@@ -73,7 +73,7 @@ def read_inputs(path: Path, task: Task) -> Iterator[Record | Dropped]:
             yield Dropped("malformed rows", where, row)
             continue
         fields = {field: _text(row.get(column_of[field])) for field in required}
-        record = Record(**fields, id=_text(row.get("id")) or where)
+        record = Record(fields["text"], question=fields.get("question"), id=_text(row.get("id")) or where)
         problem = task.input_problem(record)
         yield Dropped("malformed rows", where, problem) if problem else record
 
