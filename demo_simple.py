@@ -1,4 +1,4 @@
-"""Open the demo with the newest adapter, else the base model: the same as `fintune demo --simple`."""
+"""Open the demo with the newest adapter, else the base model: the same as `fintune demo`."""
 
 import sys
 from pathlib import Path
@@ -7,4 +7,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent / "src")
     from fintune.cli import main
 
-    raise SystemExit(main(["demo", "--simple", *sys.argv[1:]]))
+    raise SystemExit(main(["demo", *sys.argv[1:]]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fintune.config import load_recipe
+from fintune.config import load_recipe, recipe_from
 from fintune.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -107,3 +107,24 @@ def test_a_missing_recipe_is_named(tmp_path):
 def test_a_recipe_is_validated_without_importing_torch():
     code = "import sys, fintune.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_override_of_one_of_two_rival_keys_replaces_the_other(write):
+    path = write("training: {per_device_train_batch_size: 32, warmup_ratio: 0.1}")
+    recipe = load_recipe(path, ["training.batch_size=8", "training.warmup_steps=50"])
+    assert recipe.training.per_device_train_batch_size == 8
+    assert (recipe.training.warmup_steps, recipe.training.warmup_ratio) == (50, 0.0)
+
+
+def test_a_recipe_that_was_kept_reads_back_the_same(write):
+    for path in (*CONFIGS.glob("*.yaml"), write(GUIDE)):
+        recipe = load_recipe(path)
+        assert recipe_from(recipe.model_dump(), [], "kept") == recipe
+    changed = recipe_from(recipe.model_dump(), ["training.batch_size=2"], "kept")
+    assert changed.training.per_device_train_batch_size == 2
+
+
+@pytest.mark.parametrize("text", ["learning_rate: true", "num_train_epochs: .inf", "seed: yes"])
+def test_a_switch_or_infinity_is_no_number(write, text):
+    with pytest.raises(ConfigError, match=text.split(":")[0]):
+        load_recipe(write(f"training: {{{text}}}"))

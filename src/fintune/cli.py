@@ -13,16 +13,10 @@ from fintune import __version__
 from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
+MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
-COMMANDS = {
-    "run": "the complete pipeline: prepare data, train, evaluate, and show the results",
-    "train": "train one adapter on all tasks of a recipe",
-    "evaluate": "score an adapter on the test data, beside its baselines",
-    "predict": "answer one text, or a file of them",
-    "demo": "open the demo in a browser",
-    "data": "download and prepare data",
-    "doctor": "check this machine and this installation",
-}
+
+# The flags ------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,13 +27,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fintune {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
+    for name, text, run, add_flags in (
+        ("run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags),
+        ("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
+        ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
+        ("predict", "answer one text, or a file of them", _predict, _predict_flags),
+        ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
+        ("data", "list, download and prepare data", _data, _data_flags),
+        ("doctor", "check this machine and this installation", _doctor, None),
+    ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        globals()[f"_{name}_arguments"](command)
+        command.set_defaults(run=run)
+        if add_flags:
+            add_flags(command)
     return parser
 
 
-def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+def _recipe_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="YAML", help="the recipe (default: configs/default.yaml)")
     command.add_argument(
         "--set",
@@ -49,13 +53,15 @@ def _recipe_arguments(command: argparse.ArgumentParser) -> None:
         help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
     )
     command.add_argument(
-        "--data_dir", metavar="DIR", help="folder of public datasets (default: FINTUNE_DATA_DIR)"
+        "--data_dir",
+        metavar="DIR",
+        help="folder of public datasets (default: FINTUNE_DATA_DIR, else data/raw)",
     )
     command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
 
 
-def _training_arguments(command: argparse.ArgumentParser) -> None:
-    _recipe_arguments(command)
+def _training_flags(command: argparse.ArgumentParser) -> None:
+    _recipe_flags(command)
     command.add_argument(
         "--output_dir",
         default=OUTPUT_DIR,
@@ -70,56 +76,44 @@ def _training_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="go on from a checkpoint; without DIR, from the newest in the output folder",
     )
-    command.add_argument("--verbose", action="store_true", help="debugging details, also on the console")
+    command.add_argument("--verbose", action="store_true", help="show the log on the console too, in detail")
 
 
-def _train_arguments(command: argparse.ArgumentParser) -> None:
-    _training_arguments(command)
-
-
-def _run_arguments(command: argparse.ArgumentParser) -> None:
-    _training_arguments(command)
+def _run_flags(command: argparse.ArgumentParser) -> None:
+    _training_flags(command)
     command.add_argument(
         "--output_file", metavar="JSON", help="the results (default: results.json in the output folder)"
     )
 
 
-def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
-    _recipe_arguments(command)
+def _evaluate_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument(
-        "--model_path", metavar="DIR", help=f"the adapter (default: {OUTPUT_DIR}, or else the untuned base)"
+        "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
-    command.add_argument(
-        "--output_file", default="results.json", metavar="JSON", help="(default: results.json)"
-    )
-    command.add_argument("--max_test", type=int, metavar="N", help="test examples per task at most")
+    command.add_argument("--max_test", type=_count, metavar="N", help="test examples per task at most")
+    _recipe_flags(command)
 
 
-def _predict_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("text", nargs="?", help="the text; or - to read it from standard input")
+def _predict_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
     command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
-    command.add_argument(
-        "--model_path", metavar="DIR", help="the adapter (default: the newest under output/, or the base)"
-    )
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument(
         "--input_file", metavar="FILE", help="a CSV, JSONL or Parquet file with a text column"
     )
     command.add_argument("--output_file", metavar="JSONL", help="where answers go (default: standard output)")
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
-    command.add_argument(
-        "--config", metavar="YAML", help="the recipe that names the base, without an adapter"
-    )
 
 
-def _demo_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model_path", metavar="DIR", help="the adapter (default: the untuned base)")
+def _demo_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
-    command.add_argument("--simple", action="store_true", help="take the newest adapter under output/")
 
 
-def _data_arguments(command: argparse.ArgumentParser) -> None:
+def _data_flags(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
     listing.add_argument("--data_dir", metavar="DIR")
@@ -129,12 +123,18 @@ def _data_arguments(command: argparse.ArgumentParser) -> None:
     )
     download.add_argument("--data_dir", default="data/raw", metavar="DIR", help="(default: data/raw)")
     prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
-    _recipe_arguments(prepare)
+    _recipe_flags(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
 
 
-def _doctor_arguments(command: argparse.ArgumentParser) -> None:
-    pass
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return value
 
 
 # The commands ---------------------------------------------------------------------------------------
@@ -143,11 +143,25 @@ def _doctor_arguments(command: argparse.ArgumentParser) -> None:
 def _recipe(args: argparse.Namespace) -> Any:
     from fintune.config import default_recipe_path, load_recipe
 
-    overrides = list(args.set)
-    if args.data_dir:
-        overrides.append(f"data.dir={args.data_dir}")
-    recipe = load_recipe(args.config or default_recipe_path(), overrides)
+    recipe = load_recipe(args.config or default_recipe_path(), _overrides(args))
     return recipe.debugged() if args.debug else recipe
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    return [*args.set, *([f"data.dir={args.data_dir}"] if args.data_dir else [])]
+
+
+def _adapter(model_path: str | None) -> str | Path | None:
+    """The adapter given, else the newest under output/, else None: the untuned base, and it says so."""
+    from fintune.inference.engine import newest_adapter
+
+    if model_path:
+        return model_path
+    try:
+        return newest_adapter()
+    except FintuneError:
+        print("There is no adapter under output/: the untuned base model answers.", file=sys.stderr)
+        return None
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -179,6 +193,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from fintune.config import recipe_from
     from fintune.data.datasets import prepare
     from fintune.evaluation.evaluate import evaluate
     from fintune.evaluation.report import print_table
@@ -186,50 +201,31 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fintune.models import manifest
     from fintune.models.lora_config import check_adapter
 
-    model_path = args.model_path
-    if model_path is None and (Path(OUTPUT_DIR) / "adapter_config.json").is_file():
-        model_path = OUTPUT_DIR
-    if model_path:
-        check_adapter(model_path)
-    recipe = _recipe(args)
-    if model_path and not args.config and manifest.read_raw(model_path):
+    model_path = _adapter(args.model_path)
+    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
+    if trained and not args.config:
         # An adapter is evaluated on the data of its own recipe, unless another recipe is given.
-        trained = manifest.read(model_path, recipe)[0]
-        recipe = trained.model_copy(update={"evaluation": recipe.evaluation} if args.set else {})
-        if args.data_dir:
-            recipe.data.dir = args.data_dir
-        if args.debug:
-            recipe = recipe.debugged()
-    if model_path is None:
-        print("No adapter given and none in output/model: evaluating the untuned base model.")
+        recipe = recipe_from(trained, _overrides(args), f"{model_path}/{manifest.NAME}")
+        recipe = recipe.debugged() if args.debug else recipe
+    else:
+        recipe = _recipe(args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
     results = evaluate(engine, prepared, recipe.evaluation, Path(args.output_file), max_test=args.max_test)
     print_table(results)
+    print(f"Results: {args.output_file}, {Path(args.output_file).with_suffix('.md')}")
     return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if (args.text is None) == (args.input_file is None):
+        raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
+    if args.input_file and not Path(args.input_file).is_file():
+        raise DataError(f"--input_file is {args.input_file}, but there is no such file.")
+    from fintune.inference.engine import Engine
     from fintune.predict import predict_file, show
 
-    if (args.text is None) == (args.input_file is None):
-        raise DataError('Give either a text or --input_file, not both: fintune predict --task sentiment "…"')
-    if args.input_file and not Path(args.input_file).is_file():
-        raise DataError(f"--input_file {args.input_file}: there is no such file.")
-    from fintune.inference.engine import Engine, newest_adapter
-
-    recipe = None
-    if args.config:
-        from fintune.config import load_recipe
-
-        recipe = load_recipe(args.config)
-    model_path = args.model_path
-    if model_path is None and recipe is None:
-        try:
-            model_path = newest_adapter()
-        except FintuneError:
-            print("No adapter under output/: the untuned base model answers.", file=sys.stderr)
-    engine = Engine.load(model_path, recipe)
+    engine = Engine.load(_adapter(args.model_path))
     if args.input_file:
         count = predict_file(engine, args.task, args.input_file, args.output_file, args.truncate)
         if args.output_file:
@@ -243,13 +239,13 @@ def _predict(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from fintune.demo.app import launch
 
-    launch(args.model_path, args.port, args.host, simple=args.simple)
+    launch(_adapter(args.model_path), args.port, args.host)
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
     if args.action == "download":
-        from fintune.data.sources import download
+        from fintune.data.download import download
 
         download(args.dataset, Path(args.data_dir), print)
     elif args.action == "list":
@@ -270,10 +266,10 @@ def _doctor(args: argparse.Namespace) -> int:
     return run()
 
 
-# Errors ---------------------------------------------------------------------------------------------
+# Running one ----------------------------------------------------------------------------------------
 
 
-def _dashes(arguments: Sequence[str]) -> Iterator[str]:
+def _underscored(arguments: Sequence[str]) -> Iterator[str]:
     """Let `--output-dir` mean `--output_dir`: flags are known by underscores, and both are typed."""
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -281,14 +277,13 @@ def _dashes(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _quiet() -> None:
-    """Keep libraries' notices off the console; the log file has them."""
+    """Keep libraries' notices off the console, where they would drown what matters."""
     import logging
     import os
     import warnings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     console = logging.StreamHandler()
@@ -298,27 +293,42 @@ def _quiet() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C."""
-    args = _parser().parse_args(list(_dashes(sys.argv[1:] if arguments is None else arguments)))
+    args = _parser().parse_args(list(_underscored(sys.argv[1:] if arguments is None else arguments)))
     _quiet()
     try:
-        return int(globals()[f"_{args.command}"](args))
+        return int(args.run(args))
     except FintuneError as error:
         message = str(error)
-    except ModuleNotFoundError as error:
-        message = f"The package {error.name} is not installed: run  make setup  (or pip install -e .)"
     except KeyboardInterrupt:
         print("\nInterrupted. What was saved so far is whole.", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        known = _explained(error)
+        if known is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        fix = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
-        message = (
-            f"Could not write{where}: {error.strerror}. What was there before is whole; {fix} and run again."
-        )
+        message = known
     print(f"fintune: {message}", file=sys.stderr)
     return 1
+
+
+def _explained(error: Exception) -> str | None:
+    """A sentence for what libraries raise when the machine, not the program, is at fault; else None."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fintune"):
+        return f"The package {error.name} is not installed: run  make setup  (or pip install -e .)"
+    # safetensors and torch.save wrap the system's error in their own.
+    wrapped = ("No space left", "os error 28", "file write failed", "iostream error")
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in wrapped):
+        return f"The disk is full ({text}). What was there before is whole: free some space and run again."
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return f"Could not write ({text}): choose another place, or change its permissions."
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "The GPU's memory is full. Lower training.row_tokens or training.per_device_train_batch_size, "
+            "or set training.gradient_checkpointing: true (none of the three changes the loss), "
+            "or base_model.load_in_4bit: true."
+        )
+    return None
 
 
 if __name__ == "__main__":

@@ -5,14 +5,25 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fintune.errors import ConfigError
 
@@ -33,7 +44,15 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and wanted in (int, float, int | None):
+            raise ValueError(f"must be a number, got {value!r}")
+        return value
 
 
 class BaseModelConfig(_Section):
@@ -127,6 +146,8 @@ class TrainingConfig(_Section):
             raise ValueError("fp16 and bf16 exclude each other: keep one of them")
         if self.warmup_ratio and "warmup_steps" in self.model_fields_set and self.warmup_steps:
             raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
+        if self.warmup_ratio:
+            self.__dict__["warmup_steps"] = 0  # so that a recipe written out in full reads back
         return self
 
 
@@ -157,8 +178,6 @@ class MultiTaskConfig(_Section):
                 "sampling_weights need sampling_strategy: weighted, "
                 f"but sampling_strategy is {self.sampling_strategy}"
             )
-        if self.sampling_weights and set(self.sampling_weights) != set(self.task_weights):
-            raise ValueError("sampling_weights must name the same tasks as task_weights")
         return self
 
 
@@ -261,6 +280,7 @@ class Recipe(_Section):
         known = [*BUILT_IN_TASKS, *(task.name for task in self.custom_task)]
         for key, names in (
             ("multi_task.task_weights", self.multi_task.task_weights),
+            ("multi_task.sampling_weights", self.multi_task.sampling_weights),
             ("data.tasks", self.data.tasks),
         ):
             for name in names:
@@ -274,7 +294,7 @@ class Recipe(_Section):
         tasks = raw.setdefault("data", {}).setdefault("tasks", {})
         for name in [*self.multi_task.task_weights, *(task.name for task in self.custom_task)]:
             tasks[name] = {**tasks.get(name, {}), "max_train": 24, "max_validation": 6, "max_test": 8}
-        raw["data"]["prepared_dir"] = f"{self.data.prepared_dir}-debug"
+        raw["data"]["prepared_dir"] = f"{self.data.prepared_dir.removesuffix('-debug')}-debug"
         raw.setdefault("training", {}).update(
             num_train_epochs=1,
             max_steps=6,
@@ -303,7 +323,7 @@ def default_recipe_path() -> Path:
     raise ConfigError("configs/default.yaml was not found: give a recipe with --config.")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply `section.key=value` overrides.
 
     Raises:
@@ -322,12 +342,30 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"holds a {type(raw).__name__}, not sections of settings"
         raise ConfigError(f"{path} {what}: write sections such as `training:` with keys under them.")
+    return recipe_from(raw, overrides, str(path))
+
+
+def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str) -> Recipe:
+    """A recipe of plain values with `section.key=value` overrides; `where` names its source in errors."""
+    raw = copy.deepcopy(raw)
     for override in overrides or []:
         _apply(raw, override)
+    if overrides:
+        where += ", with --set " + " ".join(overrides)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(item, path) for item in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(item, where) for item in error.errors())) from None
+
+
+_RIVALS = (
+    {"batch_size", "per_device_train_batch_size"},
+    {"warmup_steps", "warmup_ratio"},
+    {"fp16", "bf16"},
+    {"load_in_4bit", "load_in_8bit"},
+    {"dataset", "file"},
+)
+"""Keys of which a section may have one; an override replaces the other."""
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -344,9 +382,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {section} is a value, not a section of settings.")
         node = child
     try:
-        node[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value {text!r} is not valid YAML.") from None
+    if value:
+        for rivals in _RIVALS:
+            for rival in rivals - {last} if last in rivals else ():
+                node.pop(rival, None)
+    node[last] = value
 
 
 def _hint(wrong: str, valid: list[str]) -> str:
@@ -367,18 +410,19 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     return [*model.model_fields, *(["batch_size"] if model is TrainingConfig else [])]
 
 
-def _sentence(item: Any, path: Path) -> str:
+def _sentence(item: Any, where: str) -> str:
     location, value = item["loc"], item["input"]
     if location[:1] == ("custom_task",):
         location = tuple(part for part in location if not isinstance(part, int))
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        return f"{key} is not a known key{_hint(str(location[-1]), _valid_keys(location))} (in {path})"
+        hint = _hint(str(location[-1]), _valid_keys(location))
+        return f"{key} (set to {value!r}) is not a known key{hint} (in {where})"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{f'{key}: ' if key else ''}{message} (in {path})"
+        return f"{f'{key}: ' if key else ''}{message} (in {where})"
     if item["type"] == "missing":
-        return f"{key} is missing (in {path})"
+        return f"{key} is missing (in {where})"
     limit = message.removeprefix("Input should be ").replace("greater than or equal to", ">=")
     limit = limit.replace("greater than", ">").replace("less than", "<")
-    return f"{key} must be {limit}, got {value!r} (in {path})"
+    return f"{key} must be {limit}, got {value!r} (in {where})"

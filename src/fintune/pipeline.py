@@ -32,7 +32,7 @@ def run(
     say("1/3  Data")
     prepared = prepare(recipe, say=say)
     say("2/3  Training")
-    train(recipe, output_dir, resume=resume, use_wandb=use_wandb, verbose=verbose, say=say)
+    train(recipe, output_dir, prepared=prepared, resume=resume, use_wandb=use_wandb, verbose=verbose, say=say)
     say("3/3  Evaluation")
     results = evaluate(Engine.load(output_dir), prepared, recipe.evaluation, output_file, say=say)
     print_table(results)

@@ -46,7 +46,7 @@ def test_fp16_without_a_gpu_falls_back_and_says_so(monkeypatch):
 
 def test_a_damaged_model_folder_or_gguf_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="damaged or of an unknown architecture"):
+    with pytest.raises(ModelError, match="damaged, of an unknown architecture"):
         base.load_base_model(BaseModelConfig(name=str(tmp_path)), torch.float32)
     (tmp_path / "cut.gguf").write_bytes(base.embedded_gguf().read_bytes()[:5000])
     with pytest.raises(ModelError, match="cannot be read as a GGUF model"):

@@ -6,17 +6,17 @@ comes from another machine: no fonts, no scripts, no analytics.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
 import textwrap
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.demo import render
-from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
+from fintune.errors import DataError, FintuneError, MissingExtraError
 from fintune.tasks.base import Prediction, Record, Task
 
 if TYPE_CHECKING:
@@ -77,26 +77,20 @@ def build(engine: Engine) -> gradio.Blocks:
     return page
 
 
-def launch(
-    model_path: str | None = None, port: int = 7860, host: str = "127.0.0.1", simple: bool = False
-) -> None:
+def launch(model_path: str | Path | None = None, port: int = 7860, host: str = "127.0.0.1") -> None:
     """Load the model, serve the page, and return when interrupted.
 
     Args:
         model_path: an adapter folder; None is the untuned base model.
         host: the address to listen on; by default only this machine can connect.
-        simple: without a `model_path`, use the newest adapter under ./output if there is one.
 
     Raises:
         FintuneError: the port is taken, the adapter cannot be loaded, or Gradio is not installed.
     """
     _gradio()
     check_port(host, port)
-    from fintune.inference.engine import Engine, newest_adapter
+    from fintune.inference.engine import Engine
 
-    if model_path is None and simple:
-        with contextlib.suppress(ModelError):  # no adapter yet: describe() says so
-            model_path = str(newest_adapter())
     print(f"Loading {model_path or 'the untuned base model'} …", flush=True)
     engine = Engine.load(model_path)
     print(describe(engine), flush=True)

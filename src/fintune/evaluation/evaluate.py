@@ -172,7 +172,7 @@ class _TaskRun:
     def _bar(self, what: str, total: int) -> Any:
         from tqdm import tqdm
 
-        off = not self.progress
+        off = None if self.progress else True  # None: only on a terminal
         return tqdm(total=total, desc=f"{self.task.name}, {what}", unit="ex", disable=off, leave=False)
 
     def _predict(self, system: str, records: Sequence[Record]) -> tuple[list[Prediction], float]:
@@ -226,17 +226,8 @@ class _TaskRun:
     def _metrics(
         self, records: Sequence[Record], answers: Sequence[Prediction], semantic: Scores
     ) -> dict[str, float | None]:
-        task = self.task
-        metrics: dict[str, float] = {}
-        if type(task).metrics is not Task.metrics:  # a plug-in may have only the hook below
-            metrics |= task.metrics(records, answers)
+        metrics = self.task.score(records, answers)
         metrics |= {name: sum(values) / len(values) for name, values in semantic.items()}
-        metrics |= task.evaluate_custom_task(
-            [
-                {"text": r.text, "question": r.question, "target": r.target, "prediction": a.value}
-                for r, a in zip(records, answers, strict=True)
-            ]
-        )
         return {name: float(v) if math.isfinite(v) else None for name, v in metrics.items()}
 
     def _rows(

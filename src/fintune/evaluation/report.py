@@ -296,7 +296,7 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         f"- Date: {results['created']}, fintune {results['fintune']}, {results['seconds']:.0f} s in all",
         f"- Model: base {_cell(model['base'])}, adapter {_cell(model['adapter'] or 'none')}",
         f"- Data: {_cell(data['describes'])}, prepared in {_cell(data['folder'])} (key {data['key']})",
-        f"- Machine: {_cell(machine['processor'])}, {machine['cpus']} CPUs, model on {machine['device']}",
+        f"- Machine: {_cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
         f"- Versions: {versions}",
         "",
         "| task | system | n | seconds | examples/s |",

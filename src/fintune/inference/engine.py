@@ -15,7 +15,7 @@ from fintune.config import Recipe
 from fintune.errors import DataError, ModelError
 from fintune.tasks import Prediction, Record, Task, TaskSet
 
-ROW_TOKENS = 2048
+ROW_TOKENS = 8192
 """Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
 
 
@@ -41,7 +41,7 @@ class Engine:
         self.base_name = base_name
         self.adapter = adapter
         self.batch_size = batch_size
-        context = getattr(model.config, "max_position_embeddings", None) or max_length
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
         self.template = PromptTemplate(tokenizer, min(max_length, context))
         self.by_blocks = attention.enable(model)
         self.fast_layers = fast_lora.enable(model)
@@ -145,7 +145,7 @@ class Engine:
         batches: list[list[int]] = []
         tokens = 0
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-            if not batches or len(batches[-1]) == size or tokens + len(prompts[i]) > ROW_TOKENS * 4:
+            if not batches or len(batches[-1]) == size or tokens + len(prompts[i]) > ROW_TOKENS:
                 batches.append([])
                 tokens = 0
             batches[-1].append(i)

@@ -31,13 +31,18 @@ def register() -> str:
 
 def enable(model: Any) -> bool:
     """Switch a model to block attention; False where the model cannot (it then keeps its own)."""
-    config = model.config
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", NAME):
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if (
+        getattr(config, "_attn_implementation", None) not in ("sdpa", NAME)
+        or kinds != {"full_attention"}  # windows, convolutions and state spaces reach across examples
+        or getattr(model, "_is_stateful", False)
+        or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
+        or getattr(config, "attn_logit_softcapping", None)
+    ):
         return False
-    if getattr(config, "sliding_window", None) or getattr(config, "attn_logit_softcapping", None):
-        return False  # the layout knows of neither
     model.set_attn_implementation(register())
-    return True
+    return config._attn_implementation == NAME
 
 
 def attention_forward(
@@ -77,12 +82,12 @@ def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> li
     """[(p, H, D) of the prefix, if there is one, (tokens - p, H, D) of the suffixes]."""
     p = block.prefix_length
     batch, _, longest, _ = block.mask.shape
-    heads, dim = query.shape[1], query.shape[3]
+    heads = query.shape[1]
 
     def by_suffix(states: Any) -> Any:
         """(1, H, tokens, D) → (B, H, L, D)"""
         flat = _spread(states[0, :, p:].transpose(0, 1), block.places, batch * longest)
-        return flat.view(batch, longest, -1, dim).transpose(1, 2)
+        return flat.unflatten(0, (batch, longest)).transpose(1, 2)
 
     own = [by_suffix(states) for states in (query, key, value)]
     shared = [states[:, :, :p] for states in (key, value)]
@@ -95,7 +100,7 @@ def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> li
                 for prefix, states in zip(shared, own[1:], strict=True)
             ]
         suffix = sdpa(*own, attn_mask=block.mask, scale=scale, enable_gqa=key.shape[1] != heads)
-    suffix = _Collect.apply(suffix.transpose(1, 2).reshape(-1, heads, dim), block.places)
+    suffix = _Collect.apply(suffix.transpose(1, 2).flatten(0, 1), block.places)
     if not p:
         return [suffix]
     if query.device.type == "cpu":
@@ -123,7 +128,7 @@ class _Attention(torch.autograd.Function):
     ) -> Any:
         ctx.save_for_backward(query, key, value, key0, value0, mask)
         ctx.scale = scale
-        batch, heads, longest, dim = query.shape
+        batch, heads, longest, _ = query.shape
         groups, p = key.shape[1], key0.shape[2]
         parts = []
         for begin in range(0, longest, CHUNK):
@@ -133,7 +138,7 @@ class _Attention(torch.autograd.Function):
             mixed = weights[..., p:] @ value[:, :, :end]
             if p:
                 mixed += _restored(_flat(weights[..., :p]) @ value0[0], batch)
-            parts.append(mixed.view(batch, heads, -1, dim))
+            parts.append(mixed.view(batch, heads, -1, value.shape[3]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     @staticmethod

@@ -6,11 +6,10 @@ from a GGUF. Nothing here knows of tasks or adapters.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
+from fintune.files import atomic_folder, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class Precision:
     fp16: bool
     note: str = ""
     """One line for the user when the recipe's wish could not be met."""
+
+
+def public_name(name: str) -> str:
+    """What an adapter's `adapter_config.json` calls its base: for the embedded one, its home on the hub."""
+    return "HuggingFaceTB/SmolLM2-135M-Instruct" if name == EMBEDDED else name
 
 
 def cache_dir() -> Path:
@@ -62,6 +67,7 @@ def embedded_gguf() -> Path:
     )
 
 
+@functools.cache
 def resolve(name: str) -> str | Path:
     """A recipe's `base_model.name` as something Transformers can load: a hub id or a folder.
 
@@ -89,11 +95,7 @@ def convert_gguf(gguf: Path) -> Path:
 
     The cache key is the file's size and SHA-256, so another file of the same name is converted anew.
     """
-    digest = hashlib.sha256()
-    with gguf.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    target = cache_dir() / "models" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+    target = cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
     if (target / "config.json").is_file():
         return target
     import torch
@@ -116,14 +118,9 @@ def convert_gguf(gguf: Path) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    try:
-        os.replace(staging, target)
-    except OSError:  # another process was first
-        shutil.rmtree(staging, ignore_errors=True)
+    with atomic_folder(target) as staging:
+        model.to(torch.bfloat16).save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
     return target
 
 
@@ -214,11 +211,11 @@ def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
 
 def _cannot_load(name: str, error: Exception) -> str:
     text = str(error)
-    if "gated" in text or "401" in text or "403" in text:
+    reason = text.strip().splitlines()[0] if text.strip() else repr(error)
+    if any(sign in text for sign in ("gated", "401", "403")):
         fix = "it is gated: accept its licence on the hub and run  hf auth login"
-    elif Path(name).exists():
-        reason = text.splitlines()[0] if text else repr(error)
-        fix = f"the folder is damaged or of an unknown architecture ({reason})"
+    elif Path(name).exists() or name == EMBEDDED:
+        fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
     else:
-        fix = "it is neither a local folder nor, as far as can be reached from here, a hub id"
+        fix = f"it is neither a local folder nor, as far as can be reached from here, a hub id ({reason})"
     return f"base_model.name is {name}, which cannot be loaded: {fix}."

@@ -9,12 +9,13 @@ import yaml
 
 from fintune.config import Recipe
 from fintune.files import atomic_write
+from fintune.models.base import public_name
 
 
 def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: Any) -> None:
     """Write `README.md`, the hub's model card, from the run's facts and the prepared data's manifest."""
     header = {
-        "base_model": facts["base_model"],
+        "base_model": public_name(facts["base_model"]),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["finance", "lora", "fintune"],
@@ -25,8 +26,9 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
         for name, d in data.items()
     )
     training, machine = facts.get("training"), facts["machine"]
+    since = f" (since {facts['resumed_from']})" if facts["resumed_from"] else ""
     how = (
-        f"{facts['optimizer_steps']} optimizer steps, {training['examples']} examples, "
+        f"{facts['optimizer_steps']} optimizer steps, {training['examples']} examples{since}, "
         f"{training['seconds'] / 60:.1f} minutes on {machine['gpu'] or machine['processor']}, "
         f"peak memory {training['peak_memory_gib']} GiB, seed {facts['seed']}."
         if training

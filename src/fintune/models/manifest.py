@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fintune.config import Recipe
+from fintune.config import BaseModelConfig, Recipe
 from fintune.errors import ModelError
 from fintune.files import read_json, write_json
 from fintune.tasks import TaskSet, task_from_dict, task_set
@@ -44,7 +44,8 @@ def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, Ta
     raw = read_raw(folder)
     if not raw:
         base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path") or ""
-        recipe = fallback or Recipe.model_validate({"base_model": {"name": base}})
+        recipe = fallback or Recipe()
+        recipe = recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
         return recipe, task_set(recipe)
     try:
         recipe = Recipe.model_validate(raw["recipe"])

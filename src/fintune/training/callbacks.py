@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import time
 from datetime import datetime
@@ -26,10 +27,12 @@ class Progress(transformers.TrainerCallback):
         self.show_bar = bar
         self.bar: Any = None
         self.start = 0.0
+        self.loss = math.nan
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm.auto import tqdm
 
+        self.show_bar = self.show_bar and state.is_world_process_zero
         self.start = time.perf_counter()
         self.bar = tqdm(
             total=state.max_steps,
@@ -44,11 +47,13 @@ class Progress(transformers.TrainerCallback):
         self.bar.update(1)
         seconds = time.perf_counter() - self.start
         examples, tokens = (self.counts[name] / seconds for name in ("examples", "tokens"))
-        self.bar.set_postfix_str(f"{examples:.1f} examples/s, {tokens:.0f} tokens/s", refresh=False)
+        speed = f"{examples:.1f} examples/s, {tokens:.0f} tokens/s"
+        self.bar.set_postfix_str(f"loss {self.loss:.3f}, {speed}", refresh=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "train_runtime" in logs:
+        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
+        self.loss = logs.get("loss", self.loss)
         line = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}"
         shown = {k: v for k, v in logs.items() if k != "epoch" and isinstance(v, float | int)}
         logger.info("%s: %s", line, " ".join(f"{k}={v:.4g}" for k, v in shown.items()))
@@ -70,7 +75,7 @@ class Progress(transformers.TrainerCallback):
 
 
 def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
-    """Send the run's log, and Transformers' and PEFT's warnings, to a new file; return its path.
+    """Send the log of fintune, and the errors of Transformers and PEFT, to a new file; return its path.
 
     With `verbose` debugging details are logged too, and go to the console as well.
     """
@@ -80,7 +85,11 @@ def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("fintune", "transformers", "peft"):
-        logging.getLogger(name).addHandler(handler)
+        library = logging.getLogger(name)
+        for earlier in [h for h in library.handlers if isinstance(h, logging.FileHandler)]:
+            library.removeHandler(earlier)  # of a run before this one in the same process
+            earlier.close()
+        library.addHandler(handler)
     logging.getLogger("fintune").setLevel(logging.DEBUG if verbose else logging.INFO)
     if verbose:
         for console in logging.getLogger().handlers:

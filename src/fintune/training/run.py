@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.config import Recipe
 from fintune.errors import ConfigError, DataError, ModelError
+from fintune.files import read_json, replace_files
 from fintune.provenance import git_commit, machine, peak_memory, versions
 from fintune.tasks import Record, TaskSet
+
+if TYPE_CHECKING:
+    from fintune.data.datasets import PreparedDataset
 
 logger = logging.getLogger("fintune.train")
 
@@ -83,6 +88,7 @@ def train(
     recipe: Recipe,
     output_dir: str | Path,
     *,
+    prepared: PreparedDataset | None = None,
     resume: str | Path | None = None,
     use_wandb: bool = False,
     verbose: bool = False,
@@ -92,6 +98,7 @@ def train(
     """Train an adapter into `output_dir`; return the run's facts, as its manifest keeps them.
 
     Args:
+        prepared: the recipe's data, where the caller has prepared it already.
         resume: a checkpoint folder, or "latest" for the newest one in `output_dir`.
 
     Raises:
@@ -103,30 +110,47 @@ def train(
     from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
     output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
     checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
     report_to = wandb() if use_wandb else []
-    log_file = log_to_file(verbose=verbose)
-    prepared = prepare(recipe, say=say)
-    tasks = prepared.task_set()
 
+    import torch
     import transformers
+    from accelerate import PartialState
 
     from fintune.training.steps import StepBuilder, shared_prefixes
 
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if not state.is_main_process:
+        say = _silent
+    log_file = log_to_file(verbose=verbose) if state.is_main_process else None
+    with state.main_process_first():  # the others find data and base model prepared
+        prepared = prepared or prepare(recipe, say=say)
+        tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    tasks = prepared.task_set()
+    if checkpoint:
+        _same_data(checkpoint, prepared)
     transformers.set_seed(recipe.training.seed)
     precision = base.choose_precision(recipe.training)
     if precision.note:
         say(precision.note)
-    tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
     template = PromptTemplate(tokenizer, recipe.training.max_length)
     plan = make_plan(recipe, tasks, {t.name: prepared.records(t.name, "train") for t in tasks}, template)
 
     say(f"Loading {recipe.base_model.name} …")
     model = base.load_base_model(recipe.base_model, precision.dtype)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and recipe.training.max_length > context:
+        raise ConfigError(
+            f"training.max_length is {recipe.training.max_length}, but {recipe.base_model.name} has a "
+            f"context of {context} tokens: set it to {context} or less."
+        )
     if checkpoint:
         model = lora_config.load_adapter(model, checkpoint, trainable=True)
     else:
         model = lora_config.add_adapter(model, recipe.lora_config, recipe.training.seed)
+        model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
@@ -150,17 +174,21 @@ def train(
         recipe.training.per_device_train_batch_size if engine.by_blocks else 1,
         recipe.training.row_tokens,
         share,
+        state.process_index,
+        state.num_processes,
     )
     facts: dict[str, Any] = {
-        "created": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base_model": recipe.base_model.name,
         "trainable_parameters": trainable,
         "all_parameters": total,
         "examples_per_epoch": plan.per_epoch,
         "optimizer_steps": len(plan.schedule),
         "truncated_examples": plan.truncated,
+        "resumed_from": checkpoint.name if checkpoint else None,
         "shared_prefix_tokens": shared_prefixes(plan.examples) if share else {},
         "seed": recipe.training.seed,
+        "processes": state.num_processes,
         "dtype": str(precision.dtype).removeprefix("torch."),
         "versions": versions(),
         "git_commit": git_commit(),
@@ -182,7 +210,8 @@ def train(
         args=_arguments(recipe, output_dir, plan, precision, report_to),
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    for callback in (Progress(trainer.counts, say, progress), *tensorboard(output_dir)):
+    curves = tensorboard(output_dir) if state.is_main_process else []
+    for callback in (Progress(trainer.counts, say, progress), *curves):
         trainer.add_callback(callback)
     step_size = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
     say(
@@ -198,7 +227,7 @@ def train(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
-    counts = trainer.counts
+    counts = trainer.totals()
     facts["training"] = {
         "seconds": round(seconds, 1),
         "examples": counts["examples"],
@@ -209,7 +238,17 @@ def train(
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
-    trainer.save_model(str(output_dir))
+    staging = output_dir / ".adapter-in-writing"
+    if state.is_main_process:
+        shutil.rmtree(staging, ignore_errors=True)
+    try:
+        trainer.save_model(str(staging))
+        if state.is_main_process:
+            replace_files(staging, output_dir, last="adapter_model.safetensors")
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+    state.wait_for_everyone()
     say(
         f"Trained in {seconds / 60:.1f} min ({facts['training']['examples_per_second']} examples/s, "
         f"peak memory {facts['training']['peak_memory_gib']} GiB). Adapter: {output_dir}"
@@ -231,8 +270,7 @@ def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, rep
         warmup = steps // 10
         logger.info("training.warmup_steps is over half of the %d steps: using %d.", steps, warmup)
     per_epoch = max(1, round(plan.steps_per_epoch))
-    cuda = torch.cuda.is_available()
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -256,11 +294,36 @@ def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, rep
         save_total_limit=training.save_total_limit,
         report_to=report_to,
         run_name=output_dir.name,
-        use_cpu=not cuda,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],
     )
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # DataParallel would cut packed rows apart; several GPUs use DDP
+    return arguments
+
+
+def _silent(line: str) -> None:
+    """`say` of every process but the first."""
+
+
+def _same_data(checkpoint: Path, prepared: PreparedDataset) -> None:
+    """Refuse to go on with other data: the schedule would name other examples."""
+    from fintune.models import manifest
+
+    was = manifest.read_raw(checkpoint).get("data", {})
+    if was and was.get("files") != prepared.manifest["files"]:
+        raise DataError(
+            f"{checkpoint} was trained on other data ({_datasets(was)}) than is prepared now "
+            f"({prepared.describes}): resume with the same data, or train without resuming."
+        )
+
+
+def _datasets(data: dict[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(entry["dataset"] for entry in data["tasks"].values()))
 
 
 def _checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
@@ -279,16 +342,17 @@ def _checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
         if not folder.is_dir():
             raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
     check_adapter(folder)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        path = folder / name
+    random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]  # one a process
+    for path in (folder / "optimizer.pt", folder / "scheduler.pt", *random_states):
         if not path.is_file():
-            raise ModelError(f"{folder} is no checkpoint to resume from: it has no {name}.")
+            raise ModelError(f"{folder} is no checkpoint to resume from: it has no {path.name}.")
         whole = zipfile.is_zipfile(path)
         if whole:
             with zipfile.ZipFile(path) as archive:
                 whole = archive.testzip() is None
         if not whole:
             raise ModelError(f"{path} is damaged or truncated: resume from an earlier checkpoint.")
+    read_json(folder / "trainer_state.json")
     was = manifest.read_raw(folder).get("recipe", {})
     now = recipe.model_dump()
     for section in ("base_model", "lora_config", "multi_task", "training"):

@@ -37,7 +37,11 @@ class Step:
 
 
 class StepBuilder:
-    """Cuts a list of examples into the rows of a step. Also a map-style dataset of the schedule's steps."""
+    """Cuts a list of examples into the rows of a step. Also a map-style dataset of the schedule's steps.
+
+    Among `world` processes each builds the rows of its own part of a step, and the loss's denominator is
+    that of the whole step, so the sum of the processes' losses is the step's.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,8 @@ class StepBuilder:
         row_size: int,
         row_tokens: int,
         share: bool = True,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.examples = examples
         self.schedule = schedule
@@ -54,18 +60,28 @@ class StepBuilder:
         self.row_size = row_size
         self.row_tokens = row_tokens
         self.share = share
+        self.rank = rank
+        self.world = world
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def __getitem__(self, index: int) -> Step:
-        return self.build([self.examples[i] for i in self.schedule[index]])
+        step = [self.examples[i] for i in self.schedule[index]]
+        total = sum(self.task_weights[e.task] for e in step)
+        if self.world == 1:
+            return self.build(step, total)
+        own = parts_of([len(e) for e in step], self.world)[self.rank]
+        if own:
+            return self.build([step[i] for i in own], total)
+        # Fewer examples than processes: every process must take part in the step, this one with weight 0.
+        return self.build(step[:1], float("inf"))
 
-    def build(self, examples: Sequence[TokenizedExample]) -> Step:
-        """The step of these examples."""
+    def build(self, examples: Sequence[TokenizedExample], total: float = 1.0) -> Step:
+        """The step of these examples; `total` is Σ w of the whole step."""
         import torch
 
-        total = sum(self.task_weights[e.task] for e in examples) or 1.0
+        total = total or 1.0
         step = Step(examples=len(examples), plain_tokens=sum(len(e) - 1 for e in examples))
         lengths = [len(e) for e in examples]
         parts: list[tuple[PackedRow, list[str]]] = []
@@ -95,6 +111,17 @@ class StepBuilder:
             groups[-1].append(part)
             tokens, count = tokens + more, count + spans
         return groups
+
+
+def parts_of(lengths: Sequence[int], world: int) -> list[list[int]]:
+    """Deal a step's examples to `world` processes, the longest first, each to the one with fewest tokens."""
+    parts: list[list[int]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        least = loads.index(min(loads))
+        parts[least].append(i)
+        loads[least] += lengths[i]
+    return [sorted(part) for part in parts]
 
 
 def shared_prefixes(examples: Sequence[TokenizedExample]) -> dict[str, int]:

@@ -6,6 +6,7 @@ is the step (rows with shared prefixes, the weighted loss), validation by task, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -60,13 +61,17 @@ class MultiTaskTrainer(transformers.Trainer):
     # The step -----------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one optimizer step; returns its loss."""
+        """Forward and backward of one optimizer step; returns its loss (among processes, this one's part
+        times their number, for what is averaged over them is then the step's loss and gradient)."""
         model.train()
         total = torch.zeros((), device=self.args.device)
+        last = inputs.rows[-1]
         for row, weights, tasks in zip(inputs.rows, inputs.weights, inputs.tasks, strict=True):
-            nll = self._row_nll(model, row)
-            loss = (weights.to(nll.device) * nll).sum()
-            self.accelerator.backward(loss)
+            together = contextlib.nullcontext() if row is last else self.accelerator.no_sync(model)
+            with together:
+                nll = self._row_nll(model, row)
+                loss = (weights.to(nll.device) * nll).sum() * self.args.world_size
+                self.accelerator.backward(loss)
             total += loss.detach()
             for task, value in zip(tasks, nll.tolist(), strict=True):
                 self._task_nll[task][0] += value
@@ -113,7 +118,7 @@ class MultiTaskTrainer(transformers.Trainer):
             losses.append(logs[f"eval_{task}_loss"])
             owner = self.engine.tasks[task]
             shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
-            metrics = owner.metrics(shown, self.engine.predict(task, shown))
+            metrics = owner.score(shown, self.engine.predict(task, shown))
             logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
         if losses:
             logs["eval_loss"] = sum(losses) / len(losses)
@@ -131,11 +136,27 @@ class MultiTaskTrainer(transformers.Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tasks' training losses since the last log, and the epoch as the recipe counts it."""
         if "loss" in logs:
-            for task, (total, count) in self._task_nll.items():
+            for task, (total, count) in sorted(self._over_processes().items()):
                 logs[f"{task}_loss"] = total / count
             self._task_nll.clear()
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
+
+    def totals(self) -> dict[str, int]:
+        """`counts` of all processes."""
+        values = torch.tensor(list(self.counts.values()), device=self.args.device)
+        if self.args.world_size > 1:
+            values = self.accelerator.reduce(values, "sum")
+        return dict(zip(self.counts, values.tolist(), strict=True))
+
+    def _over_processes(self) -> dict[str, list[float]]:
+        """For each task the sum and the number of its losses since the last log, of all processes."""
+        if self.args.world_size == 1:
+            return dict(self._task_nll)
+        names = [task.name for task in self.engine.tasks]
+        table = torch.tensor([self._task_nll.get(name, [0.0, 0.0]) for name in names])
+        table = self.accelerator.reduce(table.to(self.args.device), "sum").tolist()
+        return {name: row for name, row in zip(names, table, strict=True) if row[1]}
 
     # Checkpoints --------------------------------------------------------------------------------------
 
@@ -143,20 +164,28 @@ class MultiTaskTrainer(transformers.Trainer):
         """Write a checkpoint beside its place and move it there whole."""
         output_dir = Path(self.args.output_dir)
         staging = output_dir / ".checkpoint-in-writing"
-        shutil.rmtree(staging, ignore_errors=True)
+        first = self.is_world_process_zero()
+        if first:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            for folder in staging.iterdir() if first else ():
+                replace_folder(folder, output_dir / folder.name)
         finally:
             self.args.output_dir = str(output_dir)
-        for folder in staging.iterdir():
-            replace_folder(folder, output_dir / folder.name)
-        shutil.rmtree(staging)
-        for old in checkpoints(output_dir)[: -self.args.save_total_limit]:
+            if first:
+                shutil.rmtree(staging, ignore_errors=True)
+        for old in checkpoints(output_dir)[: -self.args.save_total_limit] if first else ():
             shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A plain PEFT adapter, its tokenizer and its manifest (and no pickled arguments)."""
+        if not self.args.should_save:  # this process is not the first
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)

@@ -1,0 +1,139 @@
+"""The command line: mistakes are one sentence and exit code 1, help is quick, nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fintune.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_base, tmp_path_factory):
+    """An adapter on the tiny base, trained for two steps through the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        flags = ["--config", str(CONFIGS / "debug.yaml"), "--output-dir=output/model", "--set"]
+        assert main(["train", *flags, f"base_model.name={tiny_base}", "--set", "training.max_steps=2"]) == 0
+    finally:
+        os.chdir(here)
+    return folder / "output" / "model"
+
+
+def fails(capsys, *arguments):
+    """The sentence with which a command fails."""
+    assert main(list(arguments)) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("fintune: ") and "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "--config", "absent.yaml"], ["no recipe at absent.yaml"]),
+        (["train", "--set", "training.learning_rate=-1"], ["learning_rate must be > 0, got -1"]),
+        (["train", "--set", "training.lerning_rate=1"], ["lerning_rate (set to 1)", "'learning_rate'"]),
+        (["train", "--set", "base_model.name=nobody/nothing"], ["base_model.name is nobody/nothing"]),
+        (["train", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
+        (["train", "--resume_from_checkpoint", "absent"], ["no checkpoint at absent"]),
+        (["train", "--data_dir", "absent"], ["data.dir is absent, which is no folder"]),
+        (["train", "--set", "data.tasks.qa.file=empty.csv"], ["empty.csv is empty"]),
+        (["train", "--set", "data.tasks.qa.file=absent.csv"], ["absent.csv"]),
+        (["train", "--set", "data.tasks.headline.file=columns.csv"], ["no column 'text'", "headline, label"]),
+        (["train", "--set", "data.tasks.headline.file=label.csv"], ["'sideways'", "bullish"]),
+        (["evaluate", "--model_path", "absent"], ["no adapter at absent", "train.py"]),
+        (["predict", "--task", "sentiment"], ["Give a text"]),
+        (["predict", "--task", "sentiment", "--input_file", "absent.csv"], ["no such file"]),
+        (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_sentence_that_names_it(capsys, workdir, arguments, parts):
+    (workdir / "a-file").write_text("x")
+    (workdir / "empty.csv").write_text("")
+    (workdir / "columns.csv").write_text("headline,label\nShares rise,bullish\n")
+    (workdir / "label.csv").write_text("text,target\nShares rise,sideways\nShares fall,bearish\n")
+    sentence = fails(capsys, *arguments)
+    for part in parts:
+        assert part in sentence
+
+
+def test_a_full_disk_leaves_what_was_there(capsys, workdir, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "manifest.json")
+
+    assert main(["data", "prepare", "--config", str(CONFIGS / "debug.yaml")]) == 0
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    monkeypatch.setattr("fintune.data.datasets.write_json", full)
+    sentence = fails(capsys, "data", "prepare", "--force", "--config", str(CONFIGS / "debug.yaml"))
+    assert "The disk is full" in sentence and "free some space" in sentence
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_a_file_is_answered_row_by_row_and_a_bad_row_has_its_error(capsys, workdir, adapter):
+    rows = ["id,text", "a,Shares rise", "b,", f"c,{'profit ' * 900}", "d,Shares fall"]
+    (workdir / "in.csv").write_text("\n".join(rows) + "\n")
+    flags = ["--task", "headline", "--model_path", str(adapter), "--input_file", "in.csv"]
+    assert main(["predict", *flags, "--output_file", "out.jsonl"]) == 0
+    lines = [json.loads(line) for line in (workdir / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["a", "in.csv:3", "c", "d"]
+    assert lines[1]["error"] == "the text is empty"
+    assert "there is room for" in lines[2]["error"]
+    for line in (lines[0], lines[3]):
+        assert line["prediction"] in line["probabilities"]
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+    assert "the input itself" in fails(capsys, "predict", *flags, "--output_file", "in.csv")
+    assert (workdir / "in.csv").read_text().startswith("id,text")
+    (workdir / "wrong.csv").write_text("body\nShares rise\n")
+    before = (workdir / "out.jsonl").read_text()
+    flags[-1] = "wrong.csv"
+    assert "no column 'text'" in fails(capsys, "predict", *flags, "--output_file", "out.jsonl")
+    assert (workdir / "out.jsonl").read_text() == before
+
+
+def test_one_text_is_answered_on_the_console_and_a_long_one_refused(capsys, workdir, adapter):
+    flags = ["predict", "--task", "sentiment", "--model_path", str(adapter)]
+    assert main([*flags, "Profit rose."]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer["probabilities"]) == {"positive", "negative", "neutral"}
+    assert "--truncate" in fails(capsys, *flags, "profit " * 900)
+    assert main([*flags, "--truncate", "profit " * 900]) == 0
+
+
+def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, workdir, adapter):
+    flags = [
+        "--model_path",
+        str(adapter),
+        "--output_file",
+        "figures.json",
+        "--set",
+        "evaluation.base_model=false",
+    ]
+    assert main(["evaluate", *flags, "--max_test", "2"]) == 0
+    results = json.loads((workdir / "figures.json").read_text())
+    assert results["complete"] and set(results["tasks"]["qa"]["systems"]) == {"baseline", "adapter"}
+    assert results["tasks"]["qa"]["systems"]["adapter"]["n"] == 2
+    assert "built-in sample" in capsys.readouterr().out
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys; from fintune.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--resume_from_checkpoint" in done.stdout

@@ -1,0 +1,40 @@
+"""The main job on the real base model: `run_training.py --debug`, and a prediction with what it made."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_predicts(workdir):
+    def run(*command):
+        environment = {k: v for k, v in os.environ.items() if k != "FINTUNE_DATA_DIR"}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=workdir,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    output = run(str(ROOT / "run_training.py"), "--debug", "--set", "evaluation.base_model_max_test=2")
+    assert "Test results on the built-in sample" in output
+    assert "Adapter   output/model" in output
+    results = json.loads((workdir / "output" / "model" / "results.json").read_text())
+    assert results["complete"] and len(results["tasks"]) == 5
+    for task in results["tasks"].values():
+        assert set(task["systems"]) == {"baseline", "base", "adapter"}
+    assert (workdir / "output" / "model" / "results.md").is_file()
+    lines = (workdir / "output" / "model" / "results-predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 5 * 8
+
+    answer = json.loads(
+        run("-m", "fintune.cli", "predict", "--task", "sentiment", "Profit rose to $5 million.")
+    )
+    assert answer["prediction"] in {"positive", "negative", "neutral"}

@@ -1,0 +1,86 @@
+"""Two processes reach the weights of one on the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from fintune.training.run import train
+from fintune.training.steps import parts_of
+
+CODE = """
+import json, sys
+from fintune.config import Recipe
+from fintune.training.run import train
+train(Recipe.model_validate(json.load(open("recipe.json"))), sys.argv[1], progress=False)
+"""
+
+
+@given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 5))
+def test_every_example_goes_to_one_process_and_none_has_much_more_than_another(lengths, world):
+    parts = parts_of(lengths, world)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulation):
+    recipe = tiny_recipe(
+        training={
+            "per_device_train_batch_size": 3,  # 9 or 3 examples a step: they do not divide evenly by 2
+            "gradient_accumulation_steps": accumulation,
+            "max_grad_norm": 0.5,
+            "save_steps": 2,
+        },
+        multi_task={"task_weights": {"sentiment": 1.0, "qa": 2.5, "regression": 0.5}},
+    )
+    train(recipe, workdir / "one", progress=False)
+    (workdir / "recipe.json").write_text(json.dumps(recipe.model_dump(exclude_unset=True)))
+    (workdir / "go.py").write_text(CODE)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "go.py",
+        "two",
+    ]
+    done = subprocess.run(
+        launch,
+        cwd=workdir,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    manifest = json.loads((workdir / "two" / "fintune.json").read_text())
+    assert manifest["processes"] == 2
+    assert (
+        manifest["training"]["examples"]
+        == json.loads((workdir / "one" / "fintune.json").read_text())["training"]["examples"]
+    )
+    losses = [
+        [
+            e["loss"]
+            for e in json.loads((workdir / name / "checkpoint-4" / "trainer_state.json").read_text())[
+                "log_history"
+            ]
+            if "loss" in e
+        ]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
