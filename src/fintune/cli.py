@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text, run, add_flags in (
         ("run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags),
+        ("plan", "what a recipe will need: parameters, memory, disk, time", _plan, _recipe_flags),
         ("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
         ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
@@ -162,6 +163,13 @@ def _adapter(model_path: str | None) -> str | Path | None:
     except FintuneError:
         print("There is no adapter under output/: the untuned base model answers.", file=sys.stderr)
         return None
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from fintune.planning import show
+
+    show(_recipe(args))
+    return 0
 
 
 def _train(args: argparse.Namespace) -> int:

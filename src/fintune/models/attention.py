@@ -72,8 +72,8 @@ def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: floa
     parts = []
     start = 0
     for block in layout:
-        states = (whole[:, :, start : start + block.tokens] for whole in (query, key, value))
-        parts += _one_block(*states, block, scale)
+        part = slice(start, start + block.tokens)
+        parts += _one_block(query[:, :, part], key[:, :, part], value[:, :, part], block, scale)
         start += block.tokens
     return torch.cat(parts)[None]
 
@@ -89,26 +89,26 @@ def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> li
         flat = _spread(states[0, :, p:].transpose(0, 1), block.places, batch * longest)
         return flat.unflatten(0, (batch, longest)).transpose(1, 2)
 
-    own = [by_suffix(states) for states in (query, key, value)]
-    shared = [states[:, :, :p] for states in (key, value)]
+    own_query, own_key, own_value = (by_suffix(states) for states in (query, key, value))
+    key0, value0 = key[:, :, :p], value[:, :, :p]
+    fused = {"scale": scale, "enable_gqa": key.shape[1] != heads}
     if query.device.type == "cpu":
-        suffix = _Attention.apply(*own, *shared, block.mask, scale)
+        suffix = _Attention.apply(own_query, own_key, own_value, key0, value0, block.mask, scale)
     else:
         if p:
-            own[1:] = [
-                torch.cat([prefix.expand(batch, -1, -1, -1), states], dim=2)
-                for prefix, states in zip(shared, own[1:], strict=True)
-            ]
-        suffix = sdpa(*own, attn_mask=block.mask, scale=scale, enable_gqa=key.shape[1] != heads)
+            own_key = torch.cat([key0.expand(batch, -1, -1, -1), own_key], dim=2)
+            own_value = torch.cat([value0.expand(batch, -1, -1, -1), own_value], dim=2)
+        suffix = sdpa(own_query, own_key, own_value, attn_mask=block.mask, **fused)
     suffix = _Collect.apply(suffix.transpose(1, 2).flatten(0, 1), block.places)
     if not p:
         return [suffix]
     if query.device.type == "cpu":
         causal = torch.ones(1, 1, p, p, dtype=torch.bool).tril_()
-        nothing = [states[:, :, :0] for states in shared]
-        prefix = _Attention.apply(query[:, :, :p], *shared, *nothing, causal, scale)
+        prefix = _Attention.apply(
+            query[:, :, :p], key0, value0, key0[:, :, :0], value0[:, :, :0], causal, scale
+        )
     else:
-        prefix = sdpa(query[:, :, :p], *shared, is_causal=True, scale=scale, enable_gqa=key.shape[1] != heads)
+        prefix = sdpa(query[:, :, :p], key0, value0, is_causal=True, **fused)
     return [prefix[0].transpose(0, 1), suffix]
 
 

@@ -40,6 +40,8 @@ class MultiTaskTrainer(transformers.Trainer):
         save_extra: called with each folder an adapter is saved to, to add the manifest.
     """
 
+    control: Any
+
     def __init__(
         self,
         *,
