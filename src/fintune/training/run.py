@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 import time
 import zipfile
@@ -269,7 +270,7 @@ def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, rep
     elif warmup * 2 > steps:
         warmup = steps // 10
         logger.info("training.warmup_steps is over half of the %d steps: using %d.", steps, warmup)
-    per_epoch = max(1, round(plan.steps_per_epoch))
+    per_epoch = math.ceil(plan.steps_per_epoch)
     arguments = transformers.TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,

@@ -190,7 +190,10 @@ class MultiTaskTrainer(transformers.Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+        # Without the last argument PEFT looks the base model up on the hub, to see whether it grew.
+        self.model.save_pretrained(
+            folder, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
+        )
         self.engine.tokenizer.save_pretrained(folder)
         self.save_extra(folder)
 
