@@ -43,11 +43,11 @@ def server(tmp_path_factory):
         )
     url = f"http://127.0.0.1:{port}/"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             try:
-                urlopen(url, timeout=2).close()
+                urlopen(url, timeout=10).close()
                 break
             except (URLError, TimeoutError):
                 time.sleep(0.2)

@@ -53,7 +53,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir)
         "train(Recipe.model_validate(json.load(open('recipe.json'))), 'killed', progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (workdir / "killed" / "checkpoint-2").is_dir():
         assert time.monotonic() < deadline and process.poll() is None, "no checkpoint was written"
         time.sleep(0.01)
