@@ -16,8 +16,9 @@ from fintune.errors import ModelError
 
 ADAPTER_BYTES = 16
 """A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""
-UTILISATION = {"cpu": 0.5, "cuda": 0.4}
-"""The share of the matrix peak that training reaches: measured on a CPU (benchmarks/), assumed on a GPU."""
+UTILISATION = {"cpu": 0.08, "cuda": 0.4}
+"""The share of the matrix peak that training reaches: on a CPU with AMX as benchmarks/training.py measured it
+(docs/LOG.md), on a GPU assumed."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Python with its libraries, or a CUDA context."""
 LOGIT_BYTES = 12
