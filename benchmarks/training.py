@@ -21,7 +21,6 @@ import io
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -68,6 +67,8 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
     from fintune.data.templates import PromptTemplate
     from fintune.models import base, lora_config
+    from fintune.planning import matrix_peak
+    from fintune.provenance import peak_memory
 
     transformers.set_seed(0)
     tasks, pairs, data = records(workload, count, args.data_dir)
@@ -97,11 +98,10 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
         else:
             trainer, tokens = _trl(model, tokenizer, tasks, pairs, lora, common, clock, system, args)
         trainer.train()
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_rss()
     seconds = clock.seconds()
     result: dict[str, float | str] = {
         "examples_per_second": clock.share * len(examples) / seconds,
-        "peak_memory_gib": peak / 2**30,
+        "peak_memory_gib": peak_memory() / 2**30,
         "data": data,
     }
     if system == "fintune":
@@ -239,27 +239,6 @@ def _cut(task: Any, record: Any, tokenizer: Any, max_length: int) -> str:
     spare = len(template.prompt_ids(task, task.with_text(record, "x"), max_length)[0])
     ids = tokenizer(record.text, add_special_tokens=False)["input_ids"][: len(prompt) - spare]
     return task.body(task.with_text(record, tokenizer.decode(ids)))
-
-
-def matrix_peak() -> float:
-    """The best rate of a large bf16 matrix product on this machine, in FLOP/s."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    best = 0.0
-    for size in (1024, 2048) if device == "cpu" else (4096, 8192):
-        a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
-        for _ in range(6):
-            begun = time.perf_counter()
-            a @ b
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2 * size**3 / (time.perf_counter() - begun))
-    return best
-
-
-def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _child(system: str, workload: str, count: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,30 @@ def tiny_base(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def model():
+    """A random two-layer Llama in fp64 with block attention, for what must hold to the last digits."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from fintune.models import attention
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config).double()
+    assert attention.enable(model)
+    return model
+
+
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """An empty working folder, and no real data in sight."""

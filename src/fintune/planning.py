@@ -176,16 +176,16 @@ def matrix_peak() -> float:
     import torch
 
     cuda = torch.cuda.is_available()
-    size = 8192 if cuda else 1024
     best = 0.0
-    for dtype in (torch.bfloat16, torch.float32):
-        a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-        for _ in range(4):
-            begun = time.perf_counter()
-            a @ a
-            if cuda:
-                torch.cuda.synchronize()
-            best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    for size in (4096, 8192) if cuda else (1024, 2048):
+        for dtype in (torch.bfloat16, torch.float32):
+            a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+            for _ in range(4):
+                begun = time.perf_counter()
+                a @ a
+                if cuda:
+                    torch.cuda.synchronize()
+                best = max(best, 2 * size**3 / (time.perf_counter() - begun))
     return best
 
 

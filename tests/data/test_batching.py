@@ -1,6 +1,5 @@
 """A packed row computes what separate sequences compute: log-likelihoods and gradients."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,26 +9,6 @@ from fintune.models import attention
 from fintune.models.likelihood import row_logits, span_log_likelihoods
 
 TOKEN = st.integers(3, 40)
-
-
-@pytest.fixture(scope="module")
-def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).double()
-    assert attention.enable(model)
-    return model
 
 
 def packed_scores(model, prompts, completions, share):

@@ -6,30 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fintune.data.templates import TokenizedExample
-from fintune.models import attention
 from fintune.models.likelihood import row_logits, span_mean_nll
 from fintune.training.steps import StepBuilder
 
 WEIGHTS = {"a": 1.0, "b": 2.5}
-
-
-@pytest.fixture(scope="module")
-def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=30,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).double()
-    attention.enable(model)
-    return model
 
 
 def step_loss(model, examples, **cut):
