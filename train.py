@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent / "src")
-    from fintune.cli import main
+    from fintune.cli import entry
 
-    raise SystemExit(main(["train", *sys.argv[1:]]))
+    raise SystemExit(entry("train"))

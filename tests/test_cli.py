@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fintune.allocator import library
 from fintune.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -137,3 +138,20 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--resume_from_checkpoint" in done.stdout
+
+
+@pytest.mark.parametrize(("setting", "allocator"), [(None, "mimalloc"), ("system", "system")])
+def test_a_command_starts_again_with_mimalloc_unless_told_not_to_and_its_children_know_nothing(
+    setting, allocator
+):
+    if library() is None or Path("/dev/nvidiactl").exists():
+        pytest.skip("mimalloc is not used on this machine")
+    code = (
+        "import os, sys; from fintune.allocator import in_use, use_mimalloc\n"
+        "use_mimalloc(); print(in_use(), sys.argv[1:], 'LD_PRELOAD' in os.environ)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "FINTUNE_ALLOCATOR")}
+    environment |= {"FINTUNE_ALLOCATOR": setting} if setting else {}
+    command = [sys.executable, "-c", code, "a b", "--c"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{allocator} ['a b', '--c'] False\n"

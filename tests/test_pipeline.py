@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fintune.allocator import library
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,6 +29,8 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
     assert "Test results on the built-in sample" in output
     assert "Adapter   output/model" in output
     results = json.loads((workdir / "output" / "model" / "results.json").read_text())
+    expected = "mimalloc" if library() and not Path("/dev/nvidiactl").exists() else "system"
+    assert results["machine"]["allocator"] == expected
     assert results["complete"] and len(results["tasks"]) == 5
     for task in results["tasks"].values():
         assert set(task["systems"]) == {"baseline", "base", "adapter"}

@@ -65,7 +65,7 @@ def test_a_root_script_does_not_shadow_a_library_of_its_name(tmp_path):
     probe.write_text(
         (ROOT / "train.py")
         .read_text()
-        .replace("from fintune.cli import main", "raise SystemExit(sys.path[0])")
+        .replace("from fintune.cli import entry", "raise SystemExit(sys.path[0])")
     )
     assert _run(probe).stderr.strip() == str(tmp_path / "src")
 

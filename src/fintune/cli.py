@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fintune import __version__
+from fintune.allocator import use_mimalloc
 from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
+COMPUTING = ("run", "train", "evaluate", "predict", "demo")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
 
@@ -299,9 +301,17 @@ def _quiet() -> None:
     logging.basicConfig(format="%(message)s", handlers=[console])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def entry(*command: str) -> int:
+    """Run `command` and the process's own arguments: what the program and the scripts start with."""
+    arguments = [*command, *sys.argv[1:]]
+    if arguments and arguments[0] in COMPUTING and not {"-h", "--help"} & set(arguments):
+        use_mimalloc()
+    return main(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C."""
-    args = _parser().parse_args(list(_underscored(sys.argv[1:] if arguments is None else arguments)))
+    args = _parser().parse_args(list(_underscored(arguments)))
     _quiet()
     try:
         return int(args.run(args))
@@ -340,4 +350,4 @@ def _explained(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(entry())

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fintune.allocator import library
+
 NEEDED_MEMORY_GB = 4
 NEEDED_DISK_GB = 2
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -250,6 +252,11 @@ def _optional_parts() -> Iterator[Check]:
         found = _version(name)
         detail = f"{found} ({purpose})" if found else f"not installed ({purpose})"
         yield Check(name, found is not None, detail, f"pip install 'fintune[{extra}]'", required=False)
+    if sys.platform == "linux":
+        detail = (
+            "commands run with it (steady speed on a CPU)" if library() else "not installed (speed on a CPU)"
+        )
+        yield Check("mimalloc", library() is not None, detail, "pip install cmeel-mimalloc", required=False)
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     yield Check(
         "chromium",

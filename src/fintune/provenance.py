@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fintune.allocator import in_use
+
 
 def versions() -> dict[str, str]:
     """Versions of what decides a run's result; a package that is not installed is left out."""
@@ -36,7 +38,7 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The system, the processor, the cores this process may use, and the GPU (None without one)."""
+    """The system, the processor, the cores this process may use, its allocator, the GPU (None without)."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -44,6 +46,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": cores,
+        "allocator": in_use(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

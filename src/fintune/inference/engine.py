@@ -80,6 +80,12 @@ class Engine:
             recipe.evaluation.batch_size,
         )
 
+    @property
+    def peft_forwards(self) -> bool:
+        """Whether some LoRA layers are not on the fast path."""
+        fast, layers = self.fast_layers
+        return fast < layers
+
     def answer(self, task: str, text: str, question: str | None = None, truncate: bool = True) -> Prediction:
         """The prediction for one text."""
         return self.predict(task, [Record(text=text, question=question)], truncate=truncate)[0]
@@ -115,7 +121,8 @@ class Engine:
                 raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
-        with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), mixed_precision(self.model):
+        precision = mixed_precision(self.model, self.peft_forwards)
+        with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), precision:
             was_training = self.model.training
             self.model.eval()
             try:

@@ -99,11 +99,12 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
 
 
 @contextlib.contextmanager
-def mixed_precision(model: Any) -> Iterator[None]:
+def mixed_precision(model: Any, peft_forwards: bool = True) -> Iterator[None]:
     """Compute products in the frozen weights' dtype while the adapter's own weights stay fp32.
 
-    Under autocast an fp32 adapter weight is cast once and kept for the block; PEFT's own cast of every
-    layer's input to fp32 is switched off, as autocast would only cast it back.
+    Under autocast an fp32 adapter weight is cast once and kept for the block. Where some layers run PEFT's
+    own forward (`peft_forwards`), its cast of their input to fp32 is switched off: autocast would only cast
+    it back.
     """
     import torch
     from peft.helpers import disable_input_dtype_casting
@@ -111,7 +112,8 @@ def mixed_precision(model: Any) -> Iterator[None]:
     if model.dtype == torch.float32 or not hasattr(model, "peft_config"):
         yield
         return
-    with torch.autocast(model.device.type, dtype=model.dtype), disable_input_dtype_casting(model):
+    casting = disable_input_dtype_casting(model, active=peft_forwards)  # walks over all modules, twice
+    with torch.autocast(model.device.type, dtype=model.dtype), casting:
         yield
 
 

@@ -86,7 +86,7 @@ class MultiTaskTrainer(transformers.Trainer):
     def _row_nll(self, model: Any, row: Any) -> torch.Tensor:
         """(spans,) mean negative log-likelihood of each completion in a row."""
         row = row.to(self.args.device)
-        with mixed_precision(self.model):
+        with mixed_precision(self.model, self.engine.peft_forwards):
             logits = row_logits(model, row, self.engine.by_blocks)
             return span_mean_nll(logits, row.targets, row.owner, row.spans)
 
