@@ -8,9 +8,10 @@ tasks as configs/default.yaml mixes them. Without the public datasets the built-
 output says so.
 
 Systems: `fintune`; `trl_default`, SFTTrainer with its own defaults (gradient checkpointing on, padded
-batches, completion-only loss); `trl_best`, the fastest of its settings found here: no checkpointing,
-packing ("bfd") in rows of 1,024 tokens. `utilisation` is the FLOPs that the computed tokens need
-(4·N_base + 6·N_lora a token, the LM head where it runs) by the measured bf16 matrix peak.
+batches, completion-only loss) as it runs when started plainly; and three other settings of it without
+checkpointing (one batch of 32, batches of 8 sorted by length, packing), to which fintune's allocator is
+lent. "Best" is the fastest of all. `utilisation` is the FLOPs that the computed tokens need
+(`fintune.training.throughput.FlopCount`) by the measured bf16 matrix peak.
 """
 
 from __future__ import annotations
@@ -29,9 +30,36 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fintune.allocator import library, preload
+
 STEP = 32
 """Examples of an optimizer step, in every system."""
-SYSTEMS = ("fintune", "trl_default", "trl_best")
+TRL: dict[str, dict[str, Any]] = {
+    "trl_default": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+    "trl_batch_32": {
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+    },
+    "trl_sorted": {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "group_by_length",
+    },
+    "trl_packed": {  # a row of 1,024 tokens holds about 11 headlines: 3 rows are a step of about 32 examples
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 3,
+        "packing": True,
+        "gradient_checkpointing": False,
+    },
+}
+"""Settings of SFTTrainer; a step sees 32 examples in each."""
+SYSTEMS = ("fintune", *TRL)
+QUICK = {"tfns": "trl_packed", "mix": "trl_packed"}
+"""The fastest setting of TRL here, which `--quick` measures alone beside the default."""
+COUNTS = {True: 192, False: 96}
+"""Examples of a measurement, of fintune and of another system; the first step is a warm-up."""
 MIX = {"sentiment": 27, "headline": 57, "summarization": 1, "qa": 6, "regression": 5}
 """Examples of each task among 96: the shares of configs/default.yaml."""
 
@@ -69,6 +97,7 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
     from fintune.models import base, lora_config
     from fintune.planning import matrix_peak
     from fintune.provenance import peak_memory
+    from fintune.training.throughput import FlopCount
 
     transformers.set_seed(0)
     tasks, pairs, data = records(workload, count, args.data_dir)
@@ -105,15 +134,9 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
         "data": data,
     }
     if system == "fintune":
-        base_count = sum(
-            p.numel() for n, p in model.named_parameters() if "lora" not in n and "embed" not in n
-        )
-        lora_count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        head = model.get_output_embeddings().weight.numel()
         targets = sum(len(e.completion_ids) for e in examples)
-        flops = tokens * (4 * base_count + 6 * lora_count) + targets * 4 * head
         result["tokens_per_second"] = clock.share * tokens / seconds
-        result["utilisation"] = clock.share * flops / seconds / matrix_peak()
+        result["utilisation"] = clock.share * FlopCount(model)(tokens, targets) / seconds / matrix_peak()
     return result
 
 
@@ -157,7 +180,9 @@ def _fintune(
     import transformers
 
     from fintune.inference.engine import Engine
+    from fintune.planning import matrix_peak
     from fintune.training.steps import StepBuilder
+    from fintune.training.throughput import FlopCount, Meter
     from fintune.training.trainer import MultiTaskTrainer
 
     schedule = [list(range(i, min(i + STEP, len(examples)))) for i in range(0, len(examples), STEP)]
@@ -167,6 +192,7 @@ def _fintune(
         validation={},
         steps_per_epoch=len(schedule),
         save_extra=lambda folder: None,
+        meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,
         args=transformers.TrainingArguments(
@@ -207,21 +233,12 @@ def _trl(
         }
         for name, record in pairs
     ]
-    settings: dict[str, Any] = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": STEP // 8}
-    if system == "trl_best":
-        # A packed row of 1,024 tokens holds about 11 headlines: 3 rows are a step of about 32 examples.
-        settings = {
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 3,
-            "packing": True,
-            "gradient_checkpointing": False,
-        }
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**common, **settings, max_length=args.max_length, num_train_epochs=1),
+        args=SFTConfig(**{**TRL[system], **common}, max_length=args.max_length, num_train_epochs=1),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=peft_config(lora),
+        peft_config=peft_config(lora) if lora else None,
     )
     trainer.add_callback(clock.callback())
     return trainer, 0
@@ -245,7 +262,9 @@ def _child(system: str, workload: str, count: int, args: argparse.Namespace) -> 
     command = [sys.executable, __file__, "--measure", system, workload, str(count), "--base", args.base]
     command += ["--dropout", str(args.dropout), "--max_length", str(args.max_length)]
     command += ["--data_dir", args.data_dir] if args.data_dir else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lent = preload(found) if system != "trl_default" and (found := library()) else {}
+    environment = {**os.environ, **lent}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{system} on {workload} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -268,33 +287,33 @@ def main() -> None:
         print(json.dumps(result))
         return
 
-    repeats = 1 if args.quick else 3
-    counts = (
-        {"fintune": 192, "trl_default": 64, "trl_best": 96} if args.quick else dict.fromkeys(SYSTEMS, 192)
-    )
     flat: dict[str, float] = {}
     for workload in ("tfns", "mix"):
-        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
-        for _ in range(repeats):
-            for system in SYSTEMS:
-                count = counts[system] if workload == "tfns" else max(96, counts[system] // 2)
-                runs[system].append(_child(system, workload, count, args))
+        systems = ("fintune", "trl_default", QUICK[workload]) if args.quick else SYSTEMS
+        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+        for _ in range(1 if args.quick else 3):
+            for system in systems:
+                runs[system].append(_child(system, workload, COUNTS[system == "fintune"], args))
         print(f"\n{workload}: {runs['fintune'][0]['data']}; dropout {args.dropout}, steps of {STEP}")
         print(f"{'':14}{'examples/s':>12}{'peak GiB':>10}{'fintune is':>12}")
-        speed = {s: statistics.median(r["examples_per_second"] for r in runs[s]) for s in SYSTEMS}
-        memory = {s: statistics.median(r["peak_memory_gib"] for r in runs[s]) for s in SYSTEMS}
-        for system in SYSTEMS:
+        speed = {s: statistics.median(r["examples_per_second"] for r in runs[s]) for s in systems}
+        memory = {s: statistics.median(r["peak_memory_gib"] for r in runs[s]) for s in systems}
+        for system in systems:
             ratio = speed["fintune"] / speed[system]
             print(f"{system:14}{speed[system]:12.2f}{memory[system]:10.2f}{ratio:11.2f}x", flush=True)
             flat[f"{workload}_{system}_examples_per_second"] = speed[system]
             flat[f"{workload}_{system}_peak_memory_gib"] = memory[system]
         flat[f"{workload}_vs_trl_default"] = speed["fintune"] / speed["trl_default"]
-        flat[f"{workload}_vs_trl_best"] = speed["fintune"] / max(speed["trl_default"], speed["trl_best"])
+        flat[f"{workload}_vs_trl_best"] = speed["fintune"] / max(
+            v for s, v in speed.items() if s != "fintune"
+        )
         utilisation = statistics.median(r["utilisation"] for r in runs["fintune"])
         print(f"fintune computes at {utilisation:.0%} of the measured matrix peak")
         if workload == "tfns":
             flat["utilisation"] = utilisation
-            flat["peak_memory_vs_trl"] = memory["fintune"] / min(memory["trl_default"], memory["trl_best"])
+            flat["peak_memory_vs_trl"] = memory["fintune"] / min(
+                v for s, v in memory.items() if s != "fintune"
+            )
     if args.json:
         Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
 

@@ -60,6 +60,7 @@ def model():
     )
     model = LlamaForCausalLM(config).double()
     assert attention.enable(model)
+    model.lm_head.requires_grad_(False)
     return model
 
 

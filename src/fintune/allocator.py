@@ -1,9 +1,9 @@
 """The memory allocator of a command that computes on a CPU: mimalloc in place of glibc's.
 
-A training step allocates and frees some 20,000 tensors of ever other sizes. glibc (before 2.38) cannot reuse a
-freed aligned block for one of the same size, so its heap grows, is searched longer and is faulted in again:
-a run loses a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019), told to keep what it has,
-stays at its first speed. docs/LOG.md has the figures.
+A training step allocates and frees some 20,000 tensors of ever other sizes. glibc's heap (2.36 was measured)
+goes to pieces under that: it takes more memory, is searched longer and is faulted in again, and a run loses
+a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019), told to keep what it has, is faster
+from the first step and stays so. docs/LOG.md has the figures.
 """
 
 from __future__ import annotations
@@ -46,5 +46,9 @@ def use_mimalloc() -> None:
         return
     if found is None or MARK in os.environ or "LD_PRELOAD" in os.environ or Path("/dev/nvidiactl").exists():
         return
-    preload = {"LD_PRELOAD": str(found), "MIMALLOC_PURGE_DELAY": "-1", MARK: str(found)}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **preload})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **preload(found)})
+
+
+def preload(found: Path) -> dict[str, str]:
+    """The environment of a process that is to run with mimalloc."""
+    return {"LD_PRELOAD": str(found), "MIMALLOC_PURGE_DELAY": "-1", MARK: str(found)}

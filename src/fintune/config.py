@@ -88,6 +88,20 @@ class LoraConfig(_Section):
     """Train magnitude and direction apart (DoRA, Liu et al., 2024)."""
     use_rslora: bool = False
     """Scale by lora_alpha / √r instead of lora_alpha / r (Kalajdzievski, 2023)."""
+    init_lora_weights: Literal[True] | Annotated[str, Field(pattern=r"^pissa(_niter_[1-9][0-9]*)?$")] = True
+    """true: B = 0 (Hu et al., 2021); `pissa`: from the singular vectors of W (Meng et al., 2024), or
+    `pissa_niter_16`: from an approximation of them in so many iterations, which is much faster."""
+
+    @property
+    def pissa(self) -> bool:
+        return isinstance(self.init_lora_weights, str)
+
+    @model_validator(mode="after")
+    def _pissa_alone(self) -> LoraConfig:
+        if self.pissa and (self.use_dora or self.bias != "none"):
+            other = "use_dora: true" if self.use_dora else f"bias: {self.bias}"
+            raise ValueError(f"init_lora_weights: {self.init_lora_weights} and {other} exclude each other")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -103,6 +117,8 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: int = Field(16, gt=0)
     """An optimizer step sees per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)
+    loraplus_lr_ratio: Number | None = Field(None, ge=1)
+    """LoRA+ (Hayou et al., 2024): the learning rate of B is this many times that of A, `learning_rate`."""
     weight_decay: Number = Field(0.01, ge=0)
     warmup_steps: int = Field(100, ge=0)
     warmup_ratio: Number = Field(0.0, ge=0, lt=1)
@@ -274,6 +290,17 @@ class Recipe(_Section):
     """Python modules to import because they register tasks."""
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _pissa_needs_full_weights(self) -> Recipe:
+        base = self.base_model
+        if self.lora_config.pissa and (base.load_in_4bit or base.load_in_8bit):
+            bits = "load_in_4bit" if base.load_in_4bit else "load_in_8bit"
+            raise ValueError(
+                f"lora_config.init_lora_weights: {self.lora_config.init_lora_weights} changes the base's "
+                f"weights, which base_model.{bits} has quantized: leave out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_name_tasks(self) -> Recipe:

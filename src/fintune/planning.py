@@ -64,7 +64,8 @@ def estimate(recipe: Recipe) -> Estimate:
 
         base = transformers.AutoModelForCausalLM.from_config(config)
         linear, other = _weights(base)
-        trainable, total = count_parameters(add_adapter(base, recipe.lora_config))
+        plain = recipe.lora_config.model_copy(update={"init_lora_weights": True})  # PiSSA reads weights
+        trainable, total = count_parameters(add_adapter(base, plain))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens, per_epoch = _tokens(recipe)
     activations = _activation_bytes(recipe, text, tokens)

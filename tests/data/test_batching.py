@@ -1,19 +1,26 @@
 """A packed row computes what separate sequences compute: log-likelihoods and gradients."""
 
+from unittest.mock import patch
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from fintune.data.batching import common_prefix_length, join, pack, rows_of
-from fintune.models import attention
-from fintune.models.likelihood import row_logits, span_log_likelihoods
+from fintune.models import attention, likelihood
+from fintune.models.likelihood import frozen_head, span_log_likelihoods, target_nll
 
 TOKEN = st.integers(3, 40)
 
 
-def packed_scores(model, prompts, completions, share):
+def packed_scores(model, prompts, completions, share, own_head):
+    """`own_head`: the LM head runs three targets at a time in `_TargetNLL`, else in the model's forward."""
     row = pack(prompts, completions, share)
-    return span_log_likelihoods(row_logits(model, row).double(), row.targets, row.owner, row.spans)
+    head = frozen_head(model) if own_head else None
+    assert (head is not None) == own_head
+    with patch.object(likelihood, "CHUNK", 3):
+        return span_log_likelihoods(target_nll(model, row, head=head), row.owner, row.spans)
 
 
 def separate_scores(model, prompts, completions):
@@ -31,23 +38,24 @@ def separate_scores(model, prompts, completions):
     rest=st.lists(st.lists(TOKEN, min_size=1, max_size=7), min_size=1, max_size=4),
     answers=st.lists(st.lists(TOKEN, min_size=1, max_size=3), min_size=1, max_size=3),
     share=st.booleans(),
+    own_head=st.booleans(),
 )
 def test_packed_log_likelihoods_and_gradients_equal_those_of_separate_sequences(
-    model, prefix, rest, answers, share
+    model, prefix, rest, answers, share, own_head
 ):
     prompts = [prefix + own for own in rest]
     completions = [answers for _ in prompts]
     weight = model.model.layers[0].self_attn.k_proj.weight
     values, gradients = [], []
     for scores in (
-        packed_scores(model, prompts, completions, share),
+        packed_scores(model, prompts, completions, share, own_head),
         separate_scores(model, prompts, completions),
     ):
         values.append(scores.detach())
         gradients.append(torch.autograd.grad(scores.sum(), weight)[0])
-    # The loss is taken in fp32, whatever the model computes in.
-    torch.testing.assert_close(values[0].double(), values[1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-5)
+    # Normalization and rotary embeddings compute in fp32, whatever the model's dtype.
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,6 +76,18 @@ def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, 
         attention.block_attention(query, key, value, row.layout),
         attention.dense_attention(query, key, value, row.layout),
     )
+
+
+def test_a_head_whose_logits_are_changed_afterwards_or_trained_is_left_to_the_model():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=11, num_key_value_heads=1, logits_scaling=4.0, **sizes)
+    scaled = GraniteForCausalLM(config).requires_grad_(False)
+    assert frozen_head(scaled) is None
+    config.logits_scaling = 1.0
+    plain = GraniteForCausalLM(config).requires_grad_(False)
+    assert frozen_head(plain) is plain.lm_head
+    plain.lm_head.requires_grad_(True)
+    assert frozen_head(plain) is None
 
 
 def test_the_shared_prefix_is_computed_once():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fintune.config import BaseModelConfig, TrainingConfig, load_recipe
 from fintune.errors import MissingExtraError, ModelError
@@ -91,12 +92,16 @@ def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir):
                 "lr_scheduler_type": "constant",
                 "warmup_steps": 0,
                 "logging_steps": 1,
+                "eval_steps": 1,
             },
             "multi_task": {"task_weights": {"headline": 1}},
             "data": {"tasks": {"headline": {"dataset": "sample", "max_train": 12, "max_validation": 4}}},
         }
     )
     train(recipe, workdir / "out", progress=False)
+    # B starts at 0: where a frozen layer passes no gradient back, the layers before it stay there.
+    saved = load_file(workdir / "out" / "adapter_model.safetensors")
+    assert all(value.any() for name, value in saved.items() if "lora_B" in name)
     engine = Engine.load(workdir / "out")
     layer = engine.model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
     assert type(layer).__name__ == {4: "Linear4bit", 8: "Linear8bitLt"}[bits]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fintune.data.templates import TokenizedExample
-from fintune.models.likelihood import row_logits, span_mean_nll
+from fintune.models.likelihood import span_mean_nll, target_nll
 from fintune.training.steps import StepBuilder
 
 WEIGHTS = {"a": 1.0, "b": 2.5}
@@ -15,7 +15,7 @@ WEIGHTS = {"a": 1.0, "b": 2.5}
 def step_loss(model, examples, **cut):
     step = StepBuilder(examples, [list(range(len(examples)))], WEIGHTS, **cut)[0]
     loss = sum(
-        (w * span_mean_nll(row_logits(model, row), row.targets, row.owner, len(w))).sum()
+        (w * span_mean_nll(target_nll(model, row), row.owner, len(w))).sum()
         for row, w in zip(step.rows, step.weights, strict=True)
     )
     return loss, step

@@ -11,8 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fintune.data.datasets import load_prepared
 from fintune.errors import ConfigError, MissingExtraError, ModelError
+from fintune.inference.engine import Engine
+from fintune.models.likelihood import span_mean_nll, target_nll
 from fintune.training.run import train
+from fintune.training.steps import StepBuilder
 
 
 def weights(folder):
@@ -105,6 +109,9 @@ def test_the_same_seed_gives_the_same_adapter_and_another_gives_another(tiny_rec
     [
         {"lora_config": {"use_dora": True}},
         {"lora_config": {"use_rslora": True, "lora_dropout": 0.1}},
+        {"lora_config": {"init_lora_weights": "pissa"}},
+        {"lora_config": {"init_lora_weights": "pissa_niter_2", "use_rslora": True}},
+        {"training": {"loraplus_lr_ratio": 4}},
         {"training": {"gradient_checkpointing": True}},
         {"training": {"shared_prefix": False, "batch_size": 2}},
         {"training": {"fp16": True, "bf16": None}},
@@ -131,6 +138,38 @@ def test_every_variant_trains_and_its_loss_falls(tiny_recipe, workdir, changes):
     state = json.loads((workdir / "out" / "checkpoint-12" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+def test_pissa_resumes_to_the_same_weights_and_its_plain_adapter_does_what_was_trained(tiny_recipe, workdir):
+    recipe = tiny_recipe(
+        lora_config={"init_lora_weights": "pissa", "use_rslora": True}, training={"save_steps": 2}
+    )
+    facts = train(recipe, workdir / "whole", progress=False)
+    train(recipe, workdir / "resumed", resume=workdir / "whole" / "checkpoint-2", progress=False)
+    whole, resumed = weights(workdir / "whole"), weights(workdir / "resumed")
+    for name in whole:
+        torch.testing.assert_close(resumed[name], whole[name], rtol=1e-5, atol=1e-7)
+    config = json.loads((workdir / "whole" / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (8, True)
+    # The loss that was measured over the changed base is that of the plain adapter over the plain base.
+    engine = Engine.load(workdir / "whole", recipe)
+    records = load_prepared(recipe.data.prepared_dir).records("sentiment", "validation")
+    examples = [engine.template.example(engine.tasks["sentiment"], record) for record in records]
+    (row,) = StepBuilder(examples, [], {"sentiment": 1.0}, 99, 9999).build(examples).rows
+    with torch.no_grad():
+        nll = target_nll(engine.model, row, head=engine.head)
+    loss = span_mean_nll(nll, row.owner, row.spans).mean()
+    assert float(loss) == pytest.approx(facts["validation"]["eval_sentiment_loss"], rel=1e-4)
+
+
+def test_lora_plus_moves_b_by_the_ratio(tiny_recipe, workdir):
+    steps = {"max_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    train(tiny_recipe(training=steps), workdir / "plain", progress=False)
+    train(tiny_recipe(training={**steps, "loraplus_lr_ratio": 4}), workdir / "plus", progress=False)
+    plain, plus = weights(workdir / "plain"), weights(workdir / "plus")
+    for name in plain:  # B starts at 0, so that A has no gradient in the first step
+        if "lora_B" in name:
+            torch.testing.assert_close(plus[name], 4 * plain[name], rtol=1e-3, atol=1e-6)
 
 
 def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch):

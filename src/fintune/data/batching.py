@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -31,6 +32,17 @@ class Block:
     prefix_length: int
     places: Any
     mask: Any
+
+    @cached_property
+    def hidden(self) -> Any:
+        """(B, 1, L, p + L) bool, True where a suffix position may not attend."""
+        return ~self.mask
+
+    @property
+    def slots(self) -> int:
+        """Places of tokens, padding included."""
+        batch, _, longest, _ = self.mask.shape
+        return int(self.prefix_length + batch * longest)
 
     def to(self, device: Any) -> Block:
         return Block(self.tokens, self.prefix_length, self.places.to(device), self.mask.to(device))

@@ -33,7 +33,7 @@ class Engine:
         batch_size: int = 16,
     ) -> None:
         from fintune.data.templates import PromptTemplate
-        from fintune.models import attention, fast_lora
+        from fintune.models import attention, fast_lora, likelihood, lora_config
 
         self.model = model
         self.tokenizer = tokenizer
@@ -45,6 +45,8 @@ class Engine:
         self.template = PromptTemplate(tokenizer, min(max_length, context))
         self.by_blocks = attention.enable(model)
         self.fast_layers = fast_lora.enable(model)
+        with lora_config.mixed_precision(model):
+            self.head = likelihood.frozen_head(model)
         self._lock = threading.Lock()
 
     @classmethod
@@ -162,7 +164,7 @@ class Engine:
     def _score(self, task: Task, prompts: list[list[int]]) -> list[Prediction]:
         """Decide by log p(candidate | prompt), all candidates of all prompts in one forward pass."""
         from fintune.data.batching import pack
-        from fintune.models.likelihood import row_logits, span_log_likelihoods
+        from fintune.models.likelihood import span_log_likelihoods, target_nll
 
         answers = [self.template.completion_ids(candidate) for candidate in task.candidates()]
         if self.by_blocks:
@@ -172,8 +174,8 @@ class Engine:
         scores: list[float] = []
         for row in rows:
             row = row.to(self.model.device)
-            logits = row_logits(self.model, row, self.by_blocks)
-            scores += span_log_likelihoods(logits, row.targets, row.owner, row.spans).tolist()
+            nll = target_nll(self.model, row, self.by_blocks, self.head)
+            scores += span_log_likelihoods(nll, row.owner, row.spans).tolist()
         k = len(answers)
         return [task.decide(scores[i * k : (i + 1) * k]) for i in range(len(prompts))]
 

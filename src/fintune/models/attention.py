@@ -82,7 +82,7 @@ def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> li
     """[(p, H, D) of the prefix, if there is one, (tokens - p, H, D) of the suffixes]."""
     p = block.prefix_length
     batch, _, longest, _ = block.mask.shape
-    heads = query.shape[1]
+    attend = _cpu_attention if query.device.type == "cpu" else _fused_attention
 
     def by_suffix(states: Any) -> Any:
         """(1, H, tokens, D) → (B, H, L, D)"""
@@ -91,84 +91,108 @@ def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> li
 
     own_query, own_key, own_value = (by_suffix(states) for states in (query, key, value))
     key0, value0 = key[:, :, :p], value[:, :, :p]
-    fused = {"scale": scale, "enable_gqa": key.shape[1] != heads}
-    if query.device.type == "cpu":
-        suffix = _Attention.apply(own_query, own_key, own_value, key0, value0, block.mask, scale)
-    else:
-        if p:
-            own_key = torch.cat([key0.expand(batch, -1, -1, -1), own_key], dim=2)
-            own_value = torch.cat([value0.expand(batch, -1, -1, -1), own_value], dim=2)
-        suffix = sdpa(own_query, own_key, own_value, attn_mask=block.mask, **fused)
+    suffix = attend(own_query, own_key, own_value, key0, value0, block, scale)
     suffix = _Collect.apply(suffix.transpose(1, 2).flatten(0, 1), block.places)
     if not p:
         return [suffix]
-    if query.device.type == "cpu":
-        causal = torch.ones(1, 1, p, p, dtype=torch.bool).tril_()
-        prefix = _Attention.apply(
-            query[:, :, :p], key0, value0, key0[:, :, :0], value0[:, :, :0], causal, scale
-        )
-    else:
-        prefix = sdpa(query[:, :, :p], key0, value0, is_causal=True, **fused)
+    prefix = attend(query[:, :, :p], key0, value0, None, None, None, scale)
     return [prefix[0].transpose(0, 1), suffix]
+
+
+def _fused_attention(
+    query: Any, key: Any, value: Any, key0: Any, value0: Any, block: Any, scale: float
+) -> Any:
+    """The suffixes of a block or (without a block) its prefix, by PyTorch's fused attention."""
+    settings = {"scale": scale, "enable_gqa": key.shape[1] != query.shape[1]}
+    if block is None:
+        return sdpa(query, key, value, is_causal=True, **settings)
+    if block.prefix_length:
+        key = torch.cat([key0.expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([value0.expand(key.shape[0], -1, -1, -1), value], dim=2)
+    return sdpa(query, key, value, attn_mask=block.mask, **settings)
+
+
+def _cpu_attention(query: Any, key: Any, value: Any, key0: Any, value0: Any, block: Any, scale: float) -> Any:
+    """The same by `_Attention`."""
+    if block is None:
+        p = key.shape[2]
+        later = torch.ones(1, 1, p, p, dtype=torch.bool).triu_(1)
+        return _Attention.apply(query, key, value, None, None, later, scale)
+    if not block.prefix_length:
+        key0 = value0 = None
+    return _Attention.apply(query, key, value, key0, value0, block.hidden, scale)
 
 
 class _Attention(torch.autograd.Function):
     """softmax(scale · q·kᵀ)·v in plain products on a CPU, where PyTorch's fused attention is slow backwards
     (12 times these products for 32 suffixes of 65 tokens).
 
-    query: (B, H, L, D); key, value: (B, Hkv, L, D); key0, value0: (1, Hkv, p, D), the prefix, which is one
-    product for all suffixes and never copied; mask: (B, 1, L, p + L) bool, nothing after the diagonal of the
-    last L columns. Returns (B, H, L, D). Probabilities are computed again in the backward pass
-    (Dao et al., 2022), `CHUNK` queries at a time, each with the keys up to its own place.
+    query: (B, H, L, D); key, value: (B, Hkv, L, D); key0, value0: (1, Hkv, p, D), the prefix that stands
+    before each, or None; hidden: (B, 1, L, p + L) bool, True where a query may not look, which is everywhere
+    after the diagonal of the last L columns. Returns (B, H, L, D). Queries are taken `CHUNK` at a time, each
+    with the keys up to its chunk's end; where there are several chunks, probabilities are computed again in
+    the backward pass (Dao et al., 2022).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Any, key: Any, value: Any, key0: Any, value0: Any, mask: Any, scale: float
+        ctx: Any, query: Any, key: Any, value: Any, key0: Any, value0: Any, hidden: Any, scale: float
     ) -> Any:
-        ctx.save_for_backward(query, key, value, key0, value0, mask)
-        ctx.scale = scale
-        batch, heads, longest, _ = query.shape
-        groups, p = key.shape[1], key0.shape[2]
-        parts = []
+        batch, heads, longest, dim = query.shape
+        p = 0 if key0 is None else key0.shape[2]
+        if p:
+            key = torch.cat([key0.expand(batch, -1, -1, -1), key], dim=2)
+            value = torch.cat([value0.expand(batch, -1, -1, -1), value], dim=2)
+        groups = key.shape[1]
+        out = torch.empty_like(query)
+        weights = None
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
             chunk = _grouped(query[:, :, begin:end] * scale, groups)
-            weights = _weights(chunk, key[:, :, :end], key0, mask[:, :, begin:end, : p + end])
-            mixed = weights[..., p:] @ value[:, :, :end]
-            if p:
-                mixed += _restored(_flat(weights[..., :p]) @ value0[0], batch)
-            parts.append(mixed.view(batch, heads, -1, value.shape[3]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            weights = _weights(chunk, key[:, :, : p + end], hidden[:, :, begin:end, : p + end])
+            mixed = weights @ value[:, :, : p + end]
+            out[:, :, begin:end] = mixed.view(batch, heads, -1, dim)
+        kept = weights if longest <= CHUNK else None
+        ctx.save_for_backward(query, key, value, hidden, kept)
+        ctx.scale, ctx.prefix = scale, p
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        query, key, value, key0, value0, mask = ctx.saved_tensors
+        query, key, value, hidden, kept = ctx.saved_tensors
         batch, _, longest, dim = query.shape
-        groups, p = key.shape[1], key0.shape[2]
+        groups, p = key.shape[1], ctx.prefix
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        grad_key0, grad_value0 = torch.zeros_like(key0), torch.zeros_like(value0)
+        grad_key: Any = None
+        grad_value: Any = None
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
+            keys, values = key[:, :, : p + end], value[:, :, : p + end]
             chunk = _grouped(query[:, :, begin:end] * ctx.scale, groups)
             out = _grouped(gradients[0][:, :, begin:end], groups)
-            weights = _weights(chunk, key[:, :, :end], key0, mask[:, :, begin:end, : p + end])
-            grad_weights = out @ value[:, :, :end].transpose(2, 3)
-            if p:
-                before = _restored(_flat(out) @ value0[0].transpose(1, 2), batch)
-                grad_weights = torch.cat([before, grad_weights], dim=3)
+            weights = kept if kept is not None else _weights(chunk, keys, hidden[:, :, begin:end, : p + end])
+            grad_weights = out @ values.transpose(2, 3)
             scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, 3, weights.dtype)
-            grad_value[:, :, :end] += weights[..., p:].transpose(2, 3) @ out
-            grad_key[:, :, :end] += scores[..., p:].transpose(2, 3) @ chunk
-            grad_chunk = scores[..., p:] @ key[:, :, :end]
-            if p:
-                flat = _flat(scores[..., :p])
-                grad_value0[0] += _flat(weights[..., :p]).transpose(1, 2) @ _flat(out)
-                grad_key0[0] += flat.transpose(1, 2) @ _flat(chunk)
-                grad_chunk += _restored(flat @ key0[0], batch)
-            grad_query[:, :, begin:end] = (grad_chunk * ctx.scale).view(batch, -1, end - begin, dim)
-        return grad_query, grad_key, grad_value, grad_key0, grad_value0, None, None
+            own_value, own_key = weights.transpose(2, 3) @ out, scores.transpose(2, 3) @ chunk
+            if longest <= CHUNK:
+                grad_key, grad_value = own_key, own_value
+            else:
+                grad_key = torch.zeros_like(key) if grad_key is None else grad_key
+                grad_value = torch.zeros_like(value) if grad_value is None else grad_value
+                grad_key[:, :, : p + end] += own_key
+                grad_value[:, :, : p + end] += own_value
+            grad_query[:, :, begin:end] = (scores @ keys).mul_(ctx.scale).view(batch, -1, end - begin, dim)
+        if not p:
+            return grad_query, grad_key, grad_value, None, None, None, None
+        return (
+            grad_query,
+            grad_key[:, :, p:],
+            grad_value[:, :, p:],
+            grad_key[:, :, :p].sum(0, keepdim=True),
+            grad_value[:, :, :p].sum(0, keepdim=True),
+            None,
+            None,
+        )
 
 
 def _grouped(states: Any, groups: int) -> Any:
@@ -176,24 +200,11 @@ def _grouped(states: Any, groups: int) -> Any:
     return states.reshape(states.shape[0], groups, -1, states.shape[3])
 
 
-def _flat(states: Any) -> Any:
-    """(B, Hkv, R, X) → (Hkv, B · R, X), for a product with what all suffixes share."""
-    return states.transpose(0, 1).reshape(states.shape[1], -1, states.shape[3])
-
-
-def _restored(flat: Any, batch: int) -> Any:
-    """The inverse of `_flat`."""
-    return flat.view(flat.shape[0], batch, -1, flat.shape[2]).transpose(0, 1)
-
-
-def _weights(query: Any, key: Any, key0: Any, mask: Any) -> Any:
+def _weights(query: Any, key: Any, hidden: Any) -> Any:
     """(B, Hkv, R, p + L) probabilities of grouped, scaled queries."""
     scores = query @ key.transpose(2, 3)
-    if key0.shape[2]:
-        before = _restored(_flat(query) @ key0[0].transpose(1, 2), query.shape[0])
-        scores = torch.cat([before, scores], dim=3)
-    by_head = scores.view(*scores.shape[:2], -1, mask.shape[2], scores.shape[3])
-    by_head.masked_fill_(~mask[:, :, None], float("-inf"))
+    by_head = scores.view(*scores.shape[:2], -1, hidden.shape[2], scores.shape[3])
+    by_head.masked_fill_(hidden[:, :, None], float("-inf"))
     return scores.softmax(dim=3)
 
 

@@ -24,6 +24,7 @@ def peft_config(lora: LoraConfig) -> Any:
         bias=lora.bias,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
+        init_lora_weights=lora.init_lora_weights,
         task_type="CAUSAL_LM",
     )
 
@@ -31,7 +32,8 @@ def peft_config(lora: LoraConfig) -> Any:
 def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
     """Wrap a frozen base model with a new adapter whose weights are fp32.
 
-    A is drawn from the seed and B is zero (Hu et al., 2021), so the adapter starts as no change.
+    A is drawn from the seed and B is zero (Hu et al., 2021), so the adapter starts as no change; with PiSSA
+    both come from the base's weights, which keep the rest.
 
     Raises:
         ModelError: the model has none of the `target_modules`.
@@ -55,7 +57,16 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()
+    _keep_4bit_layout(model)
     return model
+
+
+def _keep_4bit_layout(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights when it first evaluates on a CPU: the repacked layout has
+    no gradient, so that training after a validation would learn nothing in most layers."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_adapter(folder: str | Path) -> Path:
@@ -90,6 +101,8 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
     import peft
 
     folder = check_adapter(folder)
+    if trainable:
+        _keep_4bit_layout(model)
     try:
         return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError) as error:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,22 @@ from fintune.errors import MissingExtraError
 logger = logging.getLogger("fintune.train")
 
 
+_ONLY_IN_THE_LOG = ("grad_norm", "plain_tokens_per_second", "sharing", "padding", "utilisation")
+
+
 class Progress(transformers.TrainerCallback):
     """A bar with the loss, the speed and the time left; a line for each validation."""
 
-    def __init__(self, counts: dict[str, int], say: Any, bar: bool = True) -> None:
-        self.counts = counts
+    def __init__(self, say: Any, bar: bool = True) -> None:
         self.say = say
         self.show_bar = bar
         self.bar: Any = None
-        self.start = 0.0
-        self.loss = math.nan
+        self.shown = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm.auto import tqdm
 
         self.show_bar = self.show_bar and state.is_world_process_zero
-        self.start = time.perf_counter()
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -45,21 +43,22 @@ class Progress(transformers.TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
-        seconds = time.perf_counter() - self.start
-        examples, tokens = (self.counts[name] / seconds for name in ("examples", "tokens"))
-        speed = f"{examples:.1f} examples/s, {tokens:.0f} tokens/s"
-        self.bar.set_postfix_str(f"loss {self.loss:.3f}, {speed}", refresh=False)
+        self.bar.set_postfix_str(self.shown, refresh=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
-        self.loss = logs.get("loss", self.loss)
+        if "tokens_per_second" in logs:
+            self.shown = (
+                f"loss {logs['loss']:.3f}, {logs['examples_per_second']:.1f} examples/s, "
+                f"{logs['tokens_per_second']:.0f} tokens/s, {logs['utilisation']:.0%} of the matrix peak"
+            )
         line = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}"
         shown = {k: v for k, v in logs.items() if k != "epoch" and isinstance(v, float | int)}
         logger.info("%s: %s", line, " ".join(f"{k}={v:.4g}" for k, v in shown.items()))
         validating = any(key.startswith("eval_") for key in shown)
         if validating or self.bar.disable:
-            losses = {k.removeprefix("eval_"): v for k, v in shown.items() if k not in ("grad_norm",)}
+            losses = {k.removeprefix("eval_"): v for k, v in shown.items() if k not in _ONLY_IN_THE_LOG}
             text = "  ".join(f"{k} {v:.3g}" for k, v in losses.items())
             self.write(f"{'validation, ' if validating else ''}{line}:  {text}")
 

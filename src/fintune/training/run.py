@@ -107,7 +107,8 @@ def train(
     """
     from fintune.data.datasets import prepare
     from fintune.data.templates import PromptTemplate
-    from fintune.models import base, card, lora_config, manifest
+    from fintune.models import base, card, lora_config, manifest, pissa
+    from fintune.planning import matrix_peak
     from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
     output_dir = Path(output_dir)
@@ -147,16 +148,26 @@ def train(
             f"training.max_length is {recipe.training.max_length}, but {recipe.base_model.name} has a "
             f"context of {context} tokens: set it to {context} or less."
         )
-    if checkpoint:
+    lora = recipe.lora_config
+    pissa_start = None
+    if checkpoint and lora.pissa:
+        plain = lora.model_copy(update={"init_lora_weights": True})
+        model = lora_config.add_adapter(model, plain, recipe.training.seed)
+        pissa_start = pissa.resume(model, checkpoint)
+    elif checkpoint:
         model = lora_config.load_adapter(model, checkpoint, trainable=True)
     else:
-        model = lora_config.add_adapter(model, recipe.lora_config, recipe.training.seed)
-        model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
+        if lora.pissa:
+            say("Singular values of the base's weights (PiSSA) …")
+        model = lora_config.add_adapter(model, lora, recipe.training.seed)
+        pissa_start = pissa.initial_state(model) if lora.pissa else None
+    model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
 
     from fintune.inference.engine import Engine
+    from fintune.training.throughput import SPEEDS, FlopCount, Meter
     from fintune.training.trainer import MultiTaskTrainer
 
     limit = recipe.evaluation.max_validation
@@ -206,13 +217,16 @@ def train(
         validation=validation,
         steps_per_epoch=plan.steps_per_epoch,
         save_extra=save_manifest,
+        pissa_start=pissa_start,
+        loraplus_lr_ratio=recipe.training.loraplus_lr_ratio,
+        meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,
         args=_arguments(recipe, output_dir, plan, precision, report_to),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     curves = tensorboard(output_dir) if state.is_main_process else []
-    for callback in (Progress(trainer.counts, say, progress), *curves):
+    for callback in (Progress(say, progress), *curves):
         trainer.add_callback(callback)
     step_size = recipe.training.per_device_train_batch_size * recipe.training.gradient_accumulation_steps
     say(
@@ -228,14 +242,14 @@ def train(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
-    counts = trainer.totals()
+    figures = trainer.speeds()
     facts["training"] = {
         "seconds": round(seconds, 1),
-        "examples": counts["examples"],
-        "examples_per_second": round(counts["examples"] / seconds, 2),
-        "tokens_computed": counts["tokens"],
-        "tokens_without_sharing": counts["plain_tokens"],
-        "tokens_per_second": round(counts["tokens"] / seconds, 1),
+        "examples": round(figures["examples"]),
+        "tokens_computed": round(figures["tokens"]),
+        "tokens_without_sharing": round(figures["plain_tokens"]),
+        **{name: round(figures[name], 3) for name in SPEEDS},
+        "matrix_peak_flops": round(trainer.meter.peak),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
@@ -251,7 +265,8 @@ def train(
             shutil.rmtree(staging, ignore_errors=True)
     state.wait_for_everyone()
     say(
-        f"Trained in {seconds / 60:.1f} min ({facts['training']['examples_per_second']} examples/s, "
+        f"Trained in {seconds / 60:.1f} min ({facts['training']['examples_per_second']:.1f} examples/s, "
+        f"{facts['training']['utilisation']:.0%} of the matrix peak, "
         f"peak memory {facts['training']['peak_memory_gib']} GiB). Adapter: {output_dir}"
     )
     return facts

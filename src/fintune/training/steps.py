@@ -8,7 +8,7 @@ however the step is cut.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fintune.data.batching import PackedRow, common_prefix_length, join, pack, rows_of
@@ -22,10 +22,12 @@ class Step:
     Attributes:
         rows: the forward passes.
         weights: for each row (spans,) float32, w_i / Σ w of its examples.
-        tasks: for each row the task of each of its spans.
+        tasks: for each row the task of each of its spans (none of a padding row).
         examples: the number of examples.
         tokens: tokens computed.
         plain_tokens: tokens that training without shared prefixes would compute (no padding counted).
+        targets: tokens the loss is over.
+        slots: places of attention's blocks, padding included.
     """
 
     rows: list[PackedRow] = field(default_factory=list)
@@ -34,6 +36,20 @@ class Step:
     examples: int = 0
     tokens: int = 0
     plain_tokens: int = 0
+    targets: int = 0
+    slots: int = 0
+
+    def padded(self, rows: int) -> Step:
+        """The same step in `rows` forward passes at least: the last row again, with weights of 0."""
+        import torch
+
+        missing = range(rows - len(self.rows))
+        return replace(
+            self,
+            rows=[*self.rows, *(self.rows[-1] for _ in missing)],
+            weights=[*self.weights, *(torch.zeros_like(self.weights[-1]) for _ in missing)],
+            tasks=[*self.tasks, *([] for _ in missing)],
+        )
 
 
 class StepBuilder:
@@ -97,6 +113,8 @@ class StepBuilder:
             step.weights.append(torch.tensor([self.task_weights[task] / total for task in tasks]))
             step.tasks.append(tasks)
             step.tokens += row.input_ids.shape[1]
+            step.targets += row.targets.shape[0]
+            step.slots += sum(block.slots for block in row.layout)
         return step
 
     def _together(self, parts: list[tuple[PackedRow, list[str]]]) -> list[list[tuple[PackedRow, list[str]]]]:

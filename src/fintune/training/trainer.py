@@ -21,10 +21,12 @@ import transformers
 from fintune.data.templates import TokenizedExample
 from fintune.files import replace_folder
 from fintune.inference.engine import Engine
-from fintune.models.likelihood import row_logits, span_mean_nll
+from fintune.models import pissa
+from fintune.models.likelihood import span_mean_nll, target_nll
 from fintune.models.lora_config import mixed_precision
 from fintune.tasks import Record
 from fintune.training.steps import Step, StepBuilder
+from fintune.training.throughput import SUMS, Meter, speeds
 
 GENERATED_FOR_VALIDATION = 8
 """Validation examples of a text task that are generated and scored; the loss uses all of them."""
@@ -38,9 +40,13 @@ class MultiTaskTrainer(transformers.Trainer):
         validation: for each task the records and tokenized examples that are validated on.
         steps_per_epoch: optimizer steps in one epoch of the recipe.
         save_extra: called with each folder an adapter is saved to, to add the manifest.
+        meter: counts the steps.
+        pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
+        loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
     """
 
     control: Any
+    optimizer: Any
 
     def __init__(
         self,
@@ -49,6 +55,9 @@ class MultiTaskTrainer(transformers.Trainer):
         validation: Mapping[str, tuple[Sequence[Record], Sequence[TokenizedExample]]],
         steps_per_epoch: float,
         save_extra: Callable[[Path], None],
+        meter: Meter,
+        pissa_start: pissa.State | None = None,
+        loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
@@ -56,8 +65,10 @@ class MultiTaskTrainer(transformers.Trainer):
         self.validation = validation
         self.steps_per_epoch = steps_per_epoch
         self.save_extra = save_extra
-        self.counts = {"examples": 0, "tokens": 0, "plain_tokens": 0}
-        """What this process has computed since it started, however often it resumed before."""
+        self.pissa_start = pissa_start
+        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.meter = meter
+        self.add_callback(meter)
         self._task_nll: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     # The step -----------------------------------------------------------------------------------------
@@ -66,29 +77,32 @@ class MultiTaskTrainer(transformers.Trainer):
         """Forward and backward of one optimizer step; returns its loss (among processes, this one's part
         times their number, for what is averaged over them is then the step's loss and gradient)."""
         model.train()
+        if self.is_fsdp_enabled:  # every forward pass gathers weights: all processes must make as many
+            rows = torch.tensor([len(inputs.rows)], device=self.args.device)
+            inputs = inputs.padded(int(self.accelerator.gather(rows).max()))
         total = torch.zeros((), device=self.args.device)
-        last = inputs.rows[-1]
-        for row, weights, tasks in zip(inputs.rows, inputs.weights, inputs.tasks, strict=True):
-            together = contextlib.nullcontext() if row is last else self.accelerator.no_sync(model)
+        last = len(inputs.rows) - 1
+        for i, (row, weights, tasks) in enumerate(
+            zip(inputs.rows, inputs.weights, inputs.tasks, strict=True)
+        ):
+            together = contextlib.nullcontext() if i == last else self.accelerator.no_sync(model)
             with together:
                 nll = self._row_nll(model, row)
                 loss = (weights.to(nll.device) * nll).sum() * self.args.world_size
                 self.accelerator.backward(loss)
             total += loss.detach()
-            for task, value in zip(tasks, nll.tolist(), strict=True):
+            for task, value in zip(tasks, nll.tolist(), strict=False):  # a padding row has no tasks
                 self._task_nll[task][0] += value
                 self._task_nll[task][1] += 1
-        self.counts["examples"] += inputs.examples
-        self.counts["tokens"] += inputs.tokens
-        self.counts["plain_tokens"] += inputs.plain_tokens
+        self.meter.add(inputs)
         return total
 
     def _row_nll(self, model: Any, row: Any) -> torch.Tensor:
         """(spans,) mean negative log-likelihood of each completion in a row."""
         row = row.to(self.args.device)
         with mixed_precision(self.model, self.engine.peft_forwards):
-            logits = row_logits(model, row, self.engine.by_blocks)
-            return span_mean_nll(logits, row.targets, row.owner, row.spans)
+            nll = target_nll(model, row, self.engine.by_blocks, self.engine.head)
+        return span_mean_nll(nll, row.owner, row.spans)
 
     def get_train_dataloader(self) -> Any:
         """The steps in the schedule's own order."""
@@ -105,6 +119,21 @@ class MultiTaskTrainer(transformers.Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # reported by the run itself, from the tokens computed
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.loraplus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from peft.optimizers import create_loraplus_optimizer
+
+        cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            cls,
+            loraplus_lr_ratio=self.loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **settings,
+        )
+        return self.optimizer
 
     # Validation and logs ------------------------------------------------------------------------------
 
@@ -141,15 +170,18 @@ class MultiTaskTrainer(transformers.Trainer):
             for task, (total, count) in sorted(self._over_processes().items()):
                 logs[f"{task}_loss"] = total / count
             self._task_nll.clear()
+            logs |= self.meter.window()
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
 
-    def totals(self) -> dict[str, int]:
-        """`counts` of all processes."""
-        values = torch.tensor(list(self.counts.values()), device=self.args.device)
+    def speeds(self) -> dict[str, float]:
+        """The figures of the whole run (`throughput.speeds`) and their sums, of all processes."""
+        sums = dict(self.meter.totals)
         if self.args.world_size > 1:
-            values = self.accelerator.reduce(values, "sum")
-        return dict(zip(self.counts, values.tolist(), strict=True))
+            values = torch.tensor([sums[name] for name in SUMS], device=self.args.device)
+            reduced = self.accelerator.reduce(values, "sum").tolist()
+            sums |= zip(SUMS, reduced, strict=True)
+        return {**sums, **speeds(sums, self.meter.flops, self.meter.peak, self.args.world_size)}
 
     def _over_processes(self) -> dict[str, list[float]]:
         """For each task the sum and the number of its losses since the last log, of all processes."""
@@ -184,6 +216,9 @@ class MultiTaskTrainer(transformers.Trainer):
             shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the model came with the checkpoint's adapter."""
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A plain PEFT adapter, its tokenizer and its manifest (and no pickled arguments)."""
         if not self.args.should_save:  # this process is not the first
@@ -194,6 +229,8 @@ class MultiTaskTrainer(transformers.Trainer):
         self.model.save_pretrained(
             folder, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
         )
+        if self.pissa_start is not None:
+            pissa.export(folder, self.pissa_start)
         self.engine.tokenizer.save_pretrained(folder)
         self.save_extra(folder)
 

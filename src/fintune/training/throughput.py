@@ -1,0 +1,97 @@
+"""How fast a run computes: examples, tokens, and the share of the machine's matrix peak."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import transformers
+
+from fintune.training.steps import Step
+
+SUMS = ("examples", "tokens", "plain_tokens", "targets", "slots")
+"""What is counted of each step; the fields of `Step`."""
+SPEEDS = (
+    "examples_per_second",
+    "tokens_per_second",
+    "plain_tokens_per_second",
+    "sharing",
+    "padding",
+    "utilisation",
+)
+"""The keys of what `speeds` returns."""
+
+
+class FlopCount:
+    """Floating-point operations that training needs: 4 for each frozen weight of a layer and computed token
+    (forward, and the gradient of the input), 6 for each trained one, 4 for each of the LM head's weights and
+    target. Attention, normalization and recomputation under gradient checkpointing are not counted, so the
+    share of the peak is that of useful products.
+    """
+
+    def __init__(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        outside = {id(p) for part in (head, model.get_input_embeddings()) for p in part.parameters()}
+        sizes = [(_numel(p), p.requires_grad) for p in model.parameters() if id(p) not in outside]
+        self.per_token = sum(size * (6 if trained else 4) for size, trained in sizes)
+        self.per_target = 4 * _numel(head.weight)
+
+    def __call__(self, tokens: float, targets: float) -> float:
+        return tokens * self.per_token + targets * self.per_target
+
+
+def _numel(parameter: Any) -> int:
+    """Numbers a parameter stands for: 4-bit weights are packed two to a byte."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return int(parameter.numel()) * (2 if packed else 1)
+
+
+class Meter(transformers.TrainerCallback):
+    """Counts what the optimizer steps compute and how long they take, without validation and saving.
+
+    Args:
+        flops: what a token costs.
+        peak: the machine's matrix peak in FLOP/s.
+    """
+
+    def __init__(self, flops: FlopCount, peak: float) -> None:
+        self.flops = flops
+        self.peak = peak
+        self.totals: dict[str, float] = dict.fromkeys((*SUMS, "seconds"), 0)
+        """Of this process since it started, however often the run resumed before."""
+        self._shown = dict(self.totals)
+        self._begun = 0.0
+
+    def add(self, step: Step) -> None:
+        for name in SUMS:
+            self.totals[name] += getattr(step, name)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.totals["seconds"] += time.perf_counter() - self._begun
+
+    def window(self) -> dict[str, float]:
+        """The speeds since the last call."""
+        done = {name: value - self._shown[name] for name, value in self.totals.items()}
+        self._shown = dict(self.totals)
+        return speeds(done, self.flops, self.peak) if done["seconds"] else {}
+
+
+def speeds(sums: dict[str, float], flops: FlopCount, peak: float, processes: int = 1) -> dict[str, float]:
+    """The figures of a run, from sums over its steps (of all processes; `seconds` are those of one).
+
+    `tokens_per_second` counts tokens that are computed, `plain_tokens_per_second` those that training without
+    shared prefixes would have had to compute; `sharing` is their ratio; `padding` the share of attention's
+    places that hold no token; `utilisation` the share of the matrix peak.
+    """
+    seconds = sums["seconds"]
+    return {
+        "examples_per_second": sums["examples"] / seconds,
+        "tokens_per_second": sums["tokens"] / seconds,
+        "plain_tokens_per_second": sums["plain_tokens"] / seconds,
+        "sharing": sums["plain_tokens"] / sums["tokens"],
+        "padding": 1 - sums["tokens"] / sums["slots"],
+        "utilisation": flops(sums["tokens"], sums["targets"]) / seconds / (peak * processes),
+    }

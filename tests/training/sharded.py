@@ -1,0 +1,68 @@
+"""One of two processes of a test: three steps on a model that FSDP2 shards, its adapter saved by the first.
+
+Accelerate shards on GPUs only, so this makes the calls that it makes, on a CPU with gloo.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+
+from fintune.config import BaseModelConfig, LoraConfig
+from fintune.data.templates import TokenizedExample
+from fintune.models import attention, fast_lora, likelihood
+from fintune.models.base import load_base_model
+from fintune.models.lora_config import add_adapter
+from fintune.training.steps import StepBuilder
+
+
+def main(base, examples_file, out):
+    torch.manual_seed(0)
+    model = load_base_model(BaseModelConfig(name=base), torch.float32)
+    model = add_adapter(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
+    assert attention.enable(model)
+    fast, layers = fast_lora.enable(model)
+    assert fast == layers
+    head = likelihood.frozen_head(model)
+    assert head is not None
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if world > 1:
+        for layer in model.base_model.model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    examples = [
+        TokenizedExample(*entry) for entry in json.loads(Path(examples_file).read_text(encoding="utf-8"))
+    ]
+    schedule = [range(0, 5), range(5, 6), range(6, 13)]  # the second has fewer examples than processes
+    builder = StepBuilder(examples, schedule, {"a": 1.0, "b": 2.5}, 2, 999, True, rank, world)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for i in range(len(schedule)):
+        step = builder[i]
+        rows = torch.tensor(len(step.rows))
+        if world > 1:
+            dist.all_reduce(rows, dist.ReduceOp.MAX)
+        step = step.padded(int(rows))
+        for row, weights in zip(step.rows, step.weights, strict=True):
+            nll = likelihood.target_nll(model, row, True, head)
+            loss = (weights * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum() * world
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        save_file({k: v.contiguous() for k, v in state.items() if "lora_" in k}, out)
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    main(*sys.argv[1:])
+    if dist.is_initialized():
+        dist.destroy_process_group()
