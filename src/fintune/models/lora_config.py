@@ -62,8 +62,8 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
 
 
 def _keep_4bit_layout(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights when it first evaluates on a CPU: the repacked layout has
-    no gradient, so that training after a validation would learn nothing in most layers."""
+    """Keep bitsandbytes from repacking 4-bit weights when it first evaluates on a CPU: the repacked layout
+    has no gradient, so that training after a validation would learn nothing in most layers."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
