@@ -38,6 +38,13 @@ class Block:
         """(B, 1, L, p + L) bool, True where a suffix position may not attend."""
         return ~self.mask
 
+    @cached_property
+    def places_with_prefix(self) -> Any:
+        """(tokens - p,) where each suffix token stands in the flattened (B · (p + L))."""
+        longest = self.mask.shape[2]
+        width = self.prefix_length + longest
+        return self.places // longest * width + self.places % longest + self.prefix_length
+
     @property
     def slots(self) -> int:
         """Places of tokens, padding included."""

@@ -33,7 +33,7 @@ class Engine:
         batch_size: int = 16,
     ) -> None:
         from fintune.data.templates import PromptTemplate
-        from fintune.models import attention, fast_lora, likelihood, lora_config
+        from fintune.models import attention, fast_lora, fast_norm, likelihood, lora_config
 
         self.model = model
         self.tokenizer = tokenizer
@@ -45,6 +45,7 @@ class Engine:
         self.template = PromptTemplate(tokenizer, min(max_length, context))
         self.by_blocks = attention.enable(model)
         self.fast_layers = fast_lora.enable(model)
+        fast_norm.enable(model)
         with lora_config.mixed_precision(model):
             self.head = likelihood.frozen_head(model)
         self._lock = threading.Lock()

@@ -8,6 +8,7 @@ plain PEFT) the call is passed on to SDPA unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,163 +70,203 @@ def attention_forward(
 def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:
     """The blocks' attention, (1, T, H, D); equal to `dense_attention` and tested against it."""
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)
+    if query.device.type == "cpu":
+        return _CpuBlocks.apply(query, key, value, layout, scale)[None]
     parts = []
-    start = 0
-    for block in layout:
-        part = slice(start, start + block.tokens)
-        parts += _one_block(query[:, :, part], key[:, :, part], value[:, :, part], block, scale)
-        start += block.tokens
+    for begin, middle, end, block in _spans(layout):
+        prefix, suffixes = slice(begin, middle), slice(middle, end)
+        if block.prefix_length:
+            q, k, v = (states[prefix].transpose(0, 1)[None] for states in (query, key, value))
+            parts.append(_fused(q, k, v, scale, is_causal=True)[0].transpose(0, 1))
+        q = _spread(query[suffixes], block.places, block).transpose(1, 2)
+        k, v = (
+            torch.cat(
+                [
+                    states[prefix].expand(q.shape[0], -1, -1, -1),
+                    _spread(states[suffixes], block.places, block),
+                ],
+                1,
+            )
+            for states in (key, value)
+        )
+        mixed = _fused(q, k.transpose(1, 2), v.transpose(1, 2), scale, attn_mask=block.mask)
+        parts.append(mixed.transpose(1, 2).flatten(0, 1).index_select(0, block.places))
     return torch.cat(parts)[None]
 
 
-def _one_block(query: Any, key: Any, value: Any, block: Any, scale: float) -> list[Any]:
-    """[(p, H, D) of the prefix, if there is one, (tokens - p, H, D) of the suffixes]."""
-    p = block.prefix_length
+def _spans(layout: Any) -> Iterator[tuple[int, int, int, Any]]:
+    """(begin, end of the prefix, end, block) of each block in the row."""
+    begin = 0
+    for block in layout:
+        yield begin, begin + block.prefix_length, begin + block.tokens, block
+        begin += block.tokens
+
+
+def _fused(query: Any, key: Any, value: Any, scale: float, **mask: Any) -> Any:
+    """PyTorch's fused attention on (B, H, L, D)."""
+    return sdpa(query, key, value, scale=scale, enable_gqa=key.shape[1] != query.shape[1], **mask)
+
+
+def _spread(flat: Any, places: Any, block: Any) -> Any:
+    """(N, H, D) of the suffixes' tokens → (B, L, H, D), padded with 0."""
     batch, _, longest, _ = block.mask.shape
-    attend = _cpu_attention if query.device.type == "cpu" else _fused_attention
-
-    def by_suffix(states: Any) -> Any:
-        """(1, H, tokens, D) → (B, H, L, D)"""
-        flat = _spread(states[0, :, p:].transpose(0, 1), block.places, batch * longest)
-        return flat.unflatten(0, (batch, longest)).transpose(1, 2)
-
-    own_query, own_key, own_value = (by_suffix(states) for states in (query, key, value))
-    key0, value0 = key[:, :, :p], value[:, :, :p]
-    suffix = attend(own_query, own_key, own_value, key0, value0, block, scale)
-    suffix = _Collect.apply(suffix.transpose(1, 2).flatten(0, 1), block.places)
-    if not p:
-        return [suffix]
-    prefix = attend(query[:, :, :p], key0, value0, None, None, None, scale)
-    return [prefix[0].transpose(0, 1), suffix]
+    spread = flat.new_zeros(batch * longest, *flat.shape[1:]).index_copy(0, places, flat)
+    return spread.unflatten(0, (batch, longest))
 
 
-def _fused_attention(
-    query: Any, key: Any, value: Any, key0: Any, value0: Any, block: Any, scale: float
-) -> Any:
-    """The suffixes of a block or (without a block) its prefix, by PyTorch's fused attention."""
-    settings = {"scale": scale, "enable_gqa": key.shape[1] != query.shape[1]}
-    if block is None:
-        return sdpa(query, key, value, is_causal=True, **settings)
-    if block.prefix_length:
-        key = torch.cat([key0.expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([value0.expand(key.shape[0], -1, -1, -1), value], dim=2)
-    return sdpa(query, key, value, attn_mask=block.mask, **settings)
+class _CpuBlocks(torch.autograd.Function):
+    """Attention of a whole row on a CPU, in plain products: PyTorch's fused attention is slow backwards there
+    (12 times these products for 32 suffixes of 65 tokens), and autograd would fill, copy and add whole rows
+    for every slice.
 
-
-def _cpu_attention(query: Any, key: Any, value: Any, key0: Any, value0: Any, block: Any, scale: float) -> Any:
-    """The same by `_Attention`."""
-    if block is None:
-        p = key.shape[2]
-        later = torch.ones(1, 1, p, p, dtype=torch.bool).triu_(1)
-        return _Attention.apply(query, key, value, None, None, later, scale)
-    if not block.prefix_length:
-        key0 = value0 = None
-    return _Attention.apply(query, key, value, key0, value0, block.hidden, scale)
-
-
-class _Attention(torch.autograd.Function):
-    """softmax(scale · q·kᵀ)·v in plain products on a CPU, where PyTorch's fused attention is slow backwards
-    (12 times these products for 32 suffixes of 65 tokens).
-
-    query: (B, H, L, D); key, value: (B, Hkv, L, D); key0, value0: (1, Hkv, p, D), the prefix that stands
-    before each, or None; hidden: (B, 1, L, p + L) bool, True where a query may not look, which is everywhere
-    after the diagonal of the last L columns. Returns (B, H, L, D). Queries are taken `CHUNK` at a time, each
-    with the keys up to its chunk's end; where there are several chunks, probabilities are computed again in
-    the backward pass (Dao et al., 2022).
+    query: (T, H, D); key, value: (T, Hkv, D); returns (T, H, D). Each block is two problems of `_attend`: the
+    prefix on itself, and the suffixes, each with the prefix's keys before its own.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Any, key: Any, value: Any, key0: Any, value0: Any, hidden: Any, scale: float
-    ) -> Any:
-        batch, heads, longest, dim = query.shape
-        p = 0 if key0 is None else key0.shape[2]
-        if p:
-            key = torch.cat([key0.expand(batch, -1, -1, -1), key], dim=2)
-            value = torch.cat([value0.expand(batch, -1, -1, -1), value], dim=2)
-        groups = key.shape[1]
-        out = torch.empty_like(query)
-        weights = None
-        for begin in range(0, longest, CHUNK):
-            end = min(begin + CHUNK, longest)
-            chunk = _grouped(query[:, :, begin:end] * scale, groups)
-            weights = _weights(chunk, key[:, :, : p + end], hidden[:, :, begin:end, : p + end])
-            mixed = weights @ value[:, :, : p + end]
-            out[:, :, begin:end] = mixed.view(batch, heads, -1, dim)
-        kept = weights if longest <= CHUNK else None
-        ctx.save_for_backward(query, key, value, hidden, kept)
-        ctx.scale, ctx.prefix = scale, p
+    def forward(ctx: Any, query: Any, key: Any, value: Any, layout: Any, scale: float) -> Any:
+        out = torch.empty(query.shape, dtype=query.dtype)
+        saved = []
+        for begin, middle, end, block in _spans(layout):
+            if block.prefix_length:
+                own = [states[begin:middle][None] for states in (query, key, value)]
+                q, k, v = _heads_first(own[0], key.shape[1], scale), *(_heads_first(x) for x in own[1:])
+                mixed, weights = _attend(q, k, v, _causal(block.prefix_length))
+                out[begin:middle] = _tokens_first(mixed, block.prefix_length)[0]
+                saved += [q, k, v, weights]
+            q = _heads_first(_spread(query[middle:end], block.places, block), key.shape[1], scale)
+            k, v = (_with_prefix(states, begin, middle, end, block) for states in (key, value))
+            mixed, weights = _attend(q, k, v, block.hidden)
+            own = _tokens_first(mixed, block.mask.shape[2]).flatten(0, 1)
+            torch.index_select(own, 0, block.places, out=out[middle:end])
+            saved += [q, k, v, weights]
+        ctx.save_for_backward(*saved)
+        ctx.layout, ctx.scale, ctx.groups = layout, scale, key.shape[1]
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        query, key, value, hidden, kept = ctx.saved_tensors
-        batch, _, longest, dim = query.shape
-        groups, p = key.shape[1], ctx.prefix
-        grad_query = torch.empty_like(query)
-        grad_key: Any = None
-        grad_value: Any = None
-        for begin in range(0, longest, CHUNK):
-            end = min(begin + CHUNK, longest)
-            keys, values = key[:, :, : p + end], value[:, :, : p + end]
-            chunk = _grouped(query[:, :, begin:end] * ctx.scale, groups)
-            out = _grouped(gradients[0][:, :, begin:end], groups)
-            weights = kept if kept is not None else _weights(chunk, keys, hidden[:, :, begin:end, : p + end])
-            grad_weights = out @ values.transpose(2, 3)
-            scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, 3, weights.dtype)
-            own_value, own_key = weights.transpose(2, 3) @ out, scores.transpose(2, 3) @ chunk
-            if longest <= CHUNK:
-                grad_key, grad_value = own_key, own_value
-            else:
-                grad_key = torch.zeros_like(key) if grad_key is None else grad_key
-                grad_value = torch.zeros_like(value) if grad_value is None else grad_value
-                grad_key[:, :, : p + end] += own_key
-                grad_value[:, :, : p + end] += own_value
-            grad_query[:, :, begin:end] = (scores @ keys).mul_(ctx.scale).view(batch, -1, end - begin, dim)
-        if not p:
-            return grad_query, grad_key, grad_value, None, None, None, None
-        return (
-            grad_query,
-            grad_key[:, :, p:],
-            grad_value[:, :, p:],
-            grad_key[:, :, :p].sum(0, keepdim=True),
-            grad_value[:, :, :p].sum(0, keepdim=True),
-            None,
-            None,
-        )
+        saved = iter(ctx.saved_tensors)
+        out = gradients[0]
+        grad_query = torch.empty(out.shape, dtype=out.dtype)
+        shape = (out.shape[0], ctx.groups, out.shape[2])
+        grad_key, grad_value = (torch.empty(shape, dtype=out.dtype) for _ in range(2))
+        for begin, middle, end, block in _spans(ctx.layout):
+            p, longest = block.prefix_length, block.mask.shape[2]
+            if p:
+                q, k, v, weights = (next(saved) for _ in range(4))
+                own = _heads_first(out[begin:middle][None], ctx.groups)
+                dq, dk, dv = _attend_backward(own, q, k, v, weights, _causal(p))
+                torch.mul(_tokens_first(dq, p)[0], ctx.scale, out=grad_query[begin:middle])
+                grad_key[begin:middle], grad_value[begin:middle] = (_tokens_first(x, p)[0] for x in (dk, dv))
+            q, k, v, weights = (next(saved) for _ in range(4))
+            own = _heads_first(_spread(out[middle:end], block.places, block), ctx.groups)
+            dq, dk, dv = _attend_backward(own, q, k, v, weights, block.hidden)
+            dq = _tokens_first(dq, longest).flatten(0, 1).mul_(ctx.scale)
+            torch.index_select(dq, 0, block.places, out=grad_query[middle:end])
+            for grad, own in ((grad_key, dk), (grad_value, dv)):
+                if p:
+                    grad[begin:middle] += own[:, :, :p].sum(0).transpose(0, 1)
+                own = _tokens_first(own, p + longest).flatten(0, 1)
+                torch.index_select(own, 0, block.places_with_prefix, out=grad[middle:end])
+        return grad_query, grad_key, grad_value, None, None
 
 
-def _grouped(states: Any, groups: int) -> Any:
-    """(B, H, L, D) → (B, Hkv, H/Hkv · L, D): the query heads that share a key head, one after the other."""
-    return states.reshape(states.shape[0], groups, -1, states.shape[3])
+def _heads_first(states: Any, groups: int | None = None, scale: float = 1.0) -> Any:
+    """(B, L, H, D) → (B, groups, H/groups · L, D), scaled: the query heads of a key head together."""
+    batch, _, heads, dim = states.shape
+    groups = groups or heads
+    by_group = states.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
+    out = torch.empty(by_group.shape, dtype=states.dtype)
+    torch.mul(by_group, scale, out=out) if scale != 1 else out.copy_(by_group)
+    return out.view(batch, groups, -1, dim)
+
+
+def _tokens_first(states: Any, longest: int) -> Any:
+    """(B, groups, H/groups · L, D) → (B, L, H, D); the inverse of `_heads_first`."""
+    batch, _, _, dim = states.shape
+    return states.reshape(batch, -1, longest, dim).transpose(1, 2)
+
+
+def _with_prefix(states: Any, begin: int, middle: int, end: int, block: Any) -> Any:
+    """(T, Hkv, D) → (B, Hkv, p + L, D): the prefix's keys or values before each suffix's own."""
+    batch, _, longest, _ = block.mask.shape
+    width = block.prefix_length + longest
+    wide = states.new_zeros(batch, width, *states.shape[1:])
+    wide[:, : block.prefix_length] = states[begin:middle]
+    wide.flatten(0, 1).index_copy_(0, block.places_with_prefix, states[middle:end])
+    return _heads_first(wide)
+
+
+def _causal(length: int) -> Any:
+    """(1, 1, L, L) bool, True where a token may not look: at those after it."""
+    return torch.ones(1, 1, length, length, dtype=torch.bool).triu_(1)
+
+
+def _attend(query: Any, key: Any, value: Any, hidden: Any) -> tuple[Any, Any]:
+    """softmax(q·kᵀ)·v, and its probabilities where they are small enough to keep, else None.
+
+    query: (B, Hkv, H/Hkv · L, D), scaled; key, value: (B, Hkv, p + L, D); hidden: (B, 1, L, p + L) bool, True
+    where a query may not look, which is everywhere after the diagonal of the last L columns. Queries are
+    taken `CHUNK` at a time, each with the keys up to its chunk's end.
+    """
+    longest, p = hidden.shape[2], hidden.shape[3] - hidden.shape[2]
+    if longest <= CHUNK:
+        weights = _weights(query, key, hidden)
+        return weights @ value, weights
+    out = torch.empty_like(query)
+    for begin in range(0, longest, CHUNK):
+        end = min(begin + CHUNK, longest)
+        chunk = _queries(query, longest, begin, end)
+        weights = _weights(chunk, key[:, :, : p + end], hidden[:, :, begin:end, : p + end])
+        _queries(out, longest, begin, end, weights @ value[:, :, : p + end])
+    return out, None
+
+
+def _attend_backward(
+    gradient: Any, query: Any, key: Any, value: Any, weights: Any, hidden: Any
+) -> tuple[Any, Any, Any]:
+    """The gradients of the scaled query, key and value; probabilities that were not kept are computed again
+    (Dao et al., 2022)."""
+    longest, p = hidden.shape[2], hidden.shape[3] - hidden.shape[2]
+    if weights is not None:
+        return _gradients(gradient, query, key, value, weights)
+    grad_query, grad_key, grad_value = (torch.zeros_like(states) for states in (query, key, value))
+    for begin in range(0, longest, CHUNK):
+        end = min(begin + CHUNK, longest)
+        chunk, out = (_queries(states, longest, begin, end) for states in (query, gradient))
+        keys, values = key[:, :, : p + end], value[:, :, : p + end]
+        weights = _weights(chunk, keys, hidden[:, :, begin:end, : p + end])
+        dq, dk, dv = _gradients(out, chunk, keys, values, weights)
+        _queries(grad_query, longest, begin, end, dq)
+        grad_key[:, :, : p + end] += dk
+        grad_value[:, :, : p + end] += dv
+    return grad_query, grad_key, grad_value
 
 
 def _weights(query: Any, key: Any, hidden: Any) -> Any:
-    """(B, Hkv, R, p + L) probabilities of grouped, scaled queries."""
+    """(B, Hkv, R, p + L) probabilities of scaled queries."""
     scores = query @ key.transpose(2, 3)
     by_head = scores.view(*scores.shape[:2], -1, hidden.shape[2], scores.shape[3])
     by_head.masked_fill_(hidden[:, :, None], float("-inf"))
     return scores.softmax(dim=3)
 
 
-def _spread(flat: Any, index: Any, size: int) -> Any:
-    """(N, …) → (size, …): row i goes to place index[i], other places are 0. No place is named twice."""
-    return flat.new_zeros(size, *flat.shape[1:]).index_copy(0, index, flat)
+def _gradients(gradient: Any, query: Any, key: Any, value: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Those of query, key and value for probabilities at hand."""
+    grad_weights = gradient @ value.transpose(2, 3)
+    scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, 3, weights.dtype)
+    return scores @ key, scores.transpose(2, 3) @ query, weights.transpose(2, 3) @ gradient
 
 
-class _Collect(torch.autograd.Function):
-    """The inverse of `_spread`. Its gradient is a copy too, where that of indexing would add."""
-
-    @staticmethod
-    def forward(ctx: Any, spread: Any, index: Any) -> Any:
-        ctx.size = spread.shape[0]
-        ctx.save_for_backward(index)
-        return spread.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (index,) = ctx.saved_tensors
-        return _spread(gradients[0], index, ctx.size), None
+def _queries(states: Any, longest: int, begin: int, end: int, new: Any = None) -> Any:
+    """(B, Hkv, H/Hkv · L, D) → the part of queries begin … end of every head; with `new` it is put there."""
+    by_head = states.unflatten(2, (-1, longest))[:, :, :, begin:end]
+    if new is None:
+        return by_head.flatten(2, 3)
+    by_head.copy_(new.view(by_head.shape))
+    return states
 
 
 def dense_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:
