@@ -54,8 +54,8 @@ def test_packed_log_likelihoods_and_gradients_equal_those_of_separate_sequences(
         values.append(scores.detach())
         gradients.append(torch.autograd.grad(scores.sum(), weight)[0])
     # Normalization and rotary embeddings compute in fp32, whatever the model's dtype.
-    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+    for ours, plain in (values, gradients):
+        assert (ours - plain).norm() <= 1e-5 * plain.norm() + 1e-8
 
 
 @settings(max_examples=25, deadline=None)

@@ -46,7 +46,7 @@ def test_a_run_leaves_a_plain_peft_adapter_with_its_manifest_card_and_log(tiny_r
     assert "validation, step 4/4" in capsys.readouterr().out
 
 
-def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir):
+def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir, capsys):
     changes = {"training": {"save_steps": 1, "max_steps": 8}, "lora_config": {"lora_dropout": 0.2}}
     recipe = tiny_recipe(**changes)
     train(recipe, workdir / "whole", progress=False)
@@ -70,6 +70,10 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir)
     assert whole.keys() == killed.keys()
     for name in whole:
         torch.testing.assert_close(killed[name], whole[name], rtol=0, atol=0)
+
+    facts = train(recipe, workdir / "killed", resume="latest", progress=False)  # of the last step
+    assert facts["training"]["examples"] == 0
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_checkpoints_are_capped_and_none_is_left_half_written(tiny_recipe, workdir):

@@ -237,7 +237,11 @@ def train(
     if plan.truncated:
         say(f"{plan.truncated} texts were cut to training.max_length = {recipe.training.max_length} tokens.")
     if checkpoint:
-        say(f"Resuming from {checkpoint}.")
+        left = len(plan.schedule) - read_json(checkpoint / "trainer_state.json")["global_step"]
+        say(
+            f"Resuming from {checkpoint}: "
+            + (f"{left} steps to go." if left else "nothing is left to train.")
+        )
     say(f"Log: {log_file}")
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

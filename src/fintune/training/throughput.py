@@ -84,9 +84,11 @@ def speeds(sums: dict[str, float], flops: FlopCount, peak: float, processes: int
 
     `tokens_per_second` counts tokens that are computed, `plain_tokens_per_second` those that training without
     shared prefixes would have had to compute; `sharing` is their ratio; `padding` the share of attention's
-    places that hold no token; `utilisation` the share of the matrix peak.
+    places that hold no token; `utilisation` the share of the matrix peak. All are 0 of a run without steps.
     """
     seconds = sums["seconds"]
+    if not seconds:  # resumed from the last step
+        return dict.fromkeys(SPEEDS, 0.0)
     return {
         "examples_per_second": sums["examples"] / seconds,
         "tokens_per_second": sums["tokens"] / seconds,
