@@ -7,11 +7,15 @@ the step's arithmetic at the speed of this machine, measured for a moment.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
+from fintune.data.templates import TokenizedExample
 from fintune.errors import ModelError
 
 ADAPTER_BYTES = 16
@@ -21,8 +25,10 @@ UTILISATION = {"cpu": 0.08, "cuda": 0.4}
 (docs/LOG.md), on a GPU assumed."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Python with its libraries, or a CUDA context."""
-LOGIT_BYTES = 12
-"""A logit and its gradient at a target: fp32, once in the model's dtype."""
+LOGIT_BYTES = 10
+"""A logit of the chunk at hand: in fp32 twice, and in the model's dtype."""
+SAMPLED = 300
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,15 @@ def estimate(recipe: Recipe) -> Estimate:
         plain = recipe.lora_config.model_copy(update={"init_lora_weights": True})  # PiSSA reads weights
         trainable, total = count_parameters(add_adapter(base, plain))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens, per_epoch = _tokens(recipe)
-    activations = _activation_bytes(recipe, text, tokens)
+    work = _work(recipe)
+    rows = work.rows if work else [_largest_row(recipe)]
+    activations = max(_row_bytes(row, recipe, text, device) for row in rows)
     seconds = None
-    if per_epoch is not None:
-        flops = per_epoch * (4 * linear + 6 * trainable)
+    if work is not None:
+        head = base.get_output_embeddings().weight.numel()
+        flops = work.tokens * (4 * linear + 6 * trainable) + work.targets * 4 * head
         if recipe.training.gradient_checkpointing:
-            flops += per_epoch * 2 * linear  # the forward pass is computed again
+            flops += work.tokens * 2 * linear  # the forward pass is computed again
         seconds = flops / (matrix_peak() * UTILISATION[device])
     return Estimate(
         trainable_parameters=trainable,
@@ -83,8 +91,8 @@ def estimate(recipe: Recipe) -> Estimate:
         optimizer_bytes=ADAPTER_BYTES * trainable,
         activation_bytes=activations,
         runtime_bytes=RUNTIME_BYTES[device],
-        tokens=tokens,
-        tokens_per_epoch=per_epoch,
+        tokens=max(row.input_ids.shape[1] for row in rows),
+        tokens_per_epoch=work.tokens if work else None,
         seconds_per_epoch=seconds,
         available_bytes=_available(device),
         device=torch.cuda.get_device_name() if device == "cuda" else "this machine's memory",
@@ -127,49 +135,118 @@ def _bytes_per_weight(recipe: Recipe) -> float:
     return 1.0 if recipe.base_model.load_in_8bit else 2.0
 
 
-def _tokens(recipe: Recipe) -> tuple[int, int | None]:
-    """Tokens of the largest forward pass, and of an epoch where the prepared data tells (else None).
+@dataclass(frozen=True)
+class _Work:
+    """What the optimizer steps of an epoch are: tokens in all, and the rows of some of them."""
 
-    An English token has about 4 characters; the shared part of a prompt is left out, as it is computed
-    once a step.
+    tokens: int
+    targets: int
+    rows: list[Any]
+
+
+def _work(recipe: Recipe) -> _Work | None:
+    """The epoch's own steps, drawn and packed as training does it; None until the data is prepared.
+
+    Without the base's tokenizer at hand tokens are guessed from characters. Of a long epoch `SAMPLED` steps
+    stand for all.
     """
     from fintune.data.datasets import load_prepared
     from fintune.errors import DataError
+    from fintune.training.run import make_plan
+    from fintune.training.steps import StepBuilder
 
     training = recipe.training
-    limit = min(training.row_tokens, training.per_device_train_batch_size * training.max_length)
     try:
         prepared = load_prepared(recipe.data.prepared_dir)
     except DataError:
-        return limit, None
-    lengths = []
-    for task in prepared.task_set():
-        for record in prepared.records(task.name, "train"):
-            text = (len(task.body(record)) + len(task.completion(record))) // 4 + 8
-            lengths.append(min(text, training.max_length))
-    mean = sum(lengths) / len(lengths)
-    total = recipe.multi_task.samples_per_epoch or len(lengths)
-    longest = max(max(lengths), round(mean * training.per_device_train_batch_size * 1.3))
-    return min(limit, longest), round(mean * total)
+        return None
+    records = {task.name: prepared.records(task.name, "train") for task in prepared.task_set()}
+    plan = make_plan(recipe, prepared.task_set(), records, _template(recipe))
+    builder = StepBuilder(
+        plan.examples,
+        plan.schedule,
+        plan.loss_weights,
+        training.per_device_train_batch_size,
+        training.row_tokens,
+        training.shared_prefix,
+    )
+    count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))
+    chosen = range(0, count, math.ceil(count / SAMPLED))
+    steps = [builder[i] for i in chosen]
+    scale = plan.steps_per_epoch / len(steps)
+    return _Work(
+        tokens=round(sum(step.tokens for step in steps) * scale),
+        targets=round(sum(step.targets for step in steps) * scale),
+        rows=[row for step in steps for row in step.rows],
+    )
 
 
-def _activation_bytes(recipe: Recipe, config: Any, tokens: int) -> int:
-    """What the backward pass needs of the forward pass, for a decoder of the Llama kind.
+def _template(recipe: Recipe) -> Any:
+    """The prompt template, where the tokenizer is on this machine, else a guess of its lengths."""
+    from fintune.data.templates import PromptTemplate
+    from fintune.models.base import load_tokenizer, resolve
 
-    For each token and layer, in 2-byte numbers unless said: two normalizations keep their input in fp32 and
-    their output twice (2 · 8 h bytes), attention its padded queries, keys, values and its output
-    (4 h + 4 k), the MLP four tensors of its width (8 m).
+    folder = resolve(recipe.base_model.name)
+    if isinstance(folder, Path) and (folder / "tokenizer.json").is_file():
+        return PromptTemplate(load_tokenizer(recipe.base_model.name), recipe.training.max_length)
+    return _Guess(recipe.training.max_length)
+
+
+class _Guess:
+    """Stands in for a `PromptTemplate`: token ids that mean nothing, as many as English text has about."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self._ids = itertools.count(1)
+
+    def example(self, task: Any, record: Any) -> TokenizedExample:
+        shared = [0] * (len(task.instruction) // CHARACTERS_PER_TOKEN + 12)
+        completion = len(task.completion(record)) // CHARACTERS_PER_TOKEN + 2
+        own = len(task.body(record)) // CHARACTERS_PER_TOKEN + 6
+        own = max(1, min(own, self.max_length - len(shared) - completion))
+        ids = list(itertools.islice(self._ids, own + completion))
+        return TokenizedExample([*shared, *ids[:own]], ids[own:], task.name)
+
+
+def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
+    """What the backward pass needs of one forward pass of a decoder of the Llama kind, in a 2-byte dtype.
+
+    For each token and layer: the residual stream before both normalizations and their outputs (8 h),
+    attention's output (2 h), and gate, up, silu(gate) and their product (8 m). For each place of attention's
+    blocks: padded queries (2 h), keys and values with the prefix's before them (4 k), and on a CPU the
+    probabilities, where a block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and
+    the logits of a chunk of targets.
     """
-    h, m = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or h // config.num_attention_heads
-    k = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    layer = 20 * h + 4 * k + 8 * m
-    if recipe.training.gradient_checkpointing:
-        held = config.num_hidden_layers * 2 * h + layer
-    else:
-        held = config.num_hidden_layers * layer
-    targets = min(tokens // 8, 1024)
-    return tokens * held + targets * config.vocab_size * LOGIT_BYTES
+    from fintune.models.attention import CHUNK
+    from fintune.models.likelihood import CHUNK as TARGETS
+
+    h, m, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or h // heads
+    k = head * (getattr(config, "num_key_value_heads", None) or heads)
+    tokens = row.input_ids.shape[1]
+    places = 0
+    for block in row.layout:
+        p, (batch, _, longest, width) = block.prefix_length, block.mask.shape
+        places += batch * (longest * 2 * head * heads + width * 4 * k)
+        places += p * (2 * head * heads + 4 * k)
+        if device == "cpu":
+            kept = [size for size in ((p, 1, p), (longest, batch, width)) if size[0] <= CHUNK]
+            places += sum(math.prod(size) for size in kept) * heads * 2
+    layer = tokens * (10 * h + 8 * m) + places
+    held = layers * tokens * 2 * h + layer if recipe.training.gradient_checkpointing else layers * layer
+    once = tokens * 8 * (m + h) + min(len(row.targets), TARGETS) * config.vocab_size * LOGIT_BYTES
+    return int(held + once)
+
+
+def _largest_row(recipe: Recipe) -> Any:
+    """The row of as many tokens as the recipe allows, of texts of a tenth of its longest."""
+    from fintune.data.batching import pack
+
+    training = recipe.training
+    own = max(2, training.max_length // 10)
+    count = max(1, min(training.per_device_train_batch_size, training.row_tokens // own))
+    return pack([[i + 1] * (own - 1) for i in range(count)], [[[0, 0]]] * count)
 
 
 def matrix_peak() -> float:

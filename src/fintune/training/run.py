@@ -240,7 +240,7 @@ def train(
         left = len(plan.schedule) - read_json(checkpoint / "trainer_state.json")["global_step"]
         say(
             f"Resuming from {checkpoint}: "
-            + (f"{left} steps to go." if left else "nothing is left to train.")
+            + (f"{left} steps to go." if left > 0 else "nothing is left to train.")
         )
     say(f"Log: {log_file}")
     start = time.perf_counter()

@@ -1,0 +1,123 @@
+"""What each LoRA variant costs: examples/s and peak memory beside plain LoRA, on headlines.
+
+    python benchmarks/variants.py [--quick] [--json PATH] [--data_dir DIR]
+
+Every measurement is a process of its own; steps of 32, the first a warm-up. `start` is the time that making
+the adapter takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from training import STEP, _Clock, _fintune, records
+
+from fintune.allocator import library, preload
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "LoRA": {},
+    "LoRA, dropout 0.1": {"lora": {"lora_dropout": 0.1}},
+    "LoRA, gradient checkpointing": {"training": {"gradient_checkpointing": True}},
+    "rsLoRA, r = 64": {"lora": {"use_rslora": True, "r": 64}},
+    "PiSSA (16 iterations)": {"lora": {"init_lora_weights": "pissa_niter_16"}},
+    "DoRA": {"lora": {"use_dora": True}},
+    "8 bit": {"base": {"load_in_8bit": True}},
+    "QLoRA (4 bit)": {"base": {"load_in_4bit": True}},
+}
+
+
+def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
+    import torch
+
+    from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
+    from fintune.data.templates import PromptTemplate
+    from fintune.models import base, lora_config
+    from fintune.provenance import peak_memory
+
+    variant = VARIANTS[name]
+    tasks, pairs, _ = records("tfns", steps * STEP, data_dir)
+    config = BaseModelConfig(**variant.get("base", {}))
+    tokenizer = base.load_tokenizer(config.name)
+    template = PromptTemplate(tokenizer, 1024)
+    dtype = base.choose_precision(TrainingConfig()).dtype
+    model = base.load_base_model(config, dtype)
+    begun = time.perf_counter()
+    model = lora_config.add_adapter(model, LoraConfig(**{"lora_dropout": 0.0, **variant.get("lora", {})}))
+    start = time.perf_counter() - begun
+    if variant.get("training"):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    examples = [template.example(tasks[task], record) for task, record in pairs]
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        common = {
+            "output_dir": folder,
+            "learning_rate": 1e-4,
+            "save_strategy": "no",
+            "report_to": [],
+            "bf16": dtype == torch.bfloat16,
+            "use_cpu": not torch.cuda.is_available(),
+            "disable_tqdm": True,
+        }
+        trainer, _ = _fintune(model, tokenizer, tasks, examples, common, clock)
+        trainer.train()
+    return {
+        "examples_per_second": clock.share * len(examples) / clock.seconds(),
+        "peak_memory_gib": peak_memory() / 2**30,
+        "start_seconds": start,
+    }
+
+
+def _child(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", name, str(steps)]
+    command += ["--data_dir", data_dir] if data_dir else []
+    found = library()
+    environment = {**os.environ, **(preload(found) if found else {})}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="at most 5 minutes: two steps, no repeats")
+    parser.add_argument("--json", metavar="PATH", help="write a flat object, name → number")
+    parser.add_argument("--data_dir", default=os.environ.get("FINTUNE_DATA_DIR"), help="the public datasets")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = measure(args.measure[0], int(args.measure[1]), args.data_dir)
+        print(json.dumps(result))
+        return
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    for _ in range(1 if args.quick else 3):
+        for name in VARIANTS:
+            runs[name].append(_child(name, 2 if args.quick else 4, args.data_dir))
+    flat: dict[str, float] = {}
+    print(f"{'':32}{'examples/s':>12}{'of LoRA':>9}{'peak GiB':>10}{'start s':>9}")
+    for name, results in runs.items():
+        middle = {key: statistics.median(result[key] for result in results) for key in results[0]}
+        flat |= {f"{name}_{key}": value for key, value in middle.items()}
+        share = middle["examples_per_second"] / flat["LoRA_examples_per_second"]
+        print(
+            f"{name:32}{middle['examples_per_second']:12.2f}{share:9.0%}"
+            f"{middle['peak_memory_gib']:10.2f}{middle['start_seconds']:9.1f}"
+        )
+    if args.json:
+        Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
