@@ -191,6 +191,7 @@ def _fintune(
         validation={},
         steps_per_epoch=len(schedule),
         save_extra=lambda folder: None,
+        batch_size=STEP,
         meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,

@@ -22,7 +22,8 @@ def llama(tmp_path_factory):
 
 
 def plan(llama, *overrides):
-    return estimate(load_recipe(CONFIGS / "llama-2-7b.yaml", [f"base_model.name={llama}", *overrides]))
+    recipe = load_recipe(CONFIGS / "llama-2-7b.yaml", [f"base_model.name={llama}", *overrides])
+    return estimate(recipe, device="cuda")
 
 
 def test_the_guides_recipe_has_its_parameters_and_fits_its_gpu(llama, workdir):

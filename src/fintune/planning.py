@@ -17,18 +17,26 @@ from typing import Any
 from fintune.config import Recipe
 from fintune.data.templates import TokenizedExample
 from fintune.errors import ModelError
+from fintune.inference.engine import ROW_TOKENS
 
 ADAPTER_BYTES = 16
 """A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""
-UTILISATION = {"cpu": 0.08, "cuda": 0.4}
+UTILISATION = {"cpu": 0.17, "cuda": 0.4}
 """The share of the matrix peak that training reaches: on a CPU with AMX as benchmarks/training.py measured it
 (docs/LOG.md), on a GPU assumed."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Python with its libraries, or a CUDA context."""
 LOGIT_BYTES = 10
 """A logit of the chunk at hand: in fp32 twice, and in the model's dtype."""
+KEPT = {"cpu": (1.5, 2.2), "cuda": (1.0, 1.0)}
+"""What the allocator holds for each byte of activations and of a validation: mimalloc keeps what was freed
+in other sizes. Measured on three recipes (docs/LOG.md)."""
 SAMPLED = 300
+"""Steps of a long epoch that stand for all."""
 CHARACTERS_PER_TOKEN = 4
+
+
+CPU = "this machine's memory"
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Estimate:
     weight_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    validation_bytes: int
     runtime_bytes: int
     tokens: int
     tokens_per_epoch: int | None
@@ -50,11 +59,14 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        return self.weight_bytes + self.optimizer_bytes + self.activation_bytes + self.runtime_bytes
+        held = self.weight_bytes + self.optimizer_bytes + self.runtime_bytes
+        if self.device == CPU:  # what a validation used stays with the process
+            return held + self.activation_bytes + self.validation_bytes
+        return held + max(self.activation_bytes, self.validation_bytes)
 
 
-def estimate(recipe: Recipe) -> Estimate:
-    """What a run of the recipe needs on this machine.
+def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
+    """What a run of the recipe needs on this machine; `device` (cpu or cuda) overrides what it computes on.
 
     Raises:
         ModelError: the base's configuration cannot be read, or it has none of the target modules.
@@ -72,10 +84,12 @@ def estimate(recipe: Recipe) -> Estimate:
         linear, other = _weights(base)
         plain = recipe.lora_config.model_copy(update={"init_lora_weights": True})  # PiSSA reads weights
         trainable, total = count_parameters(add_adapter(base, plain))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     work = _work(recipe)
     rows = work.rows if work else [_largest_row(recipe)]
-    activations = max(_row_bytes(row, recipe, text, device) for row in rows)
+    kept, kept_of_validation = KEPT[device]
+    activations = round(max(_row_bytes(row, recipe, text, device) for row in rows) * kept)
+    validation = round(_validation_bytes(recipe, text) * kept_of_validation)
     seconds = None
     if work is not None:
         head = base.get_output_embeddings().weight.numel()
@@ -90,12 +104,17 @@ def estimate(recipe: Recipe) -> Estimate:
         weight_bytes=round(linear * _bytes_per_weight(recipe) + other * 2),
         optimizer_bytes=ADAPTER_BYTES * trainable,
         activation_bytes=activations,
+        validation_bytes=validation,
         runtime_bytes=RUNTIME_BYTES[device],
         tokens=max(row.input_ids.shape[1] for row in rows),
         tokens_per_epoch=work.tokens if work else None,
         seconds_per_epoch=seconds,
-        available_bytes=_available(device),
-        device=torch.cuda.get_device_name() if device == "cuda" else "this machine's memory",
+        available_bytes=_available(),
+        device=CPU
+        if device == "cpu"
+        else torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "a GPU",
     )
 
 
@@ -239,13 +258,25 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
     return int(held + once)
 
 
+def _validation_bytes(recipe: Recipe, config: Any) -> int:
+    """The generation of a validation's texts: keys and values of every layer, and one layer's tensors."""
+    from fintune.training.trainer import GENERATED_FOR_VALIDATION
+
+    h, m = config.hidden_size, config.intermediate_size
+    head = getattr(config, "head_dim", None) or h // config.num_attention_heads
+    k = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    together = min(GENERATED_FOR_VALIDATION, recipe.training.per_device_train_batch_size)
+    tokens = together * recipe.training.max_length
+    return int(min(tokens, ROW_TOKENS) * (config.num_hidden_layers * 4 * k + 10 * h + 8 * m))
+
+
 def _largest_row(recipe: Recipe) -> Any:
-    """The row of as many tokens as the recipe allows, of texts of a tenth of its longest."""
+    """The largest row the recipe allows: texts of `max_length` tokens."""
     from fintune.data.batching import pack
 
     training = recipe.training
-    own = max(2, training.max_length // 10)
-    count = max(1, min(training.per_device_train_batch_size, training.row_tokens // own))
+    count = max(1, min(training.per_device_train_batch_size, training.row_tokens // training.max_length))
+    own = min(training.max_length, training.row_tokens)
     return pack([[i + 1] * (own - 1) for i in range(count)], [[[0, 0]]] * count)
 
 
@@ -267,10 +298,10 @@ def matrix_peak() -> float:
     return best
 
 
-def _available(device: str) -> int:
-    if device == "cuda":
-        import torch
+def _available() -> int:
+    import torch
 
+    if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
     import psutil
 
@@ -291,6 +322,7 @@ def show(recipe: Recipe) -> None:
         ("base model's weights", _size(need.weight_bytes)),
         ("adapter and optimizer", _size(need.optimizer_bytes)),
         ("activations", f"{_size(need.activation_bytes)} for {need.tokens:,} tokens at once"),
+        ("validation", _size(need.validation_bytes)),
         ("runtime", _size(need.runtime_bytes)),
         ("peak memory", f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({need.device})"),
         ("time an epoch", _time(need)),

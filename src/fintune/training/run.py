@@ -217,6 +217,7 @@ def train(
         validation=validation,
         steps_per_epoch=plan.steps_per_epoch,
         save_extra=save_manifest,
+        batch_size=recipe.training.per_device_train_batch_size,
         pissa_start=pissa_start,
         loraplus_lr_ratio=recipe.training.loraplus_lr_ratio,
         meter=Meter(FlopCount(model), matrix_peak()),

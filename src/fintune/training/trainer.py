@@ -41,6 +41,7 @@ class MultiTaskTrainer(transformers.Trainer):
         steps_per_epoch: optimizer steps in one epoch of the recipe.
         save_extra: called with each folder an adapter is saved to, to add the manifest.
         meter: counts the steps.
+        batch_size: validation examples computed at once.
         pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
         loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
     """
@@ -56,6 +57,7 @@ class MultiTaskTrainer(transformers.Trainer):
         steps_per_epoch: float,
         save_extra: Callable[[Path], None],
         meter: Meter,
+        batch_size: int,
         pissa_start: pissa.State | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
@@ -68,6 +70,7 @@ class MultiTaskTrainer(transformers.Trainer):
         self.pissa_start = pissa_start
         self.loraplus_lr_ratio = loraplus_lr_ratio
         self.meter = meter
+        self.batch_size = batch_size
         self.add_callback(meter)
         self._task_nll: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
@@ -149,7 +152,8 @@ class MultiTaskTrainer(transformers.Trainer):
             losses.append(logs[f"eval_{task}_loss"])
             owner = self.engine.tasks[task]
             shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
-            metrics = owner.score(shown, self.engine.predict(task, shown))
+            together = min(self.batch_size, len(shown))
+            metrics = owner.score(shown, self.engine.predict(task, shown, batch_size=together))
             logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
         if losses:
             logs["eval_loss"] = sum(losses) / len(losses)
