@@ -156,12 +156,13 @@ def plot(results: dict[str, list[tuple[Any, dict[str, float]]]], path: str) -> N
             panel.set_xscale("log", base=2)
             panel.set_xticks(places, [str(value) for value, _ in points])
             panel.minorticks_off()
-            panel.set_ylim(bottom=0)
             panel.grid(alpha=0.3)
             if column == 0:
                 panel.set_ylabel(label)
             if row == 1:
                 panel.set_xlabel(TITLES[axis])
+    for first, *_ in rows:
+        first.set_ylim(bottom=0)  # shared by the row, and set once all is drawn
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

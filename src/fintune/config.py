@@ -131,6 +131,7 @@ class TrainingConfig(_Section):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     dataloader_num_workers: int = Field(0, ge=0)
     torch_compile: bool = False
+    """Compile what gains by it (RMS normalization): for long runs, and with a C++ compiler on a CPU."""
     seed: int = Field(42, ge=0)
     max_length: int = Field(1024, gt=0)
     """Tokens of prompt and completion together; longer texts are cut, and counted."""

@@ -166,6 +166,25 @@ def test_pissa_resumes_to_the_same_weights_and_its_plain_adapter_does_what_was_t
     assert float(loss) == pytest.approx(facts["validation"]["eval_sentiment_loss"], rel=1e-4)
 
 
+def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, workdir, monkeypatch):
+    from fintune.models import fast_norm
+
+    recipe = tiny_recipe(training={"torch_compile": True, "max_steps": 2})
+    monkeypatch.setenv("PATH", str(workdir))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        train(recipe, workdir / "none", progress=False)
+    monkeypatch.undo()
+    monkeypatch.chdir(workdir)
+    if not any(map(fast_norm.shutil.which, ("g++", "clang++"))):
+        pytest.skip("no C++ compiler on this machine")
+    train(recipe, workdir / "compiled", progress=False)
+    train(tiny_recipe(training={"max_steps": 2}), workdir / "plain", progress=False)
+    compiled, plain = weights(workdir / "compiled"), weights(workdir / "plain")
+    for name in plain:
+        assert (compiled[name] - plain[name]).norm() < 1e-3 * plain[name].norm() + 1e-6
+
+
 def test_lora_plus_moves_b_by_the_ratio(tiny_recipe, workdir):
     steps = {"max_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant"}
     train(tiny_recipe(training=steps), workdir / "plain", progress=False)

@@ -107,7 +107,7 @@ def train(
     """
     from fintune.data.datasets import prepare
     from fintune.data.templates import PromptTemplate
-    from fintune.models import base, card, lora_config, manifest, pissa
+    from fintune.models import base, card, fast_norm, lora_config, manifest, pissa
     from fintune.planning import matrix_peak
     from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
@@ -178,6 +178,9 @@ def train(
     }
     engine = Engine(model, tokenizer, tasks, recipe.training.max_length, recipe.base_model.name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.fast_layers)
+    if recipe.training.torch_compile:
+        count = fast_norm.enable(model, compiled=True)
+        say(f"{count} normalizations are compiled: the first step takes longer.")
     share = recipe.training.shared_prefix and engine.by_blocks
     builder = StepBuilder(
         plan.examples,
@@ -303,7 +306,6 @@ def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, rep
         max_grad_norm=training.max_grad_norm,
         fp16=precision.fp16,
         bf16=precision.dtype == torch.bfloat16,
-        torch_compile=training.torch_compile,
         dataloader_num_workers=training.dataloader_num_workers,
         seed=training.seed,
         logging_steps=training.logging_steps,
