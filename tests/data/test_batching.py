@@ -62,20 +62,33 @@ def test_packed_log_likelihoods_and_gradients_equal_those_of_separate_sequences(
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     prefix=st.integers(0, 4),
+    chunk=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, seed):
+def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, chunk, seed):
     prompts = [[1] * prefix + [10 + i] + [2] * n for i, n in enumerate(lengths)]
     row = pack(prompts, [[[5, 6], [7, 8, 9]] for _ in prompts])
     row = join([row, pack([[4, 5]], [[[6, 7]]]), row])
     generator = torch.Generator().manual_seed(seed)
     tokens = row.input_ids.shape[1]
-    query = torch.randn(1, 4, tokens, 8, generator=generator)
-    key, value = (torch.randn(1, 2, tokens, 8, generator=generator) for _ in range(2))
-    torch.testing.assert_close(
-        attention.block_attention(query, key, value, row.layout),
-        attention.dense_attention(query, key, value, row.layout),
-    )
+    states = [
+        torch.randn(1, heads, tokens, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    weight = torch.randn(1, tokens, 4, 8, generator=generator, dtype=torch.float64)
+
+    def fused(query, key, value, layout):
+        rows = (state[0].transpose(0, 1) for state in (query, key, value))
+        return attention.fused_blocks(*rows, layout, 8**-0.5)[None]
+
+    results = []
+    for compute in (attention.dense_attention, attention.block_attention, fused):
+        with patch.object(attention, "CHUNK", chunk):
+            out = compute(*states, row.layout)
+            results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), states)])
+    for result in results[1:]:
+        for ours, plain in zip(result, results[0], strict=True):
+            torch.testing.assert_close(ours, plain)
 
 
 def test_a_head_whose_logits_are_changed_afterwards_or_trained_is_left_to_the_model():

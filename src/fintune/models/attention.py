@@ -70,9 +70,13 @@ def attention_forward(
 def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:
     """The blocks' attention, (1, T, H, D); equal to `dense_attention` and tested against it."""
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)
-    if query.device.type == "cpu":
-        return _CpuBlocks.apply(query, key, value, layout, scale)[None]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    compute = _CpuBlocks.apply if q.device.type == "cpu" else fused_blocks
+    return compute(q, k, v, layout, scale)[None]
+
+
+def fused_blocks(query: Any, key: Any, value: Any, layout: Any, scale: float) -> Any:
+    """What `_CpuBlocks` computes, by PyTorch's fused attention and autograd: for GPUs."""
     parts = []
     for begin, middle, end, block in _spans(layout):
         prefix, suffixes = slice(begin, middle), slice(middle, end)
@@ -92,7 +96,7 @@ def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: floa
         )
         mixed = _fused(q, k.transpose(1, 2), v.transpose(1, 2), scale, attn_mask=block.mask)
         parts.append(mixed.transpose(1, 2).flatten(0, 1).index_select(0, block.places))
-    return torch.cat(parts)[None]
+    return torch.cat(parts)
 
 
 def _spans(layout: Any) -> Iterator[tuple[int, int, int, Any]]:
