@@ -96,6 +96,10 @@ class LoraConfig(_Section):
     def pissa(self) -> bool:
         return isinstance(self.init_lora_weights, str)
 
+    def plain(self) -> LoraConfig:
+        """The same adapter with B = 0, which reads no weights of the base."""
+        return self.model_copy(update={"init_lora_weights": True})
+
     @model_validator(mode="after")
     def _pissa_alone(self) -> LoraConfig:
         if self.pissa and (self.use_dora or self.bias != "none"):

@@ -253,10 +253,9 @@ def _optional_parts() -> Iterator[Check]:
         detail = f"{found} ({purpose})" if found else f"not installed ({purpose})"
         yield Check(name, found is not None, detail, f"pip install 'fintune[{extra}]'", required=False)
     if sys.platform == "linux":
-        detail = (
-            "commands run with it (steady speed on a CPU)" if library() else "not installed (speed on a CPU)"
-        )
-        yield Check("mimalloc", library() is not None, detail, "pip install cmeel-mimalloc", required=False)
+        there = library() is not None
+        detail = "commands run with it (steady speed on a CPU)" if there else "not installed (speed on a CPU)"
+        yield Check("mimalloc", there, detail, "pip install cmeel-mimalloc", required=False)
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     yield Check(
         "chromium",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,9 @@ SAMPLED = 300
 CHARACTERS_PER_TOKEN = 4
 
 
-CPU = "this machine's memory"
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes in bytes, times in seconds; `tokens` are those of the largest forward pass."""
+    """Sizes in bytes, times in seconds; `tokens` are of the largest forward pass; `device` is cpu or cuda."""
 
     trainable_parameters: int
     all_parameters: int
@@ -60,7 +56,7 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         held = self.weight_bytes + self.optimizer_bytes + self.runtime_bytes
-        if self.device == CPU:  # what a validation used stays with the process
+        if self.device == "cpu":  # what a validation used stays with the process
             return held + self.activation_bytes + self.validation_bytes
         return held + max(self.activation_bytes, self.validation_bytes)
 
@@ -74,6 +70,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     import torch
 
     from fintune.models.lora_config import add_adapter, count_parameters
+    from fintune.training.throughput import FlopCount, matrix_peak
 
     config = _config(recipe)
     text = config.get_text_config()
@@ -82,8 +79,8 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
 
         base = transformers.AutoModelForCausalLM.from_config(config)
         linear, other = _weights(base)
-        plain = recipe.lora_config.model_copy(update={"init_lora_weights": True})  # PiSSA reads weights
-        trainable, total = count_parameters(add_adapter(base, plain))
+        model = add_adapter(base, recipe.lora_config.plain())
+        trainable, total = count_parameters(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     work = _work(recipe)
     rows = work.rows if work else [_largest_row(recipe)]
@@ -92,8 +89,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     validation = round(_validation_bytes(recipe, text) * kept_of_validation)
     seconds = None
     if work is not None:
-        head = base.get_output_embeddings().weight.numel()
-        flops = work.tokens * (4 * linear + 6 * trainable) + work.targets * 4 * head
+        flops = FlopCount(model)(work.tokens, work.targets)
         if recipe.training.gradient_checkpointing:
             flops += work.tokens * 2 * linear  # the forward pass is computed again
         seconds = flops / (matrix_peak() * UTILISATION[device])
@@ -110,11 +106,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
         tokens_per_epoch=work.tokens if work else None,
         seconds_per_epoch=seconds,
         available_bytes=_available(),
-        device=CPU
-        if device == "cpu"
-        else torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else "a GPU",
+        device=device,
     )
 
 
@@ -227,6 +219,13 @@ class _Guess:
         return TokenizedExample([*shared, *ids[:own]], ids[own:], task.name)
 
 
+def _projections(config: Any) -> tuple[int, int]:
+    """The widths of all queries and of all keys of a token."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
+
+
 def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
     """What the backward pass needs of one forward pass of a decoder of the Llama kind, in a 2-byte dtype.
 
@@ -239,16 +238,19 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
     from fintune.models.attention import CHUNK
     from fintune.models.likelihood import CHUNK as TARGETS
 
-    h, m, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or h // heads
-    k = head * (getattr(config, "num_key_value_heads", None) or heads)
+    h, m, layers, heads = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+    )
+    q, k = _projections(config)
     tokens = row.input_ids.shape[1]
     places = 0
     for block in row.layout:
         p, (batch, _, longest, width) = block.prefix_length, block.mask.shape
-        places += batch * (longest * 2 * head * heads + width * 4 * k)
-        places += p * (2 * head * heads + 4 * k)
+        places += batch * (longest * 2 * q + width * 4 * k)
+        places += p * (2 * q + 4 * k)
         if device == "cpu":
             kept = [size for size in ((p, 1, p), (longest, batch, width)) if size[0] <= CHUNK]
             places += sum(math.prod(size) for size in kept) * heads * 2
@@ -263,8 +265,7 @@ def _validation_bytes(recipe: Recipe, config: Any) -> int:
     from fintune.training.trainer import GENERATED_FOR_VALIDATION
 
     h, m = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or h // config.num_attention_heads
-    k = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    _, k = _projections(config)
     together = min(GENERATED_FOR_VALIDATION, recipe.training.per_device_train_batch_size)
     tokens = together * recipe.training.max_length
     return int(min(tokens, ROW_TOKENS) * (config.num_hidden_layers * 4 * k + 10 * h + 8 * m))
@@ -280,22 +281,10 @@ def _largest_row(recipe: Recipe) -> Any:
     return pack([[i + 1] * (own - 1) for i in range(count)], [[[0, 0]]] * count)
 
 
-def matrix_peak() -> float:
-    """The best rate of a large matrix product in bfloat16 (fp32 where that is faster), in FLOP/s."""
+def _memory_of(device: str) -> str:
     import torch
 
-    cuda = torch.cuda.is_available()
-    best = 0.0
-    for size in (4096, 8192) if cuda else (1024, 2048):
-        for dtype in (torch.bfloat16, torch.float32):
-            a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-            for _ in range(4):
-                begun = time.perf_counter()
-                a @ a
-                if cuda:
-                    torch.cuda.synchronize()
-                best = max(best, 2 * size**3 / (time.perf_counter() - begun))
-    return best
+    return "this machine's memory" if device == "cpu" else str(torch.cuda.get_device_name())
 
 
 def _available() -> int:
@@ -324,7 +313,10 @@ def show(recipe: Recipe) -> None:
         ("activations", f"{_size(need.activation_bytes)} for {need.tokens:,} tokens at once"),
         ("validation", _size(need.validation_bytes)),
         ("runtime", _size(need.runtime_bytes)),
-        ("peak memory", f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({need.device})"),
+        (
+            "peak memory",
+            f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({_memory_of(need.device)})",
+        ),
         ("time an epoch", _time(need)),
     )
     for name, value in rows:

@@ -39,6 +39,12 @@ class Block:
         return ~self.mask
 
     @cached_property
+    def hidden_in_prefix(self) -> Any:
+        """(1, 1, p, p) bool, True where a prefix position may not attend: after itself."""
+        p = self.prefix_length
+        return self.mask.new_ones(1, 1, p, p).triu_(1)
+
+    @cached_property
     def places_with_prefix(self) -> Any:
         """(tokens - p,) where each suffix token stands in the flattened (B · (p + L))."""
         longest = self.mask.shape[2]

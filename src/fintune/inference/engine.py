@@ -46,7 +46,7 @@ class Engine:
         self.by_blocks = attention.enable(model)
         self.fast_layers = fast_lora.enable(model)
         fast_norm.enable(model)
-        with lora_config.mixed_precision(model):
+        with lora_config.mixed_precision(model, self.peft_forwards):
             self.head = likelihood.frozen_head(model)
         self._lock = threading.Lock()
 

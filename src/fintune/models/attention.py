@@ -83,12 +83,12 @@ def fused_blocks(query: Any, key: Any, value: Any, layout: Any, scale: float) ->
         if block.prefix_length:
             q, k, v = (states[prefix].transpose(0, 1)[None] for states in (query, key, value))
             parts.append(_fused(q, k, v, scale, is_causal=True)[0].transpose(0, 1))
-        q = _spread(query[suffixes], block.places, block).transpose(1, 2)
+        q = _spread(query[suffixes], block).transpose(1, 2)
         k, v = (
             torch.cat(
                 [
                     states[prefix].expand(q.shape[0], -1, -1, -1),
-                    _spread(states[suffixes], block.places, block),
+                    _spread(states[suffixes], block),
                 ],
                 1,
             )
@@ -112,10 +112,10 @@ def _fused(query: Any, key: Any, value: Any, scale: float, **mask: Any) -> Any:
     return sdpa(query, key, value, scale=scale, enable_gqa=key.shape[1] != query.shape[1], **mask)
 
 
-def _spread(flat: Any, places: Any, block: Any) -> Any:
+def _spread(flat: Any, block: Any) -> Any:
     """(N, H, D) of the suffixes' tokens → (B, L, H, D), padded with 0."""
     batch, _, longest, _ = block.mask.shape
-    spread = flat.new_zeros(batch * longest, *flat.shape[1:]).index_copy(0, places, flat)
+    spread = flat.new_zeros(batch * longest, *flat.shape[1:]).index_copy(0, block.places, flat)
     return spread.unflatten(0, (batch, longest))
 
 
@@ -136,10 +136,10 @@ class _CpuBlocks(torch.autograd.Function):
             if block.prefix_length:
                 own = [states[begin:middle][None] for states in (query, key, value)]
                 q, k, v = _heads_first(own[0], key.shape[1], scale), *(_heads_first(x) for x in own[1:])
-                mixed, weights = _attend(q, k, v, _causal(block.prefix_length))
+                mixed, weights = _attend(q, k, v, block.hidden_in_prefix)
                 out[begin:middle] = _tokens_first(mixed, block.prefix_length)[0]
                 saved += [q, k, v, weights]
-            q = _heads_first(_spread(query[middle:end], block.places, block), key.shape[1], scale)
+            q = _heads_first(_spread(query[middle:end], block), key.shape[1], scale)
             k, v = (_with_prefix(states, begin, middle, end, block) for states in (key, value))
             mixed, weights = _attend(q, k, v, block.hidden)
             own = _tokens_first(mixed, block.mask.shape[2]).flatten(0, 1)
@@ -161,11 +161,11 @@ class _CpuBlocks(torch.autograd.Function):
             if p:
                 q, k, v, weights = (next(saved) for _ in range(4))
                 own = _heads_first(out[begin:middle][None], ctx.groups)
-                dq, dk, dv = _attend_backward(own, q, k, v, weights, _causal(p))
+                dq, dk, dv = _attend_backward(own, q, k, v, weights, block.hidden_in_prefix)
                 torch.mul(_tokens_first(dq, p)[0], ctx.scale, out=grad_query[begin:middle])
                 grad_key[begin:middle], grad_value[begin:middle] = (_tokens_first(x, p)[0] for x in (dk, dv))
             q, k, v, weights = (next(saved) for _ in range(4))
-            own = _heads_first(_spread(out[middle:end], block.places, block), ctx.groups)
+            own = _heads_first(_spread(out[middle:end], block), ctx.groups)
             dq, dk, dv = _attend_backward(own, q, k, v, weights, block.hidden)
             dq = _tokens_first(dq, longest).flatten(0, 1).mul_(ctx.scale)
             torch.index_select(dq, 0, block.places, out=grad_query[middle:end])
@@ -203,11 +203,6 @@ def _with_prefix(states: Any, begin: int, middle: int, end: int, block: Any) -> 
     return _heads_first(wide)
 
 
-def _causal(length: int) -> Any:
-    """(1, 1, L, L) bool, True where a token may not look: at those after it."""
-    return torch.ones(1, 1, length, length, dtype=torch.bool).triu_(1)
-
-
 def _attend(query: Any, key: Any, value: Any, hidden: Any) -> tuple[Any, Any]:
     """softmax(q·kᵀ)·v, and its probabilities where they are small enough to keep, else None.
 
@@ -222,9 +217,10 @@ def _attend(query: Any, key: Any, value: Any, hidden: Any) -> tuple[Any, Any]:
     out = torch.empty_like(query)
     for begin in range(0, longest, CHUNK):
         end = min(begin + CHUNK, longest)
-        chunk = _queries(query, longest, begin, end)
+        chunk = _queries(query, longest, begin, end).flatten(2, 3)
         weights = _weights(chunk, key[:, :, : p + end], hidden[:, :, begin:end, : p + end])
-        _queries(out, longest, begin, end, weights @ value[:, :, : p + end])
+        part = _queries(out, longest, begin, end)
+        part.copy_((weights @ value[:, :, : p + end]).view(part.shape))
     return out, None
 
 
@@ -239,11 +235,12 @@ def _attend_backward(
     grad_query, grad_key, grad_value = (torch.zeros_like(states) for states in (query, key, value))
     for begin in range(0, longest, CHUNK):
         end = min(begin + CHUNK, longest)
-        chunk, out = (_queries(states, longest, begin, end) for states in (query, gradient))
+        chunk, out = (_queries(states, longest, begin, end).flatten(2, 3) for states in (query, gradient))
         keys, values = key[:, :, : p + end], value[:, :, : p + end]
         weights = _weights(chunk, keys, hidden[:, :, begin:end, : p + end])
         dq, dk, dv = _gradients(out, chunk, keys, values, weights)
-        _queries(grad_query, longest, begin, end, dq)
+        part = _queries(grad_query, longest, begin, end)
+        part.copy_(dq.view(part.shape))
         grad_key[:, :, : p + end] += dk
         grad_value[:, :, : p + end] += dv
     return grad_query, grad_key, grad_value
@@ -264,13 +261,9 @@ def _gradients(gradient: Any, query: Any, key: Any, value: Any, weights: Any) ->
     return scores @ key, scores.transpose(2, 3) @ query, weights.transpose(2, 3) @ gradient
 
 
-def _queries(states: Any, longest: int, begin: int, end: int, new: Any = None) -> Any:
-    """(B, Hkv, H/Hkv · L, D) → the part of queries begin … end of every head; with `new` it is put there."""
-    by_head = states.unflatten(2, (-1, longest))[:, :, :, begin:end]
-    if new is None:
-        return by_head.flatten(2, 3)
-    by_head.copy_(new.view(by_head.shape))
-    return states
+def _queries(states: Any, longest: int, begin: int, end: int) -> Any:
+    """(B, Hkv, H/Hkv · L, D) → a view of queries begin … end of every head, (B, Hkv, H/Hkv, …, D)."""
+    return states.unflatten(2, (-1, longest))[:, :, :, begin:end]
 
 
 def dense_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:

@@ -11,6 +11,10 @@ from typing import Any
 from fintune.config import LoraConfig
 from fintune.errors import ModelError
 
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+"""The two files of an adapter, as PEFT names them."""
+
 
 def peft_config(lora: LoraConfig) -> Any:
     """The recipe's adapter as PEFT's own `LoraConfig`."""
@@ -80,15 +84,15 @@ def check_adapter(folder: str | Path) -> Path:
         raise ModelError(
             f"There is no adapter at {folder}: train one with  python train.py --output_dir {folder}"
         )
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not an adapter: it has no {name}.")
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        with safe_open(folder / WEIGHTS, "pt") as weights:
             weights.keys()
-        json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(
             f"{folder} is damaged ({error}): use an earlier checkpoint, or train again."

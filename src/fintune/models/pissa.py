@@ -8,14 +8,11 @@ from it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from fintune.files import write_json
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+from fintune.files import read_json, write_json
+from fintune.models.lora_config import CONFIG, WEIGHTS
 
 State = dict[str, Any]
 
@@ -40,7 +37,7 @@ def export(folder: Path, initial: State) -> None:
         elif ".lora_B." in name:
             state[name] = torch.cat([state[name], -start], dim=1)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     # rsLoRA divides by √r, so that twice the rank would change the scale by more than twice alpha mends.
     config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2
     config["r"] *= 2

@@ -107,8 +107,7 @@ def train(
     """
     from fintune.data.datasets import prepare
     from fintune.data.templates import PromptTemplate
-    from fintune.models import base, card, fast_norm, lora_config, manifest, pissa
-    from fintune.planning import matrix_peak
+    from fintune.models import base, card, fast_norm, lora_config, manifest
     from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
     output_dir = Path(output_dir)
@@ -148,26 +147,14 @@ def train(
             f"training.max_length is {recipe.training.max_length}, but {recipe.base_model.name} has a "
             f"context of {context} tokens: set it to {context} or less."
         )
-    lora = recipe.lora_config
-    pissa_start = None
-    if checkpoint and lora.pissa:
-        plain = lora.model_copy(update={"init_lora_weights": True})
-        model = lora_config.add_adapter(model, plain, recipe.training.seed)
-        pissa_start = pissa.resume(model, checkpoint)
-    elif checkpoint:
-        model = lora_config.load_adapter(model, checkpoint, trainable=True)
-    else:
-        if lora.pissa:
-            say("Singular values of the base's weights (PiSSA) …")
-        model = lora_config.add_adapter(model, lora, recipe.training.seed)
-        pissa_start = pissa.initial_state(model) if lora.pissa else None
+    model, pissa_start = _adapted(model, recipe, checkpoint, say)
     model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
 
     from fintune.inference.engine import Engine
-    from fintune.training.throughput import SPEEDS, FlopCount, Meter
+    from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
     limit = recipe.evaluation.max_validation
@@ -278,6 +265,23 @@ def train(
         f"peak memory {facts['training']['peak_memory_gib']} GiB). Adapter: {output_dir}"
     )
     return facts
+
+
+def _adapted(model: Any, recipe: Recipe, checkpoint: Path | None, say: Say) -> tuple[Any, Any]:
+    """The base with a new adapter, or the checkpoint's; and, with PiSSA, A₀ and B₀, which saving needs."""
+    from fintune.models import lora_config, pissa
+
+    lora, seed = recipe.lora_config, recipe.training.seed
+    if not lora.pissa:
+        if checkpoint:
+            return lora_config.load_adapter(model, checkpoint, trainable=True), None
+        return lora_config.add_adapter(model, lora, seed), None
+    if checkpoint:
+        model = lora_config.add_adapter(model, lora.plain(), seed)
+        return model, pissa.resume(model, checkpoint)
+    say("Singular values of the base's weights (PiSSA) …")
+    model = lora_config.add_adapter(model, lora, seed)
+    return model, pissa.initial_state(model)
 
 
 def _arguments(recipe: Recipe, output_dir: Path, plan: Plan, precision: Any, report_to: list[str]) -> Any:

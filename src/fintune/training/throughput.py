@@ -46,6 +46,24 @@ def _numel(parameter: Any) -> int:
     return int(parameter.numel()) * (2 if packed else 1)
 
 
+def matrix_peak() -> float:
+    """The best rate of a large matrix product in bfloat16 (fp32 where that is faster), in FLOP/s."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    best = 0.0
+    for size in (4096, 8192) if cuda else (1024, 2048):
+        for dtype in (torch.bfloat16, torch.float32):
+            a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+            for _ in range(4):
+                begun = time.perf_counter()
+                a @ a
+                if cuda:
+                    torch.cuda.synchronize()
+                best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    return best
+
+
 class Meter(transformers.TrainerCallback):
     """Counts what the optimizer steps compute and how long they take, without validation and saving.
 

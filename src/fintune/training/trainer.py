@@ -94,7 +94,7 @@ class MultiTaskTrainer(transformers.Trainer):
                 loss = (weights.to(nll.device) * nll).sum() * self.args.world_size
                 self.accelerator.backward(loss)
             total += loss.detach()
-            for task, value in zip(tasks, nll.tolist(), strict=False):  # a padding row has no tasks
+            for task, value in zip(tasks, nll.tolist(), strict=bool(tasks)):  # a padding row has none
                 self._task_nll[task][0] += value
                 self._task_nll[task][1] += 1
         self.meter.add(inputs)
@@ -152,8 +152,7 @@ class MultiTaskTrainer(transformers.Trainer):
             losses.append(logs[f"eval_{task}_loss"])
             owner = self.engine.tasks[task]
             shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
-            together = min(self.batch_size, len(shown))
-            metrics = owner.score(shown, self.engine.predict(task, shown, batch_size=together))
+            metrics = owner.score(shown, self.engine.predict(task, shown, batch_size=self.batch_size))
             logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
         if losses:
             logs["eval_loss"] = sum(losses) / len(losses)
