@@ -11,21 +11,13 @@ shows what noise is.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from training import STEP, TRL, _Clock, _fintune, _trl, records
-
-from fintune.allocator import library, preload
+from harness import STEP, Clock, answer, arguments, child, fintune_trainer, parser, records, save
+from training import TRL, trl_trainer
 
 EVERY = 2
 """Steps between two measurements."""
@@ -75,63 +67,38 @@ def measure(system: str, seed: int, steps: int, held_out: int, data_dir: str | N
             model.train()
 
     with tempfile.TemporaryDirectory() as folder:
-        common: dict[str, Any] = {
-            "output_dir": folder,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "linear",
-            "max_grad_norm": 1.0,
-            "save_strategy": "no",
-            "report_to": [],
-            "bf16": dtype == torch.bfloat16,
-            "use_cpu": not torch.cuda.is_available(),
-            "disable_tqdm": True,
-            "seed": seed,
-        }
+        common = arguments(folder, learning_rate=1e-3, seed=seed)
         model = lora_config.add_adapter(model, lora, seed)
         if system == "fintune":
-            trainer, _ = _fintune(model, tokenizer, tasks, examples, common, _Clock())
+            trainer = fintune_trainer(model, tokenizer, tasks, examples, common, Clock())
         else:
             common["train_sampling_strategy"] = "sequential"
             args = argparse.Namespace(max_length=1024)
-            trainer, _ = _trl(model, tokenizer, tasks, pairs, None, common, _Clock(), "trl_sorted", args)
+            trainer = trl_trainer(model, tokenizer, tasks, pairs, None, common, Clock(), "trl_sorted", args)
         trainer.add_callback(Held())
         trainer.train()
     return losses
 
 
-def _child(system: str, seed: int, sizes: tuple[int, int], data_dir: str | None) -> list[float]:
-    command = [sys.executable, __file__, "--measure", system, str(seed), *map(str, sizes)]
-    command += ["--data_dir", data_dir] if data_dir else []
-    found = library()
-    environment = {**os.environ, **(preload(found) if found else {})}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{system} failed:\n{done.stderr[-3000:]}")
-    return list(json.loads(done.stdout.splitlines()[-1]))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="at most 5 minutes: fewer steps and examples")
-    parser.add_argument("--json", metavar="PATH", help="write a flat object, name → number")
-    parser.add_argument("--data_dir", default=os.environ.get("FINTUNE_DATA_DIR"), help="the public datasets")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser(__doc__, "fewer steps and examples", measure=4).parse_args()
     if args.measure:
         system, *numbers = args.measure
-        with contextlib.redirect_stdout(io.StringIO()):
-            losses = measure(system, *map(int, numbers), args.data_dir)
-        print(json.dumps(losses))
+        answer(lambda: measure(system, *map(int, numbers), args.data_dir))
         return
     sizes = (6, 40) if args.quick else (20, 200)
     assert TRL["trl_sorted"]["per_device_train_batch_size"] * 4 == STEP
+
+    def run(system: str, seed: int) -> list[float]:
+        return list(child(__file__, system, seed, *sizes, data_dir=args.data_dir))
+
     curves = {
-        "fintune": _child("fintune", 0, sizes, args.data_dir),
-        "TRL": _child("trl", 0, sizes, args.data_dir),
-        "fintune, seed 1": _child("fintune", 1, sizes, args.data_dir),
+        "fintune": run("fintune", 0),
+        "TRL": run("trl", 0),
+        "fintune, seed 1": run("fintune", 1),
     }
     if not args.quick:
-        curves["fintune, seed 2"] = _child("fintune", 2, sizes, args.data_dir)
+        curves["fintune, seed 2"] = run("fintune", 2)
     print(f"held-out loss on {sizes[1]} headlines, by examples seen")
     print(f"{'examples':>10}" + "".join(f"{name:>18}" for name in curves))
     for i, row in enumerate(zip(*curves.values(), strict=True)):
@@ -140,10 +107,8 @@ def main() -> None:
     apart = statistics.fmean(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     noise = statistics.fmean(abs(a - b) for other in others for a, b in zip(ours, other, strict=True))
     print(f"mean distance from TRL {apart:.4f}, from other seeds of fintune {noise:.4f}")
-    if args.json:
-        flat = {"distance_from_trl": apart, "distance_between_seeds": noise}
-        flat |= {"final_fintune": ours[-1], "final_trl": theirs[-1]}
-        Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    flat = {"distance_from_trl": apart, "distance_between_seeds": noise}
+    save(args.json, {**flat, "final_fintune": ours[-1], "final_trl": theirs[-1]})
 
 
 if __name__ == "__main__":

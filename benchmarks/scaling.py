@@ -8,17 +8,12 @@ the shape of SmolLM2-135M. Every measurement is a process of its own; 3 optimize
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from fintune.allocator import library, preload
+from harness import answer, child, parser, save
 
 PREFIX = 44
 BASES: dict[str, dict[str, int]] = {
@@ -78,10 +73,9 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     from fintune.models import attention, fast_lora, likelihood
     from fintune.models.base import choose_precision
     from fintune.models.lora_config import add_adapter, mixed_precision
-    from fintune.planning import matrix_peak
     from fintune.provenance import peak_memory
     from fintune.training.steps import StepBuilder
-    from fintune.training.throughput import FlopCount
+    from fintune.training.throughput import FlopCount, matrix_peak
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = LlamaConfig(
@@ -129,16 +123,6 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     }
 
 
-def _child(settings: dict[str, Any]) -> dict[str, float]:
-    found = library()
-    environment = {**os.environ, **(preload(found) if found else {})}
-    command = [sys.executable, __file__, "--measure", json.dumps(settings)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{settings} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def plot(results: dict[str, list[tuple[Any, dict[str, float]]]], path: str) -> None:
     import matplotlib
 
@@ -168,15 +152,12 @@ def plot(results: dict[str, list[tuple[Any, dict[str, float]]]], path: str) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="at most 5 minutes: two points an axis")
-    parser.add_argument("--json", metavar="PATH", help="write a flat object, name → number")
-    parser.add_argument("--plot", metavar="PNG", help="draw the curves")
-    parser.add_argument("--base", nargs="+", choices=sorted(BASES), help="base sizes instead of those listed")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__, "two points an axis", measure=1, data=False)
+    flags.add_argument("--plot", metavar="PNG", help="draw the curves")
+    flags.add_argument("--base", nargs="+", choices=sorted(BASES), help="base sizes instead of those listed")
+    args = flags.parse_args()
     if args.measure:
-        print(json.dumps(measure(**json.loads(args.measure))))
+        answer(lambda: measure(**json.loads(args.measure[0])))
         return
     axes = dict(QUICK if args.quick else AXES)
     if args.base:
@@ -189,7 +170,7 @@ def main() -> None:
             settings = {**DEFAULT, axis: value}
             if axis == "own":
                 settings["batch"] = 4096 // value
-            figures = _child(settings)
+            figures = child(__file__, json.dumps(settings))
             results.setdefault(axis, []).append((value, figures))
             print(
                 f"{value:>34}{figures['tokens_per_second']:10.0f}{figures['utilisation']:9.1%}"
@@ -199,8 +180,7 @@ def main() -> None:
             flat |= {f"{axis}_{value}_{key}": number for key, number in figures.items()}
     if args.plot:
         plot(results, args.plot)
-    if args.json:
-        Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    save(args.json, flat)
 
 
 if __name__ == "__main__":

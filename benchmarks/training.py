@@ -17,23 +17,12 @@ lent. "Best" is the fastest of all. `utilisation` is the FLOPs that the computed
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import os
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-from fintune.allocator import library, preload
+from harness import STEP, Clock, answer, arguments, child, fintune_trainer, parser, records, save
 
-STEP = 32
-"""Examples of an optimizer step, in every system."""
 TRL: dict[str, dict[str, Any]] = {
     "trl_default": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
     "trl_batch_32": {
@@ -59,44 +48,16 @@ SYSTEMS = {"tfns": ("fintune", *TRL), "mix": ("fintune", "trl_default", "trl_sor
 """A batch of 32 with a transcript in it does not fit 24 GiB: its logits alone are 6 GB, several times."""
 COUNTS = {"fintune": 192, "tfns": 96, "mix": 64}
 """Examples of a measurement of fintune, else of the workload; the first step is a warm-up."""
-MIX = {"sentiment": 27, "headline": 57, "summarization": 1, "qa": 6, "regression": 5}
-"""Examples of each task among 96: the shares of configs/default.yaml."""
-
-
-def records(workload: str, count: int, data_dir: str | None) -> tuple[Any, list[tuple[str, Any]], str]:
-    """The tasks, `count` (task, record) pairs in a seeded order, and what the data is."""
-    from fintune.config import Recipe
-    from fintune.data.datasets import prepare
-
-    names = MIX if workload == "mix" else {"headline": 1}
-    raw: dict[str, Any] = {
-        "multi_task": {"task_weights": dict.fromkeys(names, 1.0)},
-        "data": {"prepared_dir": str(Path(tempfile.gettempdir()) / f"fintune-benchmark-{workload}")},
-    }
-    if data_dir:
-        raw["data"]["dir"] = data_dir
-    prepared = prepare(Recipe.model_validate(raw), say=lambda line: None)
-    pairs = []
-    total = sum(names.values())
-    for name, share in names.items():
-        wanted = max(1, round(share * count / total))
-        found = prepared.records(name, "train")
-        pairs += [(name, found[i % len(found)]) for i in range(wanted)]
-    random.Random(0).shuffle(pairs)
-    return prepared.task_set(), pairs[:count], prepared.describes
 
 
 def measure(system: str, workload: str, count: int, args: argparse.Namespace) -> dict[str, float | str]:
     """Train on `count` examples for one epoch; examples/s after the first step, and peak memory in GiB."""
-    import torch
     import transformers
 
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
     from fintune.data.templates import PromptTemplate
     from fintune.models import base, lora_config
-    from fintune.planning import matrix_peak
     from fintune.provenance import peak_memory
-    from fintune.training.throughput import FlopCount
 
     transformers.set_seed(0)
     tasks, pairs, data = records(workload, count, args.data_dir)
@@ -106,25 +67,14 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
     model = base.load_base_model(BaseModelConfig(name=args.base), dtype)
     lora = LoraConfig(lora_dropout=args.dropout)
     examples = [template.example(tasks[name], record) for name, record in pairs]
-    clock = _Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        common: dict[str, Any] = {
-            "output_dir": folder,
-            "learning_rate": 1e-4,
-            "max_grad_norm": 1.0,
-            "save_strategy": "no",
-            "report_to": [],
-            "logging_steps": 1000,
-            "bf16": dtype == torch.bfloat16,
-            "use_cpu": not torch.cuda.is_available(),
-            "disable_tqdm": True,
-            "seed": 0,
-        }
+        common = arguments(folder)
         if system == "fintune":
             model = lora_config.add_adapter(model, lora)
-            trainer, tokens = _fintune(model, tokenizer, tasks, examples, common, clock)
+            trainer = fintune_trainer(model, tokenizer, tasks, examples, common, clock)
         else:
-            trainer, tokens = _trl(model, tokenizer, tasks, pairs, lora, common, clock, system, args)
+            trainer = trl_trainer(model, tokenizer, tasks, pairs, lora, common, clock, system, args)
         trainer.train()
     seconds = clock.seconds()
     result: dict[str, float | str] = {
@@ -133,91 +83,24 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
         "data": data,
     }
     if system == "fintune":
-        targets = sum(len(e.completion_ids) for e in examples)
+        meter = trainer.meter
+        tokens, targets = meter.totals["tokens"], meter.totals["targets"]
         result["tokens_per_second"] = clock.share * tokens / seconds
-        result["utilisation"] = clock.share * FlopCount(model)(tokens, targets) / seconds / matrix_peak()
+        result["utilisation"] = clock.share * meter.flops(tokens, targets) / seconds / meter.peak
     return result
 
 
-class _Clock:
-    """Times a run from the end of its first optimizer step (a warm-up), if it has several."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.begun = 0.0
-
-    @property
-    def share(self) -> float:
-        """The part of the examples that falls into the timed part."""
-        return (len(self.ends) - 1) / len(self.ends) if len(self.ends) > 1 else 1.0
-
-    def seconds(self) -> float:
-        return self.ends[-1] - (self.ends[0] if len(self.ends) > 1 else self.begun)
-
-    def callback(self) -> Any:
-        import transformers
-
-        clock = self
-
-        class Callback(transformers.TrainerCallback):
-            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-                clock.begun = time.perf_counter()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                import torch
-
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                clock.ends.append(time.perf_counter())
-
-        return Callback()
-
-
-def _fintune(
-    model: Any, tokenizer: Any, tasks: Any, examples: list[Any], common: dict[str, Any], clock: _Clock
-) -> tuple[Any, int]:
-    import transformers
-
-    from fintune.inference.engine import Engine
-    from fintune.planning import matrix_peak
-    from fintune.training.steps import StepBuilder
-    from fintune.training.throughput import FlopCount, Meter
-    from fintune.training.trainer import MultiTaskTrainer
-
-    schedule = [list(range(i, min(i + STEP, len(examples)))) for i in range(0, len(examples), STEP)]
-    builder = StepBuilder(examples, schedule, {task.name: 1.0 for task in tasks}, STEP, 4096)
-    trainer = MultiTaskTrainer(
-        engine=Engine(model, tokenizer, tasks, 1024, "base"),
-        validation={},
-        steps_per_epoch=len(schedule),
-        save_extra=lambda folder: None,
-        batch_size=STEP,
-        meter=Meter(FlopCount(model), matrix_peak()),
-        model=model,
-        train_dataset=builder,
-        args=transformers.TrainingArguments(
-            **common,
-            max_steps=len(schedule),
-            per_device_train_batch_size=1,
-            remove_unused_columns=False,
-            label_names=[],
-        ),
-    )
-    trainer.add_callback(clock.callback())
-    return trainer, sum(builder[i].tokens for i in range(len(builder)))
-
-
-def _trl(
+def trl_trainer(
     model: Any,
     tokenizer: Any,
     tasks: Any,
     pairs: list[tuple[str, Any]],
     lora: Any,
     common: dict[str, Any],
-    clock: _Clock,
+    clock: Clock,
     system: str,
     args: argparse.Namespace,
-) -> tuple[Any, int]:
+) -> Any:
     import datasets
     from trl import SFTConfig, SFTTrainer
 
@@ -241,7 +124,7 @@ def _trl(
         peft_config=peft_config(lora) if lora else None,
     )
     trainer.add_callback(clock.callback())
-    return trainer, 0
+    return trainer
 
 
 def _cut(task: Any, record: Any, tokenizer: Any, max_length: int) -> str:
@@ -258,43 +141,38 @@ def _cut(task: Any, record: Any, tokenizer: Any, max_length: int) -> str:
     return task.body(task.with_text(record, tokenizer.decode(ids)))
 
 
-def _child(system: str, workload: str, count: int, args: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", system, workload, str(count), "--base", args.base]
-    command += ["--dropout", str(args.dropout), "--max_length", str(args.max_length)]
-    command += ["--data_dir", args.data_dir] if args.data_dir else []
-    lent = preload(found) if system != "trl_default" and (found := library()) else {}
-    environment = {**os.environ, **lent}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{system} on {workload} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="at most 5 minutes: fewer examples, no repeats")
-    parser.add_argument("--json", metavar="PATH", help="write a flat object, name → number")
-    parser.add_argument("--data_dir", default=os.environ.get("FINTUNE_DATA_DIR"), help="the public datasets")
-    parser.add_argument("--workload", nargs="+", choices=("tfns", "mix"), default=("tfns", "mix"))
-    parser.add_argument("--base", default="smollm2-135m-instruct")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__, "fewer systems, no repeats", measure=3)
+    flags.add_argument("--workload", nargs="+", choices=("tfns", "mix"), default=("tfns", "mix"))
+    flags.add_argument("--base", default="smollm2-135m-instruct")
+    flags.add_argument("--dropout", type=float, default=0.0)
+    flags.add_argument("--max_length", type=int, default=1024)
+    args = flags.parse_args()
     if args.measure:
         system, workload, count = args.measure
-        with contextlib.redirect_stdout(io.StringIO()):
-            result = measure(system, workload, int(count), args)
-        print(json.dumps(result))
+        answer(lambda: measure(system, workload, int(count), args))
         return
 
+    passed_on = ["--base", args.base, "--dropout", str(args.dropout), "--max_length", str(args.max_length)]
     flat: dict[str, float] = {}
     for workload in args.workload:
         systems = ("fintune", "trl_default", "trl_packed") if args.quick else SYSTEMS[workload]
         runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
         for _ in range(1 if args.quick else 3):
             for system in systems:
-                runs[system].append(_child(system, workload, COUNTS.get(system, COUNTS[workload]), args))
+                count = COUNTS.get(system, COUNTS[workload])
+                lent = system != "trl_default"
+                runs[system].append(
+                    child(
+                        __file__,
+                        system,
+                        workload,
+                        count,
+                        data_dir=args.data_dir,
+                        mimalloc=lent,
+                        flags=passed_on,
+                    )
+                )
         print(f"\n{workload}: {runs['fintune'][0]['data']}; dropout {args.dropout}, steps of {STEP}")
         print(f"{'':14}{'examples/s':>12}{'peak GiB':>10}{'fintune is':>12}")
         speed = {s: statistics.median(r["examples_per_second"] for r in runs[s]) for s in systems}
@@ -315,8 +193,7 @@ def main() -> None:
             flat["peak_memory_vs_trl"] = memory["fintune"] / min(
                 v for s, v in memory.items() if s != "fintune"
             )
-    if args.json:
-        Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    save(args.json, flat)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,12 @@ the adapter takes.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from training import STEP, _Clock, _fintune, records
-
-from fintune.allocator import library, preload
+from harness import STEP, Clock, answer, arguments, child, fintune_trainer, parser, records, save
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "LoRA": {},
@@ -38,8 +28,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
-    import torch
-
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
     from fintune.data.templates import PromptTemplate
     from fintune.models import base, lora_config
@@ -58,18 +46,9 @@ def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     if variant.get("training"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     examples = [template.example(tasks[task], record) for task, record in pairs]
-    clock = _Clock()
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        common = {
-            "output_dir": folder,
-            "learning_rate": 1e-4,
-            "save_strategy": "no",
-            "report_to": [],
-            "bf16": dtype == torch.bfloat16,
-            "use_cpu": not torch.cuda.is_available(),
-            "disable_tqdm": True,
-        }
-        trainer, _ = _fintune(model, tokenizer, tasks, examples, common, clock)
+        trainer = fintune_trainer(model, tokenizer, tasks, examples, arguments(folder), clock)
         trainer.train()
     return {
         "examples_per_second": clock.share * len(examples) / clock.seconds(),
@@ -78,33 +57,16 @@ def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     }
 
 
-def _child(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", name, str(steps)]
-    command += ["--data_dir", data_dir] if data_dir else []
-    found = library()
-    environment = {**os.environ, **(preload(found) if found else {})}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="at most 5 minutes: two steps, no repeats")
-    parser.add_argument("--json", metavar="PATH", help="write a flat object, name → number")
-    parser.add_argument("--data_dir", default=os.environ.get("FINTUNE_DATA_DIR"), help="the public datasets")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser(__doc__, "two steps, no repeats", measure=2).parse_args()
     if args.measure:
-        with contextlib.redirect_stdout(io.StringIO()):
-            result = measure(args.measure[0], int(args.measure[1]), args.data_dir)
-        print(json.dumps(result))
+        answer(lambda: measure(args.measure[0], int(args.measure[1]), args.data_dir))
         return
+    steps = 2 if args.quick else 4
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for _ in range(1 if args.quick else 3):
         for name in VARIANTS:
-            runs[name].append(_child(name, 2 if args.quick else 4, args.data_dir))
+            runs[name].append(child(__file__, name, steps, data_dir=args.data_dir))
     flat: dict[str, float] = {}
     print(f"{'':32}{'examples/s':>12}{'of LoRA':>9}{'peak GiB':>10}{'start s':>9}")
     for name, results in runs.items():
@@ -115,8 +77,7 @@ def main() -> None:
             f"{name:32}{middle['examples_per_second']:12.2f}{share:9.0%}"
             f"{middle['peak_memory_gib']:10.2f}{middle['start_seconds']:9.1f}"
         )
-    if args.json:
-        Path(args.json).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    save(args.json, flat)
 
 
 if __name__ == "__main__":
