@@ -68,12 +68,14 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fintune.config import LoraConfig, TrainingConfig
+    from fintune.config import LoraConfig, Recipe, TrainingConfig
     from fintune.data.templates import TokenizedExample
-    from fintune.models import attention, fast_lora, likelihood
-    from fintune.models.base import choose_precision
+    from fintune.inference.engine import Engine
+    from fintune.models import likelihood
+    from fintune.models.base import choose_precision, load_tokenizer
     from fintune.models.lora_config import add_adapter, mixed_precision
     from fintune.provenance import peak_memory
+    from fintune.tasks import task_set
     from fintune.training.steps import StepBuilder
     from fintune.training.throughput import FlopCount, matrix_peak
 
@@ -86,9 +88,10 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     model = add_adapter(model, LoraConfig(r=rank, lora_dropout=0.0)).train()
-    assert attention.enable(model)
-    fast_lora.enable(model)
-    head = likelihood.frozen_head(model)
+    engine = Engine(
+        model, load_tokenizer("smollm2-135m-instruct"), task_set(Recipe()), 1024, "random weights"
+    )
+    assert engine.by_blocks
     draw = random.Random(0)
     shared = [draw.randrange(49152) for _ in range(PREFIX)]
 
@@ -106,8 +109,8 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
         begun = time.perf_counter()
         for row, weights in zip(step.rows, step.weights, strict=True):
             row = row.to(device)
-            with mixed_precision(model, peft_forwards=False):
-                nll = likelihood.target_nll(model, row, True, head)
+            with mixed_precision(model, engine.peft_forwards):
+                nll = likelihood.target_nll(model, row, engine.by_blocks, engine.head)
             (weights.to(device) * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
