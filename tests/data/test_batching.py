@@ -2,13 +2,15 @@
 
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from fintune.data.batching import common_prefix_length, join, pack, rows_of
-from fintune.models import attention, likelihood
+from fintune.models import attention, flex, likelihood
 from fintune.models.likelihood import frozen_head, span_log_likelihoods, target_nll
 
 TOKEN = st.integers(3, 40)
@@ -59,6 +61,7 @@ def test_packed_log_likelihoods_and_gradients_equal_those_of_separate_sequences(
         assert (ours - plain).norm() <= 1e-5 * plain.norm() + 1e-8
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
@@ -78,18 +81,43 @@ def test_block_attention_equals_attention_under_the_dense_mask(lengths, prefix, 
     ]
     weight = torch.randn(1, tokens, 4, 8, generator=generator, dtype=torch.float64)
 
-    def fused(query, key, value, layout):
-        rows = (state[0].transpose(0, 1) for state in (query, key, value))
-        return attention.fused_blocks(*rows, layout, 8**-0.5)[None]
+    def on_gpu(compute):
+        def attend(query, key, value, layout):
+            rows = (state[0].transpose(0, 1) for state in (query, key, value))
+            return compute(*rows, layout, 8**-0.5)[None]
+
+        return attend
 
     results = []
-    for compute in (attention.dense_attention, attention.block_attention, fused):
-        with patch.object(attention, "CHUNK", chunk):
+    for compute in (
+        attention.dense_attention,
+        attention.block_attention,
+        on_gpu(attention.fused_blocks),
+        on_gpu(attention.flex_blocks),
+    ):
+        # PyTorch's uncompiled FlexAttention has gradients on a CPU, but refuses to give them.
+        with patch.object(attention, "CHUNK", chunk), patch.object(flex_attention, "_validate_device"):
             out = compute(*states, row.layout)
             results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), states)])
     for result in results[1:]:
         for ours, plain in zip(result, results[0], strict=True):
             torch.testing.assert_close(ours, plain)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    prefix=st.integers(0, 12),
+    tile=st.sampled_from([2, 4, 8]),
+)
+def test_flex_attention_visits_every_tile_with_an_allowed_entry_and_no_other(lengths, prefix, tile):
+    prompts = [[1] * prefix + [10 + i] + [2] * n for i, n in enumerate(lengths)]
+    (block,) = pack(prompts, [[[5]] for _ in prompts]).layout
+    with patch.object(flex, "TILE", tile):
+        ours = flex.block_mask(block).to_dense()
+    size = (1, 1, block.tokens, block.tokens)
+    plain = flex_attention.create_block_mask(flex.allowed(block), *size, device="cpu", BLOCK_SIZE=tile)
+    assert torch.equal(ours.bool(), plain.to_dense().bool())
 
 
 def test_a_head_whose_logits_are_changed_afterwards_or_trained_is_left_to_the_model():

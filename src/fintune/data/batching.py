@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """How the attention of one prefix with its suffixes is cut: B suffixes, L the longest, p prefix tokens.
 
@@ -26,12 +26,14 @@ class Block:
         prefix_length: p.
         places: (tokens - p,) where each suffix token stands in the flattened, padded (B · L).
         mask: (B, 1, L, p + L) bool, True where a suffix position may attend.
+        branch: (tokens - p,) the branch of each suffix token, 0 for a trunk.
     """
 
     tokens: int
     prefix_length: int
     places: Any
     mask: Any
+    branch: Any
 
     @cached_property
     def hidden(self) -> Any:
@@ -58,7 +60,8 @@ class Block:
         return int(self.prefix_length + batch * longest)
 
     def to(self, device: Any) -> Block:
-        return Block(self.tokens, self.prefix_length, self.places.to(device), self.mask.to(device))
+        own = (states.to(device) for states in (self.places, self.mask, self.branch))
+        return Block(self.tokens, self.prefix_length, *own)
 
 
 @dataclass
@@ -189,7 +192,7 @@ def pack(
     return PackedRow(
         input_ids=tensor(ids)[None],
         position_ids=tensor(positions)[None],
-        layout=[Block(len(ids), p, tensor(places), tensor(mask))],
+        layout=[Block(len(ids), p, tensor(places), tensor(mask), tensor(np.concatenate(branches)))],
         logit_positions=tensor(logit_positions),
         targets=tensor(targets),
         owner=tensor(owner),

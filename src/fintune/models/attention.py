@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from fintune.models import flex
+
 NAME = "fintune_shared_prefix"
 
 CHUNK = 256
@@ -71,12 +73,30 @@ def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: floa
     """The blocks' attention, (1, T, H, D); equal to `dense_attention` and tested against it."""
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    compute = _CpuBlocks.apply if q.device.type == "cpu" else fused_blocks
-    return compute(q, k, v, layout, scale)[None]
+    if q.device.type == "cpu":
+        return _CpuBlocks.apply(q, k, v, layout, scale)[None]
+    if flex.available():
+        try:
+            return flex_blocks(q, k, v, layout, scale)[None]
+        except (RuntimeError, NotImplementedError) as error:  # a head size or card its kernels do not cover
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            flex.give_up(error)
+    return fused_blocks(q, k, v, layout, scale)[None]
+
+
+def flex_blocks(query: Any, key: Any, value: Any, layout: Any, scale: float) -> Any:
+    """What `_CpuBlocks` computes, by FlexAttention: for GPUs with Triton."""
+    return torch.cat(
+        [
+            flex.attend(query[begin:end], key[begin:end], value[begin:end], block, scale)
+            for begin, _, end, block in _spans(layout)
+        ]
+    )
 
 
 def fused_blocks(query: Any, key: Any, value: Any, layout: Any, scale: float) -> Any:
-    """What `_CpuBlocks` computes, by PyTorch's fused attention and autograd: for GPUs."""
+    """What `_CpuBlocks` computes, by PyTorch's fused attention and autograd: for other GPUs."""
     parts = []
     for begin, middle, end, block in _spans(layout):
         prefix, suffixes = slice(begin, middle), slice(middle, end)

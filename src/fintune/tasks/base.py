@@ -30,7 +30,9 @@ class Record:
     group: str = ""
     """Records of one group (same text, company or sentence) never end in different splits."""
     split: Literal["train", "validation", "test"] | None = None
-    """Set where the dataset has official splits; None lets the seed decide."""
+    """Set where the dataset has official splits; None lets the seed, or time, decide."""
+    time: str = ""
+    """When the text was known, in UTC and ISO 8601 (a date, or date and time); "" where a source has none."""
     id: str = ""
     source: str = ""
 
