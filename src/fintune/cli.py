@@ -58,7 +58,7 @@ def _recipe_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data_dir",
         metavar="DIR",
-        help="folder of public datasets (default: FINTUNE_DATA_DIR, else data/raw)",
+        help="folder of public datasets, looked in before FINTUNE_DATA_DIR and data/raw",
     )
     command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
 
@@ -122,7 +122,10 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     listing.add_argument("--data_dir", metavar="DIR")
     download = actions.add_parser("download", help="fetch public datasets into data/raw")
     download.add_argument(
-        "--dataset", action="append", metavar="NAME", help="one dataset; may be repeated (default: all)"
+        "--dataset",
+        action="append",
+        metavar="NAME",
+        help="one dataset, or all (the default); may be repeated",
     )
     download.add_argument("--data_dir", default="data/raw", metavar="DIR", help="(default: data/raw)")
     prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
@@ -257,8 +260,8 @@ def _data(args: argparse.Namespace) -> int:
     if args.action == "download":
         from fintune.data.download import download
 
-        download(args.dataset, Path(args.data_dir), print)
-    elif args.action == "list":
+        return 1 if download(args.dataset, Path(args.data_dir), print) else 0
+    if args.action == "list":
         from fintune.data.sources import list_datasets
 
         list_datasets(args.data_dir)

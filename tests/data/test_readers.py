@@ -134,10 +134,10 @@ def test_ectsum_pairs_files_by_name_and_ignores_everything_else(tmp_path):
             f"{base}/train/ects/B_q1.txt": "Hello.\nSales rose.\n",
             f"{base}/train/gt_summaries/B_q1.txt": "sales rose.\n",
             f"{base}/val/ects/C_q1.txt": "Hello.",
-            f"{base}/test/ects/../../../../escape.txt": "out",
-            "/etc/passwd": "out",
+            f"{base}/test/ects/deeper/D_q1.txt": "out",
+            "README.md": "out",
         },
-        links=[(f"{base}/test/ects/D_q1.txt", "/etc/passwd")],
+        links=[("latest", f"{base}/test")],
     )
     records, dropped = parts(ectsum(path))
     assert [(r.text, r.target, r.split) for r in records] == [("Hello.\nSales rose.", "sales rose.", "train")]

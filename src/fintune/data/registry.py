@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,39 @@ from fintune.tasks.base import Record
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A place a file is had from, pinned: a web address, or a file of a dataset on the hub."""
+
+    url: str = ""
+    hub: tuple[str, str, str] | None = None
+    """Instead of `url`: the dataset's id on the hub, the full commit hash, the path in it."""
+    sha256: str | None = None
+    """The checksum of what comes; None where it is not known beforehand."""
+    member: str = ""
+    """The pattern of the one member to take, where an archive comes."""
+    encoding: str = "utf-8-sig"
+    """The member's encoding; it is stored as UTF-8."""
+
+    @property
+    def address(self) -> str:
+        if self.hub is None:
+            return self.url
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        repository, revision, path = self.hub
+        return f"{endpoint}/datasets/{repository}/resolve/{revision}/{path}"
+
+
+@dataclass(frozen=True)
 class RawFile:
     """A file of a dataset, by its path below the data folder."""
 
     path: str
-    sha256: str
-    """The checksum of the file as it was when its reader was tested."""
+    sha256: str | None
+    """The checksum of the file as it was when its reader was tested; None where it is not known."""
     upstream: str | None = None
     """Its path in the dataset's repository; None for an archive of the whole repository."""
+    others: tuple[Origin, ...] = ()
+    """Where else it is had, tried in this order after the repository."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,15 @@ class Dataset:
             return f"https://codeload.github.com/{self.repository}/tar.gz/{self.commit}"
         return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{file.upstream}"
 
+    def origins(self, file: RawFile) -> list[Origin]:
+        """The places of a file in the order they are tried.
+
+        The repository is first: of its bytes the checksum is known. An archive that GitHub makes of a
+        whole repository may be packed anew, so its checksum is not.
+        """
+        first = Origin(self.url(file), sha256=file.sha256 if file.upstream else None)
+        return [*([first] if self.repository else []), *file.others]
+
     @property
     def paths(self) -> list[str]:
         return [file.path for file in self.files]
@@ -54,6 +89,12 @@ class Dataset:
         module, function = self.reader.split(":")
         reader = getattr(importlib.import_module(f"fintune.data.readers.{module}"), function)
         yield from reader(*(folder / path for path in self.paths))
+
+
+def _twitter_on_the_hub(name: str, sha256: str) -> Origin:
+    """The same rows, with LF line ends."""
+    home = "zeroshot/twitter-financial-news-sentiment"
+    return Origin(hub=(home, "ccbe24de388e287beb92dd393a335c376b350ac3", name), sha256=sha256)
 
 
 _ALL = (
@@ -71,6 +112,18 @@ _ALL = (
                 "financial_phrasebank/Sentences_50Agree.txt",
                 "62bfa1a67f7b476a7e67fda3213d8d7f6890f5aaccdbc747c7555b94fc6cd171",
                 "Sentences_50Agree.txt",
+                (
+                    Origin(
+                        hub=(
+                            "takala/financial_phrasebank",
+                            "8d3fe0c36d5feec6b3cc5e455b0fcb4820fb9964",
+                            "data/FinancialPhraseBank-v1.0.zip",
+                        ),
+                        sha256="0e1a06c4900fdae46091d031068601e3773ba067c7cecb5b0da1dcba5ce989a6",
+                        member=r"Sentences_50Agree\.txt",
+                        encoding="iso-8859-1",
+                    ),
+                ),
             ),
         ),
     ),
@@ -88,11 +141,21 @@ _ALL = (
                 "twitter_financial_news/sent_train.csv",
                 "184e6322b7f0e84c3103a83d198f1be8203de8b63a857f67a2964321b71c4e8d",
                 "sent_train.csv",
+                (
+                    _twitter_on_the_hub(
+                        "sent_train.csv", "71aa99d0d37feced03c999ec23b5b25302c92f39d69b6acb0a37aa076c5420e8"
+                    ),
+                ),
             ),
             RawFile(
                 "twitter_financial_news/sent_valid.csv",
                 "393572beac5064ed60c9f608a57dc66af2b41a91b89c149932d5c57f827e25da",
                 "sent_valid.csv",
+                (
+                    _twitter_on_the_hub(
+                        "sent_valid.csv", "31ea8274c98b52212daa68f2fb962811bf1913c1efe51b99765c8e2311806de6"
+                    ),
+                ),
             ),
         ),
     ),
@@ -104,7 +167,7 @@ _ALL = (
         home="https://github.com/rajdeep345/ECTSum",
         reader="ectsum:ectsum",
         repository="rajdeep345/ECTSum",
-        commit="6909f1f",
+        commit="6909f1fc543104c1c60cf9de63e799f6620d1b0a",
         files=(
             RawFile(
                 "ectsum.tar.gz",
@@ -186,7 +249,7 @@ _ALL = (
         home="https://github.com/yumoxu/stocknet-dataset",
         reader="stocknet:stocknet",
         repository="yumoxu/stocknet-dataset",
-        commit="330708b",
+        commit="330708b5ddc359961078bef469f43f48992fd6e4",
         files=(
             RawFile(
                 "stocknet.tar.gz",

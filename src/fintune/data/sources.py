@@ -1,6 +1,7 @@
 """Where a task's raw records come from: a public dataset, a user's file, a plug-in, the built-in sample.
 
-`find_source` decides; nothing is read before `Source.read` is called.
+`find_source` decides; nothing is read before `Source.read` is called. A public dataset is looked for in
+`data.dir`, then FINTUNE_DATA_DIR, then the download folder; `fetch_missing` puts there what is nowhere.
 """
 
 from __future__ import annotations
@@ -9,22 +10,35 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fintune.config import BUILT_IN_TASKS, DataConfig, TaskDataConfig
-from fintune.data.download import download
+from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
+from fintune.data.download import DEFAULT_DIR, QUICK, download, get, is_set
 from fintune.data.quality import Dropped
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.errors import ConfigError, DataError
 from fintune.files import file_sha256
 from fintune.tasks.base import Record, Task
 
-__all__ = ["DATASETS", "SAMPLE", "Source", "data_folder", "download", "find_source", "list_datasets"]
+__all__ = [
+    "DATASETS",
+    "SAMPLE",
+    "Source",
+    "data_folder",
+    "data_folders",
+    "describe_sources",
+    "download",
+    "fetch_missing",
+    "find_source",
+    "list_datasets",
+]
 
 SAMPLE = "built-in sample"
-DEFAULT_DIR = "data/raw"
+
+
+Folders = list[tuple[Path, str]]
 
 
 @dataclass(frozen=True)
@@ -71,21 +85,89 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
         return _own_files(name, config, task)
     if config.dataset == "sample":
         return _sample(name, "chosen in the recipe")
-    folder, setting = data_folder(data)
+    folders = data_folders(data)
     if config.dataset:
-        return _public(_dataset(name, config.dataset, task), folder, setting)
+        return _public(_dataset(name, config.dataset, task), folders)
     if name not in BUILT_IN_TASKS:
         return _plugin(task)
-    return _default(name, folder, setting)
+    return _default(name, folders)
+
+
+def data_folders(data: DataConfig) -> Folders:
+    """The folders that public datasets are looked for in, and the setting each comes from."""
+    folders = {Path(DEFAULT_DIR): ""}
+    if os.environ.get("FINTUNE_DATA_DIR"):
+        folders = {Path(os.environ["FINTUNE_DATA_DIR"]): "FINTUNE_DATA_DIR", **folders}
+    if data.dir:
+        folders = {Path(data.dir): "data.dir", **folders}
+    return list(folders.items())
 
 
 def data_folder(data: DataConfig) -> tuple[Path, str]:
-    """The public datasets' folder, and the setting it comes from ("" for the default)."""
-    if data.dir:
-        return Path(data.dir), "data.dir"
-    if os.environ.get("FINTUNE_DATA_DIR"):
-        return Path(os.environ["FINTUNE_DATA_DIR"]), "FINTUNE_DATA_DIR"
-    return Path(DEFAULT_DIR), ""
+    """The first of `data_folders`."""
+    return data_folders(data)[0]
+
+
+def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
+    """Download the public datasets that a recipe's tasks would take and that no folder holds.
+
+    A machine without a network is found out within three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1
+    skip the attempt. Nothing is raised: a run can do without.
+
+    Returns:
+        Why datasets are still missing; "" where none is.
+    """
+    wanted = [_wanted(name, recipe.data.tasks.get(name)) for name in recipe.multi_task.task_weights]
+    folders = data_folders(recipe.data)
+    missing = [
+        name for name in dict.fromkeys(wanted) if name in DATASETS and not _holds_all(DATASETS[name], folders)
+    ]
+    if not missing or _wrong_folder(folders):
+        return ""
+    for variable in ("FINTUNE_OFFLINE", "HF_HUB_OFFLINE"):
+        if is_set(variable):
+            return f"{variable} is set"
+    say(f"Trying to download {', '.join(missing)} into {DEFAULT_DIR} (FINTUNE_OFFLINE=1 skips this).")
+    try:
+        outcome = get(missing, DEFAULT_DIR, say, QUICK, quick=True)
+    except DataError as error:
+        return str(error).rstrip(".")
+    return "; ".join(dict.fromkeys([*outcome.failed.values(), *outcome.unreached.values()])).rstrip(".")
+
+
+def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> str:
+    """The data a run takes, for a person: the public datasets by name, the built-in sample and why.
+
+    Args:
+        why: the reason for the sample, where more is known than that there are no files.
+
+    Raises:
+        ConfigError, DataError: as `find_source`.
+    """
+    named: list[str] = []
+    sampled: dict[str, list[str]] = {}
+    for task in tasks:
+        config = recipe.data.tasks.get(task.name, TaskDataConfig())
+        if task.name not in BUILT_IN_TASKS and not config.dataset and not config.file:
+            named.append(f"the plug-in's data for {task.name}")
+            continue
+        source = find_source(task.name, config, recipe.data, task)
+        if source.dataset != SAMPLE:
+            named.append(source.dataset)
+        else:
+            reason = source.note if config.dataset or not why else why
+            sampled.setdefault(reason, []).append(task.name)
+    whole = not named and len(sampled) == 1
+    for reason, names in sampled.items():
+        named.append(f"the {SAMPLE}{'' if whole else ' for ' + ', '.join(names)} ({reason})")
+    return ", ".join(dict.fromkeys(named))
+
+
+def _wanted(name: str, config: TaskDataConfig | None) -> str:
+    """The public dataset that a task takes if it is found; "" where it takes something else."""
+    if config and (config.file or config.dataset):
+        return config.dataset or ""
+    return DEFAULTS.get(name, "")
 
 
 def _dataset(name: str, dataset: str, task: Task) -> Dataset:
@@ -104,20 +186,43 @@ def _dataset(name: str, dataset: str, task: Task) -> Dataset:
     return found
 
 
-def _default(name: str, folder: Path, setting: str) -> Source:
+def _default(name: str, folders: Folders) -> Source:
     dataset = DATASETS[DEFAULTS[name]]
-    if setting and not any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
-        what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
-        raise DataError(
-            f"{setting} is {folder}, which {what}: correct it, run  fintune data download,  or unset it "
-            "to use the built-in sample."
-        )
-    if not any((folder / file).exists() for file in dataset.paths):
-        return _sample(name, f"there is no {dataset.paths[0]} in {folder}")
-    return _public(dataset, folder, setting)
+    if wrong := _wrong_folder(folders):
+        raise DataError(wrong)
+    if _lookup(dataset, folders) is None:
+        searched = " or ".join(str(folder) for folder, _ in folders)
+        return _sample(name, f"there is no {dataset.paths[0]} in {searched}")
+    return _public(dataset, folders)
 
 
-def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
+def _wrong_folder(folders: Folders) -> str:
+    """What is wrong with a folder that was set: a slip must not end in data from elsewhere."""
+    folder, setting = folders[0]
+    if not setting or any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
+        return ""
+    what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
+    return (
+        f"{setting} is {folder}, which {what}: correct it, run  fintune data download,  or unset it "
+        "to use the built-in sample."
+    )
+
+
+def _lookup(dataset: Dataset, folders: Folders) -> tuple[Path, str] | None:
+    """The first folder with all files of a dataset, else the first with any."""
+    for enough in (all, any):
+        for folder, setting in folders:
+            if enough((folder / file).is_file() for file in dataset.paths):
+                return folder, setting
+    return None
+
+
+def _holds_all(dataset: Dataset, folders: Folders) -> bool:
+    return any(all((folder / file).is_file() for file in dataset.paths) for folder, _ in folders)
+
+
+def _public(dataset: Dataset, folders: Folders) -> Source:
+    folder, setting = _lookup(dataset, folders) or folders[0]
     missing = [file for file in dataset.paths if not (folder / file).is_file()]
     if missing:
         where = f"{folder} ({setting})" if setting else f"{folder} (set another with data.dir)"
@@ -182,15 +287,15 @@ def _plugin(task: Task) -> Source:
 
 def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = print) -> None:
     """Show every public dataset: its task type, licence and home, and whether its files are found."""
-    folder, _ = data_folder(DataConfig(dir=data_dir))
+    folders = data_folders(DataConfig(dir=data_dir))
     task_of = {dataset: task for task, dataset in DEFAULTS.items()}
     say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<6} licence; home")
     for dataset in DATASETS.values():
-        found = [(folder / path).is_file() for path in dataset.paths]
-        state = "yes" if all(found) else "in part" if any(found) else "no"
+        part = "in part" if _lookup(dataset, folders) else "no"
+        state = "yes" if _holds_all(dataset, folders) else part
         say(
             f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} {state:<6} "
             f"{dataset.licence}; {dataset.home}"
         )
     say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<6} Apache-2.0; built in")
-    say(f"Looked in {folder}.")
+    say(f"Looked in {', '.join(str(folder) for folder, _ in folders)}.")
