@@ -26,6 +26,9 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
         return done.stdout
 
     output = run(str(ROOT / "run_training.py"), "--debug", "--set", "evaluation.base_model_max_test=2")
+    lines = output.splitlines()
+    assert lines[0] == "This run uses the built-in sample (HF_HUB_OFFLINE is set)."  # by conftest.py
+    assert lines[-1].startswith("Done in ") and "with the built-in sample" in lines[-1]
     assert "Test results on the built-in sample" in output
     assert "Adapter   output/model" in output
     results = json.loads((workdir / "output" / "model" / "results.json").read_text())

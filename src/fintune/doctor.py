@@ -215,11 +215,14 @@ def _base_model() -> Check:
 def _data() -> Check:
     from fintune.config import DataConfig
     from fintune.data.registry import DATASETS, DEFAULTS
-    from fintune.data.sources import data_folder
+    from fintune.data.sources import data_folders
 
-    folder, setting = data_folder(DataConfig())
+    folders = [folder for folder, _ in data_folders(DataConfig())]
+    folder, setting = data_folders(DataConfig())[0]
     where = f"{folder} ({setting})" if setting else str(folder)
-    there = {d.name: [(folder / path).is_file() for path in d.paths] for d in DATASETS.values()}
+    there = {
+        d.name: [any((f / path).is_file() for f in folders) for path in d.paths] for d in DATASETS.values()
+    }
     found = [name for name, files in there.items() if all(files)]
     partial = [name for name, files in there.items() if any(files) and not all(files)]
     if partial:
@@ -227,7 +230,7 @@ def _data() -> Check:
         return Check(
             "data", False, f"{names} in {where} lacks files", f"fintune data download --dataset {partial[0]}"
         )
-    if setting and not found:
+    if setting and not any((folder / path).is_file() for d in DATASETS.values() for path in d.paths):
         what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
         fix = f"correct {setting}, run  fintune data download,  or unset it to use the built-in sample"
         return Check("data", False, f"{where} {what}", fix)

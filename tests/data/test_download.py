@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import socket
+import tarfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,31 @@ def test_a_partial_file_that_is_no_beginning_of_the_right_one_is_left_behind(ser
     assert download([ours(Origin(f"{server.url}/a", sha256=SUM))], "raw", quiet, LIMITS) == []
     assert server.gets("/a") == ["bytes=18-", ""]
     assert files_below("raw") == ["downloads.json", "ours/a.csv"]
+
+
+def test_an_archive_without_a_known_checksum_must_be_whole_and_not_hostile(server, monkeypatch):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as made:
+        made.addfile(tarfile.TarInfo("repo/../../escape.txt"))
+    file = RawFile("a.tar.gz", None, None, (Origin(f"{server.url}/a"),))
+    made = Dataset("ours", "Ours", "classification", "none", "here", "public:none", "", "", (file,))
+    monkeypatch.setitem(DATASETS, "ours", made)
+    for content, why in ((archive.getvalue(), "climbs out"), (b"<html>Log in</html>", "is damaged")):
+        server.files["/a"] = content
+        with pytest.raises(DataError, match=f"/a gave no genuine archive: .*{why}"):
+            download(["ours"], "raw", quiet, LIMITS)
+        assert files_below("raw") == []
+
+
+def test_processes_that_download_at_once_store_one_whole_file(server, ours):
+    content = bytes(range(256)) * 2000
+    server.files["/a"], server.faults["/a"] = content, [100_000, 200_000]
+    name = ours(Origin(f"{server.url}/a"), sha256=None)
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(download, [name], "raw", quiet, LIMITS) for _ in range(4)]
+    assert [result.result() for result in results] == [[]] * 4
+    assert Path("raw/ours/a.csv").read_bytes() == content
+    assert len(server.gets("/a")) == 3  # by one of them, cut twice
 
 
 def test_one_dataset_that_is_gone_does_not_keep_the_others(server, ours):

@@ -6,6 +6,7 @@ downloaded is recorded in `downloads.json` beside the files, so that a later cal
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.data.fetch import (
     FetchError,
@@ -28,6 +29,9 @@ from fintune.data.readers.archives import members
 from fintune.data.registry import DATASETS, Dataset, Origin, RawFile
 from fintune.errors import DataError
 from fintune.files import atomic_write, file_sha256, read_json, write_json
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 DEFAULT_DIR = "data/raw"
 RECORD = "downloads.json"
@@ -117,8 +121,9 @@ def _advice(unreached: dict[str, str], target: Path) -> str:
                 for origin in dataset.origins(file)
             ]
             lines.append(f"  {target / file.path}  from {' or '.join(places)}")
+    reasons = dict.fromkeys(reason for why in unreached.values() for reason in why.split("; "))
     return (
-        f"No server was reached ({'; '.join(dict.fromkeys(unreached.values()))}), so these were not "
+        f"No server was reached ({'; '.join(reasons)}), so these were not "
         f"downloaded: {', '.join(unreached)}. Place these files here, or set FINTUNE_DATA_DIR to a folder "
         "that holds them; the built-in sample is used meanwhile.\n" + "\n".join(lines)
     )
@@ -136,10 +141,7 @@ class _Store:
         self.at_hand = os.environ.get("FINTUNE_DATA_DIR")
         self.offline = "FINTUNE_OFFLINE is set" if is_set("FINTUNE_OFFLINE") else ""
         self.hosts: dict[str, OfflineError | None] = {}
-        try:
-            self.record: dict[str, Any] = read_json(target / RECORD)
-        except DataError:  # none yet, or damaged: the files' known checksums still hold
-            self.record = {}
+        self.record = self._read_record()
 
     def get(self, dataset: Dataset, file: RawFile) -> str:
         """Have a file in its place: "" where it was, else "copied" or "downloaded".
@@ -170,7 +172,10 @@ class _Store:
             unreached: list[str] = []
             for origin in dataset.origins(file):
                 try:
-                    self._receive(origin, path)
+                    with _only_here(self.target):  # two processes would write into one partial file
+                        if not complaints and path.is_file():
+                            return "downloaded"  # by the other, meanwhile
+                        self._receive(origin, path)
                     return "downloaded"
                 except OfflineError as error:
                     unreached.append(str(error))
@@ -214,6 +219,13 @@ class _Store:
             raise FetchError(
                 f"{origin.address} has {_another_sum(found, {origin.sha256})}, so it was not stored"
             )
+        if not origin.sha256 and path.name.endswith((".tar.gz", ".zip")):
+            try:
+                for _ in members(part, "(?!)"):  # to its end, so that it is whole and not hostile
+                    pass
+            except DataError as error:
+                part.unlink()
+                raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
         if origin.member:
             try:
                 texts = [text for _, text in members(part, origin.member, origin.encoding)]
@@ -228,6 +240,7 @@ class _Store:
         else:
             os.replace(part, path)
         name = path.relative_to(self.target).as_posix()
+        self.record = self._read_record()  # another process may have added to it
         self.record[name] = {
             "url": origin.address,
             "sha256": found,
@@ -235,6 +248,13 @@ class _Store:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(self.target / RECORD, self.record)
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = read_json(self.target / RECORD)
+        except DataError:  # none yet, or damaged: the files' known checksums still hold
+            record = None
+        return record if isinstance(record, dict) else {}
 
     def _check_reachable(self, origin: Origin) -> None:
         if self.offline:
@@ -253,6 +273,16 @@ class _Store:
                 self.hosts[host] = error
         if (known := self.hosts[host]) is not None:
             raise known
+
+
+def _only_here(target: Path) -> BaseFileLock:
+    """A lock among this machine's processes that download into a folder."""
+    import tempfile
+
+    from filelock import FileLock
+
+    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"fintune-download-{name}.lock")
 
 
 def is_set(variable: str) -> bool:

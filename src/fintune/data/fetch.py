@@ -265,6 +265,8 @@ def _brief(error: BaseException) -> str:
     seen: BaseException = error
     while (inner := seen.__cause__ or seen.__context__ or _wrapped(seen)) is not None and inner is not seen:
         seen = inner
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror
     text = str(seen).strip().splitlines()
     return f"{type(seen).__name__}{f': {text[0]}' if text else ''}"
 
