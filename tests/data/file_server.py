@@ -11,7 +11,7 @@ class FileServer:
     """Serves `files` (path → bytes); `faults` (path → list) are used up, one a GET.
 
     A fault is a whole number (cut after so many bytes), ("status", code, headers), ("drip", seconds between
-    bytes), or ("no range",) for a server that sends everything whatever was asked for.
+    pieces of 4 KiB), or ("no range",) for a server that sends everything whatever was asked for.
     """
 
     def __init__(self):
@@ -56,8 +56,8 @@ class FileServer:
                         self.wfile.write(rest[:fault])
                         self.close_connection = True
                     elif isinstance(fault, tuple) and fault[0] == "drip":
-                        for byte in rest:
-                            self.wfile.write(bytes([byte]))
+                        for i in range(0, len(rest), 4096):
+                            self.wfile.write(rest[i : i + 4096])
                             time.sleep(fault[1])
                     else:
                         self.wfile.write(rest)

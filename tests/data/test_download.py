@@ -224,6 +224,14 @@ def test_nothing_is_asked_when_told_to_stay_offline(server, ours, monkeypatch):
     assert server.seen == [] and "FINTUNE_OFFLINE is set" in said[0]
 
 
+def test_a_hub_told_to_stay_offline_is_not_asked(server, ours, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url)  # conftest.py has set HF_HUB_OFFLINE
+    said = []
+    name = ours(Origin(hub=("us/absent", "b" * 40, "a.csv"), sha256=SUM))
+    assert download([name], "raw", said.append) == ["ours"]
+    assert server.seen == [] and "HF_HUB_OFFLINE is set" in said[0]
+
+
 def test_a_file_at_hand_is_copied_and_one_with_another_checksum_is_not(no_network, ours, monkeypatch):
     Path("hand/ours").mkdir(parents=True)
     Path("hand/ours/a.csv").write_bytes(CONTENT)
@@ -242,8 +250,8 @@ def test_an_unknown_dataset_is_refused():
         download(["tatq"])
 
 
-def recipe(**data):
-    return Recipe.model_validate({"multi_task": {"task_weights": {"headline": 1}}, "data": data})
+def recipe(task="headline", **data):
+    return Recipe.model_validate({"multi_task": {"task_weights": {task: 1}}, "data": data})
 
 
 def write(folder):
@@ -270,16 +278,19 @@ def test_data_is_looked_for_in_the_given_folder_then_the_variables_then_the_down
 
 def test_a_run_without_data_and_network_knows_it_within_three_seconds_and_says_why(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "")
         said, start = [], time.monotonic()
-        why = fetch_missing(recipe(), said.append)
+        wanted = recipe("sentiment")
+        why = fetch_missing(wanted, said.append)
     assert time.monotonic() - start < 3
-    assert len(said) == 1 and "twitter_financial_news" in said[0] and "FINTUNE_OFFLINE=1" in said[0]
+    assert len(said) == 1 and "financial_phrasebank" in said[0] and "FINTUNE_OFFLINE=1" in said[0]
     assert "raw.githubusercontent.com does not answer" in why
-    text = describe_sources(recipe(), task_set(recipe()), why)
+    assert "huggingface.co" not in why  # nor is the hub asked then
+    text = describe_sources(wanted, task_set(wanted), why)
     assert text == f"the built-in sample ({why})"
 
 
