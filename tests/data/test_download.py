@@ -43,7 +43,7 @@ def ours(monkeypatch):
     """A function: origins → the name of a dataset with one file had from them."""
 
     def dataset(*origins, sha256=SUM, name="ours"):
-        file = RawFile(f"{name}/a.csv", sha256, "a.csv", tuple(origins))
+        file = RawFile(f"{name}/a.csv", sha256, "a.csv", others=tuple(origins))
         made = Dataset(name, "Ours", "classification", "none", "here", "public:none", "", "", (file,))
         monkeypatch.setitem(DATASETS, name, made)
         return name
@@ -124,7 +124,7 @@ def test_an_archive_without_a_known_checksum_must_be_whole_and_not_hostile(serve
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as made:
         made.addfile(tarfile.TarInfo("repo/../../escape.txt"))
-    file = RawFile("a.tar.gz", None, None, (Origin(f"{server.url}/a"),))
+    file = RawFile("a.tar.gz", None, others=(Origin(f"{server.url}/a"),))
     made = Dataset("ours", "Ours", "classification", "none", "here", "public:none", "", "", (file,))
     monkeypatch.setitem(DATASETS, "ours", made)
     for content, why in ((archive.getvalue(), "climbs out"), (b"<html>Log in</html>", "is damaged")):

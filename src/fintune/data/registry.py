@@ -112,7 +112,7 @@ _ALL = (
                 "financial_phrasebank/Sentences_50Agree.txt",
                 "62bfa1a67f7b476a7e67fda3213d8d7f6890f5aaccdbc747c7555b94fc6cd171",
                 "Sentences_50Agree.txt",
-                (
+                others=(
                     Origin(
                         hub=(
                             "takala/financial_phrasebank",
