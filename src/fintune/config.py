@@ -242,6 +242,8 @@ class TaskDataConfig(_Section):
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
+    winsorize: Number = Field(0.005, ge=0, lt=0.5)
+    """Regression's training targets are clipped to this quantile and to 1 minus it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskDataConfig:
@@ -261,6 +263,8 @@ class DataConfig(_Section):
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
+    embargo_days: int = Field(5, ge=0)
+    """Days before a held-out split from which nothing is trained on, where records carry times."""
     tasks: dict[str, TaskDataConfig] = {}
 
 

@@ -108,7 +108,7 @@ def test_prepared_splits_share_no_text_and_no_company(tmp_path, read):
     assert counts == {
         "sentiment": {"train": 3265, "validation": 363, "test": 1212},
         "headline": {"train": 8482, "validation": 942, "test": 2388},
-        "qa": {"train": 5692, "validation": 598, "test": 700},
+        "qa": {"train": 5690, "validation": 600, "test": 700},
     }
     for name in counts:
         splits = [prepared.records(name, split) for split in ("train", "validation", "test")]
