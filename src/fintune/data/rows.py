@@ -47,21 +47,21 @@ class Rows:
     def __exit__(self, *_: object) -> None:
         self.db.close()
 
+    def query(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        return self.db.execute(sql, parameters or None).fetchall()
+
     def value(self, sql: str, **parameters: Any) -> Any:
-        """The one value of a query."""
-        found = self.db.execute(sql, parameters or None).fetchone()
-        return found[0] if found else None
+        """The one value of a query; None where it finds no row."""
+        found = self.query(sql, **parameters)
+        return found[0][0] if found else None
 
     def count(self, split: str) -> int:
         return int(self.value("SELECT count(*) FROM r WHERE gone IS NULL AND split = $split", split=split))
 
     def labels(self, split: str) -> dict[str, int]:
         """Label → its number of rows in a split; one label, "", where the task has none."""
-        found = self.db.execute(
-            "SELECT label, count(*) FROM r WHERE gone IS NULL AND split = $split GROUP BY 1 ORDER BY 1",
-            {"split": split},
-        )
-        return dict(found.fetchall())
+        sql = "SELECT label, count(*) FROM r WHERE gone IS NULL AND split = $split GROUP BY 1 ORDER BY 1"
+        return dict(self.query(sql, split=split))
 
     def drop(self, reason: str, where: str, why: str = "NULL", **parameters: Any) -> int:
         """Take the rows that fulfil a condition out, under a reason that the report counts and names.

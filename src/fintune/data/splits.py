@@ -108,9 +108,7 @@ def _take(rows: Rows, quota: dict[str, int]) -> bool:
         SELECT c FROM running GROUP BY c HAVING bool_and(upto <= free)
         """
     )
-    for label, size in rows.db.execute(
-        "SELECT label, sum(size) FROM cluster JOIN taken USING (c) GROUP BY label"
-    ).fetchall():
+    for label, size in rows.query("SELECT label, sum(size) FROM cluster JOIN taken USING (c) GROUP BY label"):
         quota[label] -= int(size)
     rows.db.execute("INSERT INTO moved SELECT c FROM taken")
     rows.db.execute("DELETE FROM cluster WHERE c IN (SELECT c FROM taken)")
@@ -217,14 +215,15 @@ def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
 
 def bounds(rows: Rows, share: float) -> tuple[float, float] | None:
     """The `share` and `1 - share` quantiles of the training targets; None where nothing is to be clipped."""
-    found = rows.db.execute(
+    ((low, high),) = rows.query(
         """
         SELECT quantile_cont(number, $low), quantile_cont(number, $high) FROM r
         WHERE gone IS NULL AND split = 'train'
         """,
-        {"low": share, "high": 1 - share},
-    ).fetchone()
-    return (float(found[0]), float(found[1])) if share and found and found[0] is not None else None
+        low=share,
+        high=1 - share,
+    )
+    return (low, high) if share and low is not None else None
 
 
 def _shares(counts: Mapping[str, int], total: int) -> dict[str, int]:
