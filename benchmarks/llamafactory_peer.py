@@ -1,9 +1,9 @@
-"""One training by LLaMA-Factory, run by the Python of an environment that it is installed in.
+"""One training by LLaMA-Factory, run by the Python of an environment that has it.
 
     PYTHON benchmarks/llamafactory_peer.py ROWS_FILE MODEL_FOLDER SETTINGS_AS_JSON
 
-`benchmarks/training.py --llamafactory PYTHON` calls it; it prints examples/s after the first optimizer step and
-the peak memory, as JSON.
+`benchmarks/training.py --llamafactory PYTHON` calls it; it prints examples/s after the first optimizer step
+and the peak memory, as JSON.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ output says so.
 Systems: `fintune`; `trl_default`, SFTTrainer with its own defaults (gradient checkpointing on, padded
 batches, completion-only loss) as it runs when started plainly; and three other settings of it without
 checkpointing (one batch of 32, batches of 8 sorted by length, packing), to which fintune's allocator is
-lent. "Best" is the fastest of all. With `--llamafactory PYTHON` come LLaMA-Factory's defaults, and its packing
+lent. "Best" is the fastest of all. With `--llamafactory PYTHON` come LLaMA-Factory's defaults, and packing
 without checkpointing. `utilisation` is the FLOPs that the computed tokens need
 (`fintune.training.throughput.FlopCount`) by the measured bf16 matrix peak.
 """
