@@ -130,7 +130,7 @@ def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
         home=dataset.home,
         licence=dataset.licence,
         read=lambda: dataset.read(folder),
-        files={file: folder / file for file in dataset.paths},
+        files={file: folder / file for file in dataset.found(folder)},
     )
 
 
