@@ -30,7 +30,7 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
     """
     import numpy as np
 
-    rows = list(lines(path, newline=""))
+    rows = list(lines(path))
     test = set(np.random.default_rng(42).permutation(len(rows))[: -(-len(rows) // 4)].tolist())
     for i, line in enumerate(rows):
         where = f"{path.name}:{i + 1}"
@@ -208,7 +208,7 @@ def _scaled(answer: Any, scale: str) -> str:
 
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str] | Dropped]]:
-    rows = csv_rows(lines(path, newline=""))
+    rows = csv_rows(lines(path))
     _, names = next(rows, (0, []))
     missing = [column for column in columns if column not in names]
     if missing:

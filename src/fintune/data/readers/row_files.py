@@ -74,7 +74,7 @@ def csv_rows(content: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int
 
 def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     header = next(lines(path), "")
-    rows = csv_rows(lines(path, newline=""), max(",;\t", key=header.count))
+    rows = csv_rows(lines(path), max(",;\t", key=header.count))
     _, names = next(rows, (0, []))
     if not names:
         raise DataError(f"{path} is empty.")

@@ -9,17 +9,14 @@ from typing import IO, Any
 from fintune.errors import DataError
 
 
-def lines(path: Path, newline: str = "\n") -> Iterator[str]:
-    """The lines of a UTF-8 file, with their ends and without a byte order mark.
-
-    Args:
-        newline: what ends a line, as in `open`: "" takes each of the three usual ends.
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, without a byte order mark, line ends kept as "\\n".
 
     Raises:
         DataError: the file is not UTF-8 text; it names the byte.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             yield from stream
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None

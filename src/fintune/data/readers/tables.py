@@ -15,6 +15,7 @@ from typing import Any
 MAX_HEADERS = 4
 """Rows at the top that may be headers."""
 _NUMBER = re.compile(r"[^\w]*(?:US|A|C|HK)?[$€£¥(+\-–]*\s*[\d,.]*\d.*")
+_WORD = re.compile(r"[^\W\d_]{3}")
 _YEAR = re.compile(r"(?:fiscal |fy ?)?'?(?:19|20)\d\d(?:[/–-]\d\d(?:\d\d)?)?", re.IGNORECASE)
 
 
@@ -50,8 +51,8 @@ def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> l
 
 
 def _is_value(cell: str) -> bool:
-    """Whether a cell holds a figure, not a name or a year."""
-    return bool(_NUMBER.fullmatch(cell)) and not _YEAR.fullmatch(cell)
+    """Whether a cell holds a figure, not a name, a year or a date."""
+    return bool(_NUMBER.fullmatch(cell)) and not _YEAR.fullmatch(cell) and not _WORD.search(cell)
 
 
 def _header_rows(rows: list[list[str]]) -> int:
