@@ -132,3 +132,33 @@ def test_the_datas_system_message_stands_in_the_prompt_in_place_of_the_tasks():
     own = template.prompt_text(TASK, Record("What is a bond?", system="Be exact."))
     assert "Be exact." in own and "Be brief." not in own
     assert "Be brief." in template.prompt_text(TASK, Record("What is a bond?"))
+
+
+def test_the_example_recipe_makes_a_sixth_task_without_code(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from fintune.config import load_recipe
+    from fintune.data.datasets import prepare
+
+    monkeypatch.chdir(Path(__file__).parents[3])
+    config = load_recipe("configs/examples/instruction.yaml", [f"data.prepared_dir={tmp_path}/prepared"])
+    prepared = prepare(config, say=lambda _: None)
+    (task,) = prepared.task_set()
+    assert (task.type, task.headline_metrics) == ("instruction", ("f1", "rougeL"))
+    assert {split: len(prepared.records("advice", split)) for split in ("train", "validation", "test")} == {
+        "train": 6,
+        "validation": 2,
+        "test": 2,
+    }
+    template = PromptTemplate(load_tokenizer("smollm2-135m-instruct"), config.training.max_length)
+    for record in prepared.records("advice", "train"):
+        example = template.example(task, record)
+        assert not example.truncated and record.target in template.tokenizer.decode(example.completion_ids)
+
+
+def test_the_last_question_is_never_cut():
+    template = PromptTemplate(load_tokenizer("smollm2-135m-instruct"), max_length=96)
+    record = Record("User: hello\nAssistant: " + "and so on " * 200, "Yes.", "User: Is it due in May?")
+    example = template.example(TASK, record)
+    assert example.truncated and len(example) <= 96
+    assert "User: Is it due in May?" in template.tokenizer.decode(example.prompt_ids)
