@@ -22,7 +22,7 @@ _YEAR = re.compile(r"(?:fiscal |fy ?)?'?(?:19|20)\d\d(?:[/–-]\d\d(?:\d\d)?)?",
 def cell_text(cell: Any) -> str:
     """A cell on one line, without the gaps around signs: `$  27` is `$27`, `( 1.5 )` is `(1.5)`."""
     text = " ".join(str(cell).split())
-    text = re.sub(r"([$€£¥(]) +", r"\1", text)
+    text = re.sub(r"([$€£¥]) +(?=[\d(.\-–—−])|(?<=\() +", r"\1", text)
     return re.sub(r" +([)%])", r"\1", text)
 
 
