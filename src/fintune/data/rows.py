@@ -14,7 +14,7 @@ from fintune.data.quality import MAX_NAMED, Report, Split
 
 MEMORY = "1GB"
 """What DuckDB may use before it goes to disk."""
-COLUMNS = ("id", "text", "question", "target", "group", "source", "time")
+COLUMNS = ("id", "text", "question", "target", "group", "source", "time", "kind", "derivation", "system")
 """Of a split's Parquet file."""
 
 

@@ -21,8 +21,11 @@ from fintune.tasks.base import ClassificationTask, Record, Task
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20
 """Less than so much to read is read by this process alone: starting others would cost more."""
-ROWS_PER_PART = 40
-"""Bits of a row's number that count within its part."""
+ROW_BITS = 40
+"""Of a row's number, those that count within its part."""
+
+OWN = ("time", "kind", "derivation", "system")
+"""Columns of a record's own that nothing here looks into."""
 
 Read = Callable[[], Iterable[Record | Dropped]]
 """Yields a part's records; must be picklable, as a `functools.partial` of a module's function is."""
@@ -82,7 +85,7 @@ def schema() -> Any:
     """
     import pyarrow as pa
 
-    text = ("id", "text", "question", "target", "group", "split", "source", "time")
+    text = ("id", "text", "question", "target", "group", "split", "source", *OWN)
     numbers = {"row": pa.int64(), "number": pa.float64()}
     keys = dict.fromkeys(("key", "ask", "same"), pa.uint64())
     return pa.schema({**dict.fromkeys(text, pa.string()), **numbers, **keys, "label": pa.string()})
@@ -95,7 +98,7 @@ def write_part(part: Part) -> Report:
 
     report = Report()
     columns = schema()
-    row = part.number << ROWS_PER_PART
+    row = part.number << ROW_BITS
     with pq.ParquetWriter(part.path, columns, compression="zstd", compression_level=1) as writer:
         for batch in _batches(check(part.task, part.read(), report, part.labels)):
             rows = list(_rows(batch, part.task, report))
@@ -132,7 +135,7 @@ def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dic
                 "group": record.group,
                 "split": record.split,
                 "source": record.source,
-                "time": record.time,
+                **{name: getattr(record, name) for name in OWN},
                 "key": digest(key),
                 "ask": digest(ask),
                 "same": digest(f"{ask}\0{record.target}"),

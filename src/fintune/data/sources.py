@@ -137,7 +137,7 @@ def _public(dataset: Dataset, folder: Path, setting: str) -> Source:
         home=dataset.home,
         licence=dataset.licence,
         read=functools.partial(dataset.read, folder),
-        files={file: folder / file for file in dataset.paths},
+        files={file: folder / file for file in dataset.found(folder)},
     )
 
 
