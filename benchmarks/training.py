@@ -10,15 +10,20 @@ output says so.
 Systems: `fintune`; `trl_default`, SFTTrainer with its own defaults (gradient checkpointing on, padded
 batches, completion-only loss) as it runs when started plainly; and three other settings of it without
 checkpointing (one batch of 32, batches of 8 sorted by length, packing), to which fintune's allocator is
-lent. "Best" is the fastest of all. `utilisation` is the FLOPs that the computed tokens need
+lent. "Best" is the fastest of all. With `--llamafactory PYTHON` come LLaMA-Factory's defaults, and packing
+without checkpointing. `utilisation` is the FLOPs that the computed tokens need
 (`fintune.training.throughput.FlopCount`) by the measured bf16 matrix peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from harness import STEP, Clock, answer, arguments, child, fintune_trainer, parser, records, save
@@ -44,6 +49,16 @@ TRL: dict[str, dict[str, Any]] = {
     },
 }
 """Settings of SFTTrainer; a step sees 32 examples in each."""
+LLAMA_FACTORY: dict[str, dict[str, Any]] = {
+    "lf_default": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+    "lf_packed": {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 3,
+        "packing": True,
+        "disable_gradient_checkpointing": True,
+    },
+}
+"""Settings of LLaMA-Factory, where `--llamafactory` names a Python that has it."""
 SYSTEMS = {"tfns": ("fintune", *TRL), "mix": ("fintune", "trl_default", "trl_sorted", "trl_packed")}
 """A batch of 32 with a transcript in it does not fit 24 GiB: its logits alone are 6 GB, several times."""
 COUNTS = {"fintune": 192, "tfns": 96, "mix": 64}
@@ -64,12 +79,14 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
     tokenizer = base.load_tokenizer(args.base)
     template = PromptTemplate(tokenizer, args.max_length)
     dtype = base.choose_precision(TrainingConfig()).dtype
-    model = base.load_base_model(BaseModelConfig(name=args.base), dtype)
     lora = LoraConfig(lora_dropout=args.dropout)
     examples = [template.example(tasks[name], record) for name, record in pairs]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         common = arguments(folder)
+        if system in LLAMA_FACTORY:
+            return {**llama_factory(tasks, pairs, lora, common, system, args, tokenizer), "data": data}
+        model = base.load_base_model(BaseModelConfig(name=args.base), dtype)
         if system == "fintune":
             model = lora_config.add_adapter(model, lora)
             trainer = fintune_trainer(model, tokenizer, tasks, examples, common, clock)
@@ -88,6 +105,47 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
         result["tokens_per_second"] = clock.share * tokens / seconds
         result["utilisation"] = clock.share * meter.flops(tokens, targets) / seconds / meter.peak
     return result
+
+
+def llama_factory(
+    tasks: Any,
+    pairs: list[tuple[str, Any]],
+    lora: Any,
+    common: dict[str, Any],
+    system: str,
+    args: argparse.Namespace,
+    tokenizer: Any,
+) -> dict[str, float]:
+    import fintune
+    from fintune.models.base import resolve
+
+    rows = [
+        {
+            "system": tasks[name].instruction,
+            "prompt": _cut(tasks[name], record, tokenizer, args.max_length),
+            "completion": tasks[name].completion(record),
+        }
+        for name, record in pairs
+    ]
+    settings = {
+        **LLAMA_FACTORY[system],
+        **{key: value for key, value in common.items() if key not in ("output_dir", "disable_tqdm")},
+        "cutoff_len": args.max_length,
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "lora_target": ",".join(lora.target_modules),
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(json.dumps(rows))
+        file.flush()
+        script = Path(__file__).with_name("llamafactory_peer.py")
+        command = [args.llamafactory, str(script), file.name, str(resolve(args.base)), json.dumps(settings)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(fintune.__file__).parents[1])}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def trl_trainer(
@@ -145,6 +203,7 @@ def main() -> None:
     flags = parser(__doc__, "fewer systems, no repeats", measure=3)
     flags.add_argument("--workload", nargs="+", choices=("tfns", "mix"), default=("tfns", "mix"))
     flags.add_argument("--base", default="smollm2-135m-instruct")
+    flags.add_argument("--llamafactory", metavar="PYTHON", help="of an environment with LLaMA-Factory")
     flags.add_argument("--dropout", type=float, default=0.0)
     flags.add_argument("--max_length", type=int, default=1024)
     args = flags.parse_args()
@@ -153,15 +212,17 @@ def main() -> None:
         answer(lambda: measure(system, workload, int(count), args))
         return
 
-    passed_on = ["--base", args.base, "--dropout", str(args.dropout), "--max_length", str(args.max_length)]
+    passed_on = ["--llamafactory", args.llamafactory] if args.llamafactory else []
+    passed_on += ["--base", args.base, "--dropout", str(args.dropout), "--max_length", str(args.max_length)]
     flat: dict[str, float] = {}
     for workload in args.workload:
         systems = ("fintune", "trl_default", "trl_packed") if args.quick else SYSTEMS[workload]
+        systems += tuple(LLAMA_FACTORY) if args.llamafactory else ()
         runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
         for _ in range(1 if args.quick else 3):
             for system in systems:
                 count = COUNTS.get(system, COUNTS[workload])
-                lent = system != "trl_default"
+                lent = not system.endswith("_default")
                 runs[system].append(
                     child(
                         __file__,
@@ -183,16 +244,12 @@ def main() -> None:
             flat[f"{workload}_{system}_examples_per_second"] = speed[system]
             flat[f"{workload}_{system}_peak_memory_gib"] = memory[system]
         flat[f"{workload}_vs_trl_default"] = speed["fintune"] / speed["trl_default"]
-        flat[f"{workload}_vs_trl_best"] = speed["fintune"] / max(
-            v for s, v in speed.items() if s != "fintune"
-        )
+        flat[f"{workload}_vs_trl_best"] = speed["fintune"] / max(speed[s] for s in systems if s in TRL)
         utilisation = statistics.median(r["utilisation"] for r in runs["fintune"])
         print(f"fintune computes at {utilisation:.0%} of the measured matrix peak")
         if workload == "tfns":
             flat["utilisation"] = utilisation
-            flat["peak_memory_vs_trl"] = memory["fintune"] / min(
-                v for s, v in memory.items() if s != "fintune"
-            )
+            flat["peak_memory_vs_trl"] = memory["fintune"] / min(memory[s] for s in systems if s in TRL)
     save(args.json, flat)
 
 

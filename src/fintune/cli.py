@@ -131,6 +131,11 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
     _recipe_flags(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    prepare.add_argument(
+        "--commercial_only",
+        action="store_true",
+        help="leave out the datasets whose licence does not allow commercial use",
+    )
 
 
 def _count(text: str) -> int:
@@ -154,7 +159,8 @@ def _recipe(args: argparse.Namespace) -> Any:
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    return [*args.set, *([f"data.dir={args.data_dir}"] if args.data_dir else [])]
+    commercial = ["data.commercial_only=true"] if getattr(args, "commercial_only", False) else []
+    return [*args.set, *([f"data.dir={args.data_dir}"] if args.data_dir else []), *commercial]
 
 
 def _adapter(model_path: str | None) -> str | Path | None:

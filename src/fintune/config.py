@@ -206,7 +206,7 @@ class CustomTaskConfig(_Section):
     """A task defined in YAML alone; its data file is `data.tasks.<name>.file`."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
-    type: Literal["classification", "qa", "summarization", "regression"]
+    type: Literal["classification", "qa", "summarization", "regression", "instruction"]
     instruction: str = Field(min_length=1)
     labels: list[str] = []
 
@@ -232,16 +232,18 @@ class TaskDataConfig(_Section):
     dataset: str | None = None
     """A public dataset by name (`fintune data list`), or `sample`, the built-in one."""
     file: str | None = None
-    """Your own CSV, JSONL or Parquet file (instead of `dataset`)."""
+    """Your own CSV, JSONL, JSON or Parquet file (instead of `dataset`)."""
     validation_file: str | None = None
     test_file: str | None = None
     columns: dict[str, str] = {}
-    """Field (text, target, question, group, split) → your file's column, where the names differ."""
+    """Field (text, target, question, group, split, time) → your file's column, where the names differ."""
     labels: dict[Annotated[str, BeforeValidator(_label)], str] = {}
     """The data's label → the task's label, where they differ."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
+    winsorize: Number = Field(0.005, ge=0, lt=0.5)
+    """Regression's training targets are clipped to this quantile and to 1 minus it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskDataConfig:
@@ -261,6 +263,10 @@ class DataConfig(_Section):
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
+    embargo_days: int = Field(5, ge=0)
+    """Days before a held-out split from which nothing is trained on, where records carry times."""
+    commercial_only: bool = False
+    """Leave out the public datasets whose licence does not allow commercial use."""
     tasks: dict[str, TaskDataConfig] = {}
 
 

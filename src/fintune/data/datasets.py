@@ -1,6 +1,6 @@
 """A recipe in, a prepared dataset on disk out: Parquet splits of every task, with a manifest.
 
-    <prepared_dir>/<task>/{train,validation,test}.parquet     id, text, question, target, group, source
+    <prepared_dir>/<task>/{train,validation,test}.parquet     id, text, question, target, group, source, time
     <prepared_dir>/manifest.json                              sources, checksums, counts, what was dropped
 
 Preparing again with the same recipe, data and code finds the same key in the manifest and does nothing.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections import Counter
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +19,11 @@ from typing import Any
 
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
-from fintune.data.quality import (
-    Report,
-    Split,
-    check,
-    count_conflicts,
-    refuse_empty,
-    remove_duplicates,
-    remove_leaks,
-)
+from fintune.data import splits
+from fintune.data.quality import Report, Split, refuse_empty, refuse_unknown_labels
+from fintune.data.rows import Rows
+from fintune.data.shards import Map, Part, read_parts
 from fintune.data.sources import SAMPLE, Source, find_source
-from fintune.data.splits import carve, subset
 from fintune.errors import DataError
 from fintune.files import atomic_folder, file_sha256, read_json, write_json
 from fintune.tasks import task_from_dict, task_set
@@ -38,7 +32,9 @@ from fintune.tasks.base import Record, Task, TaskSet
 __all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_FORMAT = 1
+FIT_ROWS = 100_000
+"""Training records that a task learns its levels from, at most; a fair sample where there are more."""
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -87,12 +83,24 @@ class PreparedDataset:
         return SAMPLE if SAMPLE in names else ", ".join(names)
 
 
-def prepare(recipe: Recipe, *, force: bool = False, say: Callable[[str], None] = print) -> PreparedDataset:
+def prepare(
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+    workers: int | None = None,
+    mapper: Map | None = None,
+) -> PreparedDataset:
     """Read, check, split and store the data of every task of a recipe.
+
+    Rows stream from the sources to disk, so memory does not grow with their number; neither `workers` nor
+    `mapper` changes a byte of what is written.
 
     Args:
         force: prepare again even if nothing changed.
         say: takes a line for each task.
+        workers: processes that read; None is one a core, and one alone where there is little to read.
+        mapper: reads elsewhere, such as on a Ray cluster.
 
     Raises:
         DataError: a source is missing or cannot be used; the message names task, file and fix.
@@ -110,19 +118,48 @@ def prepare(recipe: Recipe, *, force: bool = False, say: Callable[[str], None] =
 
     manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
     manifest.update(seed=recipe.training.seed, tasks={}, files={})
-    with atomic_folder(folder) as staging:
+    with (
+        atomic_folder(folder) as staging,
+        tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as scratch,
+    ):
+        parts = _parts(tasks, sources, configs, Path(scratch))
+        reports = read_parts(parts, workers, mapper)
         for task in tasks:
-            source = sources[task.name]
-            splits, report = _splits(task, source, configs[task.name], recipe)
-            task.fit(splits["train"])
-            for split, records in splits.items():
-                path = staging / task.name / f"{split}.parquet"
-                _write(path, records, numeric=task.type == "regression")
-                manifest["files"][f"{task.name}/{split}.parquet"] = file_sha256(path)
-            manifest["tasks"][task.name] = _entry(task, source, sums[task.name], splits, report)
+            source, config, report = sources[task.name], configs[task.name], Report()
+            own = [part for part in parts if part.task is task]
+            for part, dropped in zip(parts, reports, strict=True):
+                if part.task is task:
+                    report.merge(dropped)
+            refuse_unknown_labels(task, report)
+            home = Path(scratch) / task.name
+            numeric = task.type == "regression"
+            with Rows([part.path for part in own], home, numeric, report) as rows:
+                labels = _splits(rows, task, source, config, recipe, report)
+                clipped = splits.bounds(rows, config.winsorize) if numeric else None
+                for split in SPLITS:
+                    path = staging / task.name / f"{split}.parquet"
+                    rows.write(split, path, recipe.training.seed, clipped if split == "train" else None)
+                    manifest["files"][f"{task.name}/{split}.parquet"] = file_sha256(path)
+            shutil.rmtree(home)
+            task.fit(_read(staging / task.name / "train.parquet", "train", FIT_ROWS))
+            manifest["tasks"][task.name] = _entry(task, source, sums[task.name], labels, report, clipped)
             say(_line(task.name, manifest["tasks"][task.name], source.note))
         write_json(staging / "manifest.json", manifest)
     return PreparedDataset(folder, manifest)
+
+
+def _parts(
+    tasks: TaskSet, sources: dict[str, Source], configs: dict[str, TaskDataConfig], scratch: Path
+) -> list[Part]:
+    """What every task's source is read in."""
+    parts = []
+    for task in tasks:
+        home = scratch / task.name
+        home.mkdir()
+        for number, (read, size) in enumerate(sources[task.name].parts()):
+            path = home / f"part-{number:05}.parquet"
+            parts.append(Part(number, task, read, configs[task.name].labels, path, size))
+    return parts
 
 
 def load_prepared(folder: str | Path) -> PreparedDataset:
@@ -166,57 +203,63 @@ def _damaged(folder: Path, why: str) -> str:
 
 
 def _splits(
-    task: Task, source: Source, config: TaskDataConfig, recipe: Recipe
-) -> tuple[dict[Split, list[Record]], Report]:
-    """Read and check a source; official splits stay, missing ones are carved from the training pool."""
-    report = Report()
-    labels_key = f"data.tasks.{task.name}.labels"
-    records = check(task, source.read(), report, config.labels, labels_key)
-    seed, by_label = recipe.training.seed, task.type == "classification"
-    pool = [record for record in records if record.split in (None, "train")]
-    validation = [record for record in records if record.split == "validation"]
-    test = [record for record in records if record.split == "test"]
-    if not test and pool:
-        pool, test = carve(pool, recipe.data.test_fraction, seed, by_label)
-    validation = remove_leaks(validation, test, "validation", "test", report)
-    pool = remove_leaks(pool, test, "train", "test", report)
-    pool = remove_leaks(pool, validation, "train", "validation", report)
-    pool = remove_duplicates(pool, report)
-    if not validation and pool:
-        pool, validation = carve(pool, recipe.data.validation_fraction, seed, by_label)
-    report.conflicting = count_conflicts(pool)
-    splits: dict[Split, list[Record]] = {"train": pool, "validation": validation, "test": test}
-    refuse_empty(task, splits, source.dataset, report)
-    limits = (config.max_train, config.max_validation, config.max_test)
-    capped = {
-        split: subset(records, limit, seed, by_label)
-        for (split, records), limit in zip(splits.items(), limits, strict=True)
-    }
-    for split, chosen in capped.items():  # sources are sorted, by company or by label
-        random.Random(f"order-{split}-{seed}").shuffle(chosen)
-    return capped, report
+    rows: Rows, task: Task, source: Source, config: TaskDataConfig, recipe: Recipe, report: Report
+) -> dict[Split, dict[str, int]]:
+    """Give every row its split; official splits stay, missing ones are carved from the training rows.
+
+    Where every training row says when it was known, the latest become the missing splits.
+
+    Returns:
+        Split → label → its number of records, before any limit.
+    """
+    seed, embargo = recipe.training.seed, recipe.data.embargo_days
+
+    def carve(into: Split, fraction: float) -> None:
+        if splits.timed(rows, "train"):
+            splits.carve_by_time(rows, into, fraction)
+        else:
+            splits.carve(rows, into, fraction, seed)
+
+    if not rows.count("test"):
+        carve("test", recipe.data.test_fraction)
+    splits.remove_leaks(rows, "validation", "test")
+    splits.remove_leaks(rows, "train", "test")
+    splits.remove_leaks(rows, "train", "validation")
+    splits.remove_duplicates(rows)
+    if not rows.count("validation"):
+        carve("validation", recipe.data.validation_fraction)
+        splits.remove_leaks(rows, "train", "validation")
+    splits.embargo(rows, "validation", "test", embargo)
+    splits.embargo(rows, "train", "test", embargo)
+    splits.embargo(rows, "train", "validation", embargo)
+    report.conflicting = splits.count_conflicts(rows)
+    whole = {split: rows.labels(split) for split in SPLITS}
+    refuse_empty(task, whole, source.dataset, report)
+    for split, limit in zip(SPLITS, (config.max_train, config.max_validation, config.max_test), strict=True):
+        splits.cap(rows, split, limit, seed)
+    return {split: rows.labels(split) for split in SPLITS}
 
 
 def _entry(
-    task: Task, source: Source, sums: dict[str, str], splits: dict[Split, list[Record]], report: Report
+    task: Task,
+    source: Source,
+    sums: dict[str, str],
+    labels: dict[Split, dict[str, int]],
+    report: Report,
+    clipped: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    labels = {}
-    if task.type == "classification":
-        labels = {
-            split: dict(sorted(Counter(str(record.target) for record in records).items()))
-            for split, records in splits.items()
-        }
     return {
         "task": task.to_dict(),
         "dataset": source.dataset,
         "source": source.home,
         "licence": source.licence,
         "sha256": sums,
-        "counts": {split: len(records) for split, records in splits.items()},
-        "labels": labels,
+        "counts": {split: sum(counts.values()) for split, counts in labels.items()},
+        "labels": labels if task.type == "classification" else {},
         "dropped": dict(report.dropped),
         "dropped_examples": report.named,
         "conflicting_targets_in_train": report.conflicting,
+        "training_targets_clipped_to": list(clipped) if clipped else None,
     }
 
 
@@ -277,13 +320,14 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _write(path: Path, records: list[Record], numeric: bool) -> None:
-    import pyarrow as pa
+def _read(path: Path, split: Split, limit: int) -> list[Record]:
+    """The first records of a split's file."""
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(exist_ok=True)
-    columns = {"id": pa.string(), "text": pa.string(), "question": pa.string()}
-    columns |= {"target": pa.float64() if numeric else pa.string()}
-    columns |= {"group": pa.string(), "source": pa.string()}
-    rows = {name: [getattr(record, name) for record in records] for name in columns}
-    pq.write_table(pa.table(rows, schema=pa.schema(columns)), path, compression="zstd")
+    records: list[Record] = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=8_192):
+            records += [Record(**row, split=split) for row in batch.to_pylist()]
+            if len(records) >= limit:
+                break
+    return records[:limit]

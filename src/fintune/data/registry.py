@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from fintune.data.quality import Dropped
+from fintune.errors import ConfigError
 from fintune.tasks.base import Record
+
+View = Literal["", "forecast", "nowcast"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class RawFile:
 
     path: str
     sha256: str | None
-    """The checksum of the file as it was when its reader was tested; None where it is not known."""
+    """The checksum of the file as it was when its reader was tested; None where no copy was at hand."""
     upstream: str | None = None
     """Its path in the dataset's repository; None for an archive of the whole repository."""
     others: tuple[Origin, ...] = ()
     """Where else it is had, tried in this order after the repository."""
+    optional: bool = False
+    """Read where it is found; the dataset is complete enough without it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,12 @@ class Dataset:
     """The GitHub repository its files are downloaded from."""
     commit: str
     files: tuple[RawFile, ...]
+    commercial: bool | None = None
+    """Whether its licence allows commercial use; None where it does not say."""
+    view: View = ""
+    """forecast: the text was known before what it is asked for; nowcast: it may not have been."""
+    labels: tuple[str, ...] = ()
+    """Of a classification dataset."""
 
     def url(self, file: RawFile) -> str:
         """Where a file is had, pinned to a commit."""
@@ -82,13 +94,18 @@ class Dataset:
 
     @property
     def paths(self) -> list[str]:
-        return [file.path for file in self.files]
+        """The files it cannot be read without."""
+        return [file.path for file in self.files if not file.optional]
+
+    def found(self, folder: Path) -> list[str]:
+        """The files that are read: those it needs, and the optional ones that are there."""
+        return [file.path for file in self.files if not file.optional or (folder / file.path).is_file()]
 
     def read(self, folder: Path) -> Iterator[Record | Dropped]:
         """The records of the files below a data folder."""
         module, function = self.reader.split(":")
         reader = getattr(importlib.import_module(f"fintune.data.readers.{module}"), function)
-        yield from reader(*(folder / path for path in self.paths))
+        yield from reader(*(folder / path for path in self.found(folder)))
 
 
 def _twitter_on_the_hub(name: str, sha256: str) -> Origin:
@@ -126,6 +143,8 @@ _ALL = (
                 ),
             ),
         ),
+        commercial=False,
+        labels=("positive", "negative", "neutral"),
     ),
     Dataset(
         name="twitter_financial_news",
@@ -158,12 +177,14 @@ _ALL = (
                 ),
             ),
         ),
+        commercial=True,
+        labels=("bullish", "bearish", "neutral"),
     ),
     Dataset(
         name="ectsum",
         title="ECTSum (Mukherjee et al., 2022): earnings calls and bullet points",
         type="summarization",
-        licence="GPL-3.0 (its repository)",
+        licence="GPL-3.0 (its repository; copyleft)",
         home="https://github.com/rajdeep345/ECTSum",
         reader="ectsum:ectsum",
         repository="rajdeep345/ECTSum",
@@ -174,6 +195,7 @@ _ALL = (
                 "a41b961362384566e80bc0123a7cb467dec3d89e75878ed9cd69467afcfd9759",
             ),
         ),
+        commercial=True,
     ),
     Dataset(
         name="financial_qa_10k",
@@ -191,10 +213,11 @@ _ALL = (
                 "data/Financial-QA-10k.csv",
             ),
         ),
+        commercial=True,
     ),
     Dataset(
         name="tatqa",
-        title="TAT-QA (Zhu et al., 2021), development part: questions on tables and text",
+        title="TAT-QA (Zhu et al., 2021): questions on tables and text",
         type="qa",
         licence="CC BY 4.0",
         home="https://github.com/NExTplusplus/TAT-QA",
@@ -207,7 +230,12 @@ _ALL = (
                 "8da095a819af6db3c14877c6df2d4d29960e41d1a63dd1fa853507bd2a616af5",
                 "dataset_raw/tatqa_dataset_dev.json",
             ),
+            *(
+                RawFile(f"tatqa/{name}", None, f"dataset_raw/{name}", optional=True)
+                for name in ("tatqa_dataset_train.json", "tatqa_dataset_test_gold.json")
+            ),
         ),
+        commercial=True,
     ),
     Dataset(
         name="fiqa_sa",
@@ -240,10 +268,11 @@ _ALL = (
                 "data/task1_post_ABSA_test.json",
             ),
         ),
+        commercial=False,
     ),
     Dataset(
         name="stocknet",
-        title="StockNet (Xu and Cohen, 2018): tweets on stocks and daily prices",
+        title="StockNet (Xu and Cohen, 2018), forecast: tweets on a stock, and the move that follows",
         type="regression",
         licence="MIT",
         home="https://github.com/yumoxu/stocknet-dataset",
@@ -256,9 +285,74 @@ _ALL = (
                 "69987b7548e1ec226c2a851aa004ec077634d6ad8c2a28555fd8f0c88a66f1d5",
             ),
         ),
+        commercial=True,
+        view="forecast",
     ),
 )
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+_BY_NAME = {dataset.name: dataset for dataset in _ALL}
+_FINQA = (
+    Dataset(
+        name="finqa",
+        title="FinQA (Chen et al., 2021): questions that need a computation",
+        type="qa",
+        licence="MIT",
+        home="https://github.com/czyssrs/FinQA",
+        reader="finqa:finqa",
+        repository="czyssrs/FinQA",
+        commit="0f16e2867befa6840783e58be38c9efb9229d742",
+        files=tuple(
+            RawFile(f"finqa/{name}", None, f"dataset/{name}")
+            for name in ("train.json", "dev.json", "test.json")
+        ),
+        commercial=True,
+    ),
+    Dataset(
+        name="convfinqa",
+        title="ConvFinQA (Chen et al., 2022): conversations of such questions",
+        type="qa",
+        licence="MIT",
+        home="https://github.com/czyssrs/ConvFinQA",
+        reader="finqa:convfinqa",
+        repository="czyssrs/ConvFinQA",
+        commit="cf3eed2d5984960bf06bb8145bcea5e80b0222a6",
+        files=(RawFile("convfinqa/data.zip", None, "data.zip"),),
+        commercial=True,
+    ),
+)
+_OTHER_VIEWS = (
+    replace(
+        _BY_NAME["twitter_financial_news"],
+        name="twitter_sentiment",
+        title="Twitter Financial News as sentiment: bullish is positive, bearish negative",
+        reader="public:twitter_sentiment",
+        labels=("positive", "negative", "neutral"),
+    ),
+    replace(
+        _BY_NAME["fiqa_sa"],
+        name="fiqa_sentiment",
+        title="FiQA 2018, task 1, as labels: negative below -0.1, positive from 0.1 on",
+        type="classification",
+        reader="public:fiqa_sentiment",
+        labels=("positive", "negative", "neutral"),
+    ),
+    replace(
+        _BY_NAME["stocknet"],
+        name="stocknet_nowcast",
+        title="StockNet, nowcast: tweets on a stock, and the move of the same session",
+        reader="stocknet:stocknet_nowcast",
+        view="nowcast",
+    ),
+    replace(
+        _BY_NAME["stocknet"],
+        name="stocknet_movement",
+        title="StockNet, forecast as a label: up or down; small moves left out, as in the paper",
+        type="classification",
+        reader="stocknet:stocknet_movement",
+        labels=("up", "down"),
+    ),
+)
+"""The same files, read for another task."""
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (*_ALL, *_FINQA, *_OTHER_VIEWS)}
 
 DEFAULTS = {
     "sentiment": "financial_phrasebank",
@@ -268,3 +362,27 @@ DEFAULTS = {
     "regression": "stocknet",
 }
 """The public dataset of each built-in task."""
+
+COMMERCIAL_DEFAULTS = {"sentiment": "twitter_sentiment"}
+"""What stands in for a built-in task's dataset that does not allow commercial use."""
+
+
+def check_views(names: Iterable[str]) -> None:
+    """Refuse a forecast beside a nowcast: their figures must never stand in one table.
+
+    Args:
+        names: the datasets of a recipe's tasks; names of other sources are passed over.
+
+    Raises:
+        ConfigError: there are two views among them.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        if name in DATASETS and (view := DATASETS[name].view):
+            first.setdefault(view, name)
+    if len(first) > 1:
+        (one, name), (other, second) = list(first.items())[:2]
+        raise ConfigError(
+            f"data.tasks mixes two views: {name} is a {one}, {second} a {other}, and a table must not hold "
+            "both: run each in a recipe of its own."
+        )

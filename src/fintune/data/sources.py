@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
 from fintune.data.download import DEFAULT_DIR, QUICK, download, get, is_set
 from fintune.data.quality import Dropped
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
+from fintune.data.shards import Read
 from fintune.errors import ConfigError, DataError
 from fintune.files import file_sha256
 from fintune.tasks.base import Record, Task
@@ -49,12 +52,16 @@ class Source:
     """What tables call it: a dataset's name, `built-in sample`, a file, or the plug-in."""
     home: str
     licence: str
-    read: Callable[[], Iterator[Record | Dropped]]
+    read: Read
     files: Mapping[str, Path] = field(default_factory=dict)
     content: str = ""
     """What stands for the content where there is no file."""
     note: str = ""
     """Why this source, where that is not plain."""
+
+    def parts(self) -> list[tuple[Read, int]]:
+        """What its records can be read in, in order, each with the bytes there are to read."""
+        return [(self.read, sum(path.stat().st_size for path in self.files.values()))]
 
     def sha256(self) -> dict[str, str]:
         """The checksum of each file that is read.
@@ -234,18 +241,20 @@ def _public(dataset: Dataset, folders: Folders) -> Source:
         dataset=dataset.name,
         home=dataset.home,
         licence=dataset.licence,
-        read=lambda: dataset.read(folder),
-        files={file: folder / file for file in dataset.paths},
+        read=functools.partial(dataset.read, folder),
+        files={file: folder / file for file in dataset.found(folder)},
     )
 
 
 def _sample(name: str, note: str) -> Source:
-    def read() -> Iterator[Record | Dropped]:
-        from fintune.data.sample import sample_records
-
-        yield from sample_records(name)
-
+    read = functools.partial(_sample_records, name)
     return Source(SAMPLE, "fintune.data.sample", "Apache-2.0", read, note=note)
+
+
+def _sample_records(name: str) -> Iterator[Record | Dropped]:
+    from fintune.data.sample import sample_records
+
+    yield from sample_records(name)
 
 
 def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
@@ -256,14 +265,18 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
             key = f"data.tasks.{name}.{f'{split}_file' if split else 'file'}"
             raise DataError(f"There is no file {path} (named by {key}; looked for it from {Path.cwd()}).")
 
-    def read() -> Iterator[Record | Dropped]:
-        from fintune.data.readers.own_file import read_own_file
-
-        for split, path in paths.items():
-            yield from read_own_file(path, task, config.columns, f"data.tasks.{name}.columns", split or None)
-
+    read = functools.partial(_own_records, paths, task, config.columns, f"data.tasks.{name}.columns")
     files = {str(path): path for path in paths.values()}
     return Source(str(config.file), str(config.file), "your own", read, files)
+
+
+def _own_records(
+    paths: Mapping[str, Path], task: Task, columns: Mapping[str, str], key: str
+) -> Iterator[Record | Dropped]:
+    from fintune.data.readers.own_file import read_own_file
+
+    for split, path in paths.items():
+        yield from read_own_file(path, task, columns, key, split or None)
 
 
 def _plugin(task: Task) -> Source:
@@ -275,14 +288,16 @@ def _plugin(task: Task) -> Source:
             f"dataset with data.tasks.{task.name}.dataset."
         ) from None
 
-    def read() -> Iterator[Record | Dropped]:
-        from fintune.data.readers.own_file import record_of
-
-        for number, row in enumerate(rows, start=1):
-            yield record_of(row, task, f"{task.name}:{number}", None)
-
+    read = functools.partial(_plugin_records, rows, task)
     content = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
     return Source(f"{task.name} (plug-in)", type(task).__module__, "the plug-in's", read, content=content)
+
+
+def _plugin_records(rows: list[dict[str, Any]], task: Task) -> Iterator[Record | Dropped]:
+    from fintune.data.readers.own_file import record_of
+
+    for number, row in enumerate(rows, start=1):
+        yield record_of(row, task, f"{task.name}:{number}", None)
 
 
 def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = print) -> None:

@@ -1,90 +1,234 @@
-"""Seeded splits and subsets: stratified by label, exact, and never through the middle of a group.
+"""Which rows go where: seeded or by time, stratified by label, exact, and never through a group.
 
-Records in, records out, in their order; knows nothing of tasks or files.
+Every function changes a table of `Rows` in SQL, so that none holds more in memory than DuckDB is given.
 """
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping
 
-from fintune.data.quality import text_key
-from fintune.tasks.base import Record
-
-
-def clusters(records: Sequence[Record]) -> list[list[int]]:
-    """Indices of records that belong together: linked by the same text or the same group."""
-    parent = list(range(len(records)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[tuple[str, str], int] = {}
-    for i, record in enumerate(records):
-        keys = [("text", text_key(record.text))] + ([("group", record.group)] if record.group else [])
-        for key in keys:
-            parent[root(i)] = root(first.setdefault(key, i))
-    members: dict[int, list[int]] = {}
-    for i in range(len(records)):
-        members.setdefault(root(i), []).append(i)
-    return list(members.values())
+from fintune.data.quality import Split
+from fintune.data.rows import Rows
 
 
-def carve(
-    records: Sequence[Record], fraction: float, seed: int, by_label: bool
-) -> tuple[list[Record], list[Record]]:
-    """Split off about `fraction` of the records; returns (the rest, what was split off).
+def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
+    """Drop the rows of `split` whose text or group also occurs in `held_out`, which stays as it is."""
+    for column, reason in (
+        ("key", f"{split} texts also in {held_out}"),
+        ("grp", f"{split} records of a group also in {held_out}"),
+    ):
+        there = f"SELECT {column} FROM r WHERE gone IS NULL AND split = $held_out AND {column} IS NOT NULL"
+        rows.drop(reason, f"split = $split AND {column} IN ({there})", split=split, held_out=held_out)
 
-    Exactly round(fraction · n) records, at least 1, are split off when no two belong together, each
-    label as near its share as whole numbers allow. Clusters are taken whole, in a seeded order, while
-    they fit; the smallest one is taken where none fits.
+
+def remove_duplicates(rows: Rows) -> None:
+    """Keep the first of the training rows with the same text, question and target."""
+    rows.db.execute(
+        """
+        CREATE OR REPLACE TABLE first AS
+        SELECT same, min(row) AS row, arg_min(id, row) AS id FROM r
+        WHERE gone IS NULL AND split = 'train' GROUP BY same HAVING count(*) > 1
+        """
+    )
+    rows.drop(
+        "exact duplicates in train",
+        "split = 'train' AND EXISTS (SELECT 1 FROM first f WHERE f.same = r.same AND f.row < r.row)",
+        why="concat('repeats ', (SELECT f.id FROM first f WHERE f.same = r.same))",
+    )
+
+
+def count_conflicts(rows: Rows) -> int:
+    """The number of training texts (with their question) that have more than one target."""
+    return int(
+        rows.value(
+            """
+            SELECT count(*) FROM (
+                SELECT ask FROM r WHERE gone IS NULL AND split = 'train'
+                GROUP BY ask HAVING count(DISTINCT same) > 1
+            )
+            """
+        )
+    )
+
+
+def carve(rows: Rows, into: Split, fraction: float, seed: int) -> None:
+    """Move about `fraction` of the training rows into another split.
+
+    Exactly round(fraction · n) rows, at least 1, are moved when no two belong together, each label as near
+    its share as whole numbers allow. Rows that belong together (the same text or group) move together:
+    clusters are taken whole, in a seeded order, while they fit; the smallest one where none fits.
     """
-    quota = _shares(records, max(1, round(fraction * len(records))), by_label)
-    groups = clusters(records)
-    random.Random(f"carve-{seed}").shuffle(groups)
-    carved: set[int] = set()
-    for group in groups:
-        need = Counter(_label(records[i], by_label) for i in group)
-        if all(quota[label] >= count for label, count in need.items()):
-            quota.subtract(need)
-            carved.update(group)
-    if not carved and len(groups) > 1:
-        carved.update(sorted(groups, key=len)[0])
-    rest = [record for i, record in enumerate(records) if i not in carved]
-    return rest, [record for i, record in enumerate(records) if i in carved]
+    counts = rows.labels("train")
+    total = sum(counts.values())
+    if not total:
+        return
+    quota = _shares(counts, max(1, round(fraction * total)))
+    _find_clusters(rows)
+    rows.db.execute(
+        """
+        CREATE OR REPLACE TABLE cluster AS
+        SELECT c, label, count(*) AS size, md5_number_lower(concat($seed, '-', $into, '-', c)) AS place
+        FROM member JOIN r USING (row) GROUP BY c, label
+        """,
+        {"seed": seed, "into": into},
+    )
+    rows.db.execute("CREATE OR REPLACE TABLE moved (c BIGINT)")
+    while _take(rows, quota):
+        pass
+    if not rows.value("SELECT count(*) FROM moved"):
+        rows.db.execute(
+            """
+            INSERT INTO moved SELECT c FROM cluster WHERE (SELECT count(DISTINCT c) FROM cluster) > 1
+            GROUP BY c ORDER BY sum(size), min(place), c LIMIT 1
+            """
+        )
+    rows.db.execute(
+        "UPDATE r SET split = $into WHERE row IN (SELECT row FROM member JOIN moved USING (c))",
+        {"into": into},
+    )
 
 
-def subset(records: Sequence[Record], limit: int | None, seed: int, by_label: bool) -> list[Record]:
-    """At most `limit` records, chosen by the seed, labels in their shares and at least one of each."""
-    if limit is None or len(records) <= limit:
-        return list(records)
-    quota = _shares(records, limit, by_label)
+def _take(rows: Rows, quota: dict[str, int]) -> bool:
+    """Take the clusters that fit, in order, up to the first that no longer does; False when none fits.
+
+    One that is passed by is looked at again in the next round, with what room is left then.
+    """
+    rows.db.execute("CREATE OR REPLACE TABLE room (label VARCHAR, free BIGINT)")
+    rows.db.executemany("INSERT INTO room VALUES (?, ?)", list(quota.items()))
+    rows.db.execute(
+        """
+        CREATE OR REPLACE TABLE taken AS
+        WITH fits AS (
+            SELECT c FROM cluster JOIN room USING (label) GROUP BY c HAVING bool_and(size <= free)
+        ), running AS (
+            SELECT c, free, sum(size) OVER (PARTITION BY label ORDER BY place, c) AS upto
+            FROM cluster JOIN fits USING (c) JOIN room USING (label)
+        )
+        SELECT c FROM running GROUP BY c HAVING bool_and(upto <= free)
+        """
+    )
+    for label, size in rows.query("SELECT label, sum(size) FROM cluster JOIN taken USING (c) GROUP BY label"):
+        quota[label] -= int(size)
+    rows.db.execute("INSERT INTO moved SELECT c FROM taken")
+    rows.db.execute("DELETE FROM cluster WHERE c IN (SELECT c FROM taken)")
+    return bool(rows.value("SELECT count(*) FROM taken"))
+
+
+def _find_clusters(rows: Rows) -> None:
+    """Make the table `member` (row, c) of the training rows: rows linked by a text or a group share a c.
+
+    Labels spread along texts and groups until none changes: as many rounds as a chain of links is long.
+    """
+    rows.db.execute(
+        """
+        CREATE OR REPLACE TABLE member AS
+        SELECT row, key, grp, min(row) OVER (PARTITION BY key) AS c FROM r
+        WHERE gone IS NULL AND split = 'train'
+        """
+    )
+    if not rows.value("SELECT count(*) FROM member WHERE grp IS NOT NULL"):
+        return
+    while True:
+        before = rows.value("SELECT sum(c) FROM member")
+        for link in ("grp", "key"):
+            rows.db.execute(
+                f"""
+                CREATE OR REPLACE TABLE lowest AS
+                SELECT {link}, min(c) AS c FROM member WHERE {link} IS NOT NULL GROUP BY {link}
+                """
+            )
+            rows.db.execute(
+                f"UPDATE member SET c = lowest.c FROM lowest WHERE member.{link} = lowest.{link} "
+                "AND member.c <> lowest.c"
+            )
+        if rows.value("SELECT sum(c) FROM member") == before:
+            return
+
+
+def timed(rows: Rows, split: Split) -> bool:
+    """Whether every row of a split says when it was known."""
+    return rows.count(split) > 0 and not rows.value(
+        "SELECT count(*) FROM r WHERE gone IS NULL AND split = $split AND time IS NULL", split=split
+    )
+
+
+def carve_by_time(rows: Rows, into: Split, fraction: float) -> None:
+    """Move the latest `fraction` of the training rows into another split, whole days."""
+    last = rows.value(
+        """
+        SELECT left(time, 10) FROM r WHERE gone IS NULL AND split = 'train'
+        ORDER BY time DESC, row LIMIT 1 OFFSET $place
+        """,
+        place=max(0, round(fraction * rows.count("train")) - 1),
+    )
+    rows.db.execute(
+        "UPDATE r SET split = $into WHERE gone IS NULL AND split = 'train' AND left(time, 10) >= $last",
+        {"into": into, "last": last},
+    )
+
+
+def embargo(rows: Rows, split: Split, held_out: Split, days: int) -> None:
+    """Drop the rows of `split` known within `days` days before the first of `held_out`, or after it.
+
+    What is left ends before the held-out split begins, with room for features and targets that span days
+    (López de Prado, 2018, chapter 7). Nothing is dropped where times are not known.
+    """
+    begin = rows.value(
+        "SELECT min(left(time, 10)) FROM r WHERE gone IS NULL AND split = $split", split=held_out
+    )
+    if begin is None or not timed(rows, held_out):
+        return
+    end = (datetime.date.fromisoformat(begin) - datetime.timedelta(days=days)).isoformat()
+    rows.drop(
+        f"{split} records within {days} days of the {held_out} split",
+        "split = $split AND left(time, 10) >= $limit",
+        split=split,
+        limit=end,
+    )
+
+
+def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
+    """Leave at most `limit` rows of a split, chosen by the seed: labels in their shares, and each of them."""
+    counts = rows.labels(split)
+    if limit is None or sum(counts.values()) <= limit:
+        return
+    quota = _shares(counts, limit)
     if limit >= len(quota):
         for label in [label for label, count in quota.items() if count == 0]:
             quota[max(quota, key=lambda name: quota[name])] -= 1
             quota[label] = 1
-    order = list(range(len(records)))
-    random.Random(f"subset-{seed}").shuffle(order)
-    chosen: set[int] = set()
-    for i in order:
-        label = _label(records[i], by_label)
-        if quota[label] > 0:
-            quota[label] -= 1
-            chosen.add(i)
-    return [record for i, record in enumerate(records) if i in chosen]
+    rows.db.execute("CREATE OR REPLACE TABLE room (label VARCHAR, free BIGINT)")
+    rows.db.executemany("INSERT INTO room VALUES (?, ?)", list(quota.items()))
+    rows.db.execute(
+        """
+        DELETE FROM r WHERE row IN (
+            SELECT row FROM r JOIN room USING (label) WHERE gone IS NULL AND split = $split
+            QUALIFY row_number() OVER (
+                PARTITION BY label ORDER BY md5_number_lower(concat($seed, '-subset-', row)), row
+            ) > free
+        )
+        """,
+        {"split": split, "seed": seed},
+    )
 
 
-def _label(record: Record, by_label: bool) -> str:
-    return str(record.target) if by_label else ""
+def bounds(rows: Rows, share: float) -> tuple[float, float] | None:
+    """The `share` and `1 - share` quantiles of the training targets; None where nothing is to be clipped."""
+    ((low, high),) = rows.query(
+        """
+        SELECT quantile_cont(number, $low), quantile_cont(number, $high) FROM r
+        WHERE gone IS NULL AND split = 'train'
+        """,
+        low=share,
+        high=1 - share,
+    )
+    return (low, high) if share and low is not None else None
 
 
-def _shares(records: Sequence[Record], total: int, by_label: bool) -> Counter[str]:
-    """How many of `total` records each label gets: proportional, by largest remainder."""
+def _shares(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """How many of `total` rows each label gets: proportional, by largest remainder."""
     from fintune.data.sampling import quotas
 
-    counts = Counter(_label(record, by_label) for record in records)
-    return Counter(quotas({label: count / len(records) for label, count in counts.items()}, total))
+    rows = sum(counts.values())
+    return quotas({label: count / rows for label, count in counts.items()}, total)

@@ -38,16 +38,13 @@ class PromptTemplate:
 
     def prompt_text(self, task: Task, record: Record) -> str:
         """The rendered prompt, up to where the answer begins."""
-        body = task.body(record)
+        system, body = task.system(record), task.body(record)
         if self._style == "plain":
-            return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=task.instruction, body=body)
+            return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
         if self._style == "system":
-            messages = [
-                {"role": "system", "content": task.instruction},
-                {"role": "user", "content": body},
-            ]
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": body}]
         else:
-            messages = [{"role": "user", "content": f"{task.instruction}\n\n{body}"}]
+            messages = [{"role": "user", "content": f"{system}\n\n{body}"}]
         return self._render(messages)
 
     def completion_ids(self, text: str) -> list[int]:

@@ -21,6 +21,7 @@ _MEASURES = {
     "regression": "mae",
     "qa": "f1",
     "summarization": "rougeL",
+    "instruction": "f1",
 }
 """Type → the measure that is compared across text lengths: the mean of the first one of `score_examples`
 (of its complement, for classification)."""

@@ -116,6 +116,19 @@ def qa_metrics(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, 
     return {"exact_match": sum(exact) / len(exact), "f1": sum(f1) / len(f1)}
 
 
+def instruction_metrics(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """Token F1 by the SQuAD rules (see `answer_scores`) and ROUGE-L, averaged over the examples.
+
+    Raises:
+        DataError: there are no examples.
+        MissingExtraError: the package rouge-score is not installed.
+    """
+    _check(targets, predictions)
+    f1 = [answer_scores(t, p)[1] for t, p in zip(targets, predictions, strict=True)]
+    rouge = _rouge_scores(targets, predictions)["rougeL"]
+    return {"f1": sum(f1) / len(f1), "rougeL": sum(rouge) / len(rouge)}
+
+
 def _rouge_scores(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, list[float]]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -146,7 +159,7 @@ def score_examples(
     """The measures of a task example by example, the one that ranks errors first; {} for an unknown type.
 
     Classification: `correct` (1 or 0); regression: `absolute_error`, `squared_error`; qa: `f1`,
-    `exact_match`; summarization: `rougeL`, `rouge1`, `rouge2`.
+    `exact_match`; summarization: `rougeL`, `rouge1`, `rouge2`; instruction: `f1`, `rougeL`.
     """
     targets = [str(r.target) for r in records]
     answers = [str(p.value) for p in predictions]
@@ -161,6 +174,9 @@ def score_examples(
     if task.type == "summarization":
         scores = _rouge_scores([task.completion(r) for r in records], answers)
         return {name: scores[name] for name in ("rougeL", "rouge1", "rouge2")}
+    if task.type == "instruction":
+        f1 = [answer_scores(t, a)[1] for t, a in zip(targets, answers, strict=True)]
+        return {"f1": f1, "rougeL": _rouge_scores(targets, answers)["rougeL"]}
     return {}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fintune.config import Recipe
+from fintune.data.licences import commercial_use
 from fintune.files import atomic_write
 from fintune.models.base import public_name
 
@@ -22,7 +23,8 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
     }
     data = prepared.manifest["tasks"]
     rows = "\n".join(
-        f"| {name} | {d['dataset']} | {d.get('licence') or 'not stated'} | {d['counts']['train']} |"
+        f"| {name} | {d['dataset']} | {d.get('licence') or 'not stated'} | {commercial_use(d['dataset'])} "
+        f"| {d['counts']['train']} |"
         for name, d in data.items()
     )
     training, machine = facts.get("training"), facts["machine"]
@@ -57,8 +59,8 @@ of the model). Tasks: {", ".join(data)}.
 
 ## Data
 
-| task | dataset | licence | training examples |
-| --- | --- | --- | --- |
+| task | dataset | licence | commercial use | training examples |
+| --- | --- | --- | --- | --- |
 {rows}
 
 ## Training

@@ -13,6 +13,7 @@ from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe
 from fintune.errors import ConfigError
 from fintune.tasks.base import (
     ClassificationTask,
+    InstructionTask,
     Prediction,
     QATask,
     Record,
@@ -25,7 +26,8 @@ from fintune.tasks.base import (
 __all__ = ["Prediction", "Record", "Task", "TaskSet", "known_tasks", "register", "task_from_dict", "task_set"]
 
 _KINDS: dict[str, type[Task]] = {
-    kind.type: kind for kind in (ClassificationTask, RegressionTask, QATask, SummarizationTask)
+    kind.type: kind
+    for kind in (ClassificationTask, RegressionTask, QATask, SummarizationTask, InstructionTask)
 }
 _registered: dict[str, Task] = {}
 

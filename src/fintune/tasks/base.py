@@ -26,7 +26,7 @@ class Record:
     target: str | float | None = None
     """The label or text, or for regression the number; None when only predicting."""
     question: str | None = None
-    """The question of a qa example."""
+    """The question of a qa example, or the last turn of a conversation."""
     group: str = ""
     """Records of one group (same text, company or sentence) never end in different splits."""
     split: Literal["train", "validation", "test"] | None = None
@@ -35,6 +35,12 @@ class Record:
     """When the text was known, in UTC and ISO 8601 (a date, or date and time); "" where a source has none."""
     id: str = ""
     source: str = ""
+    kind: str = ""
+    """What sort of example it is: TAT-QA's answer type, FinQA's operations, StockNet's view."""
+    derivation: str = ""
+    """How the target was computed, where its dataset says: never part of a prompt."""
+    system: str = ""
+    """A system message of the example's own, in place of the task's instruction."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,12 @@ class Task:
         self.name = name
         self.instruction = instruction
 
+    def system(self, record: Record) -> str:
+        """The system message: the instruction, or the example's own."""
+        return record.system or self.instruction
+
     def body(self, record: Record) -> str:
-        """The user's message: what differs between examples (the instruction is the system message)."""
+        """The user's message: what differs between examples."""
         return record.text
 
     def with_text(self, record: Record, text: str) -> Record:
@@ -297,6 +307,26 @@ class SummarizationTask(Task):
         return summarization_metrics(
             [self.completion(r) for r in records], [str(p.value) for p in predictions]
         )
+
+
+class InstructionTask(Task):
+    """Anything that is asked and answered in free text: `messages`, ShareGPT or Alpaca rows.
+
+    The system message is the data's own where it has one. Of a conversation the last assistant turn is the
+    target; what came before it is `text`, and the last user turn is `question`, which is never cut.
+    """
+
+    type = "instruction"
+    max_new_tokens = 128
+    headline_metrics = ("f1", "rougeL")
+
+    def body(self, record: Record) -> str:
+        return f"{record.text}\n\n{record.question}" if record.question else record.text
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        from fintune.evaluation.metrics import instruction_metrics
+
+        return instruction_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])
 
 
 @dataclass

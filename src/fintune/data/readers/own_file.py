@@ -1,21 +1,24 @@
-"""A user's own CSV, TSV, JSONL or Parquet file: rows with any column names in, records out."""
+"""A user's own CSV, TSV, JSONL, JSON or Parquet file: rows with any column names in, records out.
+
+Rows are read as they come: memory does not grow with the file.
+"""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import math
 from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from fintune.data.quality import Dropped
+from fintune.data.readers.instructions import fields_of, shape_of
+from fintune.data.readers.row_files import open_rows
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 
-FIELDS = ("text", "target", "question", "group", "split")
+FIELDS = ("text", "target", "question", "group", "split", "time")
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -25,10 +28,8 @@ _USUAL_NAMES = {
     "text": ("sentence", "headline", "context", "document", "article", "body", "content", "news", "input"),
     "target": ("label", "sentiment", "answer", "summary", "score", "output", "class", "value"),
     "question": ("query", "q"),
+    "time": ("date", "datetime", "timestamp", "published", "created_at"),
 }
-
-Row = tuple[int, dict[str, Any] | str]
-"""A line (or row) number from 1, with the row's values by column, or why there are none."""
 
 
 def read_own_file(
@@ -44,42 +45,46 @@ def read_own_file(
     Raises:
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
-    names, rows = _open(path)
     required = ("text", "target", *(("question",) if task.type == "qa" else ()))
-    column_of = _columns(path, names, task, columns, required, f"Map it in the recipe, such as  {key}: ")
-    for number, row in rows:
+    fix = f"Map it in the recipe, such as  {key}: "
+    for number, fields in _fields(path, task, columns, required, fix):
         where = f"{path.name}:{number}"
-        if isinstance(row, str):
-            yield Dropped("malformed rows", where, row)
+        if isinstance(fields, str):
+            yield Dropped("malformed rows", where, fields)
         else:
-            fields = {field: row.get(column) for field, column in column_of.items()}
             yield record_of(fields, task, where, split)
 
 
 def read_inputs(path: Path, task: Task) -> Iterator[Record | Dropped]:
     """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
 
+    An instruction task takes conversations too, up to their last user turn.
+
     Raises:
         DataError: the file is missing, empty or of an unknown kind, or lacks a column.
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
-    names, rows = _open(path)
     required = ("text", "question") if task.type == "qa" else ("text",)
-    column_of = _columns(path, names, task, {}, required, "Rename a column, such as  ")
-    for number, row in rows:
+    rows = _fields(path, task, {}, required, "Rename a column, such as  ", answered=False)
+    for number, fields in rows:
         where = f"{path.name}:{number}"
-        if isinstance(row, str):
-            yield Dropped("malformed rows", where, row)
+        if isinstance(fields, str):
+            yield Dropped("malformed rows", where, fields)
             continue
-        fields = {field: _text(row.get(column_of[field])) for field in required}
-        record = Record(fields["text"], question=fields.get("question"), id=_text(row.get("id")) or where)
+        asked = fields.get("question") if task.type in ("qa", "instruction") else None
+        record = Record(
+            _text(fields.get("text")),
+            question=_text(asked) if task.type == "qa" else _text(asked) or None,
+            id=_text(fields.get("id")) or where,
+            system=_text(fields.get("system")),
+        )
         problem = task.input_problem(record)
         yield Dropped("malformed rows", where, problem) if problem else record
 
 
 def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | None) -> Record | Dropped:
-    """A record of `text`, `target` and, where there are any, `question`, `group` and `split`."""
+    """A record of `text`, `target` and, where there are any, `question`, `group`, `split` and `time`."""
     target: Any = fields.get("target")
     if task.type == "regression":
         try:
@@ -92,14 +97,21 @@ def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | No
         split = _SPLITS.get(named.casefold())
         if split is None:
             return Dropped("malformed rows", where, f"the split {named!r} is not train, validation or test")
+    try:
+        time = _time(fields.get("time"))
+    except ValueError:
+        why = f"the time {fields['time']!r} is not a date such as 2015-07-31 or 2015-07-31T20:00:00+00:00"
+        return Dropped("malformed rows", where, why)
     return Record(
         text=_text(fields.get("text")),
         target=target,
         question=_text(fields.get("question")) or None,
         group=_text(fields.get("group")),
         split=split,  # type: ignore[arg-type]
+        time=time,
         id=where,
         source=where.rpartition(":")[0],
+        system=_text(fields.get("system")),
     )
 
 
@@ -112,27 +124,70 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _columns(
+def _time(value: Any) -> str:
+    """A cell as a date, or as date and time in UTC; what names no zone is taken for UTC.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, date):  # a datetime is a date too
+        text = _text(value)
+        if not text:
+            return ""
+        value = date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
+    if not isinstance(value, datetime):
+        return str(value.isoformat())
+    return value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _fields(
+    path: Path,
+    task: Task,
+    columns: Mapping[str, str],
+    required: tuple[str, ...],
+    fix: str,
+    answered: bool = True,
+) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Each row's number, and its values by field, or why there are none."""
+    column_of = {field: columns.get(field, field) for field in FIELDS}
+    shape = None
+    if task.type == "instruction" and not {"text", "target"} & set(columns):
+        names, rows = open_rows(path, columns.values())
+        shape = shape_of(names, answered)
+        fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
+    if shape is None:
+        names, rows = open_rows(path, {column_of.get(field, field) for field in (*required, *columns)})
+    _check_columns(path, names, task, columns, () if shape else required, fix)
+    for number, row in rows:
+        if isinstance(row, str):
+            yield number, row
+            continue
+        fields = {field: row.get(column) for field, column in column_of.items()}
+        fields["id"] = row.get("id")
+        if task.type == "instruction":
+            fields["system"] = row.get("system")
+        made = fields_of(row, shape, answered) if shape else {}
+        yield number, made if isinstance(made, str) else {**fields, **made}
+
+
+def _check_columns(
     path: Path,
     names: list[str],
     task: Task,
     columns: Mapping[str, str],
     required: tuple[str, ...],
     fix: str,
-) -> dict[str, str]:
-    """Field → column for the fields the file has; refuses what is missing."""
+) -> None:
+    """Refuse a file that lacks what is required or mapped."""
     for field in columns:
         if field not in FIELDS:
             raise DataError(
                 f"The columns of task {task.name} map the unknown field '{field}'; "
                 f"the fields are: {', '.join(FIELDS)}."
             )
-    found = {}
     for field in FIELDS:
         column = columns.get(field, field)
-        if column in names:
-            found[field] = column
-        elif field in required or field in columns:
+        if column not in names and (field in required or field in columns):
             near = difflib.get_close_matches(column, names, n=1, cutoff=0.7)
             usual = [name for name in names if name.casefold() in _USUAL_NAMES.get(field, ())]
             guess = (near or usual or [names[0]])[0]
@@ -141,82 +196,3 @@ def _columns(
                 f"its columns are: {', '.join(names)}. "
                 f"{fix}{{{field}: {guess}}}"
             )
-    return found
-
-
-def _open(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """The column names and the rows of a file, by its suffix."""
-    kinds = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    if path.suffix.lower() not in kinds:
-        raise DataError(f"{path} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet.")
-    try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty.")
-        return kinds[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-
-
-def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
-    content = path.read_text(encoding="utf-8-sig")
-    header = content.partition("\n")[0]
-    rows = csv_rows(content, max(",;\t", key=header.count))
-    _, names = next(rows, (0, []))
-    if not names:
-        raise DataError(f"{path} is empty.")
-    names = [name.strip() for name in names]
-
-    def cells() -> Iterator[Row]:
-        for number, row in rows:
-            if len(row) == len(names):
-                yield number, dict(zip(names, row, strict=True))
-            else:
-                yield number, f"it has {len(row)} cells, but the header has {len(names)}"
-
-    return names, cells()
-
-
-def csv_rows(content: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV text that are not blank, with the number of the line each begins on."""
-    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
-    begin = 1
-    for row in reader:
-        if row:
-            yield begin, row
-        begin = reader.line_num + 1
-
-
-def _jsonl(path: Path) -> tuple[list[str], Iterator[Row]]:
-    rows: list[Row] = []
-    names: dict[str, None] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            rows.append((number, f"it is not valid JSON ({error})"))
-            continue
-        if isinstance(value, dict):
-            names.update(dict.fromkeys(value))
-            rows.append((number, value))
-        else:
-            rows.append((number, "it is not a JSON object"))
-    if not names:
-        first = next((f": line {number}: {row}" for number, row in rows), "")
-        raise DataError(f"{path} holds no JSON object, one a line{first}.")
-    return list(names), iter(rows)
-
-
-def _parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file, or it is damaged: {error}") from None
-    return table.column_names, iter(list(enumerate(table.to_pylist(), start=1)))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fintune.data.quality import Dropped, Split, text_key
-from fintune.data.readers.own_file import csv_rows
+from fintune.data.readers.row_files import csv_rows
+from fintune.data.readers.streams import json_items, lines
+from fintune.data.readers.tables import cell_text, table_lines
 from fintune.errors import DataError
 from fintune.tasks.base import Record
 
 _TWITTER_LABELS = {"0": "bearish", "1": "bullish", "2": "neutral"}
+_SENTIMENT = {"bearish": "negative", "bullish": "positive", "neutral": "neutral"}
+_FIQA_NEUTRAL = (-0.1, 0.1)
 _SHORT_LINK = re.compile(r"https?://t\.co/\w*…?")
 
 
@@ -26,9 +30,9 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
     """
     import numpy as np
 
-    lines = list(io.StringIO(_text(path)))
-    test = set(np.random.default_rng(42).permutation(len(lines))[: -(-len(lines) // 4)].tolist())
-    for i, line in enumerate(lines):
+    rows = list(lines(path))
+    test = set(np.random.default_rng(42).permutation(len(rows))[: -(-len(rows) // 4)].tolist())
+    for i, line in enumerate(rows):
         where = f"{path.name}:{i + 1}"
         sentence, at, label = line.rpartition("@")
         if not at:
@@ -58,6 +62,14 @@ def twitter_financial_news(train: Path, valid: Path) -> Iterator[Record | Droppe
                     id=where,
                     source="twitter_financial_news",
                 )
+
+
+def twitter_sentiment(train: Path, valid: Path) -> Iterator[Record | Dropped]:
+    """The same rows as sentiment: bullish is positive, bearish negative (the names its publisher gives)."""
+    for item in twitter_financial_news(train, valid):
+        if isinstance(item, Record):
+            item = replace(item, target=_SENTIMENT[str(item.target)], source="twitter_sentiment")
+        yield item
 
 
 def financial_qa_10k(path: Path) -> Iterator[Record | Dropped]:
@@ -113,45 +125,90 @@ def fiqa_sa(*paths: Path) -> Iterator[Record | Dropped]:
                 )
 
 
-def tatqa(path: Path) -> Iterator[Record | Dropped]:
-    """Questions on a table (a line a row, cells between `|`) and its paragraphs; a table forms a group.
+def fiqa_sentiment(*paths: Path) -> Iterator[Record | Dropped]:
+    """The scores as labels: negative below -0.1, positive from 0.1 on, neutral between.
 
-    An answer of several spans is joined by commas; a number is followed by its scale.
+    The thresholds are those of FinGPT's benchmark (fingpt/FinGPT_Benchmark/benchmarks/fiqa.py), so that
+    figures compare.
     """
-    for number, entry in enumerate(_json(path, list)):
+    low, high = _FIQA_NEUTRAL
+    for item in fiqa_sa(*paths):
+        if isinstance(item, Record):
+            score = float(item.target or 0)
+            label = "negative" if score < low else "positive" if score >= high else "neutral"
+            item = replace(item, target=label, source="fiqa_sentiment")
+        yield item
+
+
+def tatqa(*paths: Path) -> Iterator[Record | Dropped]:
+    """Questions on a table (see `tables.table_lines`) and its paragraphs; a table forms a group.
+
+    An answer carries its scale (`4.1 million`, `-22.22%`); several spans are joined by semicolons. `kind`
+    is the answer's type and `derivation` its computation.
+
+    Args:
+        paths: the official parts that are at hand (`…_train.json`, `…_dev.json`, `…_test_gold.json`). Of
+            all three dev is the validation split. Without the test part dev stands in for it, and a single
+            part has no split.
+    """
+    names = [path.stem.removeprefix("tatqa_dataset_") for path in paths]
+    dev: Split = "validation" if "train" in names and "test_gold" in names else "test"
+    splits: dict[str, Split] = {"train": "train", "dev": dev, "test_gold": "test"}
+    if "train" not in names:
+        splits["dev"] = "train"
+    for path, name in zip(paths, names, strict=True):
+        split = splits.get(name) if len(paths) > 1 else None
+        with path.open("rb") as stream:
+            for number, entry in enumerate(json_items(stream, str(path))):
+                yield from _tatqa_table(entry, split, f"{path.name}:{number}")
+
+
+def _tatqa_table(entry: Any, split: Split | None, where: str) -> Iterator[Record | Dropped]:
+    try:
+        paragraphs = sorted(entry["paragraphs"], key=lambda paragraph: paragraph["order"])
+        text = "\n".join([*table_lines(entry["table"]["table"]), *(part["text"] for part in paragraphs)])
+        group, questions = entry["table"]["uid"], list(entry["questions"])
+    except (TypeError, KeyError):
+        yield Dropped("malformed rows", where, "it lacks a table, paragraphs or questions")
+        return
+    for number, question in enumerate(questions, start=1):
         try:
-            table = [" | ".join(map(str, row)) for row in entry["table"]["table"]]
-            paragraphs = sorted(entry["paragraphs"], key=lambda paragraph: paragraph["order"])
-            text = "\n".join([*table, *(paragraph["text"] for paragraph in paragraphs)])
-            group, questions = entry["table"]["uid"], list(entry["questions"])
-        except (TypeError, KeyError):
-            yield Dropped(
-                "malformed rows", f"{path.name}:{number}", "it lacks a table, paragraphs or questions"
-            )
-            continue
-        for question in questions:
-            answer = question["answer"]
-            answer = ", ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
             yield Record(
                 text=text,
-                target=f"{answer} {question['scale']}".strip(),
+                target=_scaled(question["answer"], question["scale"]),
                 question=question["question"],
                 group=group,
-                id=f"{path.name}:{number}.{question['order']}",
+                split=split,
+                id=f"{where}.{question.get('order', number)}",
                 source="tatqa",
+                kind=question["answer_type"],
+                derivation=" ".join(question["derivation"].split()),
             )
+        except (TypeError, KeyError, AttributeError):
+            yield Dropped("malformed rows", f"{where}.{number}", "it lacks a question, an answer or a scale")
 
 
-def _text(path: Path) -> str:
-    """A file's text; UTF-8, with a byte order mark or without."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): download it again.") from None
+def _scaled(answer: Any, scale: str) -> str:
+    """An answer as a reader writes it: with thousands separators and its scale, each span its own.
+
+    Raises:
+        TypeError: it is no answer, or none of its spans says anything.
+    """
+    if isinstance(answer, int | float):
+        answer = f"{answer:,}"
+    spans = [answer] if isinstance(answer, str) else answer
+    texts = [text for span in spans if (text := cell_text(span))]
+    if not texts:
+        raise TypeError("the answer is empty")
+    if scale == "percent":
+        texts = [text if text.endswith("%") else f"{text}%" for text in texts]
+    elif scale:
+        texts = [f"{text} {scale}" for text in texts]
+    return "; ".join(texts)
 
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str] | Dropped]]:
-    rows = csv_rows(_text(path))
+    rows = csv_rows(lines(path))
     _, names = next(rows, (0, []))
     missing = [column for column in columns if column not in names]
     if missing:
@@ -169,7 +226,7 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(_text(path))
+        value = json.loads("".join(lines(path)))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not valid JSON ({error}): download it again.") from None
     if not isinstance(value, kind):

@@ -1,12 +1,15 @@
-"""StockNet (Xu and Cohen, ACL 2018): a stock's tweets → its next adjusted-close change, in percent.
+"""StockNet (Xu and Cohen, ACL 2018): a stock's tweets and the change of its adjusted close, in percent.
 
-A window runs from one trading day of the stock up to, not including, the next one, as in the paper: the
-tweets of a Friday and the weekend after it stand before Monday's change. The target is
-100 · (close of the next trading day / close of the window's trading day - 1). Days are UTC days, and a
-tweet is not told apart by the hour of the close: those sent before it may repeat what is already priced.
+A session of a stock runs from one close to the next: [16:00 in New York of one trading day, 16:00 of the
+next), or 13:00 on the exchange's half days; what is sent after Friday's close belongs to Monday's session.
+Of a move from the close of day d - 1 to that of day d there are two views:
 
-Splits go by the day that is predicted: train before 2015-08-01, validation before 2015-10-01, test
-before 2016-01-01.
+- forecast: the tweets of the session that ends with d - 1's close, so all are known before the move begins;
+- nowcast: the tweets of the session in which the price moves. They explain a move, they do not predict it.
+
+The paper lets calendar days d - 1 and those without trading stand before d, so it reads tweets that were
+sent after the close that its move begins with; these views do not. Splits go by the day d: train before
+2015-08-01, validation before 2015-10-01, test before 2016-01-01. A record's `time` is the end of its session.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ import io
 import json
 import re
 from collections.abc import Generator, Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from fintune.data.quality import Dropped, Split
 from fintune.data.readers.archives import members
@@ -25,68 +31,111 @@ from fintune.tasks.base import Record
 
 MAX_WORDS = 120
 """Words of tweets in one record."""
+DOWN, UP = -0.5, 0.55
+"""Moves in percent: below the first is down, from the second on up, as the paper's code has it."""
 _FIRST_DAY = "2014-01-01"
 _ENDS: tuple[tuple[Split, str], ...] = (
     ("train", "2015-08-01"),
     ("validation", "2015-10-01"),
     ("test", "2016-01-01"),
 )
+_NEW_YORK = ZoneInfo("America/New_York")
+_HALF_DAYS = {"2014-07-03", "2014-11-28", "2014-12-24", "2015-11-27", "2015-12-24"}
+"""Days on which the exchange closed at 13:00."""
+_SENT = "%a %b %d %H:%M:%S %z %Y"
 _FILE = r"(?:tweet/preprocessed/(?P<stock>[^/]+)/(?P<day>\d{4}-\d\d-\d\d)|price/raw/(?P<priced>[^/]+)\.csv)"
 
 Tweet = tuple[str, str]
-"""When it was sent (day and time, sortable), and its text."""
+"""When it was sent (UTC, ISO 8601, sortable), and its text."""
 
 
 def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
-    """A record per stock and trading day with tweets, by stock and day."""
-    tweets: dict[str, dict[str, list[Tweet]]] = {}
-    closes: dict[str, dict[str, float]] = {}
+    """The forecast: a record per stock and trading day with tweets in the session before it."""
+    return _read(path, max_words, "forecast", "stocknet")
+
+
+def stocknet_nowcast(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
+    """The nowcast: the tweets of the very session in which the price moves."""
+    return _read(path, max_words, "nowcast", "stocknet_nowcast")
+
+
+def stocknet_movement(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
+    """The forecast as a label, `up` or `down`; moves between the paper's thresholds are left out, counted."""
+    small = 0
+    for item in _read(path, max_words, "forecast", "stocknet_movement"):
+        if isinstance(item, Record):
+            change = float(item.target or 0)
+            if DOWN <= change < UP:
+                small += 1
+                continue
+            item = replace(item, target="up" if change >= UP else "down")
+        yield item
+    if small:
+        yield Dropped(f"moves from {DOWN} % to {UP} %, neither up nor down", path.name, count=small)
+
+
+def close_of(day: str) -> str:
+    """When New York's exchange closes on a day, in UTC: `2015-07-31T20:00:00+00:00`."""
+    hour = 13 if day in _HALF_DAYS else 16
+    local = datetime.combine(date.fromisoformat(day), datetime.min.time(), _NEW_YORK).replace(hour=hour)
+    return local.astimezone(UTC).isoformat()
+
+
+def _read(path: Path, max_words: int, view: str, source: str) -> Iterator[Record | Dropped]:
+    tweets: dict[str, list[Tweet]] = {}
+    prices: dict[str, dict[str, float]] = {}
     for match, text in members(path, _FILE):
         name = match.string.partition("/")[2] if match.string.startswith("./") else match.string
         if match["priced"]:
-            closes[match["priced"]] = yield from _closes(text, f"{path.name}:{name}")
+            prices[match["priced"]] = yield from _prices(text, f"{path.name}:{name}")
         else:
-            day = yield from _tweets(text, match["day"], f"{path.name}:{name}")
-            tweets.setdefault(match["stock"], {})[match["day"]] = day
+            sent = yield from _tweets(text, f"{path.name}:{name}")
+            tweets.setdefault(match["stock"], []).extend(sent)
     counts: dict[str, int] = {}
-    for stock in sorted(closes):
-        yield from _windows(stock, closes[stock], tweets.pop(stock, {}), path.name, max_words, counts)
-    unpriced = sum(len(day) for days in tweets.values() for day in days.values())
+    for stock in sorted(prices):
+        records = _records(stock, prices[stock], tweets.pop(stock, []), max_words, view == "nowcast", counts)
+        for record in records:
+            yield replace(record, id=f"{path.name}:{record.id}", source=source, kind=view)
+    unpriced = sum(map(len, tweets.values()))
     if unpriced:
         counts["tweets of stocks without prices"] = unpriced
     for reason, count in counts.items():
         yield Dropped(reason, path.name, count=count)
 
 
-def _closes(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]:
+def _prices(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]:
     """Day → adjusted close of a price file; yields what cannot be read."""
-    closes: dict[str, float] = {}
+    prices: dict[str, float] = {}
     for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
         try:
-            closes[row["Date"]] = float(row["Adj Close"])
+            prices[row["Date"]] = float(row["Adj Close"])
         except (KeyError, TypeError, ValueError):
             yield Dropped("malformed rows", f"{where}:{number}", "it has no date or adjusted close")
-    return closes
+    return prices
 
 
-def _tweets(text: str, day: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
-    """The tweets of a stock's day; yields what cannot be read."""
+def _tweets(text: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
+    """The tweets of a file; yields what cannot be read.
+
+    A file is named by a day, but holds tweets of the evening before too: only `created_at` counts.
+    """
     tweets: list[Tweet] = []
     for number, line in enumerate(io.StringIO(text), start=1):
         try:
             row = json.loads(line)
-            tweets.append((f"{day} {row['created_at'][11:19]}", _sentence(row["text"])))
-        except (json.JSONDecodeError, KeyError, TypeError):
+            sent = datetime.strptime(row["created_at"], _SENT).astimezone(UTC).isoformat()
+            tweets.append((sent, _sentence(row["text"])))
+        except (ValueError, KeyError, TypeError):
             yield Dropped("malformed rows", f"{where}:{number}", "it is not a tweet with a text and a time")
     return tweets
 
 
-def _windows(
+def _records(
     stock: str,
-    closes: dict[str, float],
-    tweets: dict[str, list[Tweet]],
-    file: str,
+    prices: dict[str, float],
+    tweets: list[Tweet],
     max_words: int,
+    nowcast: bool,
     counts: dict[str, int],
 ) -> Iterator[Record]:
     """A stock's records in order of time; adds to `counts` what has no place in one."""
@@ -95,28 +144,30 @@ def _windows(
         if number:
             counts[reason] = counts.get(reason, 0) + number
 
-    days = sorted(closes)
-    windows: dict[int, list[Tweet]] = {}
+    # Only days up to the last split's end matter; a session is numbered by the day whose close ends it.
+    first = (date.fromisoformat(_FIRST_DAY) - timedelta(days=14)).isoformat()
+    days = sorted(day for day in prices if first <= day < _ENDS[-1][1])
+    closes = [close_of(day) for day in days]
+    moves = [i for i in range(1, len(days)) if days[i - 1] >= _FIRST_DAY]
+    sessions: dict[int, list[Tweet]] = {i if nowcast else i - 1: [] for i in moves}
     outside = 0
-    for day, sent in tweets.items():
-        start = bisect.bisect_right(days, day) - 1  # the last trading day up to this one
-        if start < 0 or start + 1 >= len(days) or not _FIRST_DAY <= days[start + 1] < _ENDS[-1][1]:
-            outside += len(sent)
+    for tweet in tweets:
+        session = bisect.bisect_right(closes, tweet[0])  # sent at a close is sent after it
+        if session in sessions and (session or tweet[0] >= _day_before(closes[0])):
+            sessions[session].append(tweet)
         else:
-            windows.setdefault(start, []).extend(sent)
-    count("tweets outside the days that are predicted", outside)
+            outside += 1
+    count("tweets outside the sessions that are used", outside)
 
     seen: set[str] = set()
-    for start in range(len(days) - 1):
-        before, after = days[start], days[start + 1]
-        if before < _FIRST_DAY or after >= _ENDS[-1][1]:
-            continue
-        sent = windows.get(start, [])
+    for move in moves:
+        session = move if nowcast else move - 1
+        sent = sorted(sessions[session])
         if not sent:
             count("stock-days without tweets", 1)
             continue
         fresh = []
-        for tweet in sorted(sent):
+        for tweet in sent:
             key = " ".join(re.findall(r"\w+", tweet[1].casefold()))
             if key and key not in seen:
                 seen.add(key)
@@ -128,11 +179,15 @@ def _windows(
         text = "\n".join(f"- {tweet}" for tweet in _most_informative(fresh, max_words))
         yield Record(
             text=f"Tweets on ${stock}:\n{text}",
-            target=round(100 * (closes[after] / closes[before] - 1), 4),
-            split=next(split for split, end in _ENDS if after < end),
-            id=f"{file}:{stock}/{after}",
-            source="stocknet",
+            target=round(100 * (prices[days[move]] / prices[days[move - 1]] - 1), 4),
+            split=next(split for split, end in _ENDS if days[move] < end),
+            time=closes[session],
+            id=f"{stock}/{days[move]}",
         )
+
+
+def _day_before(moment: str) -> str:
+    return (datetime.fromisoformat(moment) - timedelta(days=1)).isoformat()
 
 
 def _most_informative(tweets: list[Tweet], max_words: int) -> list[str]:

@@ -1,0 +1,149 @@
+"""CSV, TSV, JSONL, JSON and Parquet files as numbered rows by column, read as they come.
+
+Knows nothing of what the columns mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fintune.data.readers.streams import json_items, lines
+from fintune.errors import DataError
+
+Row = tuple[int, dict[str, Any] | str]
+"""A line (or row) number from 1, with the row's values by column, or why there are none."""
+
+PEEKED = 1_000
+"""Objects whose keys are taken for a file's columns, where they hold what is wanted."""
+BATCH = 4_096
+"""Rows of a Parquet file that are in memory at once."""
+
+
+def open_rows(path: Path, wanted: Collection[str] = ()) -> tuple[list[str], Iterator[Row]]:
+    """The column names and the rows of a file, by its suffix.
+
+    Args:
+        wanted: columns to look for. Objects need not have the same keys: all are read for their names
+            where the first ones lack a column that is wanted.
+
+    Raises:
+        DataError: the file is empty, of an unknown kind, damaged or not UTF-8, here or while rows are read.
+    """
+    kind = path.suffix.lower()
+    kinds = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+    if kind not in kinds:
+        raise DataError(
+            f"{path} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet, or in .json for a "
+            "list of objects."
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty.")
+        if kind == ".parquet":
+            names, rows = _parquet(path)
+        elif kind in (".csv", ".tsv"):
+            names, rows = _csv(path)
+        else:
+            names, rows = _objects(path, _json if kind == ".json" else _jsonl, wanted)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    return names, _guarded(path, rows)
+
+
+def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def csv_rows(content: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV text, given by lines, that are not blank; with the line each begins on."""
+    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
+    reader = csv.reader(content, delimiter=delimiter)
+    begin = 1
+    for row in reader:
+        if row:
+            yield begin, row
+        begin = reader.line_num + 1
+
+
+def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
+    header = next(lines(path), "")
+    rows = csv_rows(lines(path), max(",;\t", key=header.count))
+    _, names = next(rows, (0, []))
+    if not names:
+        raise DataError(f"{path} is empty.")
+    names = [name.strip() for name in names]
+
+    def cells() -> Iterator[Row]:
+        for number, row in rows:
+            if len(row) == len(names):
+                yield number, dict(zip(names, row, strict=True))
+            else:
+                yield number, f"it has {len(row)} cells, but the header has {len(names)}"
+
+    return names, cells()
+
+
+def _objects(
+    path: Path, read: Callable[[Path], Iterator[Row]], wanted: Collection[str]
+) -> tuple[list[str], Iterator[Row]]:
+    names: dict[str, None] = {}
+    bad = ""
+    for count, (number, row) in enumerate(read(path), start=1):
+        if isinstance(row, dict):
+            names.update(dict.fromkeys(row))
+        else:
+            bad = bad or f": line {number}: {row}"
+        if count >= PEEKED and names and all(name in names for name in wanted):
+            break
+    if not names:
+        raise DataError(f"{path} holds no JSON object, one a line{bad}.")
+    return list(names), read(path)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"it is not valid JSON ({error})"
+            continue
+        yield number, value if isinstance(value, dict) else "it is not a JSON object"
+
+
+def _json(path: Path) -> Iterator[Row]:
+    with path.open("rb") as stream:
+        for number, value in enumerate(json_items(stream, str(path), "write a list of objects"), start=1):
+            yield number, value if isinstance(value, dict) else "it is not a JSON object"
+
+
+def _parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def damaged(error: Exception) -> DataError:
+        return DataError(f"{path} is not a Parquet file, or it is damaged: {error}")
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise damaged(error) from None
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        try:
+            for batch in file.iter_batches(BATCH):
+                for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
+                    yield number, row
+        except (pa.ArrowInvalid, pa.ArrowException) as error:
+            raise damaged(error) from None
+
+    return file.schema_arrow.names, rows()

@@ -1,0 +1,69 @@
+"""Files read as they come, in flat memory: lines of text, items of a JSON list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fintune.errors import DataError
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, without a byte order mark, line ends kept as "\\n".
+
+    Raises:
+        DataError: the file is not UTF-8 text; it names the byte.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            yield from stream
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
+
+
+def _bad_byte(path: Path) -> int:
+    """Where the first byte stands that is not UTF-8; a decoder that streams counts from its last chunk."""
+    begin = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return begin + error.start
+            begin += len(line)
+    return begin
+
+
+def json_items(stream: IO[bytes], name: str, fix: str = "download it again") -> Iterator[Any]:
+    """The items of the JSON list that a stream holds.
+
+    Args:
+        name: what errors call the stream.
+
+    Raises:
+        DataError: it is no list, or not valid JSON.
+    """
+    import ijson
+
+    begin = stream.read(64)
+    if not begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        raise DataError(f"{name} does not hold a JSON list: {fix}.")
+    try:
+        yield from ijson.items(_After(begin.removeprefix(b"\xef\xbb\xbf"), stream), "item", use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise DataError(f"{name} is not valid JSON ({why}): {fix}.") from None
+
+
+class _After:
+    """A stream that begins with bytes that were read from it already."""
+
+    def __init__(self, begin: bytes, stream: IO[bytes]) -> None:
+        self._begin, self._stream = begin, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if self._begin and size:
+            begin, self._begin = self._begin, b""
+            return begin
+        return self._stream.read(size)

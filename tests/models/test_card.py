@@ -1,0 +1,33 @@
+"""The model card says what went in, under which licence, and whether it may be used commercially."""
+
+from fintune.config import Recipe
+from fintune.data.datasets import PreparedDataset
+from fintune.models import card
+
+
+def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(tmp_path):
+    entries = {
+        "sentiment": ("financial_phrasebank", "CC BY-NC-SA 3.0"),
+        "headline": ("twitter_financial_news", "MIT"),
+        "notes": ("notes.csv", "your own"),
+    }
+    tasks = {
+        name: {"dataset": dataset, "licence": licence, "counts": {"train": 7}}
+        for name, (dataset, licence) in entries.items()
+    }
+    facts = {
+        "base_model": "smollm2-135m-instruct",
+        "training": None,
+        "machine": {"gpu": None, "processor": "x"},
+        "resumed_from": None,
+        "optimizer_steps": 3,
+        "seed": 1,
+        "trainable_parameters": 1,
+        "all_parameters": 10,
+    }
+    card.write(tmp_path, facts, Recipe(), PreparedDataset(tmp_path, {"tasks": tasks}))
+    text = (tmp_path / "README.md").read_text()
+    assert "| task | dataset | licence | commercial use | training examples |" in text
+    assert "| sentiment | financial_phrasebank | CC BY-NC-SA 3.0 | no | 7 |" in text
+    assert "| headline | twitter_financial_news | MIT | yes | 7 |" in text
+    assert "| notes | notes.csv | your own | yours to know | 7 |" in text
