@@ -134,6 +134,29 @@ def test_an_archive_without_a_known_checksum_must_be_whole_and_not_hostile(serve
         assert files_below("raw") == []
 
 
+def test_a_web_page_in_place_of_a_file_is_not_stored(server, ours):
+    server.files["/a"] = b"\n<!DOCTYPE html><title>Log in</title>"
+    with pytest.raises(DataError, match="/a gave a web page instead of the file"):
+        download([ours(Origin(f"{server.url}/a"), sha256=None)], "raw", quiet, LIMITS)
+    assert files_below("raw") == []
+
+
+def test_an_optional_file_that_is_not_to_be_had_is_named_and_the_dataset_is_there(server, monkeypatch):
+    server.files["/a"] = CONTENT
+    files = (
+        RawFile("a.csv", SUM, "a.csv", others=(Origin(f"{server.url}/a", sha256=SUM),)),
+        RawFile("more.csv", None, "more.csv", others=(Origin(f"{server.url}/more"),), optional=True),
+    )
+    made = Dataset("ours", "Ours", "classification", "none", "here", "public:none", "", "", files)
+    monkeypatch.setitem(DATASETS, "ours", made)
+    said = []
+    assert download(["ours"], "raw", said.append, LIMITS) == []
+    assert "without more.csv" in said[0] and "HTTP 404" in said[0] and files_below("raw")[0] == "a.csv"
+    server.files["/more"] = CONTENT
+    assert download(["ours"], "raw", said.append, LIMITS) == []
+    assert "downloaded" not in said[1] and "a.csv, more.csv" in said[1]
+
+
 def test_processes_that_download_at_once_store_one_whole_file(server, ours):
     content = bytes(range(256)) * 2000
     server.files["/a"], server.faults["/a"] = content, [100_000, 200_000]

@@ -100,14 +100,16 @@ def get(
     outcome = Outcome()
     for dataset in (DATASETS[name] for name in dict.fromkeys(names)):
         try:
-            done = {how for file in dataset.files if (how := store.get(dataset, file))}
+            done = {how for file in dataset.files if not file.optional and (how := store.get(dataset, file))}
+            without = store.get_optional(dataset)
         except OfflineError as error:
             outcome.unreached[dataset.name] = str(error)
         except FetchError as error:
             outcome.failed[dataset.name] = f"{dataset.name} could not be had: {error}."
         else:
             state = " and ".join(sorted(done)) or "already there"
-            say(f"{dataset.name}: {state}, {', '.join(dataset.paths)} in {target_dir} ({dataset.licence}).")
+            files = ", ".join(dataset.found(Path(target_dir)))
+            say(f"{dataset.name}: {state}, {files} in {target_dir} ({dataset.licence}){without}.")
             outcome.got.append(dataset.name)
     return outcome
 
@@ -189,6 +191,17 @@ class _Store:
             raise OfflineError("; ".join(dict.fromkeys(unreached)) or "it has no address")
         raise FetchError("; ".join(dict.fromkeys([*complaints, *unreached])))
 
+    def get_optional(self, dataset: Dataset) -> str:
+        """Have what a dataset can do without; a clause on what is not to be had, "" where all is there."""
+        lacking = []
+        for file in dataset.files:
+            if file.optional:
+                try:
+                    self.get(dataset, file)
+                except (OfflineError, FetchError) as error:
+                    lacking.append(f"{file.path} ({error})")
+        return f"; without {', '.join(lacking)}" if lacking else ""
+
     def _problem(self, file: RawFile, path: Path) -> str:
         """Why a file in its place is not the one that belongs there; "" where it is."""
         found = file_sha256(path)
@@ -226,6 +239,9 @@ class _Store:
             except DataError as error:
                 part.unlink()
                 raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
+        elif not origin.sha256 and _is_web_page(part):  # a network's log-in page, for one
+            part.unlink()
+            raise FetchError(f"{origin.address} gave a web page instead of the file")
         if origin.member:
             try:
                 texts = [text for _, text in members(part, origin.member, origin.encoding)]
@@ -300,6 +316,11 @@ def _known_sums(file: RawFile) -> set[str]:
     """The checksums a genuine file may have: as tested, or as another place has it."""
     sums = {origin.sha256 for origin in file.others if not origin.member}
     return {known for known in (file.sha256, *sums) if known}
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(1000).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _another_sum(found: str, known: set[str]) -> str:
