@@ -17,8 +17,9 @@ from fintune.data.readers.tables import cell_text, table_lines
                 ["", "", "Years ended May 31,", ""],
                 ["", "2019", "2018", "2017"],
                 ["Sales", "$  4.1", "", "3.9"],
+                ["Costs", "", "1", ""],
             ],
-            ["Years ended May 31,", "Sales | 2019: $4.1 | 2017: 3.9"],
+            ["Years ended May 31,", "Sales | 2019: $4.1 | 2017: 3.9", "Costs | 2018: 1"],
         ),
         (
             [["", "30 June 2019", "Change"], ["", "€m", "%"], ["Costs:", "", ""], ["Rent", "(12)", "2 %"]],

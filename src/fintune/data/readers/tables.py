@@ -39,8 +39,10 @@ def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> l
     if headers is None:
         headers = _header_rows(rows)
     captions, names = _names(rows[:headers])
-    lines = list(captions)
-    for row in rows[headers:]:
+    body = rows[headers:]
+    bare = [name for i, name in enumerate(names, 1) if not any("".join(row[i : i + 1]) for row in body)]
+    lines = [*captions, *filter(None, bare)]  # the name of a column without cells would be lost
+    for row in body:
         cells = [
             f"{name}: {cell}" if name else cell
             for cell, name in zip(row[1:], [*names, *[""] * len(row)], strict=False)
