@@ -24,7 +24,7 @@ setup: $(READY)  ## make .venv and install everything (2 to 6 minutes, most of i
 
 run: $(READY)  ## the main job: prepare data, train, evaluate (under 12 minutes on 2 cores); ARGS="--debug" for a short one
 	@echo "Running the main job: data, training, evaluation. Under 12 minutes on 2 cores."
-	@$(BIN)/fintune run $(ARGS)
+	@$(BIN)/fintune run --config configs/quickstart.yaml $(ARGS)
 
 test: $(READY)  ## the whole test suite (about 5 minutes); ARGS="-k word" to choose
 	@echo "Running the test suite: about 5 minutes on 2 cores."
