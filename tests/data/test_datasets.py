@@ -2,14 +2,19 @@
 
 import csv
 import hashlib
+import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fintune import tasks
 from fintune.config import Recipe, load_recipe
+from fintune.data import shards
 from fintune.data.datasets import load_prepared, prepare
+from fintune.data.readers import row_files
 from fintune.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +86,58 @@ def test_preparing_again_changes_nothing_and_preparing_anew_gives_the_same_bytes
     prepare(recipe(TASKS), force=True, say=quiet)
     assert contents(first.folder) == before
     assert load_prepared("prepared") == first
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_neither_pieces_nor_workers_change_a_byte(kind, monkeypatch):
+    path = Path(f"own.{kind}")
+    made = [
+        {"text": text, "target": label, "note": "é" * (i % 7)} for i, (text, label) in enumerate(rows(900))
+    ]
+    made[500] = {"text": "", "target": "neutral"}
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(made), path, row_group_size=100)
+    config = recipe(sentiment={"file": str(path)})
+    before = contents(prepare(config, say=quiet).folder)
+    monkeypatch.setattr(row_files, "CUT_BYTES", 5_000)
+    monkeypatch.setattr(shards, "PARALLEL_BYTES", 1)
+    assert len(row_files.cuts(path)) > 3
+    for workers in (1, 3):
+        prepared = prepare(config, force=True, say=quiet, workers=workers)
+        assert contents(prepared.folder) == before
+    named = prepared.manifest["tasks"]["sentiment"]["dropped_examples"]
+    assert named == [f"own.{kind}:501: the text is empty"]
+
+
+def test_a_forecast_and_a_nowcast_are_never_in_one_recipe():
+    config = Recipe.model_validate(
+        {
+            "multi_task": {"task_weights": {"regression": 1, "today": 1}},
+            "custom_task": {"name": "today", "type": "regression", "instruction": "Explain today's move."},
+            "data": {"prepared_dir": "prepared", "tasks": {"today": {"dataset": "stocknet_nowcast"}}},
+        }
+    )
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/stocknet.tar.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match="stocknet is a forecast, stocknet_nowcast a nowcast"):
+        prepare(config, say=quiet)
+
+
+def test_what_may_not_be_used_commercially_is_left_out_and_said(monkeypatch):
+    folder = Path("data/raw/financial_phrasebank")
+    folder.mkdir(parents=True)
+    (folder / "Sentences_50Agree.txt").write_text("Sales rose.@positive\n")
+    config = recipe(["sentiment", "qa"])
+    config.data.commercial_only = True
+    with pytest.raises(DataError, match=r"twitter_sentiment needs twitter_financial_news"):
+        prepare(config, say=quiet)
+    write_headlines(Path("data/raw/twitter_financial_news"))
+    lines = []
+    prepared = prepare(config, say=lines.append)
+    assert prepared.manifest["tasks"]["sentiment"]["dataset"] == "twitter_sentiment"
+    assert "financial_phrasebank (CC BY-NC-SA 3.0) does not allow commercial use" in lines[0]
 
 
 def prepare_own(own_rows, header=("text", "target"), **settings):

@@ -39,7 +39,7 @@ GROUPED = st.lists(
 @contextmanager
 def table(records):
     with tempfile.TemporaryDirectory() as folder:
-        part = Part(0, TASK, partial(list, records), {}, Path(folder) / "part.parquet")
+        part = Part(TASK, partial(list, records), {}, Path(folder) / "part.parquet")
         read_parts([part])
         with Rows([part.path], Path(folder), numeric=False, report=Report()) as rows:
             yield rows

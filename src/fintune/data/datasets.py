@@ -20,7 +20,9 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
 from fintune.data import splits
+from fintune.data.licences import commercial_dataset
 from fintune.data.quality import Report, Split, refuse_empty, refuse_unknown_labels
+from fintune.data.registry import DATASETS, check_views
 from fintune.data.rows import Rows
 from fintune.data.shards import Map, Part, read_parts
 from fintune.data.sources import SAMPLE, Source, find_source
@@ -108,7 +110,8 @@ def prepare(
     tasks = task_set(recipe)
     folder = Path(recipe.data.prepared_dir)
     configs = {task.name: recipe.data.tasks.get(task.name, TaskDataConfig()) for task in tasks}
-    sources = {task.name: find_source(task.name, configs[task.name], recipe.data, task) for task in tasks}
+    sources = _sources(recipe, tasks, configs, say)
+    tasks = TaskSet({task.name: task for task in tasks if task.name in sources})
     sums = {name: source.sha256() for name, source in sources.items()}
     key = _key(recipe, tasks, sources, sums)
     if not force and (current := _current(folder, key)) is not None:
@@ -148,6 +151,33 @@ def prepare(
     return PreparedDataset(folder, manifest)
 
 
+def _sources(
+    recipe: Recipe, tasks: TaskSet, configs: dict[str, TaskDataConfig], say: Callable[[str], None]
+) -> dict[str, Source]:
+    """Each task's source; `data.commercial_only` may put another in its place, or leave the task out."""
+    sources = {}
+    for task in tasks:
+        config = configs[task.name]
+        source = find_source(task.name, config, recipe.data, task)
+        if recipe.data.commercial_only and source.dataset in DATASETS:
+            name, line = commercial_dataset(task, source.dataset)
+            if line:
+                say(line)
+            if name is None:
+                continue
+            if name != source.dataset:
+                config = config.model_copy(update={"dataset": name})
+                source = find_source(task.name, config, recipe.data, task)
+        sources[task.name] = source
+    if not sources:
+        raise DataError(
+            "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
+            "commercial use (fintune data list)."
+        )
+    check_views(source.dataset for source in sources.values())
+    return sources
+
+
 def _parts(
     tasks: TaskSet, sources: dict[str, Source], configs: dict[str, TaskDataConfig], scratch: Path
 ) -> list[Part]:
@@ -158,7 +188,7 @@ def _parts(
         home.mkdir()
         for number, (read, size) in enumerate(sources[task.name].parts()):
             path = home / f"part-{number:05}.parquet"
-            parts.append(Part(number, task, read, configs[task.name].labels, path, size))
+            parts.append(Part(task, read, configs[task.name].labels, path, size))
     return parts
 
 

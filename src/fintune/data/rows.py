@@ -12,7 +12,7 @@ from typing import Any
 
 from fintune.data.quality import MAX_NAMED, Report, Split
 
-MEMORY = "1GB"
+MEMORY = "256MB"
 """What DuckDB may use before it goes to disk."""
 COLUMNS = ("id", "text", "question", "target", "group", "source", "time", "kind", "derivation", "system")
 """Of a split's Parquet file."""
@@ -23,22 +23,35 @@ class Rows:
 
     def __init__(self, parts: Sequence[Path], scratch: Path, numeric: bool, report: Report) -> None:
         import duckdb
+        import pyarrow.parquet as pq
 
         self.report = report
         self.numeric = numeric
-        self._parts = [str(path) for path in parts]
         self.db = duckdb.connect(str(scratch / "rows.duckdb"))
         self.db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
         self.db.execute("SET enable_progress_bar = false")
+        # Rows are numbered through all parts, so that how a source was cut changes nothing.
+        self.db.execute("CREATE TABLE part (file VARCHAR, before BIGINT)")
+        before = 0
+        for path in parts:
+            self.db.execute("INSERT INTO part VALUES (?, ?)", [str(path), before])
+            before += pq.read_metadata(path).num_rows
+        files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
+        self.db.execute(
+            f"""
+            CREATE VIEW source AS
+            SELECT * REPLACE (before + row AS row) FROM read_parquet([{files}], filename = true)
+            JOIN part ON filename = file
+            """
+        )
         self.db.execute(
             """
             CREATE TABLE r AS
             SELECT row, id, key, ask, same, nullif("group", '') AS grp, label, number,
                    nullif(time, '') AS time, coalesce(split, 'train') AS split,
                    CAST(NULL AS VARCHAR) AS gone
-            FROM read_parquet($parts)
-            """,
-            {"parts": self._parts},
+            FROM source
+            """
         )
 
     def __enter__(self) -> Rows:
@@ -88,10 +101,10 @@ class Rows:
         """(row, id, text) of the rows that are left in some splits, in order of the rows."""
         rows = self.db.cursor().execute(
             """
-            SELECT p.row, p.id, p.text FROM read_parquet($parts) p JOIN r USING (row)
+            SELECT p.row, p.id, p.text FROM source p JOIN r USING (row)
             WHERE r.gone IS NULL AND list_contains($splits, r.split) ORDER BY p.row
             """,
-            {"parts": self._parts, "splits": list(splits)},
+            {"splits": list(splits)},
         )
         while found := rows.fetchmany(8_192):
             yield from found
@@ -113,11 +126,11 @@ class Rows:
         )
         relation = self.db.sql(
             f"""
-            SELECT {text}, {target} AS target FROM read_parquet($parts) p JOIN r USING (row)
+            SELECT {text}, {target} AS target FROM source p JOIN r USING (row)
             WHERE r.gone IS NULL AND r.split = $split
             ORDER BY md5_number_lower(concat($seed, '-order-', row)), row
             """,
-            params={"parts": self._parts, "split": split, "seed": seed},
+            params={"split": split, "seed": seed},
         )
         kinds = {
             **dict.fromkeys(COLUMNS, pa.string()),

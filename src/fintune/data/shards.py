@@ -21,8 +21,6 @@ from fintune.tasks.base import ClassificationTask, Record, Task
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20
 """Less than so much to read is read by this process alone: starting others would cost more."""
-ROW_BITS = 40
-"""Of a row's number, those that count within its part."""
 
 OWN = ("time", "kind", "derivation", "system")
 """Columns of a record's own that nothing here looks into."""
@@ -37,7 +35,6 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 class Part:
     """A piece of one task's source that can be read alone."""
 
-    number: int
     task: Task
     read: Read
     labels: Mapping[str, str]
@@ -79,7 +76,7 @@ def _watched(reports: Iterator[Report], parts: Sequence[Part], total: int) -> It
 
 
 def schema() -> Any:
-    """The columns of a part: a record's fields, its row number, and keys that stand for its texts.
+    """The columns of a part: a record's fields, its row's number in the part, and keys of its texts.
 
     `key` stands for the text, `ask` for text and question, `same` for text, question and target.
     """
@@ -98,7 +95,7 @@ def write_part(part: Part) -> Report:
 
     report = Report()
     columns = schema()
-    row = part.number << ROW_BITS
+    row = 0
     with pq.ParquetWriter(part.path, columns, compression="zstd", compression_level=1) as writer:
         for batch in _batches(check(part.task, part.read(), report, part.labels)):
             rows = list(_rows(batch, part.task, report))

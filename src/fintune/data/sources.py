@@ -59,8 +59,12 @@ class Source:
     note: str = ""
     """Why this source, where that is not plain."""
 
+    pieces: Callable[[], list[tuple[Read, int]]] | None = None
+
     def parts(self) -> list[tuple[Read, int]]:
         """What its records can be read in, in order, each with the bytes there are to read."""
+        if self.pieces:
+            return self.pieces()
         return [(self.read, sum(path.stat().st_size for path in self.files.values()))]
 
     def sha256(self) -> dict[str, str]:
@@ -266,17 +270,29 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
             raise DataError(f"There is no file {path} (named by {key}; looked for it from {Path.cwd()}).")
 
     read = functools.partial(_own_records, paths, task, config.columns, f"data.tasks.{name}.columns")
+    pieces = functools.partial(_own_pieces, paths, task, config.columns, f"data.tasks.{name}.columns")
     files = {str(path): path for path in paths.values()}
-    return Source(str(config.file), str(config.file), "your own", read, files)
+    return Source(str(config.file), str(config.file), "your own", read, files, pieces=pieces)
 
 
 def _own_records(
     paths: Mapping[str, Path], task: Task, columns: Mapping[str, str], key: str
 ) -> Iterator[Record | Dropped]:
-    from fintune.data.readers.own_file import read_own_file
+    for read, _ in _own_pieces(paths, task, columns, key):
+        yield from read()
 
-    for split, path in paths.items():
-        yield from read_own_file(path, task, columns, key, split or None)
+
+def _own_pieces(
+    paths: Mapping[str, Path], task: Task, columns: Mapping[str, str], key: str
+) -> list[tuple[Read, int]]:
+    from fintune.data.readers.own_file import read_own_file
+    from fintune.data.readers.row_files import cuts
+
+    return [
+        (functools.partial(read_own_file, path, task, columns, key, split or None, cut), size)
+        for split, path in paths.items()
+        for cut, size in cuts(path)
+    ]
 
 
 def _plugin(task: Task) -> Source:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fintune.data.quality import Dropped
 from fintune.data.readers.instructions import fields_of, shape_of
-from fintune.data.readers.row_files import open_rows
+from fintune.data.readers.row_files import Cut, open_rows
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 
@@ -33,7 +33,12 @@ _USUAL_NAMES = {
 
 
 def read_own_file(
-    path: Path, task: Task, columns: Mapping[str, str], key: str, split: str | None
+    path: Path,
+    task: Task,
+    columns: Mapping[str, str],
+    key: str,
+    split: str | None,
+    cut: Cut | None = None,
 ) -> Iterator[Record | Dropped]:
     """The records of a file.
 
@@ -41,13 +46,14 @@ def read_own_file(
         columns: field → column, where the names differ.
         key: where in the recipe `columns` stands, for error messages.
         split: the split of every row; None takes it from the file's `split` column, if it has one.
+        cut: one of `row_files.cuts(path)`, to read that piece alone.
 
     Raises:
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
     required = ("text", "target", *(("question",) if task.type == "qa" else ()))
     fix = f"Map it in the recipe, such as  {key}: "
-    for number, fields in _fields(path, task, columns, required, fix):
+    for number, fields in _fields(path, task, columns, required, fix, cut=cut):
         where = f"{path.name}:{number}"
         if isinstance(fields, str):
             yield Dropped("malformed rows", where, fields)
@@ -147,16 +153,18 @@ def _fields(
     required: tuple[str, ...],
     fix: str,
     answered: bool = True,
+    cut: Cut | None = None,
 ) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """Each row's number, and its values by field, or why there are none."""
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None
     if task.type == "instruction" and not {"text", "target"} & set(columns):
-        names, rows = open_rows(path, columns.values())
+        names, rows = open_rows(path, columns.values(), cut)
         shape = shape_of(names, answered)
         fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
     if shape is None:
-        names, rows = open_rows(path, {column_of.get(field, field) for field in (*required, *columns)})
+        wanted = {column_of.get(field, field) for field in (*required, *columns)}
+        names, rows = open_rows(path, wanted, cut)
     _check_columns(path, names, task, columns, () if shape else required, fix)
     for number, row in rows:
         if isinstance(row, str):

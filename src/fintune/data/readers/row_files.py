@@ -17,18 +17,74 @@ from fintune.errors import DataError
 Row = tuple[int, dict[str, Any] | str]
 """A line (or row) number from 1, with the row's values by column, or why there are none."""
 
+Cut = tuple[int, int, int]
+"""A piece of a file: where it begins and ends (bytes, or Parquet row groups), and the rows before it."""
+
+CUT_BYTES = 32 * 2**20
+"""Of a piece, about."""
 PEEKED = 1_000
 """Objects whose keys are taken for a file's columns, where they hold what is wanted."""
 BATCH = 4_096
 """Rows of a Parquet file that are in memory at once."""
 
 
-def open_rows(path: Path, wanted: Collection[str] = ()) -> tuple[list[str], Iterator[Row]]:
+def cuts(path: Path) -> list[tuple[Cut | None, int]]:
+    """The pieces that a large file can be read in, in order, each with its bytes: of JSONL and Parquet.
+
+    Other files, and what cannot be read, are one piece: None.
+    """
+    kind = path.suffix.lower()
+    try:
+        size = path.stat().st_size
+        if size >= 2 * CUT_BYTES and kind in (".jsonl", ".ndjson"):
+            return _cuts_of_lines(path, size)
+        if size >= 2 * CUT_BYTES and kind == ".parquet":
+            return _cuts_of_groups(path)
+    except (OSError, ValueError):  # whoever opens it next says why
+        size = 0
+    return [(None, size)]
+
+
+def _cuts_of_lines(path: Path, size: int) -> list[tuple[Cut | None, int]]:
+    found: list[tuple[Cut | None, int]] = []
+    with path.open("rb") as stream:
+        begin = rows = 0
+        while begin < size:
+            stream.seek(min(begin + CUT_BYTES, size))
+            stream.readline()
+            end = stream.tell()
+            found.append(((begin, end, rows), end - begin))
+            stream.seek(begin)
+            while stream.tell() < end:
+                rows += stream.read(min(2**20, end - stream.tell())).count(b"\n")
+            begin = end
+    return found
+
+
+def _cuts_of_groups(path: Path) -> list[tuple[Cut | None, int]]:
+    import pyarrow.parquet as pq
+
+    found: list[tuple[Cut | None, int]] = []
+    with pq.ParquetFile(path) as file:
+        begin = size = rows = done = 0
+        for group in range(file.metadata.num_row_groups):
+            size += file.metadata.row_group(group).total_byte_size
+            rows += file.metadata.row_group(group).num_rows
+            if size >= CUT_BYTES or group + 1 == file.metadata.num_row_groups:
+                found.append(((begin, group + 1, done), size))
+                begin, done, size = group + 1, rows, 0
+    return found
+
+
+def open_rows(
+    path: Path, wanted: Collection[str] = (), cut: Cut | None = None
+) -> tuple[list[str], Iterator[Row]]:
     """The column names and the rows of a file, by its suffix.
 
     Args:
         wanted: columns to look for. Objects need not have the same keys: all are read for their names
             where the first ones lack a column that is wanted.
+        cut: one of `cuts(path)`, to have the rows of that piece alone; names are the whole file's.
 
     Raises:
         DataError: the file is empty, of an unknown kind, damaged or not UTF-8, here or while rows are read.
@@ -44,11 +100,12 @@ def open_rows(path: Path, wanted: Collection[str] = ()) -> tuple[list[str], Iter
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty.")
         if kind == ".parquet":
-            names, rows = _parquet(path)
+            names, rows = _parquet(path, cut)
         elif kind in (".csv", ".tsv"):
             names, rows = _csv(path)
         else:
             names, rows = _objects(path, _json if kind == ".json" else _jsonl, wanted)
+            rows = _jsonl(path, cut) if cut else rows
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     return names, _guarded(path, rows)
@@ -107,8 +164,9 @@ def _objects(
     return list(names), read(path)
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines(path), start=1):
+def _jsonl(path: Path, cut: Cut | None = None) -> Iterator[Row]:
+    begin, end, before = cut or (0, None, 0)
+    for number, line in enumerate(lines(path, begin=begin, end=end), start=before + 1):
         if not line.strip():
             continue
         try:
@@ -125,7 +183,7 @@ def _json(path: Path) -> Iterator[Row]:
             yield number, value if isinstance(value, dict) else "it is not a JSON object"
 
 
-def _parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
+def _parquet(path: Path, cut: Cut | None = None) -> tuple[list[str], Iterator[Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,9 +196,10 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
         raise damaged(error) from None
 
     def rows() -> Iterator[Row]:
-        number = 0
+        number = cut[2] if cut else 0
+        groups = range(cut[0], cut[1]) if cut else None
         try:
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(BATCH, row_groups=groups):
                 for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                     yield number, row
         except (pa.ArrowInvalid, pa.ArrowException) as error:

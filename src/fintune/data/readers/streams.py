@@ -9,17 +9,32 @@ from typing import IO, Any
 from fintune.errors import DataError
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The lines of a UTF-8 file, without a byte order mark, line ends kept as "\\n".
+
+    Args:
+        begin, end: the bytes of a piece, each where a line begins; lines then end at "\\n" alone.
 
     Raises:
         DataError: the file is not UTF-8 text; it names the byte.
     """
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            yield from stream
+        if end is not None:
+            yield from _lines_between(path, begin, end)
+        else:
+            with path.open(encoding="utf-8-sig") as stream:
+                yield from stream
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
+
+
+def _lines_between(path: Path, begin: int, end: int) -> Iterator[str]:
+    with path.open("rb") as stream:
+        stream.seek(begin)
+        place = begin
+        while place < end and (line := stream.readline()):
+            yield line.decode("utf-8-sig" if place == 0 else "utf-8")
+            place += len(line)
 
 
 def _bad_byte(path: Path) -> int:
