@@ -7,7 +7,7 @@ import difflib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,28 +56,6 @@ def read_own_file(
             yield record_of(fields, task, where, split)
 
 
-def read_inputs(path: Path, task: Task) -> Iterator[Record | Dropped]:
-    """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
-
-    Raises:
-        DataError: the file is missing, empty or of an unknown kind, or lacks a column.
-    """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    names, rows = _open(path)
-    required = ("text", "question") if task.type == "qa" else ("text",)
-    column_of = _columns(path, names, task, {}, required, "Rename a column, such as  ")
-    for number, row in rows:
-        where = f"{path.name}:{number}"
-        if isinstance(row, str):
-            yield Dropped("malformed rows", where, row)
-            continue
-        fields = {field: _text(row.get(column_of[field])) for field in required}
-        record = Record(fields["text"], question=fields.get("question"), id=_text(row.get("id")) or where)
-        problem = task.input_problem(record)
-        yield Dropped("malformed rows", where, problem) if problem else record
-
-
 def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | None) -> Record | Dropped:
     """A record of `text`, `target` and, where there are any, `question`, `group` and `split`."""
     target: Any = fields.get("target")
@@ -113,7 +91,7 @@ def _text(value: Any) -> str:
 
 
 def _columns(
-    path: Path,
+    path: Path | str,
     names: list[str],
     task: Task,
     columns: Mapping[str, str],
@@ -178,10 +156,11 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
     return names, cells()
 
 
-def csv_rows(content: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV text that are not blank, with the number of the line each begins on."""
+def csv_rows(content: str | Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV text (or its lines) that are not blank, with the line number each begins on."""
     csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+    lines = io.StringIO(content, newline="") if isinstance(content, str) else content
+    reader = csv.reader(lines, delimiter=delimiter)
     begin = 1
     for row in reader:
         if row:

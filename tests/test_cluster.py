@@ -1,0 +1,122 @@
+"""Ray on this machine: the lines of one process in their order, also when a worker dies in between."""
+
+import json
+import os
+import random
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+
+from fintune import cluster
+from fintune.cli import main
+from fintune.errors import DataError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fintune[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """Ray of two CPUs on this machine, ended after this file."""
+    cluster.connect()
+    assert ray.cluster_resources()["CPU"] >= 2
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def recipe(workdir, tiny_base):
+    """The working folder's default recipe: the tiny base, untuned, found by a path of that folder."""
+    (workdir / "base").symlink_to(tiny_base)
+    (workdir / "configs").mkdir()
+    content = "base_model: {name: base}\ntraining: {bf16: false, max_length: 128}\n"
+    (workdir / "configs" / "default.yaml").write_text(content)
+    return workdir
+
+
+def headlines(count):
+    """Rows of many lengths, a few of which cannot be answered: without a text, or with too long a one."""
+    words = random.Random(7)
+    for n in range(count):
+        text = " ".join(words.choices(["profit", "rose", "fell", "by", "5 %"], k=words.randint(1, 30)))
+        yield {"id": f"r{n}", "text": "" if n % 50 == 9 else "profit " * 500 if n % 90 == 5 else text}
+
+
+def test_ray_answers_as_one_process_does_and_in_the_same_order(recipe, capsys):
+    for year, seed in ((2023, 130), (2024, 70)):
+        table = pa.Table.from_pylist(list(headlines(seed)))
+        pads.write_dataset(table, recipe / "in" / f"year={year}", format="parquet", max_rows_per_file=60,
+                           max_rows_per_group=60)
+    flags = ["predict", "--task", "headline", "--input_file", "in"]
+    assert main([*flags, "--output_file", "plain.jsonl"]) == 0
+    assert main([*flags, "--output_file", "ray.jsonl", "--ray", "--workers", "2"]) == 0
+    assert main([*flags, "--output_file", "ray/", "--ray"]) == 0
+    assert "answers written to ray/" in capsys.readouterr().out
+
+    plain, by_ray = ([json.loads(line) for line in open(recipe / f"{name}.jsonl")] for name in ("plain", "ray"))
+    rows = pads.dataset(recipe / "ray", format="parquet").to_table().to_pylist()
+    assert len(plain) == len(by_ray) == len(rows) == 200
+    assert sum("error" in line for line in plain) == 9
+    for line, ours, row in zip(plain, by_ray, rows, strict=True):
+        assert line["id"] == ours["id"] == row["id"]
+        assert line.get("error") == ours.get("error") == row["error"]
+        assert line.get("prediction") == ours.get("prediction") == row["prediction"]
+        for label, share in line.get("probabilities", {}).items():
+            assert ours["probabilities"][label] == pytest.approx(share, abs=1e-5)
+            assert row[f"probability_{label}"] == pytest.approx(share, abs=1e-5)
+
+
+def test_a_worker_that_is_killed_is_started_again_and_no_row_is_lost_or_twice(recipe, monkeypatch):
+    mark = str(recipe / "died")
+
+    class Mortal(cluster.Answerer):
+        """Dies once, in the middle of its work, as a process killed for its memory does."""
+
+        def __call__(self, batch):
+            answered = super().__call__(batch)
+            if not os.path.exists(mark):
+                open(mark, "w").close()
+                os._exit(9)
+            return answered
+
+    (recipe / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in headlines(200)))
+    monkeypatch.setattr(cluster, "Answerer", Mortal)
+    assert cluster.predict_on_ray(None, "headline", "in.jsonl", "out.jsonl") == 193
+    lines = [json.loads(line) for line in open(recipe / "out.jsonl")]
+    assert os.path.exists(mark)
+    assert [line["id"].partition(":")[0] for line in lines if "error" not in line or "room" in line["error"]] == [
+        f"r{n}" for n in range(200) if n % 50 != 9
+    ]
+
+
+def test_what_a_worker_cannot_read_is_one_sentence(recipe):
+    (recipe / "in").mkdir()
+    (recipe / "in" / "a.csv").write_text("text\nShares rise\n")
+    (recipe / "in" / "b.csv").write_text("body\nShares rise\n")
+    with pytest.raises(DataError, match=r"^in/b\.csv has no column 'text'"):
+        cluster.predict_on_ray(None, "headline", "in", "out/")
+
+
+def test_ray_map_is_map_in_order_for_any_value_and_a_killed_task_is_done_again(tmp_path):
+    mark = str(tmp_path / "died")
+
+    def square(n):
+        if n == 5 and not os.path.exists(mark):
+            open(mark, "w").close()
+            os._exit(9)
+        return {"n": n * n, "table": pa.table({"x": [n] * n}), "none": None, "pair": (n, str(n))}
+
+    found = list(cluster.ray_map(square, range(12), workers=2))
+    assert found == [
+        {"n": n * n, "table": pa.table({"x": [n] * n}), "none": None, "pair": (n, str(n))} for n in range(12)
+    ]
+    assert list(cluster.ray_map(square, [])) == []
+
+
+def test_ray_map_raises_what_the_function_raised():
+    def refuse(n):
+        raise DataError(f"shard {n} is damaged")
+
+    with pytest.raises(DataError, match=r"^shard 3 is damaged$"):
+        list(cluster.ray_map(refuse, [3]))
