@@ -119,7 +119,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="answer a file with Ray's workers: a cluster's (auto, HOST:PORT), or without ADDRESS this machine's",
+        help="answer a file with Ray: of a cluster (auto, HOST:PORT), or without ADDRESS of this machine",
     )
     command.add_argument(
         "--workers", type=_count, metavar="N", help="of --ray (default: one a GPU, else one for 4 CPU cores)"

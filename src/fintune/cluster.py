@@ -42,9 +42,10 @@ def connect(address: str = LOCAL) -> None:
         MissingExtraError: Ray is not installed.
         DataError: there is no cluster at the address.
     """
-    # A Ray started here is for this process: it neither counts users nor warns of what it will do in future.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, and warns about
+    if address == LOCAL:  # Ray replaces 127.0.0.1 by an outer address, except where it has no clusters
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
         import ray.data
@@ -58,10 +59,15 @@ def connect(address: str = LOCAL) -> None:
             address=LOCAL,
             num_cpus=max(2, os.cpu_count() or 1),  # one to read, one to compute
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             object_store_memory=_STORE_BYTES,
             **quiet,
         )
+        if {node["NodeManagerAddress"] for node in ray.nodes()} != {"127.0.0.1"}:
+            ray.shutdown()
+            raise DataError(
+                "Ray was imported before it could be kept on 127.0.0.1: set the environment variable "
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 and start again."
+            )
         return
     try:
         ray.init(address=address, **quiet)
@@ -140,7 +146,9 @@ def predict_on_ray(
     parts = input_parts(input_file)
     check_output(input_file, output_file)
     if not parts[0].file.shared:
-        raise DataError(f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read.")
+        raise DataError(
+            f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
+        )
     connect(address)
     asked = (str(Path(model_path).resolve()) if model_path else None, recipe, chosen, truncate)
     try:
@@ -204,7 +212,7 @@ def _ordered(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Share:
-    """What each of `workers` computes with, and what it asks of Ray: less, so that reading goes on beside it."""
+    """What each of `workers` computes with, and what it asks of Ray: less, so that reading goes on."""
 
     workers: int
     threads: int
@@ -222,7 +230,9 @@ def _share(workers: int | None) -> _Share:
     if workers and workers > max(cpus, gpus):
         raise DataError(f"--workers is {workers}, but the cluster has {cpus} CPU cores and {gpus} GPUs.")
     each = max(1, min(cpus // count, *(cores for cores in nodes if cores)))
-    return _Share(count, each, each - 1 if each > 1 else 0.5, gpus // count if gpus >= count else gpus / count)
+    return _Share(
+        count, each, each - 1 if each > 1 else 0.5, gpus // count if gpus >= count else gpus / count
+    )
 
 
 def _read(batch: Any, parts: list[Part], task: Task) -> Iterator[Any]:
@@ -283,7 +293,7 @@ class Answerer:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """The FintuneError that a worker raised, a sentence for a worker that died too often, or the error itself."""
+    """The FintuneError a worker raised, a sentence for one that died too often, or the error itself."""
     import ray.exceptions
 
     seen: set[int] = set()
@@ -300,7 +310,7 @@ def _explained(error: BaseException) -> BaseException:
         waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
     if died:
         return ModelError(
-            f"A worker died {RETRIES + 1} times over the same rows, most likely for want of memory: give it more with "
-            "fewer --workers, or look into Ray's logs."
+            f"A worker died {RETRIES + 1} times over the same rows, most likely for want of memory: "
+            "give each more by fewer --workers, or look into Ray's logs."
         )
     return error

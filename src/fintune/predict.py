@@ -19,7 +19,7 @@ from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record, Task
 
 Line = dict[str, Any]
-"""An answer as JSON has it: `id` and `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
+"""An answer as JSON has it: `id`, `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
@@ -83,11 +83,13 @@ def _one(engine: Engine, task: str, record: Record, truncate: bool) -> list[Pred
 
 
 def check_output(input_file: str | Path, output_file: str | Path | None) -> None:
-    """Raise a DataError for an output that would cost something, or cannot be written, before work is done."""
+    """Raise a DataError for an output that would cost another file, or cannot be written, before any work."""
     if output_file is None:
         return
     source, output = locate(input_file), locate(output_file)
-    inside = f"{output.path.rstrip('/')}/".startswith(f"{source.path.rstrip('/')}/") and source.fs == output.fs
+    inside = (
+        f"{output.path.rstrip('/')}/".startswith(f"{source.path.rstrip('/')}/") and source.fs == output.fs
+    )
     same = source.local and output.local and output.local.exists() and output.local.samefile(source.local)
     if same or inside:
         raise DataError(f"output_file is {output.shown}, the input itself: name another.")

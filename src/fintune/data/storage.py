@@ -26,7 +26,9 @@ DONE = "_SUCCESS"
 
 def shown(path: str | Path) -> str:
     """A path as messages show it: without user, password, query and fragment of a URL."""
-    links = os.fspath(path).split("::")  # zip://member::https://user:password@host/archive
+    links = re.split(
+        r"::(?=[\w+.-]+://)", os.fspath(path)
+    )  # zip://member::https://user:password@host/archive
     return "::".join(_without_secrets(link) for link in links)
 
 
@@ -35,15 +37,15 @@ def _without_secrets(url: str) -> str:
     if not separator:
         return url
     authority = rest.partition("/")[0]
-    port = authority.partition(":")[2]
-    if "@" in authority or (port and not port.isdigit()):  # a secret may itself hold a slash
-        rest = rest.rpartition("@")[2]
+    _, colon, port = authority.partition(":")
+    if "@" in authority or (colon and ("@" in rest or not port.isdigit())):  # a password may hold a slash
+        rest = rest.rpartition("@")[2] if "@" in rest else ""
     return scheme + separator + re.split(r"[?#]", rest)[0]
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder (for an object store: a prefix) on a file system; it can be sent to another process."""
+    """A file or folder (of an object store: a prefix) on a file system; it can be sent to another process."""
 
     fs: Any
     """An `fsspec.AbstractFileSystem`."""
@@ -136,7 +138,9 @@ def locate(path: str | Path) -> Location:
         raise DataError(f"{shown(text)} needs the package {package}: run  pip install {package}") from None
     except Exception as error:  # each file system refuses in its own way
         if str(error).startswith("Protocol not known"):
-            why = f"the protocol {protocol} is unknown; there are a plain path, s3://, gs:// and what else fsspec has"
+            why = (
+                f"the protocol {protocol} is unknown; give a plain path, s3://, gs:// or another of fsspec's"
+            )
         else:
             why = _scrubbed(error, text)
         raise DataError(f"{shown(text)} cannot be used: {why}.") from None
@@ -146,7 +150,7 @@ def locate(path: str | Path) -> Location:
 def parquet_batches(
     file: Location, columns: list[str] | None = None, rows: int = 1024, root: Location | None = None
 ) -> Iterator[Any]:
-    """The record batches of a Parquet file, or of all Parquet files below a folder, in the order of their paths.
+    """The record batches of a Parquet file, or of all those below a folder, in the order of their paths.
 
     Args:
         columns: those to read; None is all.
@@ -183,7 +187,9 @@ def parquet_dataset(file: Location, root: Location | None = None) -> Any:
 def refuse_full(folder: Location, key: str) -> None:
     """Raise a DataError if a folder to write to holds files already; `key` is the flag that names it."""
     if folder.exists() and folder.files():
-        raise DataError(f"{key} is {folder.shown}, which holds files already: name another folder, or empty it.")
+        raise DataError(
+            f"{key} is {folder.shown}, which holds files already: name another folder, or empty it."
+        )
 
 
 def write_parquet(
