@@ -11,7 +11,7 @@ import pytest
 
 from fintune import cluster
 from fintune.cli import main
-from fintune.errors import DataError
+from fintune.errors import DataError, ModelError
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed: pip install 'fintune[ray]'", allow_module_level=True)
@@ -133,3 +133,8 @@ def test_ray_map_raises_what_the_function_raised():
 
     with pytest.raises(DataError, match=r"^shard 3 is damaged$"):
         list(cluster.ray_map(refuse, [3]))
+
+
+def test_work_that_kills_its_worker_every_time_ends_in_a_sentence():
+    with pytest.raises(ModelError, match=r"^A worker died 4 times over the same work"):
+        list(cluster.ray_map(lambda n: os._exit(9), [1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ RETRIES = 3
 """How often a worker that died is started again, and what it was at is tried again."""
 _STORE_BYTES = 512 * 2**20
 """Shared memory of a Ray started here; what does not fit goes to disk."""
+_BLOCK_BYTES = 2**20
+"""Of rows read, at most, before they are handed on."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,6 +54,7 @@ def connect(address: str = LOCAL) -> None:
         import ray.data
     except ImportError:
         raise MissingExtraError("--ray", "ray") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -89,7 +93,7 @@ def ray_map(
         workers: functions that run at once, at most; None is what the cluster has room for.
 
     Raises:
-        FintuneError: what the function raised; other errors come as Ray wraps them.
+        DataError: the function raised a FintuneError with this message; other errors come as Ray wraps them.
     """
     connect(address)
     import ray.data
@@ -99,19 +103,29 @@ def ray_map(
         return
     data = ray.data.from_items(wanted, override_num_blocks=len(wanted))
     results = data.map(
-        lambda row: {"result": _Box(function(row["item"].value))},
+        lambda row: {"result": _Box(_tried(function, row["item"].value))},
         compute=ray.data.TaskPoolStrategy(size=workers) if workers else None,
         max_retries=RETRIES,
     )
-    rows = _ordered(results).iter_rows()
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _explained(error) from error
-        yield row["result"].value
+    with _told_deaths():
+        for row in _ordered(results).iter_rows():
+            if isinstance(row["result"].value, _Failure):
+                raise DataError(row["result"].value.message)
+            yield row["result"].value
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A sentence a worker ended with: Ray would pass on a printed traceback instead of the error."""
+
+    message: str
+
+
+def _tried(function: Callable[[Item], Result], item: Item) -> Result | _Failure:
+    try:
+        return function(item)
+    except FintuneError as error:
+        return _Failure(str(error))
 
 
 class _Box:
@@ -151,12 +165,8 @@ def predict_on_ray(
         )
     connect(address)
     asked = (str(Path(model_path).resolve()) if model_path else None, recipe, chosen, truncate)
-    try:
+    with _told_deaths():
         return write_answers(_answers(parts, asked, workers), chosen, output_file)
-    except FintuneError:
-        raise
-    except Exception as error:
-        raise _explained(error) from error
 
 
 def _adapters_own(model_path: str | Path | None) -> tuple[Recipe, TaskSet]:
@@ -200,13 +210,18 @@ def _answers(parts: list[Part], asked: _Asked, workers: int | None) -> Iterator[
         max_task_retries=RETRIES,
     )
     for block in _ordered(lines).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield [json.loads(line) for line in block["line"].to_pylist()]
+        found = [json.loads(line) for line in block["line"].to_pylist()]
+        for line in found:
+            if "failure" in line:
+                raise DataError(line["failure"])
+        yield found
 
 
 def _ordered(data: Any) -> Any:
     """A dataset that yields its rows in order, and leaves the console to fintune's own progress bar."""
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
+    data.context.target_max_block_size = _BLOCK_BYTES
     return data
 
 
@@ -235,22 +250,26 @@ def _share(workers: int | None) -> _Share:
     )
 
 
+_COLUMNS = ("id", "text", "question", "problem", "failure")
+
+
 def _read(batch: Any, parts: list[Part], task: Task) -> Iterator[Any]:
     """The rows of the parts that a batch names, as tables of `_COLUMNS`."""
     import pyarrow as pa
 
-    for number in batch["part"].to_pylist():
-        for chunk in chunks(parts[number], task):
-            rows = [
-                {"id": row.where, "problem": row.why}
-                if isinstance(row, Dropped)
-                else {"id": row.id, "text": row.text, "question": row.question}
-                for row in chunk
-            ]
-            yield pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in _COLUMNS]))
-
-
-_COLUMNS = ("id", "text", "question", "problem")
+    schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
+    try:
+        for number in batch["part"].to_pylist():
+            for chunk in chunks(parts[number], task):
+                rows = [
+                    {"id": row.where, "problem": row.why}
+                    if isinstance(row, Dropped)
+                    else {"id": row.id, "text": row.text, "question": row.question}
+                    for row in chunk
+                ]
+                yield pa.Table.from_pylist(rows, schema=schema)
+    except FintuneError as error:
+        yield pa.Table.from_pylist([{"failure": str(error)}], schema=schema)
 
 
 class Answerer:
@@ -272,16 +291,21 @@ class Answerer:
         with contextlib.suppress(OSError):  # a recipe's paths begin where the command was given
             os.chdir(folder)
         torch.set_num_threads(threads)
-        self.engine = Engine.load(model_path, recipe)
+        self.engine = _tried(lambda _: Engine.load(model_path, recipe), None)
         self.task = task.name
         self.truncate = truncate
 
     def __call__(self, batch: Any) -> Any:
-        """The batch's answers, in order: a column `line` of JSON objects."""
+        """The batch's answers, in order: a column `line` of JSON objects, or of one with a `failure`."""
         import pyarrow as pa
 
         from fintune.predict import answers
 
+        failures = [sentence for sentence in batch["failure"].to_pylist() if sentence]
+        if isinstance(self.engine, _Failure):
+            failures.append(self.engine.message)
+        if failures or isinstance(self.engine, _Failure):
+            return pa.table({"line": [json.dumps({"failure": failures[0]})]})
         rows: list[Record | Dropped] = [
             Dropped("malformed rows", row["id"], row["problem"])
             if row["problem"] is not None
@@ -292,25 +316,19 @@ class Answerer:
         return pa.table({"line": [json.dumps(line, ensure_ascii=False) for line in lines]})
 
 
-def _explained(error: BaseException) -> BaseException:
-    """The FintuneError a worker raised, a sentence for one that died too often, or the error itself."""
-    import ray.exceptions
+@contextlib.contextmanager
+def _told_deaths() -> Iterator[None]:
+    """Say in a sentence that a worker died too often."""
+    try:
+        yield
+    except FintuneError:
+        raise
+    except Exception as error:
+        import ray.exceptions as known
 
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    died = False
-    while waiting:
-        found = waiting.pop()
-        if found is None or id(found) in seen:
-            continue
-        if isinstance(found, FintuneError):
-            return found
-        seen.add(id(found))
-        died |= isinstance(found, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError)
-        waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
-    if died:
-        return ModelError(
-            f"A worker died {RETRIES + 1} times over the same rows, most likely for want of memory: "
+        if not isinstance(error, known.RayActorError | known.WorkerCrashedError | known.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"A worker died {RETRIES + 1} times over the same work, most likely for want of memory: "
             "give each more by fewer --workers, or look into Ray's logs."
-        )
-    return error
+        ) from error
