@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def connect(address: str = LOCAL) -> None:
         DataError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is less is no news to a user
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, and warns about
     if address == LOCAL:  # Ray replaces 127.0.0.1 by an outer address, except where it has no clusters
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -55,6 +57,8 @@ def connect(address: str = LOCAL) -> None:
     except ImportError:
         raise MissingExtraError("--ray", "ray") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It deprecates the bound on restarts without a successor; pyproject.toml keeps to versions with it.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}

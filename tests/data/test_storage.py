@@ -117,11 +117,19 @@ def test_a_missing_package_an_unknown_protocol_and_a_damaged_file_are_one_senten
         list(parquet_batches(locate(tmp_path / "x.parquet")))
 
 
-def test_a_library_that_tells_the_path_does_not_tell_its_password(monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("403 for s3://KEY:SE/CRET@bucket/x", "403 for s3://bucket/x"),
+        ('Invalid bucket name "KEY:SE/CRET@bucket"', 'Invalid bucket name "bucket"'),
+        ("GET https://host/x?X-Sig=SECRET failed", "GET https://host/x failed"),
+    ],
+)
+def test_a_library_that_tells_a_password_is_not_repeated(monkeypatch, said, told):
     def refuse(self, path, mode="rb", **kwargs):
-        raise OSError(f"403 for s3://KEY:SECRET@bucket/{path}")
+        raise OSError(said)
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "open", refuse)
-    with pytest.raises(DataError, match=r"^memory://x cannot be read: 403 for s3://bucket") as caught:
+    with pytest.raises(DataError) as caught:
         locate("memory://x").open()
-    assert "SECRET" not in str(caught.value)
+    assert str(caught.value) == f"memory://x cannot be read: {told}."

@@ -237,7 +237,10 @@ def _protocol(fs: Any) -> str:
 def _scrubbed(error: BaseException, path: str) -> str:
     """What a library says, in one line, with no credentials of the path in it."""
     text = " ".join(str(error).replace(path, shown(path)).split()) or type(error).__name__
-    return re.sub(r"://[^/\s]*@", "://", text).rstrip(".")
+    text = re.sub(r"""://[^\s"']*@""", "://", text)  # scheme://user:password@host
+    text = re.sub(r"""[^\s"'/:]+:(?!//)[^\s"'@]*@""", "", text)  # user:password@host
+    text = re.sub(r"""(://[^\s"'?#]*)[?#][^\s"']*""", r"\1", text)  # ?signature=…
+    return text.rstrip(".")
 
 
 @contextlib.contextmanager
