@@ -140,3 +140,9 @@ def test_ray_map_raises_what_the_function_raised():
 def test_work_that_kills_its_worker_every_time_ends_in_a_sentence():
     with pytest.raises(ModelError, match=r"^A worker died 4 times over the same work"):
         list(cluster.ray_map(lambda n: os._exit(9), [1]))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense"])
+def test_an_address_without_a_cluster_is_refused_at_once(address):
+    with pytest.raises(DataError, match=f"^--ray is {address}, but no Ray cluster answers there"):
+        cluster.connect(address)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def connect(address: str = LOCAL) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # It deprecates the bound on restarts without a successor; pyproject.toml keeps to versions with it.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    if address not in (LOCAL, "auto"):
+        _refuse_unreachable(address)
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -82,6 +85,17 @@ def connect(address: str = LOCAL) -> None:
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, by the kind of address
         why = " ".join(str(error).split())[:200]
         raise DataError(f"--ray is {address}, but no Ray cluster answers there: {why}") from None
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise a DataError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--ray is {address}, but no Ray cluster answers there ({error}): give auto or HOST:PORT."
+        ) from None
 
 
 def ray_map(
