@@ -54,6 +54,8 @@ def fails(capsys, *arguments):
         (["evaluate", "--model_path", "absent"], ["no adapter at absent", "train.py"]),
         (["predict", "--task", "sentiment"], ["Give a text"]),
         (["predict", "--task", "sentiment", "--input_file", "absent.csv"], ["no such file"]),
+        (["predict", "--task", "sentiment", "--workers", "2", "Up"], ["--workers belongs to --ray"]),
+        (["predict", "--task", "sentiment", "--input_file", "nowhere://x"], ["nowhere is unknown"]),
         (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

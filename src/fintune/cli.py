@@ -104,10 +104,26 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
     command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument(
-        "--input_file", metavar="FILE", help="a CSV, JSONL or Parquet file with a text column"
+        "--input_file",
+        metavar="PATH",
+        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
     )
-    command.add_argument("--output_file", metavar="JSONL", help="where answers go (default: standard output)")
+    command.add_argument(
+        "--output_file",
+        metavar="PATH",
+        help="where answers go: JSON lines, or with a / at its end Parquet files (default: standard output)",
+    )
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
+    command.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="answer a file with Ray: of a cluster (auto, HOST:PORT), or without ADDRESS of this machine",
+    )
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="of --ray (default: one a GPU, else one for 4 CPU cores)"
+    )
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
@@ -239,19 +255,35 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     if (args.text is None) == (args.input_file is None):
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
-    if args.input_file and not Path(args.input_file).is_file():
-        raise DataError(f"--input_file is {args.input_file}, but there is no such file.")
+    if (args.ray or args.workers) and not (args.ray and args.input_file):
+        raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
+    if args.input_file:
+        return _predict_file(args)
     from fintune.inference.engine import Engine
-    from fintune.predict import predict_file, show
+    from fintune.predict import show
 
     engine = Engine.load(_adapter(args.model_path))
-    if args.input_file:
-        count = predict_file(engine, args.task, args.input_file, args.output_file, args.truncate)
-        if args.output_file:
-            print(f"{count} answers written to {args.output_file}")
-        return 0
     text = sys.stdin.read() if args.text == "-" else args.text
     show(engine, args.task, text, args.question, args.truncate)
+    return 0
+
+
+def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.readers.row_files import row_files
+    from fintune.data.storage import shown
+    from fintune.inference.engine import Engine
+    from fintune.predict import predict_file
+
+    row_files(args.input_file, "--input_file")  # before the model is loaded
+    model_path, files = _adapter(args.model_path), (args.input_file, args.output_file)
+    if args.ray:
+        from fintune.cluster import predict_on_ray
+
+        count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)
+    else:
+        count = predict_file(Engine.load(model_path), args.task, *files, args.truncate)
+    if args.output_file:
+        print(f"{count} answers written to {shown(args.output_file)}")
     return 0
 
 

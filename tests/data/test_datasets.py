@@ -103,7 +103,7 @@ def test_neither_pieces_nor_workers_change_a_byte(kind, monkeypatch):
     before = contents(prepare(config, say=quiet).folder)
     monkeypatch.setattr(row_files, "CUT_BYTES", 5_000)
     monkeypatch.setattr(shards, "PARALLEL_BYTES", 1)
-    assert len(row_files.cuts(path)) > 3
+    assert len(row_files.cuts(*row_files.row_files(path, "file"))) > 3
     for workers in (1, 3):
         prepared = prepare(config, force=True, say=quiet, workers=workers)
         assert contents(prepared.folder) == before
@@ -221,7 +221,7 @@ def test_an_empty_or_one_label_split_is_refused_by_task_file_and_fix():
 
 
 def test_a_missing_file_is_named_with_its_key():
-    with pytest.raises(DataError, match=r"no file absent\.csv \(named by data\.tasks\.sentiment\.file;"):
+    with pytest.raises(DataError, match=r"no file or folder absent\.csv \(named by data\.tasks\.sentiment\.file,"):
         prepare(recipe(sentiment={"file": "absent.csv"}), say=quiet)
 
 

@@ -18,6 +18,7 @@ from fintune.data.readers.public import (
     twitter_financial_news,
     twitter_sentiment,
 )
+from fintune.data.readers.row_files import row_files
 from fintune.data.readers.stocknet import stocknet
 from fintune.errors import DataError
 from fintune.tasks.base import ClassificationTask, QATask, Record, RegressionTask
@@ -245,7 +246,9 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 
 
 def own(path, task=TOPIC, columns=None, split=None):
-    return parts(read_own_file(path, task, columns or {}, f"data.tasks.{task.name}.columns", split))
+    return parts(
+        read_own_file(*row_files(path, "file"), task, columns or {}, f"data.tasks.{task.name}.columns", split)
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "semicolons", "tsv", "jsonl", "json", "parquet"])
@@ -381,9 +384,9 @@ def test_reading_a_file_takes_no_memory_for_its_size(tmp_path, kind):
         lines = [json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
     del rows
-    next(read_own_file(path, TOPIC, {}, "", None))  # what is imported is not counted
+    next(read_own_file(*row_files(path, "file"), TOPIC, {}, "", None))  # what is imported is not counted
     tracemalloc.start()
-    count = sum(1 for _ in read_own_file(path, TOPIC, {}, "", None))
+    count = sum(1 for _ in read_own_file(*row_files(path, "file"), TOPIC, {}, "", None))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000 and peak < 3e6  # the file's texts alone are 6 MB

@@ -19,10 +19,11 @@ from typing import Any
 from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
 from fintune.data.download import DEFAULT_DIR, QUICK, download, get, is_set
 from fintune.data.quality import Dropped
+from fintune.data.readers.row_files import RowFile
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.data.shards import Read
+from fintune.data.storage import Location, locate
 from fintune.errors import ConfigError, DataError
-from fintune.files import file_sha256
 from fintune.tasks.base import Record, Task
 
 __all__ = [
@@ -52,20 +53,21 @@ class Source:
     """What tables call it: a dataset's name, `built-in sample`, a file, or the plug-in."""
     home: str
     licence: str
-    read: Read
-    files: Mapping[str, Path] = field(default_factory=dict)
+    read: Read | None = None
+    files: Mapping[str, Location] = field(default_factory=dict)
     content: str = ""
     """What stands for the content where there is no file."""
     note: str = ""
     """Why this source, where that is not plain."""
 
     pieces: Callable[[], list[tuple[Read, int]]] | None = None
+    """What to read instead of `read`, where it can be read in pieces."""
 
     def parts(self) -> list[tuple[Read, int]]:
         """What its records can be read in, in order, each with the bytes there are to read."""
-        if self.pieces:
-            return self.pieces()
-        return [(self.read, sum(path.stat().st_size for path in self.files.values()))]
+        if self.read is None:
+            return self.pieces() if self.pieces else []
+        return [(self.read, sum(file.size() for file in self.files.values()))]
 
     def sha256(self) -> dict[str, str]:
         """The checksum of each file that is read.
@@ -73,13 +75,7 @@ class Source:
         Raises:
             DataError: a file is missing or cannot be read.
         """
-        sums = {}
-        for name, path in self.files.items():
-            try:
-                sums[name] = file_sha256(path)
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-        return sums
+        return {name: file.sha256() for name, file in self.files.items()}
 
 
 def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
@@ -246,7 +242,7 @@ def _public(dataset: Dataset, folders: Folders) -> Source:
         home=dataset.home,
         licence=dataset.licence,
         read=functools.partial(dataset.read, folder),
-        files={file: folder / file for file in dataset.found(folder)},
+        files={file: locate(folder / file) for file in dataset.found(folder)},
     )
 
 
@@ -262,36 +258,32 @@ def _sample_records(name: str) -> Iterator[Record | Dropped]:
 
 
 def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
-    given = {"": config.file, "validation": config.validation_file, "test": config.test_file}
-    paths = {split: Path(path) for split, path in given.items() if path}
-    for split, path in paths.items():
-        if not path.is_file():
-            key = f"data.tasks.{name}.{f'{split}_file' if split else 'file'}"
-            raise DataError(f"There is no file {path} (named by {key}; looked for it from {Path.cwd()}).")
+    from fintune.data.readers.row_files import row_files
 
-    read = functools.partial(_own_records, paths, task, config.columns, f"data.tasks.{name}.columns")
-    pieces = functools.partial(_own_pieces, paths, task, config.columns, f"data.tasks.{name}.columns")
-    files = {str(path): path for path in paths.values()}
-    return Source(str(config.file), str(config.file), "your own", read, files, pieces=pieces)
-
-
-def _own_records(
-    paths: Mapping[str, Path], task: Task, columns: Mapping[str, str], key: str
-) -> Iterator[Record | Dropped]:
-    for read, _ in _own_pieces(paths, task, columns, key):
-        yield from read()
+    key = f"data.tasks.{name}"
+    given = {"file": config.file, "validation_file": config.validation_file, "test_file": config.test_file}
+    files = [
+        (setting.removesuffix("file").rstrip("_") or None, file)
+        for setting, path in given.items()
+        if path
+        for file in row_files(path, f"{key}.{setting}")
+    ]
+    pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns")
+    sums = {file.place.shown: file.place for _, file in files}
+    shown = files[0][1].root or files[0][1].place
+    return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces)
 
 
 def _own_pieces(
-    paths: Mapping[str, Path], task: Task, columns: Mapping[str, str], key: str
+    files: list[tuple[str | None, RowFile]], task: Task, columns: Mapping[str, str], key: str
 ) -> list[tuple[Read, int]]:
     from fintune.data.readers.own_file import read_own_file
     from fintune.data.readers.row_files import cuts
 
     return [
-        (functools.partial(read_own_file, path, task, columns, key, split or None, cut), size)
-        for split, path in paths.items()
-        for cut, size in cuts(path)
+        (functools.partial(read_own_file, file, task, columns, key, split, cut), size)
+        for split, file in files
+        for cut, size in cuts(file)
     ]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from fintune.data.quality import Dropped
 from fintune.data.readers.own_file import read_inputs, read_own_file
+from fintune.data.readers.row_files import row_files
 from fintune.data.templates import PromptTemplate
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
@@ -16,7 +17,9 @@ TASK = InstructionTask("advise", "Be brief.")
 
 def read(path, *rows, columns=None):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items = list(read_own_file(path, TASK, columns or {}, "data.tasks.advise.columns", None))
+    items = list(
+        read_own_file(*row_files(path, "file"), TASK, columns or {}, "data.tasks.advise.columns", None)
+    )
     return [i for i in items if isinstance(i, Record)], [i.why for i in items if isinstance(i, Dropped)]
 
 
@@ -64,7 +67,7 @@ def test_parquet_holds_conversations_too(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist([{**SAME[0], "group": "g"}]), tmp_path / "f.parquet")
-    (record,) = read_own_file(tmp_path / "f.parquet", TASK, {}, "", None)
+    (record,) = read_own_file(*row_files(tmp_path / "f.parquet", "file"), TASK, {}, "", None)
     assert (record.text, record.target, record.group) == ("What is a bond?", "A loan.", "g")
 
 
@@ -123,7 +126,7 @@ def test_to_predict_a_conversation_ends_with_its_last_question(tmp_path):
     path.write_text(
         json.dumps({**chat(("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")), "id": 7})
     )
-    (record,) = read_inputs(path, TASK)
+    (record,) = read_inputs(*row_files(path, "file"), TASK)
     assert (TASK.body(record), record.system, record.id) == ("User: a\nAssistant: b\n\nUser: c", "S", "7")
 
 

@@ -9,12 +9,11 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 from fintune.data.quality import Dropped
 from fintune.data.readers.instructions import fields_of, shape_of
-from fintune.data.readers.row_files import Cut, open_rows
+from fintune.data.readers.row_files import Cut, RowFile, open_rows
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 
@@ -33,7 +32,7 @@ _USUAL_NAMES = {
 
 
 def read_own_file(
-    path: Path,
+    file: RowFile,
     task: Task,
     columns: Mapping[str, str],
     key: str,
@@ -46,35 +45,33 @@ def read_own_file(
         columns: field → column, where the names differ.
         key: where in the recipe `columns` stands, for error messages.
         split: the split of every row; None takes it from the file's `split` column, if it has one.
-        cut: one of `row_files.cuts(path)`, to read that piece alone.
+        cut: one of `row_files.cuts(file)`, to read that piece alone.
 
     Raises:
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
     required = ("text", "target", *(("question",) if task.type == "qa" else ()))
     fix = f"Map it in the recipe, such as  {key}: "
-    for number, fields in _fields(path, task, columns, required, fix, cut=cut):
-        where = f"{path.name}:{number}"
+    for number, fields in _fields(file, task, columns, required, fix, cut=cut):
+        where = f"{file.name}:{number}"
         if isinstance(fields, str):
             yield Dropped("malformed rows", where, fields)
         else:
             yield record_of(fields, task, where, split)
 
 
-def read_inputs(path: Path, task: Task) -> Iterator[Record | Dropped]:
+def read_inputs(file: RowFile, task: Task) -> Iterator[Record | Dropped]:
     """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
 
     An instruction task takes conversations too, up to their last user turn.
 
     Raises:
-        DataError: the file is missing, empty or of an unknown kind, or lacks a column.
+        DataError: the file is empty, damaged or of an unknown kind, or lacks a column.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
     required = ("text", "question") if task.type == "qa" else ("text",)
-    rows = _fields(path, task, {}, required, "Rename a column, such as  ", answered=False)
+    rows = _fields(file, task, {}, required, "Rename a column, such as  ", answered=False)
     for number, fields in rows:
-        where = f"{path.name}:{number}"
+        where = f"{file.name}:{number}"
         if isinstance(fields, str):
             yield Dropped("malformed rows", where, fields)
             continue
@@ -147,7 +144,7 @@ def _time(value: Any) -> str:
 
 
 def _fields(
-    path: Path,
+    file: RowFile,
     task: Task,
     columns: Mapping[str, str],
     required: tuple[str, ...],
@@ -159,13 +156,13 @@ def _fields(
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None
     if task.type == "instruction" and not {"text", "target"} & set(columns):
-        names, rows = open_rows(path, columns.values(), cut)
+        names, rows = open_rows(file, columns.values(), cut)
         shape = shape_of(names, answered)
         fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
     if shape is None:
         wanted = {column_of.get(field, field) for field in (*required, *columns)}
-        names, rows = open_rows(path, wanted, cut)
-    _check_columns(path, names, task, columns, () if shape else required, fix)
+        names, rows = open_rows(file, wanted, cut)
+    _check_columns(file.place.shown, names, task, columns, () if shape else required, fix)
     for number, row in rows:
         if isinstance(row, str):
             yield number, row
@@ -179,7 +176,7 @@ def _fields(
 
 
 def _check_columns(
-    path: Path,
+    path: str,
     names: list[str],
     task: Task,
     columns: Mapping[str, str],

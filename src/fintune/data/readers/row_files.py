@@ -1,4 +1,4 @@
-"""CSV, TSV, JSONL, JSON and Parquet files as numbered rows by column, read as they come.
+"""CSV, TSV, JSONL, JSON and Parquet files at any path as numbered rows by column, read as they come.
 
 Knows nothing of what the columns mean.
 """
@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fintune.data.readers.streams import json_items, lines
+from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
 
 Row = tuple[int, dict[str, Any] | str]
@@ -28,26 +30,63 @@ BATCH = 4_096
 """Rows of a Parquet file that are in memory at once."""
 
 
-def cuts(path: Path) -> list[tuple[Cut | None, int]]:
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """One file of rows."""
+
+    place: Location
+    name: str
+    """What its rows are named by: its own name, or its path below the folder that was given."""
+    root: Location | None = None
+    """The folder that was given, whose parts' names (`year=2024/`) are columns; None for a file."""
+
+
+def row_files(path: str | Path, key: str) -> list[RowFile]:
+    """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
+
+    Args:
+        key: the setting or flag that gives the path, for error messages.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = locate(path)
+    if place.is_file():
+        return [RowFile(place, place.name)]
+    if not place.is_folder():
+        since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
+        raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
+    start = len(place.path.rstrip("/")) + 1
+    found = [RowFile(file, file.path[start:], place) for file in place.files() if file.suffix in KINDS]
+    if not found:
+        raise DataError(
+            f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(KINDS)}."
+        )
+    return found
+
+
+def cuts(file: RowFile) -> list[tuple[Cut | None, int]]:
     """The pieces that a large file can be read in, in order, each with its bytes: of JSONL and Parquet.
 
     Other files, and what cannot be read, are one piece: None.
     """
-    kind = path.suffix.lower()
+    size = file.place.size()
     try:
-        size = path.stat().st_size
-        if size >= 2 * CUT_BYTES and kind in (".jsonl", ".ndjson"):
-            return _cuts_of_lines(path, size)
-        if size >= 2 * CUT_BYTES and kind == ".parquet":
-            return _cuts_of_groups(path)
-    except (OSError, ValueError):  # whoever opens it next says why
-        size = 0
+        if size >= 2 * CUT_BYTES and file.place.suffix in (".jsonl", ".ndjson"):
+            return _cuts_of_lines(file.place, size)
+        if size >= 2 * CUT_BYTES and file.place.suffix == ".parquet":
+            return _cuts_of_groups(file.place)
+    except (OSError, ValueError):  # whoever reads it next says why
+        pass
     return [(None, size)]
 
 
-def _cuts_of_lines(path: Path, size: int) -> list[tuple[Cut | None, int]]:
+def _cuts_of_lines(place: Location, size: int) -> list[tuple[Cut | None, int]]:
     found: list[tuple[Cut | None, int]] = []
-    with path.open("rb") as stream:
+    with place.open() as stream:
         begin = rows = 0
         while begin < size:
             stream.seek(min(begin + CUT_BYTES, size))
@@ -61,11 +100,11 @@ def _cuts_of_lines(path: Path, size: int) -> list[tuple[Cut | None, int]]:
     return found
 
 
-def _cuts_of_groups(path: Path) -> list[tuple[Cut | None, int]]:
+def _cuts_of_groups(place: Location) -> list[tuple[Cut | None, int]]:
     import pyarrow.parquet as pq
 
     found: list[tuple[Cut | None, int]] = []
-    with pq.ParquetFile(path) as file:
+    with place.open() as stream, pq.ParquetFile(stream) as file:
         begin = size = rows = done = 0
         for group in range(file.metadata.num_row_groups):
             size += file.metadata.row_group(group).total_byte_size
@@ -77,45 +116,45 @@ def _cuts_of_groups(path: Path) -> list[tuple[Cut | None, int]]:
 
 
 def open_rows(
-    path: Path, wanted: Collection[str] = (), cut: Cut | None = None
+    file: RowFile, wanted: Collection[str] = (), cut: Cut | None = None
 ) -> tuple[list[str], Iterator[Row]]:
     """The column names and the rows of a file, by its suffix.
 
     Args:
         wanted: columns to look for. Objects need not have the same keys: all are read for their names
             where the first ones lack a column that is wanted.
-        cut: one of `cuts(path)`, to have the rows of that piece alone; names are the whole file's.
+        cut: one of `cuts(file)`, to have the rows of that piece alone; names are the whole file's.
 
     Raises:
         DataError: the file is empty, of an unknown kind, damaged or not UTF-8, here or while rows are read.
     """
-    kind = path.suffix.lower()
-    kinds = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-    if kind not in kinds:
+    place = file.place
+    kind = place.suffix
+    if kind not in KINDS:
         raise DataError(
-            f"{path} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet, or in .json for a "
-            "list of objects."
+            f"{place.shown} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet, or in "
+            ".json for a list of objects."
         )
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty.")
+        if place.size() == 0:
+            raise DataError(f"{place.shown} is empty.")
         if kind == ".parquet":
-            names, rows = _parquet(path, cut)
+            names, rows = _parquet(file, cut)
         elif kind in (".csv", ".tsv"):
-            names, rows = _csv(path)
+            names, rows = _csv(place)
         else:
-            names, rows = _objects(path, _json if kind == ".json" else _jsonl, wanted)
-            rows = _jsonl(path, cut) if cut else rows
+            names, rows = _objects(place, _json if kind == ".json" else _jsonl, wanted)
+            rows = _jsonl(place, cut) if cut else rows
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    return names, _guarded(path, rows)
+        raise DataError(f"{place.shown} cannot be read: {error}") from None
+    return names, _guarded(place, rows)
 
 
-def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def _guarded(place: Location, rows: Iterator[Row]) -> Iterator[Row]:
     try:
         yield from rows
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{place.shown} cannot be read: {error}") from None
 
 
 def csv_rows(content: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
@@ -129,12 +168,12 @@ def csv_rows(content: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int
         begin = reader.line_num + 1
 
 
-def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
+def _csv(path: Location) -> tuple[list[str], Iterator[Row]]:
     header = next(lines(path), "")
     rows = csv_rows(lines(path), max(",;\t", key=header.count))
     _, names = next(rows, (0, []))
     if not names:
-        raise DataError(f"{path} is empty.")
+        raise DataError(f"{path.shown} is empty.")
     names = [name.strip() for name in names]
 
     def cells() -> Iterator[Row]:
@@ -148,7 +187,7 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
 
 
 def _objects(
-    path: Path, read: Callable[[Path], Iterator[Row]], wanted: Collection[str]
+    path: Location, read: Callable[[Location], Iterator[Row]], wanted: Collection[str]
 ) -> tuple[list[str], Iterator[Row]]:
     names: dict[str, None] = {}
     bad = ""
@@ -160,11 +199,11 @@ def _objects(
         if count >= PEEKED and names and all(name in names for name in wanted):
             break
     if not names:
-        raise DataError(f"{path} holds no JSON object, one a line{bad}.")
+        raise DataError(f"{path.shown} holds no JSON object, one a line{bad}.")
     return list(names), read(path)
 
 
-def _jsonl(path: Path, cut: Cut | None = None) -> Iterator[Row]:
+def _jsonl(path: Location, cut: Cut | None = None) -> Iterator[Row]:
     begin, end, before = cut or (0, None, 0)
     for number, line in enumerate(lines(path, begin=begin, end=end), start=before + 1):
         if not line.strip():
@@ -177,32 +216,35 @@ def _jsonl(path: Path, cut: Cut | None = None) -> Iterator[Row]:
         yield number, value if isinstance(value, dict) else "it is not a JSON object"
 
 
-def _json(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
-        for number, value in enumerate(json_items(stream, str(path), "write a list of objects"), start=1):
+def _json(path: Location) -> Iterator[Row]:
+    with path.open() as stream:
+        for number, value in enumerate(json_items(stream, path.shown, "write a list of objects"), start=1):
             yield number, value if isinstance(value, dict) else "it is not a JSON object"
 
 
-def _parquet(path: Path, cut: Cut | None = None) -> tuple[list[str], Iterator[Row]]:
+def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator[Row]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow.dataset as pads
 
     def damaged(error: Exception) -> DataError:
-        return DataError(f"{path} is not a Parquet file, or it is damaged: {error}")
+        return DataError(f"{file.place.shown} is not a Parquet file, or it is damaged: {error}")
 
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        source = parquet_dataset(file.place, file.root)
+        if cut:
+            (fragment,) = source.get_fragments()
+            piece = fragment.subset(row_group_ids=list(range(cut[0], cut[1])))
+            source = pads.FileSystemDataset([piece], source.schema, source.format, source.filesystem)
+    except (pa.ArrowInvalid, DataError) as error:
         raise damaged(error) from None
 
     def rows() -> Iterator[Row]:
         number = cut[2] if cut else 0
-        groups = range(cut[0], cut[1]) if cut else None
         try:
-            for batch in file.iter_batches(BATCH, row_groups=groups):
+            for batch in source.to_batches(batch_size=BATCH, fragment_readahead=1, batch_readahead=1):
                 for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                     yield number, row
         except (pa.ArrowInvalid, pa.ArrowException) as error:
             raise damaged(error) from None
 
-    return file.schema_arrow.names, rows()
+    return source.schema.names, rows()

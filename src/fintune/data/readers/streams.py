@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from fintune.data.storage import Location
 from fintune.errors import DataError
 
 
-def lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[str]:
+def lines(path: Path | Location, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The lines of a UTF-8 file, without a byte order mark, line ends kept as "\\n".
 
     Args:
@@ -22,14 +24,19 @@ def lines(path: Path, begin: int = 0, end: int | None = None) -> Iterator[str]:
         if end is not None:
             yield from _lines_between(path, begin, end)
         else:
-            with path.open(encoding="utf-8-sig") as stream:
+            with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig") as stream:
                 yield from stream
     except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
+        name = path.shown if isinstance(path, Location) else path
+        raise DataError(f"{name} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
 
 
-def _lines_between(path: Path, begin: int, end: int) -> Iterator[str]:
-    with path.open("rb") as stream:
+def _bytes(path: Path | Location) -> IO[bytes]:
+    return path.open() if isinstance(path, Location) else path.open("rb")
+
+
+def _lines_between(path: Path | Location, begin: int, end: int) -> Iterator[str]:
+    with _bytes(path) as stream:
         stream.seek(begin)
         place = begin
         while place < end and (line := stream.readline()):
@@ -37,10 +44,10 @@ def _lines_between(path: Path, begin: int, end: int) -> Iterator[str]:
             place += len(line)
 
 
-def _bad_byte(path: Path) -> int:
+def _bad_byte(path: Path | Location) -> int:
     """Where the first byte stands that is not UTF-8; a decoder that streams counts from its last chunk."""
     begin = 0
-    with path.open("rb") as stream:
+    with _bytes(path) as stream:
         for line in stream:
             try:
                 line.decode("utf-8")

@@ -1,0 +1,353 @@
+"""The same work on Ray: `fintune predict --ray`, and any function of one argument over many items.
+
+Workers read, parse and compute with the functions a single process uses (`data.inputs`, `predict.answers`);
+this process writes what they return, in order. A worker that dies is started again, and what it was at is
+done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fintune.config import Recipe, default_recipe_path, load_recipe
+from fintune.data.inputs import CHUNK, chunks
+from fintune.data.quality import Dropped
+from fintune.data.readers.row_files import RowFile, row_files
+from fintune.data.storage import locate
+from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
+from fintune.tasks import Record, Task, TaskSet
+
+LOCAL = "local"
+RETRIES = 3
+"""How often a worker that died is started again, and what it was at is tried again."""
+_STORE_BYTES = 512 * 2**20
+"""Shared memory of a Ray started here; what does not fit goes to disk."""
+_BLOCK_BYTES = 2**20
+"""Of rows read, at most, before they are handed on."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def connect(address: str = LOCAL) -> None:
+    """Join the Ray cluster at `address` (`auto`, `HOST:PORT`, `ray://HOST:PORT`), or start Ray here.
+
+    A Ray started here listens on 127.0.0.1 alone, has no dashboard, reports nothing, and ends with this
+    process. Does nothing where this process has joined one before.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        DataError: there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is less is no news to a user
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, and warns about
+    if address == LOCAL:  # Ray replaces 127.0.0.1 by an outer address, except where it has no clusters
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingExtraError("--ray", "ray") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It deprecates the bound on restarts without a successor; pyproject.toml keeps to versions with it.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    if address not in (LOCAL, "auto"):
+        _refuse_unreachable(address)
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        ray.init(
+            address=LOCAL,
+            num_cpus=max(2, os.cpu_count() or 1),  # one to read, one to compute
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES,
+            **quiet,
+        )
+        if {node["NodeManagerAddress"] for node in ray.nodes()} != {"127.0.0.1"}:
+            ray.shutdown()
+            raise DataError(
+                "Ray was imported before it could be kept on 127.0.0.1: set the environment variable "
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 and start again."
+            )
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError, by the kind of address
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"--ray is {address}, but no Ray cluster answers there: {why}") from None
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise a DataError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--ray is {address}, but no Ray cluster answers there ({error}): give auto or HOST:PORT."
+        ) from None
+
+
+def ray_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | None = None,
+    address: str = LOCAL,
+) -> Iterator[Result]:
+    """`map(function, items)` on Ray Data, in order: what a process pool's `imap` is on one machine.
+
+    Args:
+        function: pure, and importable on the workers; so may its arguments and results be sent there.
+        workers: functions that run at once, at most; None is what the cluster has room for.
+
+    Raises:
+        DataError: the function raised a FintuneError with this message; other errors come as Ray wraps them.
+    """
+    connect(address)
+    import ray.data
+
+    wanted = [{"item": _Box(item)} for item in items]
+    if not wanted:
+        return
+    data = ray.data.from_items(wanted, override_num_blocks=len(wanted))
+    results = data.map(
+        lambda row: {"result": _Box(_tried(function, row["item"].value))},
+        compute=ray.data.TaskPoolStrategy(size=workers) if workers else None,
+        max_retries=RETRIES,
+    )
+    with _told_deaths():
+        for row in _ordered(results).iter_rows():
+            if isinstance(row["result"].value, _Failure):
+                raise DataError(row["result"].value.message)
+            yield row["result"].value
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A sentence a worker ended with: Ray would pass on a printed traceback instead of the error."""
+
+    message: str
+
+
+def _tried(function: Callable[[Item], Result], item: Item) -> Result | _Failure:
+    try:
+        return function(item)
+    except FintuneError as error:
+        return _Failure(str(error))
+
+
+class _Box:
+    """Keeps Ray Data from reading a value as columns: it comes out as it went in."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def predict_on_ray(
+    model_path: str | Path | None,
+    task: str,
+    input_file: str | Path,
+    output_file: str | Path | None,
+    truncate: bool = False,
+    address: str = LOCAL,
+    workers: int | None = None,
+) -> int:
+    """`predict.predict_file` with the model loaded once by each of several workers; same lines, same order.
+
+    Args:
+        model_path: an adapter's folder that every machine of the cluster sees; None is the untuned base.
+        workers: None is one for each GPU, or, where there is none, for every four CPU cores.
+
+    Raises:
+        FintuneError: as `predict_file` does, or a worker could not load the model.
+    """
+    from fintune.predict import check_output, write_answers
+
+    recipe, tasks = _adapters_own(model_path)
+    chosen = tasks[task]
+    parts = row_files(input_file, "--input_file")
+    check_output(input_file, output_file)
+    if not parts[0].place.shared:
+        raise DataError(
+            f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
+        )
+    connect(address)
+    asked = (str(Path(model_path).resolve()) if model_path else None, recipe, chosen, truncate)
+    with _told_deaths():
+        return write_answers(_answers(parts, asked, workers), chosen, output_file)
+
+
+def _adapters_own(model_path: str | Path | None) -> tuple[Recipe, TaskSet]:
+    """The recipe and the tasks that `Engine.load` takes, without the weights."""
+    from fintune.models import lora_config, manifest
+    from fintune.tasks import task_set
+
+    if model_path is None:
+        recipe = load_recipe(default_recipe_path())
+        return recipe, task_set(recipe)
+    return manifest.read(lora_config.check_adapter(model_path))
+
+
+_Asked = tuple[str | None, Recipe, Task, bool]
+"""An adapter's folder, the recipe, the task, and whether long texts are cut."""
+
+
+def _answers(parts: list[RowFile], asked: _Asked, workers: int | None) -> Iterator[list[dict[str, Any]]]:
+    """The lines of all parts, in order, as they come from the workers."""
+    import ray.data
+
+    share = _share(workers)
+    rows = ray.data.from_items([{"part": part} for part in range(len(parts))], override_num_blocks=len(parts))
+    rows = rows.map_batches(
+        _read,
+        fn_args=(parts, asked[2]),
+        batch_size=1,
+        batch_format="pyarrow",
+        max_retries=RETRIES,
+    )
+    # Blocks of a chunk each: one worker shall not get a whole file, and batches be those of one process.
+    lines = rows.repartition(target_num_rows_per_block=CHUNK).map_batches(
+        Answerer,
+        fn_constructor_args=(*asked, share.threads, os.getcwd()),
+        batch_size=CHUNK,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=share.workers),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    for block in _ordered(lines).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        found = [json.loads(line) for line in block["line"].to_pylist()]
+        for line in found:
+            if "failure" in line:
+                raise DataError(line["failure"])
+        yield found
+
+
+def _ordered(data: Any) -> Any:
+    """A dataset that yields its rows in order, and leaves the console to fintune's own progress bar."""
+    data.context.execution_options.preserve_order = True
+    data.context.enable_progress_bars = False
+    data.context.target_max_block_size = _BLOCK_BYTES
+    return data
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What each of `workers` computes with, and what it asks of Ray: less, so that reading goes on."""
+
+    workers: int
+    threads: int
+    cpus: float
+    gpus: float
+
+
+def _share(workers: int | None) -> _Share:
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = int(have.get("CPU", 1)), int(have.get("GPU", 0))
+    count = workers or gpus or max(1, cpus // 4)
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if workers and workers > max(cpus, gpus):
+        raise DataError(f"--workers is {workers}, but the cluster has {cpus} CPU cores and {gpus} GPUs.")
+    each = max(1, min(cpus // count, *(cores for cores in nodes if cores)))
+    return _Share(
+        count, each, each - 1 if each > 1 else 0.5, gpus // count if gpus >= count else gpus / count
+    )
+
+
+_COLUMNS = ("id", "text", "question", "problem", "failure")
+
+
+def _read(batch: Any, parts: list[RowFile], task: Task) -> Iterator[Any]:
+    """The rows of the parts that a batch names, as tables of `_COLUMNS`."""
+    import pyarrow as pa
+
+    schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
+    try:
+        for number in batch["part"].to_pylist():
+            for chunk in chunks(parts[number], task):
+                rows = [
+                    {"id": row.where, "problem": row.why}
+                    if isinstance(row, Dropped)
+                    else {"id": row.id, "text": row.text, "question": row.question}
+                    for row in chunk
+                ]
+                yield pa.Table.from_pylist(rows, schema=schema)
+    except FintuneError as error:
+        yield pa.Table.from_pylist([{"failure": str(error)}], schema=schema)
+
+
+class Answerer:
+    """A worker: loads the model once, then answers table after table of `_COLUMNS`."""
+
+    def __init__(
+        self,
+        model_path: str | None,
+        recipe: Recipe,
+        task: Task,
+        truncate: bool,
+        threads: int,
+        folder: str,
+    ) -> None:
+        import torch
+
+        from fintune.inference.engine import Engine
+
+        with contextlib.suppress(OSError):  # a recipe's paths begin where the command was given
+            os.chdir(folder)
+        torch.set_num_threads(threads)
+        self.engine = _tried(lambda _: Engine.load(model_path, recipe), None)
+        self.task = task.name
+        self.truncate = truncate
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch's answers, in order: a column `line` of JSON objects, or of one with a `failure`."""
+        import pyarrow as pa
+
+        from fintune.predict import answers
+
+        failures = [sentence for sentence in batch["failure"].to_pylist() if sentence]
+        if isinstance(self.engine, _Failure):
+            failures.append(self.engine.message)
+        if failures or isinstance(self.engine, _Failure):
+            return pa.table({"line": [json.dumps({"failure": failures[0]})]})
+        rows: list[Record | Dropped] = [
+            Dropped("malformed rows", row["id"], row["problem"])
+            if row["problem"] is not None
+            else Record(row["text"], question=row["question"], id=row["id"])
+            for row in batch.to_pylist()
+        ]
+        lines = answers(self.engine, self.task, rows, self.truncate)
+        return pa.table({"line": [json.dumps(line, ensure_ascii=False) for line in lines]})
+
+
+@contextlib.contextmanager
+def _told_deaths() -> Iterator[None]:
+    """Say in a sentence that a worker died too often."""
+    try:
+        yield
+    except FintuneError:
+        raise
+    except Exception as error:
+        import ray.exceptions as known
+
+        if not isinstance(error, known.RayActorError | known.WorkerCrashedError | known.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"A worker died {RETRIES + 1} times over the same work, most likely for want of memory: "
+            "give each more by fewer --workers, or look into Ray's logs."
+        ) from error
