@@ -128,6 +128,8 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
     _recipe_flags(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
+    _recipe_flags(mix)
 
 
 def _count(text: str) -> int:
@@ -262,6 +264,10 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.sources import list_datasets
 
         list_datasets(args.data_dir)
+    elif args.action == "mix":
+        from fintune.data.mix import show
+
+        show(_recipe(args))
     else:
         from fintune.data.datasets import prepare
 
