@@ -3,7 +3,7 @@
     python benchmarks/salience.py [--quick] [--json PATH] [--data_dir DIR]
 
 ECTSum's validation split, SmolLM2's tokens, the project's ROUGE (with stemming). `learnt` was fitted on
-training transcripts. `oracle` knows the reference: the sentences that add most of its words and pairs of words.
+training transcripts. `oracle` knows the reference, and takes the sentences that add most of its words.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def oracle(
 
     def grams(text: str) -> frozenset[Any]:
         found = words(text)
-        return frozenset(found) | frozenset(zip(found, found[1:], strict=False))
+        return frozenset(found) | frozenset(pairwise(found))
 
     left = grams(reference)
     pool = [(i, s, count(s + "\n"), grams(s) & left) for i, s in enumerate(sentences(text))]
@@ -85,7 +86,9 @@ def main() -> None:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     records = list(DATASETS["ectsum"].read(Path(args.data_dir)))
-    held_out = random.Random(0).sample([r for r in records if r.split == "validation"], 40 if args.quick else 100)
+    held_out = random.Random(0).sample(
+        [r for r in records if r.split == "validation"], 40 if args.quick else 100
+    )
     start = time.perf_counter()
     train = [(r.text, str(r.target)) for r in records if r.split == "train"]
     random.Random(0).shuffle(train)
@@ -95,7 +98,9 @@ def main() -> None:
     print(f"{len(held_out)} transcripts; learnt fitted in {flat['learnt_fit_seconds']:.1f} s")
     for record in held_out:  # so that a method's time is its own
         count(record.text)
-    print(f"{'method':8}" + "".join(f"{f'{SHOWN[r]} {b}':>10}" for b in BUDGETS for r in ROUGE) + f"{'ms':>8}")
+    print(
+        f"{'method':8}" + "".join(f"{f'{SHOWN[r]} {b}':>10}" for b in BUDGETS for r in ROUGE) + f"{'ms':>8}"
+    )
     for name in (*METHODS, "oracle"):
         sums = dict.fromkeys([(b, r) for b in BUDGETS for r in ROUGE], 0.0)
         seconds = 0.0
@@ -109,9 +114,13 @@ def main() -> None:
                 seconds += time.perf_counter() - begun
                 for key, score in rouge.score(str(record.target), text).items():
                     sums[budget, key] += score.recall
-        means = {f"{name}_{key}_recall_{budget}": total / len(held_out) for (budget, key), total in sums.items()}
+        means = {
+            f"{name}_{key}_recall_{budget}": total / len(held_out) for (budget, key), total in sums.items()
+        }
         flat |= means | {f"{name}_ms": 1000 * seconds / len(held_out) / len(BUDGETS)}
-        print(f"{name:8}" + "".join(f"{value:10.3f}" for value in means.values()) + f"{flat[f'{name}_ms']:8.1f}")
+        print(
+            f"{name:8}" + "".join(f"{value:10.3f}" for value in means.values()) + f"{flat[f'{name}_ms']:8.1f}"
+        )
     save(args.json, flat)
 
 

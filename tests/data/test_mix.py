@@ -10,6 +10,10 @@ from fintune.models.base import load_tokenizer
 from fintune.training.run import make_plan
 
 SMALL = {"multi_task": {"task_weights": {"sentiment": 1.0, "summarization": 3.0}}}
+SIZES = {
+    "sentiment": {"dataset": "sample", "max_train": 40},
+    "summarization": {"dataset": "sample", "max_train": 6},
+}
 
 
 def prepared_and_template(recipe):
@@ -20,9 +24,8 @@ def prepared_and_template(recipe):
 @pytest.mark.parametrize("max_steps", [-1, 2])
 def test_the_mix_is_that_of_the_runs_own_plan(tiny_recipe, max_steps):
     recipe = tiny_recipe(
-        **SMALL, training={"max_steps": max_steps, "num_train_epochs": 2.5}, data={"tasks": {
-            "sentiment": {"dataset": "sample", "max_train": 40}, "summarization": {"dataset": "sample", "max_train": 6}}}
-    )  # fmt: skip
+        **SMALL, training={"max_steps": max_steps, "num_train_epochs": 2.5}, data={"tasks": SIZES}
+    )
     prepared, template = prepared_and_template(recipe)
     found = mix.measure(recipe, prepared, template)
     records = {name: prepared.records(name, "train") for name in ("sentiment", "summarization")}
@@ -42,10 +45,7 @@ def test_the_mix_is_that_of_the_runs_own_plan(tiny_recipe, max_steps):
 
 
 def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
-    recipe = tiny_recipe(
-        **SMALL, training={"max_steps": -1, "num_train_epochs": 3}, data={"tasks": {
-            "sentiment": {"dataset": "sample", "max_train": 40}, "summarization": {"dataset": "sample", "max_train": 6}}}
-    )  # fmt: skip
+    recipe = tiny_recipe(**SMALL, training={"max_steps": -1, "num_train_epochs": 3}, data={"tasks": SIZES})
     mix.show(recipe)
     said = capsys.readouterr().out
     assert "summarization           6        23  50.0%" in said and "75.0%    11.5×" in said

@@ -28,7 +28,9 @@ TALK = [
     "We love to hear what guests tell us.",
     "A new office opened by the river.",
 ]
-WORDS = st.sampled_from(["sales", "rose", "fell", "$3.5 million", "4%", "Guidance", "we", "2021", "naïve", "…", "."])
+WORDS = st.sampled_from(
+    ["sales", "rose", "fell", "$3.5 million", "4%", "Guidance", "we", "2021", "naïve", "…", "."]
+)
 DOCUMENTS = st.lists(st.lists(WORDS, max_size=12).map(" ".join), max_size=40).map("\n".join)
 
 
@@ -41,7 +43,12 @@ def words(text):
 
 
 @settings(deadline=None, max_examples=60)
-@given(DOCUMENTS | st.text(max_size=300), st.integers(-1, 60), st.sampled_from(METHODS), st.sampled_from([tokens, words, len]))
+@given(
+    DOCUMENTS | st.text(max_size=300),
+    st.integers(-1, 60),
+    st.sampled_from(METHODS),
+    st.sampled_from([tokens, words, len]),
+)
 def test_the_budget_is_kept_the_order_too_and_nothing_is_made_up_or_repeated(document, budget, method, count):
     chosen = Salience(method).select(document, budget, count)
     assert chosen == Salience(method).select(document, budget, count)
@@ -64,7 +71,9 @@ def test_lead_takes_the_first_sentences():
 
 
 def test_the_graph_ranks_what_other_sentences_are_about():
-    document = "\n".join(["Storms closed mines.", "Copper mines sold copper.", "Thank you.", "Copper prices rose."])
+    document = "\n".join(
+        ["Storms closed mines.", "Copper mines sold copper.", "Thank you.", "Copper prices rose."]
+    )
     assert "Copper mines" in Salience("graph").select(document, 8, tokens)
 
 
@@ -75,6 +84,8 @@ def test_bm25_looks_for_the_question():
 
 def test_a_repetition_leaves_its_room_to_another_sentence():
     again = RESULTS.replace("Revenue", "Total revenue")
+    other = RESULTS.replace("8%", "9%")
+    assert Salience("score").select(f"{RESULTS}\n{other}", 60, tokens) == f"{RESULTS}\n{other}"
     chosen = Salience("score").select("\n".join([RESULTS, RESULTS, again, GUIDANCE]), 60, tokens)
     assert chosen in (f"{RESULTS}\n{GUIDANCE}", f"{again}\n{GUIDANCE}")
 
@@ -96,10 +107,10 @@ def test_learning_finds_what_references_speak_of():
     assert Salience("score").fit(pairs) == Salience("score")
 
 
-@pytest.mark.parametrize("method", ["score", "learnt"])
-def test_five_million_characters_take_linear_time_and_little_memory(method):
+def test_five_million_characters_take_linear_time_and_little_memory():
     rng = random.Random(0)
-    vocabulary = ["quarter", "sales", "of", "the", "$3.5", "million", "5%", "our", "team", "stores", "and", "grew"]
+    figures = ["sales", "$3.5", "million", "5%", "quarter", "of", "the", "grew"]
+    vocabulary = figures * 50 + [f"word{i}" for i in range(2000)]
 
     def document(characters):
         size = 0
@@ -111,13 +122,13 @@ def test_five_million_characters_take_linear_time_and_little_memory(method):
     seconds = []
     for characters in (1_000_000, 5_000_000):
         begun = time.process_time()
-        chosen = Salience(method).select(document(characters), 500, words)
+        chosen = Salience("score").select(document(characters), 500, words)
         seconds.append(time.process_time() - begun)
         assert 400 < words(chosen) <= 500
     assert seconds[1] < 5 * 2 * seconds[0]
     tracemalloc.start()
     try:
-        Salience(method).select(document(1_000_000), 500, words)
+        Salience("score").select(document(1_000_000), 500, words)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -131,7 +142,10 @@ def summarization(salience=None):
     return task_set(Recipe.model_validate(raw))["summarization"]
 
 
-CALL = Record("\n".join([*TALK * 20, *(f"{line} {i}." for i in range(40) for line in TALK[:2]), RESULTS]), "- Sales rose")
+CALL = Record(
+    "\n".join([*TALK * 20, *(f"{line} {i}." for i in range(40) for line in TALK[:2]), RESULTS]),
+    "- Sales rose",
+)
 
 
 def test_a_prompt_holds_the_salient_sentences_of_a_text_that_does_not_fit():
@@ -161,7 +175,9 @@ def test_a_prompt_of_salient_sentences_is_never_too_long(document, max_length, m
 
 
 def test_a_text_without_a_sentence_that_fits_is_cut():
-    example = PromptTemplate(TOKENIZER, 100).example(summarization("score"), Record("sales " * 900, "- Sales"))
+    example = PromptTemplate(TOKENIZER, 100).example(
+        summarization("score"), Record("sales " * 900, "- Sales")
+    )
     assert example.truncated and 90 <= len(example) <= 100
 
 

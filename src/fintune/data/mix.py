@@ -25,7 +25,7 @@ MANY = 10
 
 @dataclass(frozen=True)
 class Draw:
-    """What an epoch takes of each task (tasks it takes nothing of are left out), and each task's loss weight."""
+    """What an epoch takes of each task (one it takes nothing of is left out), and each task's loss weight."""
 
     per_epoch: dict[str, int]
     loss_weights: dict[str, float]
@@ -163,7 +163,8 @@ def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
         loss = mix.share(task, lambda t: t.per_epoch * t.loss_weight)
         say(
             f"{task.name:15}{task.examples:>10,}{task.per_epoch:>10,}{examples:>7.1%}"
-            f"{task.per_epoch * task.tokens:>11,.0f}{tokens:>7.1%}{loss:>8.1%}{task.repeats:>8.1f}×{task.cut:>6.0%}"
+            f"{task.per_epoch * task.tokens:>11,.0f}{tokens:>7.1%}{loss:>8.1%}"
+            f"{task.repeats:>8.1f}×{task.cut:>6.0%}"
         )
     epoch, run = sum(t.per_epoch for t in mix.tasks), sum(t.seen for t in mix.tasks)
     tokens_of_epoch = sum(t.per_epoch * t.tokens for t in mix.tasks)

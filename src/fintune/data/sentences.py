@@ -30,7 +30,7 @@ def sentences(text: str | Iterable[str], longest: int | None = None) -> Iterator
 
 
 def _pieces(text: str, start: int, end: int, longest: int | None) -> Iterator[str]:
-    """The text from `start` to `end`, stripped, in pieces of at most `longest` characters; nothing if blank."""
+    """What is from `start` to `end`, stripped, in pieces of at most `longest` characters; no blank ones."""
     while start < end:
         stop = end
         if longest is not None and end - start > longest:

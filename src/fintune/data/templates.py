@@ -59,8 +59,8 @@ class PromptTemplate:
     ) -> tuple[list[int], bool]:
         """The prompt's token ids, at most `budget` of them, and whether the text was cut to fit.
 
-        Where the task has a `salience`, the sentences it chooses stand for a text that does not fit; the end is
-        cut off where it has none, or where not one sentence fits.
+        Where the task has a `salience`, the sentences it chooses stand for a text that does not fit. Without
+        one, or where not one sentence fits, the end is cut off.
 
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left.
