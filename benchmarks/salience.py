@@ -50,7 +50,7 @@ def scorer() -> tuple[Any, Callable[[str], list[str]]]:
 def oracle(
     text: str, reference: str, budget: int, count: Callable[[str], int], words: Callable[[str], list[str]]
 ) -> str:
-    """Greedy: the sentence that adds most of the reference's words and pairs, while it fits; then any that fit."""
+    """Greedy: at each step the sentence that adds most of the reference's words and pairs, while one fits."""
     from fintune.data.sentences import sentences
 
     def grams(text: str) -> Counter[Any]:

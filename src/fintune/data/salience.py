@@ -33,11 +33,10 @@ LEARNT = 300
 """Features whose weights are learnt."""
 
 _TOKEN = re.compile(
-    r"(?P<percent>\d[\d,.]*\s?(?:%|percent\b|percentage points?\b|basis points?\b|bps\b))"
-    r"|(?P<money>(?:us)?[$€£]\s?\d[\d,.]*)"
-    r"|(?P<year>\b(?:19|20)\d\d\b)"
-    r"|(?P<number>\d[\d,.]*)"
-    r"|(?P<word>[^\W\d_]+(?:['’][^\W\d_]+)?)"
+    r"[^\W\d_]+(?:['’][^\W\d_]+)?"
+    r"|\d[\d,.]*\s?(?:%|percent\b|percentage points?\b|basis points?\b|bps\b)"
+    r"|[$€£]\s?\d[\d,.]*"
+    r"|\d[\d,.]*"
 )
 _WORD = re.compile(r"\w[\w.,]*\w|\w")
 
@@ -177,12 +176,19 @@ def features(sentence: str, index: int) -> list[str]:
 
     Figures become <money>, <percent>, <year> or <number>; `<at k>` is the place, k = ⌊log2(index + 1)⌋.
     """
-    tokens = [
-        match[0] if match.lastgroup == "word" else f"<{match.lastgroup}>"
-        for match in _TOKEN.finditer(sentence.lower())
-    ]
+    tokens = [t if t[0].isalpha() else _figure(t) for t in _TOKEN.findall(sentence.lower())]
     pairs = map(" ".join, pairwise(tokens))
     return list(dict.fromkeys([f"<at {(index + 1).bit_length() - 1}>", *tokens, *pairs]))
+
+
+def _figure(token: str) -> str:
+    """What kind of figure a token is."""
+    if token[0] in "$€£":
+        return "<money>"
+    digits = token.rstrip(".,")
+    if not digits[-1].isdigit():
+        return "<percent>"
+    return "<year>" if len(digits) == 4 and digits[:2] in ("19", "20") and digits.isdigit() else "<number>"
 
 
 def _words(text: str) -> frozenset[str]:
