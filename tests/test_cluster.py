@@ -11,6 +11,9 @@ import pytest
 
 from fintune import cluster
 from fintune.cli import main
+from fintune.config import Recipe
+from fintune.data.datasets import prepare
+from fintune.data.readers import row_files
 from fintune.errors import DataError, ModelError
 
 if importlib.util.find_spec("ray") is None:
@@ -45,6 +48,28 @@ def headlines(count):
     for n in range(count):
         text = " ".join(words.choices(["profit", "rose", "fell", "by", "5 %"], k=words.randint(1, 30)))
         yield {"id": f"r{n}", "text": "" if n % 50 == 9 else "profit " * 500 if n % 90 == 5 else text}
+
+
+def test_preparing_on_ray_writes_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_files, "CUT_BYTES", 5_000)
+    path = tmp_path / "own.jsonl"
+    rows = ({"text": f"Unit {n} reported.", "target": n % 3} for n in range(900))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(row_files.cuts(*row_files.row_files(path, "file"))) > 3
+    labels = {"0": "positive", "1": "negative", "2": "neutral"}
+    settings = {"sentiment": {"file": str(path), "labels": labels}}
+    recipe = Recipe.model_validate(
+        {
+            "multi_task": {"task_weights": {"sentiment": 1}},
+            "data": {"prepared_dir": str(tmp_path / "prepared"), "tasks": settings},
+        }
+    )
+    here = prepare(recipe, say=lambda line: None)
+    there = prepare(recipe, force=True, say=lambda line: None, mapper=cluster.ray_map)
+    assert there.manifest == here.manifest  # with every file's checksum
+    path.write_text('{"text": "Unit 1 reported.", "target": "up"}\n' * 900)
+    with pytest.raises(DataError, match="a label that the task does not know"):
+        prepare(recipe, say=lambda line: None, mapper=cluster.ray_map)
 
 
 def lines_of(path):

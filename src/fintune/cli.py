@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,6 +153,21 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the datasets whose licence does not allow commercial use",
     )
+    prepare.add_argument(
+        "--workers", type=_count, metavar="N", help="processes that read (default: one a core)"
+    )
+    prepare.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="read on a Ray cluster; without ADDRESS, on a Ray started here",
+    )
+    prepare.add_argument(
+        "--copy_to", metavar="PATH", help="write it as partitioned Parquet too: a folder, s3://, gs://, …"
+    )
+    mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
+    _recipe_flags(mix)
 
 
 def _count(text: str) -> int:
@@ -303,11 +319,22 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.sources import list_datasets
 
         list_datasets(args.data_dir)
+    elif args.action == "mix":
+        from fintune.data.mix import show
+
+        show(_recipe(args))
     else:
         from fintune.data.datasets import prepare
 
-        prepared = prepare(_recipe(args), force=args.force)
+        mapper = None
+        if args.ray:
+            from fintune.cluster import ray_map
+
+            mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
+        prepared = prepare(_recipe(args), force=args.force, workers=args.workers, mapper=mapper)
         print(f"Prepared data: {prepared.folder}")
+        if args.copy_to:
+            print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
     return 0
 
 

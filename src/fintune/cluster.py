@@ -1,4 +1,4 @@
-"""The same work on Ray: `fintune predict --ray`, and any function of one argument over many items.
+"""The same work on Ray: `predict --ray`, `data prepare --ray`, any function of one argument over many items.
 
 Workers read, parse and compute with the functions a single process uses (`data.inputs`, `predict.answers`);
 this process writes what they return, in order. A worker that dies is started again, and what it was at is

@@ -111,6 +111,22 @@ def test_neither_pieces_nor_workers_change_a_byte(kind, monkeypatch):
     assert named == [f"own.{kind}:501: the text is empty"]
 
 
+def test_partitioned_parquet_is_read_and_written_at_any_fsspec_path():
+    config = recipe(sentiment={"file": "own.csv"})
+    own_file(rows(90))
+    prepared = prepare(config, say=quiet)
+    assert prepared.copy_to("memory://bucket/out/") == 90
+    with pytest.raises(DataError, match="memory://bucket/out/, which holds files already"):
+        prepared.copy_to("memory://bucket/out/")
+    config = recipe(sentiment={"file": "memory://bucket/out/task=sentiment"})
+    config.data.prepared_dir = "again"
+    again = prepare(config, say=quiet)
+    for split, count in prepared.manifest["tasks"]["sentiment"]["counts"].items():
+        found = {(record.text, record.target) for record in again.records("sentiment", split)}
+        assert len(found) == count  # `split=…` of the path is the column `split`
+        assert found == {(record.text, record.target) for record in prepared.records("sentiment", split)}
+
+
 def test_a_forecast_and_a_nowcast_are_never_in_one_recipe():
     config = Recipe.model_validate(
         {
@@ -221,7 +237,9 @@ def test_an_empty_or_one_label_split_is_refused_by_task_file_and_fix():
 
 
 def test_a_missing_file_is_named_with_its_key():
-    with pytest.raises(DataError, match=r"no file or folder absent\.csv \(named by data\.tasks\.sentiment\.file,"):
+    with pytest.raises(
+        DataError, match=r"no file or folder absent\.csv \(named by data\.tasks\.sentiment\.file,"
+    ):
         prepare(recipe(sentiment={"file": "absent.csv"}), say=quiet)
 
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from fintune.evaluation.baselines import overlap_sentence, sentences
+from fintune.data.sentences import sentences
+from fintune.evaluation.baselines import overlap_sentence
 from fintune.tasks import TaskSet
 
 GOOD = re.compile(
@@ -37,7 +38,7 @@ class RuleEngine:
             return task.decide([self._fit(task, i, tone) for i in range(len(task.candidates()))])
         if task.type == "qa":
             return task.parse(overlap_sentence(record.text, record.question) if read else record.text)
-        found = sentences(record.text)
+        found = list(sentences(record.text))
         chosen = [s for s in found if re.search(r"\d", s)][:5] if read else found[-3:]
         return task.parse("\n".join(f"- {s}" for s in chosen))
 

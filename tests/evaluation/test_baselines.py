@@ -3,7 +3,7 @@
 import pytest
 
 from fintune.errors import DataError
-from fintune.evaluation.baselines import baseline_predictions, sentences
+from fintune.evaluation.baselines import baseline_predictions
 from fintune.tasks import Record, known_tasks
 
 TASKS = known_tasks()
@@ -36,22 +36,6 @@ def test_qa_answers_the_sentence_that_shares_most_words_with_the_question():
     record = Record(text=context, question="What were the net sales in 2023?")
     _, [prediction] = baseline_predictions(TASKS["qa"], [], [record])
     assert prediction.value == "Net sales were $12 million in 2023."
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("He said “no”. She left.", ["He said “no”.", "She left."]),
-        ('He said "no." She left.', ['He said "no."', "She left."]),
-        ("The U.S. Treasury and J. Smith agreed. 2024 was good.",
-         ["The U.S. Treasury and J. Smith agreed.", "2024 was good."]),
-        ("up 3.5 percent. but lower case goes on", ["up 3.5 percent. but lower case goes on"]),
-        ("one line\n\nanother line", ["one line", "another line"]),
-        ("  \n ", []),
-    ],
-)  # fmt: skip
-def test_text_is_split_into_sentences(text, expected):
-    assert sentences(text) == expected
 
 
 def test_a_baseline_without_training_records_is_refused():

@@ -26,6 +26,7 @@ from fintune.data.registry import DATASETS, check_views
 from fintune.data.rows import Rows
 from fintune.data.shards import Map, Part, read_parts
 from fintune.data.sources import SAMPLE, Source, find_source
+from fintune.data.storage import locate, refuse_full, write_parquet
 from fintune.errors import DataError
 from fintune.files import atomic_folder, file_sha256, read_json, write_json
 from fintune.tasks import task_from_dict, task_set
@@ -36,6 +37,10 @@ __all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FIT_ROWS = 100_000
 """Training records that a task learns its levels from, at most; a fair sample where there are more."""
+FIT_CHARACTERS = 50_000_000
+"""Of their texts together, at most."""
+COPY_ROWS = 100_000
+"""Of a file that `PreparedDataset.copy_to` writes."""
 _FORMAT = 2
 
 
@@ -72,6 +77,32 @@ class PreparedDataset:
             )
         rows = pq.read_table(pa.BufferReader(content)).to_pylist()
         return [Record(**row, split=split) for row in rows]
+
+    def copy_to(self, path: str) -> int:
+        """Write every record as Parquet partitioned by task and split, at any path fsspec knows.
+
+            <path>/task=qa/split=train/part-00000.parquet, …
+
+        Returns:
+            The number of records.
+
+        Raises:
+            DataError: the folder holds files already, or it cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        place = locate(path)
+        refuse_full(place, "--copy_to")
+        count = 0
+        for name in self.manifest["files"]:
+            task, _, split = name.removesuffix(".parquet").partition("/")
+            with pq.ParquetFile(self.folder / name) as file:
+                batches = file.iter_batches(batch_size=8_192)
+                tables = (pa.Table.from_batches([batch]) for batch in batches)
+                part = place.child(f"task={task}").child(f"split={split}")
+                count += write_parquet(part, file.schema_arrow, tables, COPY_ROWS)
+        return count
 
     def task_set(self) -> TaskSet:
         """The tasks as they were fitted on the training records."""
@@ -125,7 +156,7 @@ def prepare(
         atomic_folder(folder) as staging,
         tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as scratch,
     ):
-        parts = _parts(tasks, sources, configs, Path(scratch))
+        parts = _parts(tasks, sources, configs, Path(scratch).resolve())
         reports = read_parts(parts, workers, mapper)
         for task in tasks:
             source, config, report = sources[task.name], configs[task.name], Report()
@@ -351,13 +382,15 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _read(path: Path, split: Split, limit: int) -> list[Record]:
-    """The first records of a split's file."""
+    """The first records of a split's file, as many as `FIT_CHARACTERS` of text hold."""
     import pyarrow.parquet as pq
 
     records: list[Record] = []
+    characters = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=8_192):
+        for batch in file.iter_batches(batch_size=1_024):
             records += [Record(**row, split=split) for row in batch.to_pylist()]
-            if len(records) >= limit:
+            characters += sum(len(record.text) for record in records[-batch.num_rows :])
+            if len(records) >= limit or characters >= FIT_CHARACTERS:
                 break
     return records[:limit]

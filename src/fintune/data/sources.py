@@ -241,7 +241,7 @@ def _public(dataset: Dataset, folders: Folders) -> Source:
         dataset=dataset.name,
         home=dataset.home,
         licence=dataset.licence,
-        read=functools.partial(dataset.read, folder),
+        read=functools.partial(dataset.read, folder.resolve()),
         files={file: locate(folder / file) for file in dataset.found(folder)},
     )
 

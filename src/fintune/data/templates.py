@@ -56,6 +56,9 @@ class PromptTemplate:
     ) -> tuple[list[int], bool]:
         """The prompt's token ids, at most `budget` of them, and whether the text was cut to fit.
 
+        Where the task has a `salience`, the sentences it chooses stand for a text that does not fit. Without
+        one, or where not one sentence fits, the end is cut off.
+
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left.
         """
@@ -67,6 +70,8 @@ class PromptTemplate:
                 f"The {task.name} prompt has {len(ids)} tokens, but there is room for {budget}: "
                 "shorten the text, or pass --truncate to cut it."
             )
+        if task.salience and (salient := self._salient_ids(task, record, budget)):
+            return salient, True
         text_ids = self._ids(record.text)
         keep = len(text_ids) - (len(ids) - budget)
         while keep > 0:
@@ -95,6 +100,23 @@ class PromptTemplate:
             completion = [*completion[: room - 1], completion[-1]]
         prompt, truncated = self.prompt_ids(task, record, self.max_length - len(completion))
         return TokenizedExample(prompt, completion, task.name, truncated or cut)
+
+    def _salient_ids(self, task: Task, record: Record, budget: int) -> list[int] | None:
+        """The prompt with the salient sentences that fit; None where not one does."""
+        assert task.salience is not None
+        room = budget - len(self._ids(self.prompt_text(task, task.with_text(record, ""))))
+        while room > 0:
+            text = task.salience.select(record.text, room, self.count_tokens, record.question)
+            if not text:
+                return None
+            ids = self._ids(self.prompt_text(task, task.with_text(record, text)))
+            if len(ids) <= budget:
+                return ids
+            room -= len(ids) - budget  # in the prompt the text may have more tokens than alone
+        return None
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._ids(text))
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
+from fintune.data.sentences import sentences
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, Task
 
 LEAD_SENTENCES = 3
 
-_ABBREVIATION = re.compile(r"(?:\b(?:Inc|Corp|Co|Ltd|No|Mr|Mrs|Ms|Dr|St|vs|approx|[A-Z])|\.[A-Za-z])\.$")
-_BOUNDARY = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9$€£])|\n+")
 _WORD = re.compile(r"[a-z0-9]+")
 _STOP_WORDS = frozenset(
     "a an and are as at be been by did do does for from had has have how in is it its of on or that the "
@@ -20,24 +20,9 @@ _STOP_WORDS = frozenset(
 )
 
 
-def sentences(text: str) -> list[str]:
-    """Split English text at line ends and at . ! ? before a capital or a figure (not after "Inc.", "J.")."""
-    found: list[str] = []
-    start = 0
-    for boundary in _BOUNDARY.finditer(text):
-        piece = text[start : boundary.start()].strip()
-        if "\n" not in boundary.group() and _ABBREVIATION.search(piece):
-            continue
-        if piece:
-            found.append(piece)
-        start = boundary.end()
-    last = text[start:].strip()
-    return [*found, last] if last else found
-
-
 def lead(text: str, count: int = LEAD_SENTENCES) -> str:
     """The first sentences as bullets, one a line."""
-    return "\n".join(f"- {sentence}" for sentence in sentences(text)[:count])
+    return "\n".join(f"- {sentence}" for sentence in islice(sentences(text), count))
 
 
 def _content_words(text: str) -> set[str]:
@@ -47,7 +32,7 @@ def _content_words(text: str) -> set[str]:
 def overlap_sentence(context: str, question: str) -> str:
     """The context's sentence that shares most words with the question, the first of equals."""
     wanted = _content_words(question)
-    return max(sentences(context) or [""], key=lambda sentence: len(wanted & _content_words(sentence)))
+    return max(sentences(context), key=lambda sentence: len(wanted & _content_words(sentence)), default="")
 
 
 def baseline_predictions(

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe
+from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe, TaskDataConfig
+from fintune.data.salience import Salience
 from fintune.errors import ConfigError
 from fintune.tasks.base import (
     ClassificationTask,
@@ -76,6 +77,13 @@ def known_tasks(custom: Iterable[CustomTaskConfig] = ()) -> dict[str, Task]:
 def task_from_dict(fields: Mapping[str, Any]) -> Task:
     """The inverse of `Task.to_dict`; a plug-in is made anew, and only what it had learnt is taken over."""
     fields = dict(fields)
+    salience = fields.pop("salience", None)
+    task = _without_salience(fields)
+    task.salience = Salience(**salience) if salience else None
+    return task
+
+
+def _without_salience(fields: dict[str, Any]) -> Task:
     kind = fields.pop("type")
     if plugin := _plugins().get(fields["name"]):
         task = copy.deepcopy(plugin)
@@ -94,7 +102,7 @@ def task_set(recipe: Recipe) -> TaskSet:
     """The tasks a recipe trains: those of `multi_task.task_weights` and its custom tasks.
 
     Raises:
-        ConfigError: a weight names a task nobody defines.
+        ConfigError: a weight names a task nobody defines, or `salience: learnt` a task without references.
     """
     custom = recipe.custom_task
     for module in recipe.plugins:
@@ -111,4 +119,20 @@ def task_set(recipe: Recipe) -> TaskSet:
         raise ConfigError(
             f"multi_task.task_weights names the unknown task '{unknown[0]}'; known are: {', '.join(known)}"
         )
-    return TaskSet({name: copy.deepcopy(known[name]) for name in names})
+    tasks = TaskSet({name: copy.deepcopy(known[name]) for name in names})
+    for task in tasks:
+        _set_salience(task, recipe.data.tasks.get(task.name, TaskDataConfig()).salience)
+    return tasks
+
+
+def _set_salience(task: Task, wish: str | None) -> None:
+    """Set what the recipe wishes, or the default of the task's type."""
+    if wish == "learnt" and task.type != "summarization":
+        raise ConfigError(
+            f"data.tasks.{task.name}.salience is learnt, which needs summaries to learn from, but this is a "
+            f"{task.type} task: choose score, bm25, graph, lead or none"
+        )
+    if wish is not None:
+        task.salience = None if wish == "none" else Salience(wish)  # type: ignore[arg-type]
+    elif task.type == "summarization":
+        task.salience = task.salience or Salience("learnt")

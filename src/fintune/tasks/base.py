@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fintune.data.salience import Salience
 from fintune.errors import DataError
 
 Decoding = Literal["candidates", "text"]
@@ -61,6 +62,8 @@ class Task:
     """The metrics a summary table shows, best-known first."""
     learnt: tuple[str, ...] = ()
     """The fields that `fit` sets and `to_dict` keeps."""
+    salience: Salience | None = None
+    """Which sentences stand for a text that does not fit; with None its end is cut off."""
 
     def __init__(self, name: str, instruction: str) -> None:
         self.name = name
@@ -95,7 +98,8 @@ class Task:
         return None
 
     def fit(self, records: Sequence[Record]) -> None:
-        """Learn what the task needs of its training records (regression: its levels)."""
+        """Learn what the task needs of its training records (regression: its levels; summarization: what is
+        salient)."""
 
     def candidates(self) -> list[str]:
         """The completions that are scored when `decoding` is "candidates"."""
@@ -131,7 +135,8 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """What an adapter folder keeps so that the task can be made again without its data."""
-        return {"name": self.name, "type": self.type, "instruction": self.instruction}
+        fields = {"name": self.name, "type": self.type, "instruction": self.instruction}
+        return fields | ({"salience": self.salience.to_dict()} if self.salience else {})
 
 
 def _softmax(scores: Sequence[float]) -> list[float]:
@@ -296,6 +301,10 @@ class SummarizationTask(Task):
     type = "summarization"
     max_new_tokens = 96
     headline_metrics = ("rougeL", "rouge1", "rouge2")
+
+    def fit(self, records: Sequence[Record]) -> None:
+        if self.salience:
+            self.salience = self.salience.fit((record.text, str(record.target)) for record in records)
 
     def completion(self, record: Record) -> str:
         lines = (_BULLET.sub("", line.strip()) for line in str(record.target).splitlines())

@@ -54,33 +54,16 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     Raises:
         DataError: no task has both examples and a weight.
     """
-    from fintune.data.sampling import quotas, schedule, shares
+    from fintune.data import mix
 
-    mix, training = recipe.multi_task, recipe.training
-    weights = {task.name: mix.task_weights.get(task.name, 1.0) for task in tasks}
-    sampled_by_weight = mix.sampling_strategy == "weighted"
-    sampling = mix.sampling_weights or weights
-    sizes = {name: len(records[name]) if weights[name] > 0 else 0 for name in weights}
-    try:
-        share = shares(sizes, mix.sampling_strategy, sampling, mix.temperature)
-    except ValueError as error:
-        raise DataError(f"Nothing to train on: {error}.") from None
-    per_epoch = quotas(share, mix.samples_per_epoch or sum(sizes.values()))
-    per_epoch = {name: count for name, count in per_epoch.items() if count}
-    examples = [template.example(tasks[name], record) for name in per_epoch for record in records[name]]
-    step_size = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = schedule(
-        [example.task for example in examples], per_epoch, training.num_train_epochs, step_size, training.seed
-    )
-    if training.max_steps > 0:
-        steps = steps[: training.max_steps]
-    loss_weights = dict.fromkeys(weights, 1.0) if sampled_by_weight and not mix.sampling_weights else weights
+    drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
+    examples = [template.example(tasks[name], record) for name in drawn.per_epoch for record in records[name]]
     return Plan(
         examples=examples,
-        schedule=steps,
-        per_epoch=per_epoch,
-        loss_weights=loss_weights,
-        steps_per_epoch=sum(per_epoch.values()) / step_size,
+        schedule=mix.steps(recipe, drawn, [example.task for example in examples]),
+        per_epoch=drawn.per_epoch,
+        loss_weights=drawn.loss_weights,
+        steps_per_epoch=sum(drawn.per_epoch.values()) / drawn.step_size,
         truncated=sum(example.truncated for example in examples),
     )
 
