@@ -14,6 +14,7 @@ from fintune.allocator import use_mimalloc
 from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
+REPORT_DIR = "output/quality"
 COMPUTING = ("run", "train", "evaluate", "predict", "demo")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
-        ("data", "list, download and prepare data", _data, _data_flags),
+        ("data", "list, download, prepare and check data", _data, _data_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -128,6 +129,27 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
     _recipe_flags(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    report = actions.add_parser("report", help="the quality of the prepared data, for people and machines")
+    _recipe_flags(report)
+    report.add_argument(
+        "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
+    )
+    clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
+    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
+    clean.add_argument(
+        "--output_file", required=True, metavar="OUT", help="the cleaned file, of the same kind"
+    )
+    clean.add_argument(
+        "--task", metavar="TASK", help="take the text column that the recipe maps for this task"
+    )
+    clean.add_argument(
+        "--threshold",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="a near duplicate's similarity (default: 0.8)",
+    )
+    _recipe_flags(clean)
 
 
 def _count(text: str) -> int:
@@ -262,6 +284,14 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.sources import list_datasets
 
         list_datasets(args.data_dir)
+    elif args.action == "report":
+        from fintune.data.report import report
+
+        report(_recipe(args), Path(args.output_dir))
+    elif args.action == "decontaminate":
+        from fintune.data.decontaminate import decontaminate
+
+        decontaminate(args.file, args.output_file, _recipe(args), task=args.task, threshold=args.threshold)
     else:
         from fintune.data.datasets import prepare
 

@@ -261,6 +261,9 @@ class DataConfig(_Section):
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
+    repair_encoding: bool = False
+    """Put text right that was read in a wrong encoding (`fintune data report` counts it). Changes test sets
+    too, so figures no longer compare with published ones."""
     tasks: dict[str, TaskDataConfig] = {}
 
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, TaskDataConfig
 from fintune.data.download import download
+from fintune.data.encoding import repaired
 from fintune.data.quality import Dropped
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
 from fintune.errors import ConfigError, DataError
@@ -61,12 +62,18 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
     """The source of a task's records: its file, else its dataset, else the defaults.
 
     A built-in task without a setting takes its public dataset where that is found in the data folder,
-    else the built-in sample. Another task takes its `load_custom_dataset`.
+    else the built-in sample. Another task takes its `load_custom_dataset`. With `data.repair_encoding`
+    what is read is repaired.
 
     Raises:
         ConfigError: the dataset's name is unknown, or its type is not the task's.
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
+    source = _found(name, config, data, task)
+    return replace(source, read=repaired(source.read)) if data.repair_encoding else source
+
+
+def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
     if config.file:
         return _own_files(name, config, task)
     if config.dataset == "sample":
