@@ -136,18 +136,14 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     )
     clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
     clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
-    clean.add_argument(
-        "--output_file", required=True, metavar="OUT", help="the cleaned file, of the same kind"
-    )
-    clean.add_argument(
-        "--task", metavar="TASK", help="take the text column that the recipe maps for this task"
-    )
+    clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
+    clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
     clean.add_argument(
         "--threshold",
         type=float,
         default=0.8,
         metavar="S",
-        help="a near duplicate's similarity (default: 0.8)",
+        help="of a near duplicate (default: 0.8)",
     )
     _recipe_flags(clean)
 

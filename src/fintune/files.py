@@ -23,7 +23,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write piece by piece; it takes the place of `path` when the block ends well, and vanishes when not."""
+    """A file to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Your own training file without what repeats a test set: exact, near, inside chat messages, in any format."""
+"""Your own training file without what repeats a test set: exact, near, in chat messages, in any format."""
 
 import csv
 import json

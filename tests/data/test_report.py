@@ -18,7 +18,7 @@ CITIES = "Oslo Turin Lyon Porto Ghent Bergen Leeds Cork Graz Basel Malmo Vilnius
 
 def sentence(i, direction):
     city, other = CITIES[i % len(CITIES)], CITIES[(i * 7 + 3) % len(CITIES)]
-    return f"Orders at the {city} plant number {i} {direction} by {i + 2} percent after {other} changed its plans"
+    return f"Orders at the {city} plant number {i} {direction} by {i + 2} percent after {other} changed plans"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A user's own training file against every test set there is: what repeats one, exactly or nearly, is left out.
+"""A user's own training file without what repeats a test set, exactly or nearly.
 
 The cleaned file is the file as it was, without those rows: the same columns, order and bytes (CSV, TSV and
 JSONL row by row; Parquet by column). Rows stream through; memory holds the test sets only.

@@ -25,7 +25,7 @@ def repair(text: str) -> str:
 
 
 def problem(text: str) -> Problem | None:
-    """`repairable` if `repair` would change the text, `lost` if a character was replaced by U+FFFD for good."""
+    """`repairable` if `repair` would change the text, `lost` if U+FFFD stands for a character."""
     if text.isascii():
         return None
     if repair(text) != text:

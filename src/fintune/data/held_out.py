@@ -1,7 +1,7 @@
 """The texts nobody may train on: the test sets of every public dataset found, and of the prepared data.
 
-What is compared is a statement as it stands in the world: a dataset's own framing (a line `Target: …`, several
-tweets in one text) is taken away, so that one sentence is the same in every dataset.
+What is compared is a statement as it stands in the world: a dataset's own framing (a line `Target: …`,
+several tweets in one text) is taken away, so that one sentence is the same in every dataset.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def public_and_prepared(
 ) -> HeldOut:
     """Every test set there is.
 
-    A public dataset's is its official test split; where it has none, the split of the prepared data, and where
-    that does not hold it either, the whole dataset. Prepared tasks on other data add their own.
+    A public dataset's is its official test split; where it has none, the split of the prepared data, and
+    where that does not hold it either, the whole dataset. Prepared tasks on other data add their own.
 
     Args:
         ignore: sources of prepared tasks that are left out, as the manifest names them.

@@ -1,8 +1,8 @@
 """Texts that are almost the same: an index of held-out texts, asked for the one most like a given text.
 
-Similarity is the Jaccard index of two texts' sets of shingles: |A ∩ B| / |A ∪ B|. A shingle is three words in
-a row (a text of fewer words is one shingle), after case, width, spacing and punctuation are taken away. Numbers
-stay as they are: in finance two sentences that differ in their figures alone are two facts, and one
+Similarity is the Jaccard index of two texts' sets of shingles: |A ∩ B| / |A ∪ B|. A shingle is three words
+in a row (a text of fewer words is one shingle), after case, width, spacing and punctuation are taken away.
+Numbers stay as they are: in finance two sentences that differ in their figures alone are two facts, and one
 changed number spoils three shingles. MinHash with locality-sensitive hashing (Broder, 1997; Indyk and
 Motwani, 1998; the `datasketch` package) proposes candidates, and each is verified on the whole sets. What is
 found is therefore right; a pair at the threshold is missed with a probability below `MISSED`.
@@ -12,9 +12,10 @@ Knows texts and ids; nothing of records, tasks or files.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from fintune.errors import ConfigError
@@ -29,6 +30,9 @@ MISSED = 1e-3
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 """A number, a run of letters, or one character of a script that puts no spaces between words."""
+
+_WEIGHTS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd numbers, one for each place in a shingle, so that the order of its words counts."""
 
 
 class Match(NamedTuple):
@@ -49,25 +53,28 @@ class Pair(NamedTuple):
 
 def words(text: str) -> list[str]:
     """The words and numbers of a text: «EUR13.1mn» and «eur 13.1 mn» have the same."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return _WORD.findall(plain.casefold())
 
 
 def shingles(text: str) -> Any:
     """The set of a text's shingles, each hashed to 64 bits: (n,) uint64, sorted, without repetition.
 
-    A text without a word (such as emoji alone) is one shingle, and an empty text has none.
+    A text without a word (such as emoji alone) is one shingle, and an empty text has none. A shingle's hash
+    is a weighted sum of its words' hashes, modulo 2^64.
     """
     import numpy as np
     from xxhash import xxh3_64_intdigest
 
     found = words(text)
-    if len(found) >= WORDS_IN_SHINGLE:
-        parts = zip(*(found[i:] for i in range(WORDS_IN_SHINGLE)), strict=False)
-        grams = {" ".join(part) for part in parts}
-    else:
-        grams = {" ".join(found) or "".join(text.split())} - {""}
-    hashes = {xxh3_64_intdigest(gram.encode("utf-8", "surrogatepass")) for gram in grams}
-    return np.array(sorted(hashes), dtype=np.uint64)
+    if len(found) < WORDS_IN_SHINGLE:
+        found = [" ".join(found) or "".join(text.split())]
+    known = {word: xxh3_64_intdigest(word.encode("utf-8", "surrogatepass")) for word in set(found)}
+    if len(found) == 1:
+        return np.array(list(known.values()) if found[0] else [], dtype=np.uint64)
+    hashes = np.array([known[word] for word in found], dtype=np.uint64)
+    last = len(hashes) - WORDS_IN_SHINGLE + 1
+    return np.unique(sum(hashes[i : i + last] * np.uint64(weight) for i, weight in enumerate(_WEIGHTS)))
 
 
 def similarity(a: Any, b: Any) -> float:
@@ -93,19 +100,34 @@ def bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
+@functools.cache
+def _plain(permutations: int) -> Any:
+    from datasketch import MinHash
+
+    return MinHash(permutations, seed=1, hashfunc=int)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sketch(text: str, permutations: int) -> tuple[Any, Any]:
+    """A text's shingles and their MinHash signature; kept for a while, as a report asks several indexes."""
+    hashes = shingles(text)
+    signature = _plain(permutations).copy()
+    signature.update_batch((hashes & 0xFFFFFFFF).tolist())  # MinHash takes 32 bits
+    return hashes, signature
+
+
 class Index:
-    """Held-out texts, and which of them a text repeats. Memory grows with what is indexed, not with queries."""
+    """Held-out texts, and which of them a text repeats. Memory grows with what is indexed alone."""
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         """Raises ConfigError: the threshold is not from 0.3 to 1."""
-        from datasketch import MinHash, MinHashLSH
+        from datasketch import MinHashLSH
 
         if not 0.3 <= threshold <= 1:
             raise ConfigError(f"The near-duplicate threshold must be from 0.3 to 1, got {threshold}.")
         self.threshold = threshold
-        count, rows = bands(threshold)
-        self._plain = MinHash(count * rows, seed=1, hashfunc=int)
-        self._lsh = MinHashLSH(num_perm=count * rows, params=(count, rows))
+        self._bands, self._rows = bands(threshold)
+        self._lsh = MinHashLSH(num_perm=self._bands * self._rows, params=(self._bands, self._rows))
         self._ids: list[list[Any]] = []
         """By place: the ids of the texts with the same shingles."""
         self._shingles: list[Any] = []
@@ -118,7 +140,7 @@ class Index:
 
     def add(self, id: Any, text: str) -> None:
         """Index a text; one without a character is left out."""
-        self._add(id, shingles(text))
+        self._add(id, *self._sketch(text))
 
     def query(self, text: str) -> Match | None:
         """The most similar indexed text (the first added among equals), or None below the threshold."""
@@ -130,23 +152,26 @@ class Index:
 
     def matches(self, text: str) -> Iterator[Match]:
         """Every indexed text from the threshold on, the most similar first, the first added among equals."""
-        return self._matches(shingles(text))
+        return self._matches(*self._sketch(text))
 
-    def _add(self, id: Any, hashes: Any) -> None:
+    def _sketch(self, text: str) -> tuple[Any, Any]:
+        return _sketch(text, self._bands * self._rows)
+
+    def _add(self, id: Any, hashes: Any, signature: Any) -> None:
         if len(hashes) == 0:
             return
         place = self._places.setdefault(hashes.tobytes(), len(self._ids))
         if place < len(self._ids):
             self._ids[place].append(id)
             return
-        self._lsh.insert(place, self._signature(hashes), check_duplication=False)
+        self._lsh.insert(place, signature, check_duplication=False)
         self._ids.append([id])
         self._shingles.append(hashes)
 
-    def _matches(self, hashes: Any) -> Iterator[Match]:
+    def _matches(self, hashes: Any, signature: Any) -> Iterator[Match]:
         if len(hashes) == 0:
             return
-        candidates = self._lsh.query(self._signature(hashes))
+        candidates = self._lsh.query(signature)
         ranked = sorted((-similarity(hashes, self._shingles[place]), place) for place in candidates)
         for negative, place in ranked:
             if -negative < self.threshold:
@@ -154,21 +179,23 @@ class Index:
             for id in self._ids[place]:
                 yield Match(id, -negative)
 
-    def _signature(self, hashes: Any) -> Any:
-        signature = self._plain.copy()
-        signature.update_batch((hashes & 0xFFFFFFFF).tolist())  # MinHash takes 32 bits
-        return signature
 
-
-def pairs(ids_and_texts: Iterable[tuple[Any, str]], threshold: float = THRESHOLD) -> Iterator[Pair]:
-    """Each text that nearly repeats an earlier one which repeats none itself: what a clean list would leave out.
+def pairs(
+    ids_and_texts: Iterable[tuple[Any, str]],
+    threshold: float = THRESHOLD,
+    also: Callable[[Any, Any], bool] = lambda id, earlier: True,
+) -> Iterator[Pair]:
+    """Each text that nearly repeats an earlier one which repeats none itself: what a clean list leaves out.
 
     Exact repetitions are among them, with similarity 1. Memory grows with the texts that repeat none.
+
+    Args:
+        also: what must hold besides of the two ids.
     """
     index = Index(threshold)
     for id, text in ids_and_texts:
-        hashes = shingles(text)
-        if match := next(index._matches(hashes), None):
+        sketch = index._sketch(text)
+        if match := next((match for match in index._matches(*sketch) if also(id, match.id)), None):
             yield Pair(id, match.id, match.similarity)
         else:
-            index._add(id, hashes)
+            index._add(id, *sketch)

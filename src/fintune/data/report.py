@@ -1,6 +1,6 @@
-"""Prepared data in, a quality report out: `quality.json` for machines, `quality.md` and `quality.html` for people.
+"""Prepared data in, a quality report out: JSON for machines, Markdown and HTML for people.
 
-`build` measures and returns plain values; `leaks` says what `--strict` refuses; `write` makes the three files.
+`build` measures and returns plain values; `leaks` says what `--strict` refuses; `write` makes the files.
 Knows nothing of Markdown or HTML, which `report_pages` makes of the same values.
 """
 
@@ -16,7 +16,7 @@ from fintune.config import Recipe
 from fintune.data import encoding
 from fintune.data.datasets import SPLITS, PreparedDataset
 from fintune.data.held_out import Found, HeldOut, public_and_prepared
-from fintune.data.near_duplicates import THRESHOLD, pairs
+from fintune.data.near_duplicates import THRESHOLD, pairs, shingles, similarity
 from fintune.data.quality import text_key
 from fintune.data.templates import PromptTemplate
 from fintune.files import atomic_write, write_json
@@ -29,7 +29,7 @@ NAMED = 10
 SHOWN = 160
 """Characters of a text that are shown."""
 NEAR_ROWS = 200_000
-"""Rows of a split, from its beginning, among which near duplicates are looked for: they are held in memory."""
+"""Rows of a split, from its beginning, among which near duplicates are looked for, in memory."""
 BINS = 24
 
 
@@ -44,7 +44,7 @@ def build(
         threshold: similarity from which two texts are near duplicates.
 
     Returns:
-        `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: by name, what `_task` measures;
+        `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: by name, what was found;
         `across`: what the training texts of each task repeat of every test set there is.
     """
     template = PromptTemplate(tokenizer, recipe.training.max_length) if tokenizer is not None else None
@@ -199,20 +199,24 @@ def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> 
 
 
 def _duplicates(records: Sequence[Record], threshold: float) -> dict[str, Any]:
-    """Records whose text and question repeat an earlier one's in this split."""
+    """Records whose text, and question if there is one, repeat an earlier one's in this split."""
     keys = {record.id: _key(record) for record in records}
     repeated = len(records) - len(set(keys.values()))
-    texts = {record.id: record.text for record in records}
+
+    def same_question(id: str, earlier: str) -> bool:
+        a, b = keys[id][1], keys[earlier][1]
+        return a == b or similarity(shingles(a), shingles(b)) >= threshold
+
+    found = pairs(((record.id, record.text) for record in records[:NEAR_ROWS]), threshold, same_question)
     near = [
         {
             "ids": [pair.earlier, pair.id],
             "similarity": round(pair.similarity, 4),
-            "text": _shown(texts[pair.id]),
+            "text": _shown(" ".join(keys[pair.id])),
         }
-        for pair in pairs(((r.id, "\n".join(_key(r))) for r in records[:NEAR_ROWS]), threshold)
+        for pair in sorted(found, key=lambda pair: -pair.similarity)
         if keys[pair.id] != keys[pair.earlier]
     ]
-    near.sort(key=lambda pair: -pair["similarity"])
     return {
         "exact": repeated,
         "near": len(near),
@@ -295,7 +299,7 @@ def _between_splits(splits: dict[Any, list[Record]], threshold: float) -> list[d
 
 
 def _across(records: Iterable[Record], held_out: HeldOut) -> dict[str, Any]:
-    """By test set: how many records repeat one of its texts, exactly or nearly; sets without any are left out."""
+    """By test set that some repeat: how many records repeat one of its texts, exactly or nearly."""
     found: dict[str, list[tuple[Record, Found]]] = defaultdict(list)
     for record in records:
         for name, match in held_out.find_record(record).items():

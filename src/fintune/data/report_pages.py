@@ -44,9 +44,9 @@ _OVERVIEW = (
     "several targets. Encoding: records with damaged characters."
 )
 _MATRIX = (
-    "Training records (rows) that repeat a text of a test set (columns), exactly + nearly (three-word shingles, "
-    "Jaccard ≥ {threshold}). FiQA is compared by sentence, StockNet tweet by tweet. A dataset without an "
-    "official test split that this recipe does not use is compared as a whole."
+    "Training records (rows) that repeat a text of a test set (columns), exactly + nearly (three-word "
+    "shingles, Jaccard ≥ {threshold}). FiQA is compared by sentence, StockNet tweet by tweet. A dataset "
+    "without an official test split that this recipe does not use is compared as a whole."
 )
 
 
@@ -80,8 +80,8 @@ def _cut(task: dict[str, Any], max_length: int) -> list[str]:
         cut = values.get("truncated")
         if cut and cut["examples"]:
             sentences.append(
-                f"{split}: {cut['examples']:,} of {values['rows']:,} examples ({cut['share']:.1%}) are longer than "
-                f"{max_length:,} tokens; {cut['tokens_cut']:,} tokens ({cut['share_of_tokens']:.1%}) lie beyond."
+                f"{split}: {cut['examples']:,} of {values['rows']:,} examples ({cut['share']:.1%}) have more than "
+                f"{max_length:,} tokens; beyond lie {cut['tokens_cut']:,} ({cut['share_of_tokens']:.1%} of all)."
             )
     return sentences
 
@@ -135,8 +135,8 @@ def _findings(task: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
             ]
             yield (
                 (
-                    f"Damaged characters in {split}: {found['repairable']:,} records that data.repair_encoding would "
-                    f"repair, {found['lost']:,} with characters lost for good"
+                    f"Damaged characters in {split}: {found['repairable']:,} records that "
+                    f"data.repair_encoding would repair, {found['lost']:,} with characters lost for good"
                 ),
                 lines,
             )
@@ -202,14 +202,16 @@ def _line(text: str) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2430; --soft: #5b6675;
-  --line: #dfe3e8; --bar: #3b6fd4; --warn: #9a5b00; --warn-page: #fff4e0; --good: #17693a; --good-page: #e6f5ec; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1b212a; --ink: #e6eaf0; --soft: #9aa6b5;
-  --line: #303945; --bar: #7aa5ff; --warn: #ffc46b; --warn-page: #33270f; --good: #7fd6a2; --good-page: #12301f; } }
+  --line: #dfe3e8; --bar: #3b6fd4; --warn: #9a5b00; --warn-page: #fff4e0; --good: #17693a;
+  --good-page: #e6f5ec; }
+@media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1b212a; --ink: #e6eaf0;
+  --soft: #9aa6b5; --line: #303945; --bar: #7aa5ff; --warn: #ffc46b; --warn-page: #33270f; --good: #7fd6a2;
+  --good-page: #12301f; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 24px 16px 64px; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 1.2rem; margin: 0 0 12px; }
-h3 { font-size: .95rem; margin: 20px 0 6px; } p { margin: 8px 0; } .soft { color: var(--soft); font-size: .875rem; }
+p { margin: 8px 0; } .soft { color: var(--soft); font-size: .875rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px;
   margin-top: 18px; }
 .warn { background: var(--warn-page); } .warn h2 { color: var(--warn); }
@@ -219,13 +221,14 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
 td.hit { background: var(--warn-page); color: var(--warn); font-weight: 600; }
-details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
+details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer;
+  overflow-wrap: anywhere; }
 details li { font-size: .875rem; } .plots { display: grid; gap: 16px; margin: 14px 0;
   grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .875rem; color: var(--soft); margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; } svg rect { fill: var(--bar); }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-svg .axis { stroke: var(--line); } svg .limit { stroke: var(--warn); stroke-dasharray: 4 3; stroke-width: 1.5; }
+svg .axis { stroke: var(--line); } svg .limit { stroke: var(--warn); stroke-dasharray: 4 3; }
 svg .limit-text { fill: var(--warn); }
 """
 
@@ -325,9 +328,8 @@ def _histogram(title: str, distribution: dict[str, Any], limit: float | None = N
     parts = []
     for i, count in enumerate(counts):
         tall = (bottom - 24) * count / top
-        parts.append(
-            f'<rect x="{8 + i * step + 0.5:.1f}" y="{bottom - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}"/>'
-        )
+        box = f'x="{8.5 + i * step:.1f}" y="{bottom - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}"'
+        parts.append(f"<rect {box}/>")
     parts.append(f'<line class="axis" x1="8" x2="{width - 8}" y1="{bottom}" y2="{bottom}"/>')
     places = (
         ("start", 8, edges[0]),
@@ -350,6 +352,6 @@ def _histogram(title: str, distribution: dict[str, Any], limit: float | None = N
 
 def _figure(title: str, width: int, height: int, content: str) -> str:
     return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{content}</svg></figure>'
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(title)}">{content}</svg></figure>'
     )
