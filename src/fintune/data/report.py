@@ -86,18 +86,17 @@ def leaks(report: dict[str, Any]) -> list[str]:
                 sentences.append(f"{name}: {count:,} {reason} (left out)")
         for leak in task["leaks"]:
             if leak["exact"] or leak["near"]:
-                sentences.append(
-                    f"{name}: {leak['exact']:,} exact and {leak['near']:,} near repetitions of "
-                    f"{leak['to']} texts in {leak['from']}"
-                )
+                sentences.append(f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}")
     for row in report["across"]["train"]:
         for test_set, found in row["found"].items():
             if test_set != row["dataset"] and not test_set.startswith(f"{row['task']}: "):
-                sentences.append(
-                    f"{row['task']}: {found['exact']:,} exact and {found['near']:,} near repetitions of "
-                    f"{test_set}'s test texts in train"
-                )
+                sentences.append(f"{row['task']}: {_counts(found)} of {test_set}'s test texts in train")
     return sentences
+
+
+def _counts(found: dict[str, Any]) -> str:
+    counts = [f"{found[how]:,} {how}" for how in ("exact", "near") if found[how]]
+    return f"{' and '.join(counts)} repetitions"
 
 
 def write(folder: str | Path, report: dict[str, Any]) -> list[Path]:

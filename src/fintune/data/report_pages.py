@@ -79,9 +79,10 @@ def _cut(task: dict[str, Any], max_length: int) -> list[str]:
     for split, values in task["splits"].items():
         cut = values.get("truncated")
         if cut and cut["examples"]:
+            examples = f"{cut['examples']:,} of {values['rows']:,} examples ({cut['share']:.1%})"
+            beyond = f"{cut['tokens_cut']:,} ({cut['share_of_tokens']:.1%} of all)"
             sentences.append(
-                f"{split}: {cut['examples']:,} of {values['rows']:,} examples ({cut['share']:.1%}) have more than "
-                f"{max_length:,} tokens; beyond lie {cut['tokens_cut']:,} ({cut['share_of_tokens']:.1%} of all)."
+                f"{split}: {examples} have more than {max_length:,} tokens; beyond lie {beyond}."
             )
     return sentences
 
@@ -211,7 +212,8 @@ _STYLE = """
 body { margin: 0 auto; max-width: 1080px; padding: 24px 16px 64px; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; } h2 { font-size: 1.2rem; margin: 0 0 12px; }
-p { margin: 8px 0; } .soft { color: var(--soft); font-size: .875rem; }
+p { margin: 8px 0; }
+h1, h2, p, summary { overflow-wrap: anywhere; } .soft { color: var(--soft); font-size: .875rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px;
   margin-top: 18px; }
 .warn { background: var(--warn-page); } .warn h2 { color: var(--warn); }
@@ -219,10 +221,10 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .wide { overflow-x: auto; } ul { margin: 6px 0; padding-left: 20px; } li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; } th, .left { white-space: normal; }
+th:first-child, td:first-child, .left { text-align: left; }
 td.hit { background: var(--warn-page); color: var(--warn); font-weight: 600; }
-details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer;
-  overflow-wrap: anywhere; }
+details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; }
 details li { font-size: .875rem; } .plots { display: grid; gap: 16px; margin: 14px 0;
   grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .875rem; color: var(--soft); margin-bottom: 4px; }
@@ -289,7 +291,8 @@ def _task(name: str, task: dict[str, Any], max_length: int) -> str:
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, mark: bool = False) -> str:
     def cell(tag: str, i: int, text: str) -> str:
         kind = "left" if i < left else "hit" if mark and tag == "td" and text != "0" else ""
-        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(text)}</{tag}>"
+        content = escape(text).replace("_", "_<wbr>")  # a long name may break there
+        return f"<{tag}{f' class={kind}' if kind else ''}>{content}</{tag}>"
 
     def row(tag: str, cells: Sequence[str]) -> str:
         return f"<tr>{''.join(cell(tag, i, text) for i, text in enumerate(cells))}</tr>"
@@ -310,12 +313,12 @@ def _bars(title: str, counts: dict[str, int]) -> str:
     parts = []
     for i, (label, count) in enumerate(counts.items()):
         y = 8 + i * 34
-        shown = label if len(label) <= 16 else f"{label[:15]}…"
-        width = 210 * count / top
-        parts.append(f'<text x="104" y="{y + 16}" text-anchor="end">{escape(shown)}</text>')
-        parts.append(f'<rect x="112" y="{y}" width="{width:.1f}" height="24" rx="3"/>')
-        parts.append(f'<text x="{118 + width:.1f}" y="{y + 16}">{count:,} ({count / total:.0%})</text>')
-    return _figure(title, 420, 16 + 34 * len(counts), "".join(parts))
+        shown = label if len(label) <= 14 else f"{label[:13]}…"
+        width = 120 * count / top
+        parts.append(f'<text x="92" y="{y + 16}" text-anchor="end">{escape(shown)}</text>')
+        parts.append(f'<rect x="98" y="{y}" width="{width:.1f}" height="24" rx="3"/>')
+        parts.append(f'<text x="{104 + width:.1f}" y="{y + 16}">{count:,} ({count / total:.0%})</text>')
+    return _figure(title, 320, 16 + 34 * len(counts), "".join(parts))
 
 
 def _histogram(title: str, distribution: dict[str, Any], limit: float | None = None) -> str:
@@ -323,7 +326,7 @@ def _histogram(title: str, distribution: dict[str, Any], limit: float | None = N
     if not distribution:
         return ""
     counts, edges = distribution["histogram"]["counts"], distribution["histogram"]["edges"]
-    width, height, bottom = 420, 190, 160
+    width, height, bottom = 320, 170, 140
     top, step = max(counts), (width - 16) / len(counts)
     parts = []
     for i, count in enumerate(counts):
@@ -338,7 +341,9 @@ def _histogram(title: str, distribution: dict[str, Any], limit: float | None = N
     )
     for anchor, x, value in places:
         sign = "≥ " if anchor == "end" and distribution["max"] > edges[-1] else ""
-        parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="{anchor}">{sign}{_number(value)}</text>')
+        parts.append(
+            f'<text x="{x}" y="{bottom + 18}" text-anchor="{anchor}">{sign}{_rounded(value, edges)}</text>'
+        )
     if limit is not None and edges[0] <= limit <= edges[-1] and edges[-1] > edges[0]:
         x = 8 + (width - 16) * (limit - edges[0]) / (edges[-1] - edges[0])
         anchor = "end" if x > width / 2 else "start"
@@ -348,6 +353,11 @@ def _histogram(title: str, distribution: dict[str, Any], limit: float | None = N
             f'text-anchor="{anchor}">max_length {limit:,.0f}</text>'
         )
     return _figure(title, width, height, "".join(parts))
+
+
+def _rounded(value: float, edges: Sequence[float]) -> str:
+    """A value of an axis: whole where the axis is long."""
+    return _number(round(value) if edges[-1] - edges[0] > 20 else value)
 
 
 def _figure(title: str, width: int, height: int, content: str) -> str:
