@@ -17,7 +17,13 @@ TEST = "Acme Tools raises its outlook for the year after a strong third quarter 
 NEAR = "Acme Tools raises its outlook for the year after a strong third quarter in Europe, says CEO"
 SENTENCE = "Borealis Shipping sinks as freight rates fall for a fifth week in a row"
 CLEAN = "A bakery opens its second shop in town and hires twelve people for the winter"
-TEXTS = [CLEAN, TEST.upper(), NEAR, 'Quotes "here", a comma\nand a line break', SENTENCE]
+TEXTS = [
+    CLEAN,
+    f"{TEST.upper()} https://t.co/Zz9",
+    NEAR,
+    'Quotes "here", a comma\nand a line break',
+    SENTENCE,
+]
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def public(workdir):
     """A data folder with two small datasets of our own words, in the form of the public ones."""
     folder = workdir / "raw"
     (folder / "twitter_financial_news").mkdir(parents=True)
-    for name, text in (("train", "A training text about nothing"), ("valid", TEST)):
+    for name, text in (("train", "A training text about nothing"), ("valid", f"{TEST} https://t.co/Ab1")):
         (folder / "twitter_financial_news" / f"sent_{name}.csv").write_text(f'text,label\n"{text}",1\n')
     (folder / "fiqa_sa").mkdir()
     for kind in ("headline", "post"):

@@ -104,6 +104,15 @@ def test_case_spacing_punctuation_and_width_do_not_count_but_numbers_do():
     assert index.query("Net sales rose to EUR 14.2 mn from EUR 9.8 mn in 2008.") is None
 
 
+def test_links_do_not_count_but_a_link_alone_is_a_text():
+    index = Index()
+    index.add("news", "Acme raises its outlook for the year [link]")
+    index.add("link", "https://t.co/abc")
+    assert index.query("https://t.co/Xy12 Acme raises its outlook for the year") == ("news", 1.0)
+    assert index.query("https://t.co/abc") == ("link", 1.0)
+    assert index.query("https://t.co/other") is None
+
+
 def test_texts_without_words_or_spaces_are_compared_too():
     index = Index()
     for id, text in (

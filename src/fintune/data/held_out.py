@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fintune.config import DataConfig
 from fintune.data.datasets import PreparedDataset
-from fintune.data.near_duplicates import THRESHOLD, Index
+from fintune.data.near_duplicates import THRESHOLD, Index, without_links
 from fintune.data.quality import text_key
 from fintune.data.registry import DATASETS, Dataset
 from fintune.data.sources import data_folder
@@ -43,7 +43,7 @@ class Found:
 
     id: str
     exact: bool
-    """The same text, case and spacing aside."""
+    """The same text, case, spacing and links aside."""
     similarity: float
 
 
@@ -62,12 +62,13 @@ class HeldOut:
         """Take a record into the test set of this name: its statements, and its text as a whole."""
         self.records[name] += 1
         for statement in dict.fromkeys([*self._parts(record), record.text]):
-            self._exact.setdefault(text_key(statement), {}).setdefault(name, record.id)
+            self._exact.setdefault(_key(statement), {}).setdefault(name, record.id)
             self._index.add((name, record.id), statement)
 
     def find(self, text: str) -> dict[str, Found]:
         """By test set, the text that is most like this one; nothing where it has none."""
-        exact = self._exact.get(text_key(text), {})
+        key = _key(text)
+        exact = self._exact.get(key, {}) if key else {}
         found = {name: Found(id, True, 1.0) for name, id in exact.items()}
         for (name, id), similarity in self._index.matches(text):
             found.setdefault(name, Found(id, False, similarity))
@@ -81,6 +82,10 @@ class HeldOut:
                 if name not in best or _rank(found) > _rank(best[name]):
                     best[name] = found
         return best
+
+
+def _key(text: str) -> str:
+    return text_key(without_links(text))
 
 
 def _rank(found: Found) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
 """Texts that are almost the same: an index of held-out texts, asked for the one most like a given text.
 
 Similarity is the Jaccard index of two texts' sets of shingles: |A ∩ B| / |A ∪ B|. A shingle is three words
-in a row (a text of fewer words is one shingle), after case, width, spacing and punctuation are taken away.
+in a row (a text of fewer words is one shingle), without case, width, spacing, punctuation and links.
 Numbers stay as they are: in finance two sentences that differ in their figures alone are two facts, and one
 changed number spoils three shingles. MinHash with locality-sensitive hashing (Broder, 1997; Indyk and
 Motwani, 1998; the `datasketch` package) proposes candidates, and each is verified on the whole sets. What is
@@ -30,7 +30,7 @@ MISSED = 1e-3
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 """A number, a run of letters, or one character of a script that puts no spaces between words."""
-
+_LINK = re.compile(r"https?://\S*|\[link\]")
 _WEIGHTS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 """Odd numbers, one for each place in a shingle, so that the order of its words counts."""
 
@@ -51,8 +51,14 @@ class Pair(NamedTuple):
     similarity: float
 
 
+def without_links(text: str) -> str:
+    """A text without web addresses and the `[link]` that stands for one: short links differ in every copy."""
+    return _LINK.sub(" ", text) if "http" in text or "[link]" in text else text
+
+
 def words(text: str) -> list[str]:
-    """The words and numbers of a text: «EUR13.1mn» and «eur 13.1 mn» have the same."""
+    """The words and numbers of a text, links aside: «EUR13.1mn» and «eur 13.1 mn» have the same."""
+    text = without_links(text)
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return _WORD.findall(plain.casefold())
 

@@ -226,7 +226,7 @@ th:first-child, td:first-child, .left { text-align: left; }
 td.hit { background: var(--warn-page); color: var(--warn); font-weight: 600; }
 details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; }
 details li { font-size: .875rem; } .plots { display: grid; gap: 16px; margin: 14px 0;
-  grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .875rem; color: var(--soft); margin-bottom: 4px; }
 svg { display: block; width: 100%; height: auto; } svg rect { fill: var(--bar); }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
