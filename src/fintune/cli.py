@@ -15,6 +15,7 @@ from fintune.allocator import use_mimalloc
 from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
+REPORT_DIR = "output/quality"
 COMPUTING = ("run", "train", "evaluate", "predict", "demo")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
-        ("data", "list, download and prepare data", _data, _data_flags),
+        ("data", "list, download, prepare and check data", _data, _data_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -154,6 +155,9 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         help="leave out the datasets whose licence does not allow commercial use",
     )
     prepare.add_argument(
+        "--strict", action="store_true", help="fail where training texts stand in a test set, of any dataset"
+    )
+    prepare.add_argument(
         "--workers", type=_count, metavar="N", help="processes that read (default: one a core)"
     )
     prepare.add_argument(
@@ -168,6 +172,23 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     )
     mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
     _recipe_flags(mix)
+    report = actions.add_parser("report", help="the quality of the prepared data, for people and machines")
+    _recipe_flags(report)
+    report.add_argument(
+        "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
+    )
+    clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
+    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
+    clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
+    clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
+    clean.add_argument(
+        "--threshold",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="of a near duplicate (default: 0.8)",
+    )
+    _recipe_flags(clean)
 
 
 def _count(text: str) -> int:
@@ -323,6 +344,14 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.mix import show
 
         show(_recipe(args))
+    elif args.action == "report":
+        from fintune.data.report import report
+
+        report(_recipe(args), Path(args.output_dir))
+    elif args.action == "decontaminate":
+        from fintune.data.decontaminate import decontaminate
+
+        decontaminate(args.file, args.output_file, _recipe(args), task=args.task, threshold=args.threshold)
     else:
         from fintune.data.datasets import prepare
 
@@ -331,7 +360,12 @@ def _data(args: argparse.Namespace) -> int:
             from fintune.cluster import ray_map
 
             mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
-        prepared = prepare(_recipe(args), force=args.force, workers=args.workers, mapper=mapper)
+        recipe = _recipe(args)
+        prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
+        if args.strict:
+            from fintune.data.report import refuse_leaks
+
+            refuse_leaks(prepared, recipe)
         print(f"Prepared data: {prepared.folder}")
         if args.copy_to:
             print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")

@@ -266,10 +266,16 @@ class DataConfig(_Section):
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
+    near_duplicates: Number | None = Field(0.8, ge=0.3, le=1)
+    """Training texts this similar to a held-out one (Jaccard index of three-word shingles) are left out;
+    null leaves out exact repetitions alone."""
     embargo_days: int = Field(5, ge=0)
     """Days before a held-out split from which nothing is trained on, where records carry times."""
     commercial_only: bool = False
     """Leave out the public datasets whose licence does not allow commercial use."""
+    repair_encoding: bool = False
+    """Put text right that was read in a wrong encoding (`fintune data report` counts it). Changes test sets
+    too, so figures no longer compare with published ones."""
     tasks: dict[str, TaskDataConfig] = {}
 
 

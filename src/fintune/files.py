@@ -9,26 +9,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fintune.errors import DataError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
     """Write a file through a temporary one beside it; parents are made."""
+    with atomic_file(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         with staging.open("wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
-    return path
 
 
 def write_json(path: str | Path, value: Any) -> Path:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fintune import tasks
+from fintune.cli import main
 from fintune.config import Recipe, load_recipe
 from fintune.data import shards
 from fintune.data.datasets import load_prepared, prepare
@@ -199,6 +200,23 @@ def test_duplicates_and_leaks_leave_the_training_split_only_and_are_counted():
         split: {r.text for r in prepared.records("sentiment", split)} for split in ("train", "validation")
     }
     assert not texts["train"] & texts["validation"]  # the text with two labels is on one side
+
+
+def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refuses_it(capsys):
+    long = "Quarterly operating profit of the unit rose to {} million euros from 8.7 million a year earlier"
+    own_file([(long.format("13.1"), "positive"), *rows(9, 100)], "test.csv")
+    near = long.format("13.1") + " , it said"
+    train = [*rows(60), (near, "positive"), (long.format("21.4") + " and more besides", "positive")]
+    entry, _ = prepare_own(train, test_file="test.csv")
+    assert entry["dropped"] == {"train texts also in test, nearly": 1}
+    assert entry["dropped_examples"] == ["own.csv:62: 88 % of it stands in test.csv:2"]
+    assert prepare_own(train, test_file="test.csv")[0] == entry
+    config = Path("own.yaml")
+    tasks = "{task_weights: {sentiment: 1}}\ndata: {prepared_dir: prepared, tasks: {sentiment: {"
+    config.write_text(f"multi_task: {tasks}file: own.csv, test_file: test.csv}}}}}}\n")
+    assert main(["data", "prepare", "--config", "own.yaml"]) == 0
+    assert main(["data", "prepare", "--config", "own.yaml", "--strict"]) == 1
+    assert "sentiment: 1 train texts also in test, nearly (left out)" in capsys.readouterr().err
 
 
 def test_conflicting_labels_are_counted_and_kept():

@@ -273,7 +273,7 @@ def _splits(
     Returns:
         Split → label → its number of records, before any limit.
     """
-    seed, embargo = recipe.training.seed, recipe.data.embargo_days
+    seed, embargo, near = recipe.training.seed, recipe.data.embargo_days, recipe.data.near_duplicates
 
     def carve(into: Split, fraction: float) -> None:
         if splits.timed(rows, "train"):
@@ -287,9 +287,14 @@ def _splits(
     splits.remove_leaks(rows, "train", "test")
     splits.remove_leaks(rows, "train", "validation")
     splits.remove_duplicates(rows)
+    if near:
+        splits.remove_near_leaks(rows, "validation", "test", near)
+        splits.remove_near_leaks(rows, "train", "test", near)
     if not rows.count("validation"):
         carve("validation", recipe.data.validation_fraction)
         splits.remove_leaks(rows, "train", "validation")
+    if near:
+        splits.remove_near_leaks(rows, "train", "validation", near)
     splits.embargo(rows, "validation", "test", embargo)
     splits.embargo(rows, "train", "test", embargo)
     splits.embargo(rows, "train", "validation", embargo)

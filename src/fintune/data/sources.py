@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
 from fintune.data.download import DEFAULT_DIR, QUICK, download, get, is_set
+from fintune.data.encoding import repaired
 from fintune.data.quality import Dropped
 from fintune.data.readers.row_files import RowFile
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
@@ -62,12 +63,18 @@ class Source:
 
     pieces: Callable[[], list[tuple[Read, int]]] | None = None
     """What to read instead of `read`, where it can be read in pieces."""
+    repair: bool = False
+    """Whether records' texts are put right that were read in a wrong encoding."""
 
     def parts(self) -> list[tuple[Read, int]]:
         """What its records can be read in, in order, each with the bytes there are to read."""
-        if self.read is None:
-            return self.pieces() if self.pieces else []
-        return [(self.read, sum(file.size() for file in self.files.values()))]
+        if self.read is not None:
+            parts = [(self.read, sum(file.size() for file in self.files.values()))]
+        else:
+            parts = self.pieces() if self.pieces else []
+        if self.repair:
+            parts = [(functools.partial(repaired, read), size) for read, size in parts]
+        return parts
 
     def sha256(self) -> dict[str, str]:
         """The checksum of each file that is read.
@@ -82,12 +89,18 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
     """The source of a task's records: its file, else its dataset, else the defaults.
 
     A built-in task without a setting takes its public dataset where that is found in the data folder,
-    else the built-in sample. Another task takes its `load_custom_dataset`.
+    else the built-in sample. Another task takes its `load_custom_dataset`. With `data.repair_encoding`
+    what is read is repaired.
 
     Raises:
         ConfigError: the dataset's name is unknown, or its type is not the task's.
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
+    source = _found(name, config, data, task)
+    return replace(source, repair=data.repair_encoding)
+
+
+def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
     if config.file:
         return _own_files(name, config, task)
     if config.dataset == "sample":

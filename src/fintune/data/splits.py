@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from itertools import islice
 
 from fintune.data.quality import Split
 from fintune.data.rows import Rows
@@ -20,6 +21,29 @@ def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
     ):
         there = f"SELECT {column} FROM r WHERE gone IS NULL AND split = $held_out AND {column} IS NOT NULL"
         rows.drop(reason, f"split = $split AND {column} IN ({there})", split=split, held_out=held_out)
+
+
+def remove_near_leaks(rows: Rows, split: Split, held_out: Split, threshold: float) -> None:
+    """Drop the rows of `split` whose text is nearly one of `held_out`; memory grows with the latter alone."""
+    from fintune.data.near_duplicates import Index
+
+    index = Index(threshold)
+    for _, name, text in rows.texts(held_out):
+        index.add(name, text)
+    found = (
+        (row, match.id, match.similarity)
+        for row, _, text in rows.texts(split)
+        if (match := index.query(text)) is not None
+    )
+    rows.db.execute("CREATE OR REPLACE TABLE near (row BIGINT, id VARCHAR, similarity DOUBLE)")
+    while batch := list(islice(found, 1_000)):
+        rows.db.executemany("INSERT INTO near VALUES (?, ?, ?)", batch)
+    rows.drop(
+        f"{split} texts also in {held_out}, nearly",
+        "row IN (SELECT row FROM near)",
+        why="(SELECT printf('%.0f %% of it stands in %s', 100 * n.similarity, n.id) FROM near n "
+        "WHERE n.row = r.row)",
+    )
 
 
 def remove_duplicates(rows: Rows) -> None:

@@ -1,0 +1,207 @@
+"""Texts that are almost the same: an index of held-out texts, asked for the one most like a given text.
+
+Similarity is the Jaccard index of two texts' sets of shingles: |A ∩ B| / |A ∪ B|. A shingle is three words
+in a row (a text of fewer words is one shingle), without case, width, spacing, punctuation and links.
+Numbers stay as they are: in finance two sentences that differ in their figures alone are two facts, and one
+changed number spoils three shingles. MinHash with locality-sensitive hashing (Broder, 1997; Indyk and
+Motwani, 1998; the `datasketch` package) proposes candidates, and each is verified on the whole sets. What is
+found is therefore right; a pair at the threshold is missed with a probability below `MISSED`.
+
+Knows texts and ids; nothing of records, tasks or files.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fintune.errors import ConfigError
+
+THRESHOLD = 0.8
+"""Similarity from which two texts are near duplicates."""
+WORDS_IN_SHINGLE = 3
+PERMUTATIONS = 64
+"""Hash values in a text's MinHash signature."""
+MISSED = 1e-3
+"""The highest probability with which two texts as similar as the threshold may be overlooked."""
+
+_WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
+"""A number, a run of letters, or one character of a script that puts no spaces between words."""
+_LINK = re.compile(r"https?://\S*|\[link\]")
+_WEIGHTS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd numbers, one for each place in a shingle, so that the order of its words counts."""
+
+
+class Match(NamedTuple):
+    """An indexed text that is like the one asked for."""
+
+    id: Any
+    similarity: float
+    """The Jaccard index of the shingles, from the threshold to 1."""
+
+
+class Pair(NamedTuple):
+    """A text and the earlier one that it nearly repeats."""
+
+    id: Any
+    earlier: Any
+    similarity: float
+
+
+def without_links(text: str) -> str:
+    """A text without web addresses and the `[link]` that stands for one: short links differ in every copy."""
+    return _LINK.sub(" ", text) if "http" in text or "[link]" in text else text
+
+
+def words(text: str) -> list[str]:
+    """The words and numbers of a text, links aside: «EUR13.1mn» and «eur 13.1 mn» have the same."""
+    text = without_links(text)
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return _WORD.findall(plain.casefold())
+
+
+def shingles(text: str) -> Any:
+    """The set of a text's shingles, each hashed to 64 bits: (n,) uint64, sorted, without repetition.
+
+    A text without a word (such as emoji alone) is one shingle, and an empty text has none. A shingle's hash
+    is a weighted sum of its words' hashes, modulo 2^64.
+    """
+    import numpy as np
+    from xxhash import xxh3_64_intdigest
+
+    found = words(text)
+    if len(found) < WORDS_IN_SHINGLE:
+        found = [" ".join(found) or "".join(text.split())]
+    known = {word: xxh3_64_intdigest(word.encode("utf-8", "surrogatepass")) for word in set(found)}
+    if len(found) == 1:
+        return np.array(list(known.values()) if found[0] else [], dtype=np.uint64)
+    hashes = np.array([known[word] for word in found], dtype=np.uint64)
+    last = len(hashes) - WORDS_IN_SHINGLE + 1
+    return np.unique(sum(hashes[i : i + last] * np.uint64(weight) for i, weight in enumerate(_WEIGHTS)))
+
+
+def similarity(a: Any, b: Any) -> float:
+    """The Jaccard index of two results of `shingles`; 0 if one is empty."""
+    if len(a) == 0 or len(b) == 0:
+        return 0.0
+    places = b.searchsorted(a)
+    places[places == len(b)] = 0
+    common = int((b[places] == a).sum())
+    return common / (len(a) + len(b) - common)
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows in each): the most rows with which a pair at the threshold is missed with p < `MISSED`.
+
+    A pair of similarity s shares at least one of b bands of r rows with p = 1 - (1 - s^r)^b. More rows let
+    fewer strangers through, which is what costs time.
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        count = PERMUTATIONS // rows
+        if count > 1 and (1 - threshold**rows) ** count < MISSED:
+            return count, rows
+    return PERMUTATIONS, 1
+
+
+@functools.cache
+def _plain(permutations: int) -> Any:
+    from datasketch import MinHash
+
+    return MinHash(permutations, seed=1, hashfunc=int)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sketch(text: str, permutations: int) -> tuple[Any, Any]:
+    """A text's shingles and their MinHash signature; kept for a while, as a report asks several indexes."""
+    hashes = shingles(text)
+    signature = _plain(permutations).copy()
+    signature.update_batch((hashes & 0xFFFFFFFF).tolist())  # MinHash takes 32 bits
+    return hashes, signature
+
+
+class Index:
+    """Held-out texts, and which of them a text repeats. Memory grows with what is indexed alone."""
+
+    def __init__(self, threshold: float = THRESHOLD) -> None:
+        """Raises ConfigError: the threshold is not from 0.3 to 1."""
+        from datasketch import MinHashLSH
+
+        if not 0.3 <= threshold <= 1:
+            raise ConfigError(f"The near-duplicate threshold must be from 0.3 to 1, got {threshold}.")
+        self.threshold = threshold
+        self._bands, self._rows = bands(threshold)
+        self._lsh = MinHashLSH(num_perm=self._bands * self._rows, params=(self._bands, self._rows))
+        self._ids: list[list[Any]] = []
+        """By place: the ids of the texts with the same shingles."""
+        self._shingles: list[Any] = []
+        self._places: dict[bytes, int] = {}
+        """Where a whole set of shingles stands, so that repeated texts cost little."""
+
+    def __len__(self) -> int:
+        """Different texts in the index."""
+        return len(self._ids)
+
+    def add(self, id: Any, text: str) -> None:
+        """Index a text; one without a character is left out."""
+        self._add(id, *self._sketch(text))
+
+    def query(self, text: str) -> Match | None:
+        """The most similar indexed text (the first added among equals), or None below the threshold."""
+        return next(self.matches(text), None)
+
+    def query_many(self, texts: Iterable[str]) -> Iterator[Match | None]:
+        """`query` for each text, in order."""
+        return map(self.query, texts)
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Every indexed text from the threshold on, the most similar first, the first added among equals."""
+        return self._matches(*self._sketch(text))
+
+    def _sketch(self, text: str) -> tuple[Any, Any]:
+        return _sketch(text, self._bands * self._rows)
+
+    def _add(self, id: Any, hashes: Any, signature: Any) -> None:
+        if len(hashes) == 0:
+            return
+        place = self._places.setdefault(hashes.tobytes(), len(self._ids))
+        if place < len(self._ids):
+            self._ids[place].append(id)
+            return
+        self._lsh.insert(place, signature, check_duplication=False)
+        self._ids.append([id])
+        self._shingles.append(hashes)
+
+    def _matches(self, hashes: Any, signature: Any) -> Iterator[Match]:
+        if len(hashes) == 0:
+            return
+        candidates = self._lsh.query(signature)
+        ranked = sorted((-similarity(hashes, self._shingles[place]), place) for place in candidates)
+        for negative, place in ranked:
+            if -negative < self.threshold:
+                return
+            for id in self._ids[place]:
+                yield Match(id, -negative)
+
+
+def pairs(
+    ids_and_texts: Iterable[tuple[Any, str]],
+    threshold: float = THRESHOLD,
+    also: Callable[[Any, Any], bool] = lambda id, earlier: True,
+) -> Iterator[Pair]:
+    """Each text that nearly repeats an earlier one which repeats none itself: what a clean list leaves out.
+
+    Exact repetitions are among them, with similarity 1. Memory grows with the texts that repeat none.
+
+    Args:
+        also: what must hold besides of the two ids.
+    """
+    index = Index(threshold)
+    for id, text in ids_and_texts:
+        sketch = index._sketch(text)
+        if match := next((match for match in index._matches(*sketch) if also(id, match.id)), None):
+            yield Pair(id, match.id, match.similarity)
+        else:
+            index._add(id, *sketch)
