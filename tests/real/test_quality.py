@@ -1,0 +1,59 @@
+"""Leaks in the real datasets, as docs/data.md states them: within each one, and none across."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fintune.config import Recipe
+from fintune.data.decontaminate import decontaminate
+from fintune.data.held_out import HeldOut
+from fintune.data.registry import DATASETS
+from fintune.tasks.base import Record
+
+FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="FINTUNE_DATA_DIR is not set: no real data")
+
+NAMES = ("financial_phrasebank", "twitter_financial_news", "fiqa_sa")
+
+
+def records(name, split):
+    if not all((Path(FOLDER) / path).is_file() for path in DATASETS[name].paths):
+        pytest.skip(f"{name} is not in {FOLDER}")
+    items = DATASETS[name].read(Path(FOLDER))
+    return [item for item in items if isinstance(item, Record) and item.split == split]
+
+
+def test_phrasebank_twitter_and_fiqa_leak_within_but_not_across():
+    held_out = HeldOut()
+    for name in NAMES:
+        for record in records(name, "test"):
+            held_out.add(name, record)
+    found = {}
+    for name in NAMES:
+        for record in records(name, "train"):
+            for test_set, match in held_out.find_record(record).items():
+                key = (name, test_set, "exact" if match.exact else "near")
+                found[key] = found.get(key, 0) + 1
+    assert found == {
+        ("financial_phrasebank", "financial_phrasebank", "exact"): 5,
+        ("financial_phrasebank", "financial_phrasebank", "near"): 6,
+        ("twitter_financial_news", "twitter_financial_news", "exact"): 69,
+        ("twitter_financial_news", "twitter_financial_news", "near"): 67,
+        ("fiqa_sa", "fiqa_sa", "exact"): 1,
+        ("fiqa_sa", "fiqa_sa", "near"): 1,
+    }
+
+
+def test_the_published_twitter_training_file_is_cleaned_of_what_its_test_file_holds(tmp_path):
+    records("twitter_financial_news", "test")
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "twitter_financial_news").symlink_to(Path(FOLDER) / "twitter_financial_news")
+    recipe = Recipe.model_validate({"data": {"dir": str(folder), "prepared_dir": str(tmp_path / "none")}})
+    train = folder / "twitter_financial_news" / "sent_train.csv"
+    found = decontaminate(train, tmp_path / "clean.csv", recipe, say=lambda line: None)
+    assert (found.rows, len(found.removed)) == (9543, 136)
+    again = decontaminate(tmp_path / "clean.csv", tmp_path / "twice.csv", recipe, say=lambda line: None)
+    assert (again.rows, len(again.removed)) == (9407, 0)
+    assert (tmp_path / "twice.csv").read_bytes() == (tmp_path / "clean.csv").read_bytes()
