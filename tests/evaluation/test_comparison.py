@@ -7,6 +7,7 @@ import shutil
 import pytest
 from rich.console import Console
 from rules import RuleEngine
+from scipy.stats import binomtest
 
 from fintune.cli import main
 from fintune.config import EvaluationConfig, Recipe
@@ -70,7 +71,7 @@ def test_every_metric_of_every_task_has_a_difference_and_most_an_interval_and_a_
                     and row["difference"] - 1e-9 <= row["interval"][1]
                 )
     accuracy = compared["tasks"]["sentiment"]["metrics"]["accuracy"]
-    assert accuracy["difference"] > 0 and accuracy["test"] == "McNemar, exact"
+    assert accuracy["difference"] > 0 and accuracy["test"] == "permutation"  # statements of one group
     assert compared["tasks"]["sentiment"]["metrics"]["ece"]["interval"] is None
     assert json.loads(json.dumps(compared)) == compared
 
@@ -98,6 +99,17 @@ def test_a_run_wins_nothing_from_itself_and_a_swap_turns_the_sign(folders):
     )
     assert (one["won"], one["lost"]) == (two["lost"], two["won"])
     assert one["metrics"]["f1"]["difference"] == -two["metrics"]["f1"]["difference"]
+
+
+def test_accuracy_of_independent_examples_is_tested_exactly(folders):
+    a, b = _sides(folders)
+    for run in (a, b):
+        for row in run.tasks["sentiment"].rows.values():
+            row["group"] = ""
+    entry = compare(a, b, task="sentiment", metric="accuracy", permutations=50)["tasks"]["sentiment"]
+    row = entry["metrics"]["accuracy"]
+    assert row["test"] == "McNemar, exact" and entry["clusters"] == {"by": "example", "n": 24}
+    assert row["p_value"] == pytest.approx(binomtest(entry["won"], entry["won"] + entry["lost"]).pvalue)
 
 
 def test_numbers_with_dates_are_compared_by_date(folders):
@@ -179,7 +191,8 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json_and_markdown(f
     assert text == markdown(written) and "## sentiment: examples B won" in text
     console = Console(file=io.StringIO(), width=80, color_system=None)
     print_comparison(compare(*_sides(folders), permutations=50), console)
-    assert max(map(len, console.file.getvalue().splitlines())) <= 80 and "…" not in console.file.getvalue()
+    table = console.file.getvalue().partition("A is ")[0]
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in table and "true numbers" in table
     assert main(["compare", *paths, paths[1], "--seeds", "--output_file", str(tmp_path / "seeds.md")]) == 0
     assert "over 3 runs" in (tmp_path / "seeds.md").read_text() and " ± " in capsys.readouterr().out
 

@@ -133,11 +133,18 @@ def classifier(tmp_path_factory):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(folder)
     torch.manual_seed(0)
+    labels = ["Neutral", "Positive", "Negative"]
     config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=12, initializer_range=1.0,
-        id2label={0: "Neutral", 1: "Positive", 2: "Negative"}, label2id={"Neutral": 0, "Positive": 1, "Negative": 2},
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        initializer_range=1.0,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
