@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_loaded_or_hides_its_labels_is_refused(classifier
         "label2id": {f"LABEL_{i}": i for i in range(3)},
     }
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="id2label of its config.json"):
+    with pytest.raises(ConfigError, match=r"id2label of its config\.json"):
         OtherModel.load(str(tmp_path / "copy"))
 
 
