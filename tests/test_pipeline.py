@@ -36,7 +36,7 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
     assert results["machine"]["allocator"] == expected
     assert results["complete"] and len(results["tasks"]) == 5
     for task in results["tasks"].values():
-        assert set(task["systems"]) == {"baseline", "base", "adapter"}
+        assert {"baseline", "base", "adapter"} <= set(task["systems"])
     assert (workdir / "output" / "model" / "results.md").is_file()
     lines = (workdir / "output" / "model" / "results-predictions.jsonl").read_text().splitlines()
     assert len(lines) == 5 * 8

