@@ -1,8 +1,8 @@
 """Evaluate an engine on prepared test records: predictions, metrics, baselines and errors, on disk.
 
-Three systems stand side by side: `baseline` (no model), `base` (the untuned model) and `adapter`. Three
+Three systems stand side by side: `baseline` (no model), `base` (the untuned model) and `adapter`. Four
 files are written, anew after every task, each whole or not at all: `results.json` (the format is in
-`evaluate`), a Markdown report beside it, and every prediction as JSONL.
+`schema`), a Markdown and an HTML report beside it, and every prediction as JSONL.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
 from fintune.errors import ConfigError, DataError
-from fintune.evaluation import report
+from fintune.evaluation import page, report
 from fintune.evaluation.baselines import baseline_predictions
+from fintune.evaluation.curves import confidence_curves
 from fintune.evaluation.errors import analyse, shorten
 from fintune.evaluation.metrics import bertscore_examples, find_encoder, score_examples
+from fintune.evaluation.schema import FORMAT
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
 from fintune.files import atomic_write, write_json, write_jsonl
+from fintune.models import card, manifest
 from fintune.provenance import machine, versions
 from fintune.tasks import Prediction, Record, Task
 
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from fintune.data.datasets import PreparedDataset
     from fintune.inference.engine import Engine
 
-FORMAT = 1
-"""The version of results.json; it grows when a key is renamed or removed."""
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
@@ -55,14 +56,9 @@ def evaluate(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate every prepared task, write the files and return the results as written.
+    """Evaluate every prepared task, write the files and return the results as written (see `schema`).
 
-    Results: `format`, `fintune`, `created`, `complete` (false while tasks are missing), `seconds`, `model`,
-    `data`, `settings`, `versions`, `machine`, and `tasks`: name → `type`, `dataset`, `headline_metrics`,
-    `systems` (baseline, base, adapter → `name`, `n`, `metrics`, `seconds`, `examples_per_second`; the
-    model's own has `metrics_interval`, metric → [low, high]; a base that answered fewer examples than
-    the adapter has `adapter_metrics`, the adapter's on those same ones), `errors` (see `errors.analyse`)
-    and for summarization `bertscore`, or just `skipped`, the reason. A metric that is not defined is null.
+    The model card of the adapter gets the headline figures.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -89,7 +85,7 @@ def evaluate(
         for task in tasks:
             runner = _TaskRun(engine, prepared, config, task, max_test, progress)
             entry, task_rows = runner.run(encoder, skipped)
-            entry["dataset"] = prepared.manifest["tasks"][task.name].get("dataset", "")
+            entry |= _source(prepared.manifest["tasks"][task.name])
             results["tasks"][task.name] = entry
             results["complete"] = len(results["tasks"]) == len(tasks)
             results["seconds"] = round(time.perf_counter() - started, 2)
@@ -100,15 +96,18 @@ def evaluate(
         if results["tasks"]:
             say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")
         raise
+    if engine.adapter is not None:
+        card.add_evaluation(engine.adapter, results, say)
     return results
 
 
 def output_files(output_file: str | Path) -> dict[str, Path]:
-    """The three files of an evaluation: `results`, `report` and `predictions`."""
+    """The four files of an evaluation: `results`, `report`, `page` and `predictions`."""
     path = Path(output_file)
     return {
         "results": path,
         "report": path.with_suffix(".md"),
+        "page": path.with_suffix(".html"),
         "predictions": path.with_name(f"{path.stem}-predictions.jsonl"),
     }
 
@@ -160,8 +159,10 @@ class _TaskRun:
         if own == "adapter" and self.config.base_model:
             systems["base"], untuned = self._untuned(answers, semantic)
         systems[own] = system
-        entry |= {"systems": systems, "errors": analyse(task, test, answers)}
-        return entry, self._rows(answers, plain, untuned, semantic)
+        analysis = analyse(task, test, answers, self.train)
+        entry |= {"systems": systems, "errors": analysis.summary, "curves": confidence_curves(test, answers)}
+        rows = self._rows(answers, plain, untuned, semantic)
+        return entry, [row | {"error": error} for row, error in zip(rows, analysis.examples, strict=True)]
 
     def _lend_levels(self) -> None:
         """An engine that never saw training data takes this data's tasks (regression: the fitted levels)."""
@@ -294,7 +295,21 @@ def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) ->
     files = output_files(output)
     write_jsonl(files["predictions"], rows)
     atomic_write(files["report"], report.markdown_report(results))
+    atomic_write(files["page"], page.html_report(results, rows, output))
     write_json(files["results"], results)
+
+
+def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a task's examples come from, by the prepared data's manifest."""
+    about = {key: entry[key] for key in ("licence", "counts", "dropped") if entry.get(key)}
+    return {"dataset": entry.get("dataset", ""), "data": {**about, "home": entry.get("source") or ""}}
+
+
+def _training(adapter: Path | None) -> dict[str, Any]:
+    """How the adapter was made, by its own manifest; {} where there is none."""
+    facts = manifest.read_raw(adapter) if adapter else {}
+    kept = ("recipe", "created", "seed", "optimizer_steps", "git_commit", "training", "machine")
+    return {key: facts[key] for key in kept if key in facts}
 
 
 def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
@@ -306,6 +321,7 @@ def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
             "base": engine.base_name,
             "adapter": None if engine.adapter is None else str(engine.adapter),
         },
+        "training": _training(engine.adapter),
         "data": {
             "describes": prepared.describes,
             "folder": str(prepared.folder),

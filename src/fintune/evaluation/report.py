@@ -254,11 +254,23 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
         for label, counts in zip(labels, errors["confusion"]["matrix"], strict=True):
             lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
         lines.append("")
-    parts = [
-        f"{row['length']} ({row['words'][0]}–{row['words'][1]} words, n = {row['n']}): {number(row['value'])}"
-        for row in errors["by_length"]
+    if errors["mistakes"] and "confusion" not in errors:
+        listed = ", ".join(f"{name} {count:,}" for name, count in errors["mistakes"].items())
+        lines += [f"Mistakes: {_cell(listed)}.", ""]
+    mean = metric_name(errors["measure"])
+    lines += [
+        f"An error is {errors['error_means']}.",
+        "",
+        f"| examples | n | errors | 95 % interval | {mean} |",
+        "|---|---:|---:|---:|---:|",
     ]
-    lines += [f"By length of text, {metric_name(errors['measure'])}: {'; '.join(parts)}.", ""]
+    for part in errors["slices"]:
+        low, high = part["interval"]
+        lines.append(
+            f"| {_cell(part['value'])} | {part['n']:,} | {part['rate']:.1%} | [{low:.1%}, {high:.1%}] "
+            f"| {number(part['mean'])} |"
+        )
+    lines.append("")
     if errors["worst"]:
         lines.append("Worst examples (more in the results file):")
         lines.append("")
