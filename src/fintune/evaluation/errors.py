@@ -35,11 +35,11 @@ _MEASURES = {
 """Type → the measure whose mean stands beside the share of errors: that of the first one of `score_examples`
 (of its complement, for classification)."""
 _ERROR_MEANS = {
-    "classification": "another label",
-    "regression": "farther from the target than the mean of the training targets is",
-    "qa": "token F1 below 0.5",
-    "summarization": "a number that is not in the text",
-    "instruction": "token F1 below 0.5",
+    "classification": "another label than the expected one",
+    "regression": "an answer farther from its target than the mean training target is",
+    "qa": "an answer with a token F1 below 0.5",
+    "summarization": "a summary with a number that is not in the text",
+    "instruction": "an answer with a token F1 below 0.5",
 }
 
 

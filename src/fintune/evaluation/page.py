@@ -105,7 +105,10 @@ def _summary(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         share = min(known) >= 0 and max(known) <= 1 and row.metric not in report.SMALLER_IS_BETTER
         scale = (0.0, 1.0) if share else (min(known), max(known))
         picture = Markup(plots.strip(own, row.interval, scale, marks))
-        rows.append({"row": row, "own": own, "dataset": entry["dataset"], "strip": picture})
+        place = list(results["tasks"]).index(row.task) + 1
+        rows.append(
+            {"row": row, "own": own, "dataset": entry["dataset"], "number": place, "strip": picture}
+        )
     return rows
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 340, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 38
 _STRIP = 132
 
 
@@ -150,5 +150,5 @@ def strip(
         parts.append(f'<line class="whisker" x1="{at(interval[0]):.1f}" y1="9" x2="{at(interval[1]):.1f}" y2="9"/>')
     for kind, mark in marks:
         parts.append(f'<line class="{kind}" x1="{at(mark):.1f}" y1="2" x2="{at(mark):.1f}" y2="16"/>')
-    parts.append(f'<circle class="dot" cx="{at(value):.1f}" cy="9" r="4"/>')
+    parts.append(f'<circle class="dot" cx="{at(value):.1f}" cy="9" r="3.4"/>')
     return f'<svg class="strip" viewBox="0 0 {_STRIP} 18" aria-hidden="true">{"".join(parts)}</svg>'
