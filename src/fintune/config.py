@@ -276,6 +276,10 @@ class EvaluationConfig(_Section):
     """Evaluate the untuned base model too."""
     base_model_max_test: int | None = Field(None, gt=0)
     """Examples per task for the untuned base; None is all of them."""
+    baselines: list[Literal["tfidf", "lexicon"]] = ["tfidf", "lexicon"]
+    """Classical systems beside the simplest one: TF-IDF with a linear model, a finance lexicon."""
+    other_models: list[str] = []
+    """Classifiers of the hub, or local folders, that answer the label tasks too: `[ProsusAI/finbert]`."""
     max_validation: int = Field(50, gt=0)
     """Validation examples per task scored during training."""
     bertscore_encoder: str | None = None

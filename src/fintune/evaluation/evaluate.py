@@ -1,6 +1,7 @@
 """Evaluate an engine on prepared test records: predictions, metrics, baselines and errors, on disk.
 
-Three systems stand side by side: `baseline` (no model), `base` (the untuned model) and `adapter`. Four
+Systems stand side by side on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see
+`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Four
 files are written, anew after every task, each whole or not at all: `results.json` (the format is in
 `schema`), a Markdown and an HTML report beside it, and every prediction as JSONL.
 """
@@ -14,6 +15,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +25,13 @@ from fintune import __version__
 from fintune.errors import ConfigError, DataError
 from fintune.evaluation import page, report
 from fintune.evaluation.baselines import baseline_predictions
-from fintune.evaluation.curves import confidence_curves
 from fintune.evaluation.errors import analyse, shorten
-from fintune.evaluation.metrics import bertscore_examples, find_encoder, score_examples
+from fintune.evaluation.metrics import bertscore_examples, find_encoder
+from fintune.evaluation.published import published_for
+from fintune.evaluation.references import lexicon_system, tfidf_system
 from fintune.evaluation.schema import FORMAT
-from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
+from fintune.evaluation.scores import Scores, details_of, example_scores, interval_of, metrics_of
+from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals, cluster_of
 from fintune.files import atomic_write, write_json, write_jsonl
 from fintune.models import card, manifest
 from fintune.provenance import machine, versions
@@ -36,14 +40,12 @@ from fintune.tasks import Prediction, Record, Task
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.datasets import PreparedDataset
+    from fintune.evaluation.other_models import OtherModel
     from fintune.inference.engine import Engine
 
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
-
-Scores = dict[str, list[float]]
-"""Measure → its value on each example."""
 
 
 def evaluate(
@@ -56,9 +58,10 @@ def evaluate(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate every prepared task, write the files and return the results as written (see `schema`).
+    """Evaluate every prepared task, write the files and return the results as written.
 
-    The model card of the adapter gets the headline figures.
+    The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
+    adapter gets the headline figures.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -66,11 +69,12 @@ def evaluate(
         progress: show a bar per task and system.
 
     Raises:
-        ConfigError: the output file or the BERTScore encoder cannot be used.
+        ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
         DataError: a task has no test records.
     """
     output = _usable(output_file)
     encoder, skipped = _encoder(config)
+    others = _others(config)
     tasks = list(prepared.task_set())
     started = time.perf_counter()
     results: dict[str, Any] = {
@@ -79,14 +83,16 @@ def evaluate(
         "settings": {"max_test": max_test, "seed": SEED, "resamples": RESAMPLES, **config.model_dump()},
         "complete": False,
         "tasks": {},
+        "published": [],
     }
     rows: list[dict[str, Any]] = []
     try:
         for task in tasks:
-            runner = _TaskRun(engine, prepared, config, task, max_test, progress)
+            runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
             entry, task_rows = runner.run(encoder, skipped)
             entry |= _source(prepared.manifest["tasks"][task.name])
             results["tasks"][task.name] = entry
+            results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
             results["seconds"] = round(time.perf_counter() - started, 2)
             rows += task_rows
@@ -112,6 +118,16 @@ def output_files(output_file: str | Path) -> dict[str, Path]:
     }
 
 
+@dataclass
+class _Answers:
+    """What one system answered, and everything that is computed of it by example."""
+
+    records: Sequence[Record]
+    predictions: Sequence[Prediction]
+    seconds: float
+    scores: Scores
+
+
 class _TaskRun:
     """One task of one evaluation."""
 
@@ -123,9 +139,12 @@ class _TaskRun:
         task: Task,
         max_test: int | None,
         progress: bool,
+        others: Sequence[OtherModel] = (),
     ) -> None:
         self.engine, self.config, self.task, self.progress = engine, config, task, progress
+        self.others = others
         self.train = prepared.records(task.name, "train")
+        self.validation = prepared.records(task.name, "validation")
         test = prepared.records(task.name, "test")
         if not test:
             raise DataError(f"Task {task.name} has no test records: prepare the data again.")
@@ -144,25 +163,62 @@ class _TaskRun:
                 {"encoder": encoder.name, "layer": "last"} if encoder else {"skipped": skipped}
             )
 
+        if task.type == "classification":
+            entry["labels"] = task.candidates()
         own = "base" if self.engine.adapter is None else "adapter"
-        answers, seconds = self._predict(own, test)
-        semantic = self._semantic(test, answers)
-        system = self._system(own, test, answers, seconds, semantic)
-        intervals = bootstrap_intervals(task, test, answers, extra=semantic, seed=SEED)
-        system["metrics_interval"] = {name: list(bounds) for name, bounds in intervals.items()}
-
+        answers = self._scored(test, *self._predict(own, test))
         begun = time.perf_counter()
         name, plain = baseline_predictions(task, self.train, test)
-        seconds = time.perf_counter() - begun
-        systems = {"baseline": self._system(name, test, plain, seconds, self._semantic(test, plain))}
+        baseline = self._scored(test, plain, time.perf_counter() - begun)
+        systems = {"baseline": self._system(name, baseline)}
+        more, entry["systems_skipped"] = self._references()
+        systems |= {key: self._system(name, answers) for key, (name, answers) in more.items()}
         untuned: dict[int, Prediction] = {}
         if own == "adapter" and self.config.base_model:
-            systems["base"], untuned = self._untuned(answers, semantic)
-        systems[own] = system
-        analysis = analyse(task, test, answers, self.train)
-        entry |= {"systems": systems, "errors": analysis.summary, "curves": confidence_curves(test, answers)}
-        rows = self._rows(answers, plain, untuned, semantic)
+            systems["base"], untuned = self._untuned(answers)
+        systems[own] = self._system(own, answers)
+        entry |= {"clusters": self._clusters(), "systems": systems}
+        analysis = analyse(task, test, answers.predictions, self.train)
+        entry["errors"] = analysis.summary
+        rows = self._rows(answers, plain, {k: a.predictions for k, (_, a) in more.items()}, untuned)
         return entry, [row | {"error": error} for row, error in zip(rows, analysis.examples, strict=True)]
+
+    def _references(self) -> tuple[dict[str, tuple[str, _Answers]], dict[str, str]]:
+        """The classical systems and the other models by key, and why some were skipped."""
+        found: dict[str, tuple[str, _Answers]] = {}
+        skipped: dict[str, str] = {}
+        task, test = self.task, self.test
+        wanted: list[tuple[str, Callable[[], Any]]] = []
+        if "tfidf" in self.config.baselines:
+            wanted.append(("tfidf", lambda: tfidf_system(task, self.train, self.validation, test)))
+        if "lexicon" in self.config.baselines:
+            wanted.append(("lexicon", lambda: lexicon_system(task, self.train, test)))
+        for other in self.others:
+            wanted.append((other.name, lambda other=other: self._ask(other)))
+        for key, answer in wanted:
+            begun = time.perf_counter()
+            system = answer()
+            if isinstance(system, str):
+                skipped[key] = system
+            else:
+                found[key] = system[0], self._scored(test, system[1], time.perf_counter() - begun)
+        return found, skipped
+
+    def _ask(self, other: OtherModel) -> tuple[str, list[Prediction]] | str:
+        with self._bar(other.name, len(self.test)) as bar:
+            answers = other.predict(self.task, self.test, self.config.batch_size, bar.update)
+        return answers if isinstance(answers, str) else (other.name, answers)
+
+    def _clusters(self) -> dict[str, Any]:
+        """What the intervals draw together: `by` date, group or example, and how many there are."""
+        kind = self.task.type
+        names = {cluster_of(kind, str(i), r.group, r.time) for i, r in enumerate(self.test)}
+        by = "example"
+        if kind == "regression" and any(r.time for r in self.test):
+            by = "date"
+        elif len(names) < len(self.test):
+            by = "group"
+        return {"by": by, "n": len(names)}
 
     def _lend_levels(self) -> None:
         """An engine that never saw training data takes this data's tasks (regression: the fitted levels)."""
@@ -188,32 +244,36 @@ class _TaskRun:
             )
         return answers, time.perf_counter() - begun
 
-    def _untuned(
-        self, answers: Sequence[Prediction], semantic: Scores
-    ) -> tuple[dict[str, Any], dict[int, Prediction]]:
+    def _untuned(self, answers: _Answers) -> tuple[dict[str, Any], dict[int, Prediction]]:
         chosen = _draw(len(self.test), self.config.base_model_max_test)
         records = [self.test[i] for i in chosen]
-        predicted, seconds = self._predict("base", records)
-        system = self._system("base", records, predicted, seconds, self._semantic(records, predicted))
+        base = self._scored(records, *self._predict("base", records))
+        system = self._system("base", base)
         if len(chosen) < len(self.test):
-            same = {name: [values[i] for i in chosen] for name, values in semantic.items()}
-            system["adapter_metrics"] = self._metrics(records, [answers[i] for i in chosen], same)
-        return system, dict(zip(chosen, predicted, strict=True))
+            same = {name: [values[i] for i in chosen] for name, values in answers.scores.items()}
+            beside = _Answers(records, [answers.predictions[i] for i in chosen], 0.0, same)
+            system["adapter_metrics"] = self._metrics(beside)
+        return system, dict(zip(chosen, base.predictions, strict=True))
 
-    def _system(
-        self,
-        name: str,
-        records: Sequence[Record],
-        answers: Sequence[Prediction],
-        seconds: float,
-        semantic: Scores,
-    ) -> dict[str, Any]:
+    def _scored(
+        self, records: Sequence[Record], predictions: Sequence[Prediction], seconds: float
+    ) -> _Answers:
+        scores = example_scores(self.task, records, predictions) | self._semantic(records, predictions)
+        return _Answers(records, predictions, seconds, scores)
+
+    def _system(self, name: str, answers: _Answers) -> dict[str, Any]:
+        n = len(answers.records)
+        intervals = bootstrap_intervals(
+            self.task, answers.records, answers.predictions, scores=answers.scores, seed=SEED
+        )
         return {
             "name": {"base": self.engine.base_name, "adapter": str(self.engine.adapter)}.get(name, name),
-            "n": len(records),
-            "metrics": self._metrics(records, answers, semantic),
-            "seconds": round(seconds, 3),
-            "examples_per_second": round(len(records) / max(seconds, 1e-9), 2),
+            "n": n,
+            "metrics": self._metrics(answers),
+            "metrics_interval": {metric: list(bounds) for metric, bounds in intervals.items()},
+            "details": details_of(self.task, answers.records, answers.predictions, answers.scores),
+            "seconds": round(answers.seconds, 3),
+            "examples_per_second": round(n / max(answers.seconds, 1e-9), 2),
         }
 
     def _semantic(self, records: Sequence[Record], answers: Sequence[Prediction]) -> Scores:
@@ -224,38 +284,52 @@ class _TaskRun:
         with self._bar("BERTScore", len(records)) as bar:
             return {"bertscore_f1": bertscore_examples(targets, texts, self.encoder, bar.update)}
 
-    def _metrics(
-        self, records: Sequence[Record], answers: Sequence[Prediction], semantic: Scores
-    ) -> dict[str, float | None]:
-        metrics = self.task.score(records, answers)
-        metrics |= {name: sum(values) / len(values) for name, values in semantic.items()}
-        return {name: float(v) if math.isfinite(v) else None for name, v in metrics.items()}
+    def _metrics(self, answers: _Answers) -> dict[str, float | None]:
+        metrics = metrics_of(self.task, answers.records, answers.predictions, answers.scores)
+        return {name: _finite(float(value)) for name, value in metrics.items()}
 
     def _rows(
         self,
-        answers: Sequence[Prediction],
+        answers: _Answers,
         plain: Sequence[Prediction],
+        more: Mapping[str, Sequence[Prediction]],
         untuned: Mapping[int, Prediction],
-        semantic: Scores,
     ) -> list[dict[str, Any]]:
-        scores = {**score_examples(self.task, self.test, answers), **semantic}
         rows = []
-        for i, (record, answer) in enumerate(zip(self.test, answers, strict=True)):
+        for i, (record, answer) in enumerate(zip(self.test, answers.predictions, strict=True)):
             row = {
                 "task": self.task.name,
                 "id": record.id,
                 "text": shorten(record.text, JSONL_TEXT_CHARACTERS),
                 "question": record.question,
+                "group": record.group,
+                "time": record.time,
+                "kind": getattr(record, "kind", ""),
                 "target": record.target,
                 "prediction": answer.value,
                 "probabilities": dict(answer.probabilities) if answer.probabilities else None,
-                "scores": {name: values[i] for name, values in scores.items()},
+                "interval": interval_of(answer) if self.task.type == "regression" else None,
+                "scores": {name: _finite(values[i]) for name, values in answers.scores.items()},
                 "baseline_prediction": plain[i].value,
+                "other_predictions": {key: predictions[i].value for key, predictions in more.items()},
             }
             if i in untuned:
                 row["base_prediction"] = untuned[i].value
             rows.append(row)
         return rows
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no nan: null stands for what is not defined."""
+    return value if math.isfinite(value) else None
+
+
+def _others(config: EvaluationConfig) -> list[OtherModel]:
+    if not config.other_models:
+        return []
+    from fintune.evaluation.other_models import OtherModel
+
+    return [OtherModel.load(name) for name in config.other_models]
 
 
 def _draw(count: int, limit: int | None) -> list[int]:

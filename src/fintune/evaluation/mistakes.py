@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fintune.evaluation.metrics import normalize_answer
+from fintune.evaluation.numeric import Figure, unsupported_figures
 
 if TYPE_CHECKING:
     from fintune.tasks import Prediction, Record, Task
@@ -17,53 +14,16 @@ if TYPE_CHECKING:
 VERBOSE = 2.0
 """An answer that holds the whole expected one is verbose if it has this many times its words."""
 
-_SCALES = {
-    "k": 1e3, "thousand": 1e3,
-    "m": 1e6, "mn": 1e6, "mln": 1e6, "mio": 1e6, "million": 1e6,
-    "b": 1e9, "bn": 1e9, "bln": 1e9, "billion": 1e9,
-    "tn": 1e12, "trln": 1e12, "trillion": 1e12,
-}  # fmt: skip
-_NUMBER = re.compile(
-    r"(?<![\w.,])(?P<digits>\d{1,3}(?:,\d{3})+|\d+)(?P<decimals>\.\d+)?"
-    r"(?:\s?(?P<scale>" + "|".join(sorted(_SCALES, key=len, reverse=True)) + r")\b)?(?![\d])",
-    re.IGNORECASE,
-)
+_SCALES = {1e2: " hundred", 1e3: " thousand", 1e6: " million", 1e9: " billion", 1e12: " trillion"}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A number of a text."""
-
-    text: str
-    value: float
-    """Without its sign, with its scale: 1.2 bn is 1.2e9; 5 % is 5."""
-    unit: float
-    """What its last digit stands for: 0.1e9 in 1.2 bn."""
-
-    def agrees(self, other: Figure) -> bool:
-        """Whether `other` is this number, or rounds to it at this one's precision."""
-        if math.isclose(self.value, other.value, rel_tol=1e-9):
-            return True
-        return other.unit < self.unit and abs(self.value - other.value) <= 0.5 * self.unit * (1 + 1e-9)
+def absent(text: str, source: str) -> list[str]:
+    """The numbers of a text that do not occur in its source (see `numeric.supported_numbers`), each once."""
+    return list(dict.fromkeys(map(_shown, unsupported_figures(text, source))))
 
 
-def figures(text: str) -> list[Figure]:
-    """The numbers of a text as they stand in it; digits that follow a letter (Q3, FY24) are none."""
-    found = []
-    for match in _NUMBER.finditer(text):
-        decimals = match["decimals"] or ""
-        scale = _SCALES.get((match["scale"] or "").lower(), 1.0)
-        value = float(match["digits"].replace(",", "") + decimals) * scale
-        unit = scale * 10.0 ** -max(0, len(decimals) - 1)
-        found.append(Figure(match[0].strip(), value, unit))
-    return found
-
-
-def absent(these: Sequence[Figure], those: Sequence[Figure]) -> list[str]:
-    """The texts of `these` that no number of `those` agrees with, each once."""
-    return list(
-        dict.fromkeys(figure.text for figure in these if not any(figure.agrees(other) for other in those))
-    )
+def _shown(figure: Figure) -> str:
+    return f"{figure.figure:,.{figure.decimals}f}{_SCALES.get(figure.scale, '')}{' %' if figure.percent else ''}"
 
 
 def mistake(task: Task, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
@@ -83,10 +43,9 @@ def mistake(task: Task, record: Record, prediction: Prediction) -> tuple[str, di
         return ("wrong sign" if opposed else "too high" if error > 0 else "too low"), {}
     expected, got = str(record.target), str(prediction.value)
     if task.type == "summarization":
-        shown = figures(got)
         details = {
-            "unfaithful": absent(shown, figures(record.text)),
-            "missing": absent(figures(expected), shown),
+            "unfaithful": absent(got, record.text),
+            "missing": absent(expected, got),
         }
         same = normalize_answer(task.completion(record)) == normalize_answer(got)
         name = "unfaithful number" if details["unfaithful"] else "missing number" if details["missing"] else ""
@@ -109,7 +68,7 @@ def _answer_mistake(expected: str, got: str) -> str:
     shared = (wanted & given).total()
     if shared == wanted.total() and given.total() >= VERBOSE * wanted.total():
         return "verbose"
-    if absent(figures(expected), figures(got)):
+    if absent(expected, got):
         return "wrong number"
     if shared == given.total():
         return "incomplete"

@@ -60,7 +60,7 @@ def html_report(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
         results=results,
-        title=report._title(results),
+        title=report.title_of(results),
         summary=_summary(results),
         notes=report.notes(results),
         tasks=[_task(results, task, rows) for task in results["tasks"]],
@@ -118,24 +118,35 @@ def _task(results: Mapping[str, Any], task: str, rows: Sequence[Mapping[str, Any
 
     entry = results["tasks"][task]
     pictures = []
-    curves = entry.get("curves", {})
-    if curves.get("reliability"):
+    systems = entry.get("systems", {})
+    details = (systems.get("adapter") or systems.get("base") or {}).get("details", {})
+    if details.get("reliability"):
         text = "Reliability: a dot below the dashed line is more sure than it is right."
-        pictures.append((Markup(plots.reliability(curves["reliability"])), text))
-    if curves.get("risk_coverage"):
+        pictures.append((Markup(plots.reliability(details["reliability"])), text))
+    if details.get("risk_coverage"):
         text = "Risk–coverage: the accuracy when the least sure examples go to a person."
-        pictures.append((Markup(plots.risk_coverage(curves["risk_coverage"])), text))
+        pictures.append((Markup(plots.risk_coverage(details["risk_coverage"])), text))
     own = [row for row in rows if row["task"] == task]
     if entry["type"] == "regression" and own:
         shown = own[:SCATTERED]
         picture = plots.scatter([r["target"] for r in shown], [r["prediction"] for r in shown], "")
         pictures.append((Markup(picture), f"Predictions against targets, {len(shown):,} test examples."))
+    if details.get("strategy"):
+        curve = details["strategy"]
+        text = (
+            f"{curve['label'].capitalize()}: long the highest and short the lowest third of the forecasts, "
+            f"{curve['days']} days, before and after costs of {curve['cost_bps']:g} basis points a trade."
+        )
+        pictures.append((Markup(plots.earnings(curve["gross"], curve["net"])), text))
     errors = entry.get("errors", {})
     confusion = errors.get("confusion")
     return {
         "name": task,
         "entry": entry,
         "metrics": [row for row in report.rows_of(results) if row.task == task],
+        "others": {key: systems[key] for key in systems if key not in ("baseline", "base", "adapter")},
+        "classes": details.get("per_class", {}),
+        "kinds": details.get("by_kind", {}),
         "pictures": pictures,
         "confusion": _confusion(confusion) if confusion else [],
         "slices": _slices(errors.get("slices", [])),

@@ -113,6 +113,15 @@ def risk_coverage(points: Sequence[Mapping[str, Any]]) -> str:
     return frame.svg("Risk–coverage: accuracy when only the surest examples are answered")
 
 
+def earnings(gross: Sequence[float], net: Sequence[float]) -> str:
+    """Summed returns in percent by trading day, before (dashed) and after costs."""
+    frame = _Frame((0, max(len(net), 2)), _span([0.0, *gross, *net]))
+    frame.axes("trading day", "summed return, %", (False, False))
+    for values, kind in ((gross, "ideal"), (net, "curve")):
+        frame.path([(0, 0.0), *enumerate(values, 1)], kind)
+    return frame.svg("Summed returns of the forecasts, before costs (dashed) and after")
+
+
 def scatter(targets: Sequence[float], predictions: Sequence[float], unit: str) -> str:
     """Prediction against target; the axes have one scale each, the dashed line is equality."""
     x, y = _span(targets), _span(predictions)

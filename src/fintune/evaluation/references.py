@@ -88,9 +88,7 @@ def _logistic(
     return predictions
 
 
-def _ridge(
-    train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]
-) -> list[Prediction]:
+def _ridge(train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]) -> list[Prediction]:
     import numpy as np
     from sklearn.linear_model import Ridge
 

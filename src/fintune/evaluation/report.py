@@ -26,6 +26,19 @@ _NAMES = {
     "mae": "MAE",
     "r2": "R²",
     "error_rate": "error rate",
+    "mcc": "MCC",
+    "brier": "Brier",
+    "ece": "ECE",
+    "aurc": "AURC",
+    "missing_rate": "missing",
+    "spearman": "Spearman",
+    "directional_accuracy": "direction",
+    "interval_coverage": "coverage (80 %)",
+    "mean_interval_width": "width (80 %)",
+    "numeric_exact_match": "number match",
+    "tatqa_exact_match": "TAT-QA EM",
+    "tatqa_f1": "TAT-QA F1",
+    "number_faithfulness": "true numbers",
 }
 _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
@@ -156,7 +169,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _title(results: Mapping[str, Any]) -> str:
+def title_of(results: Mapping[str, Any]) -> str:
     describes = results["data"]["describes"]
     return (
         f"Test results on the {describes}" if describes == "built-in sample" else f"Test results: {describes}"
@@ -175,7 +188,7 @@ def _interval(row: Row) -> str:
 def results_table(results: Mapping[str, Any]) -> str:
     """The table as Markdown, with its notes."""
     lines = [
-        f"**{_cell(_title(results))}**",
+        f"**{cell(title_of(results))}**",
         "",
         "| task | data | metric | n | baseline | untuned base | fintune | 95 % interval |",
         "|---|---|---|---:|---:|---:|---:|---:|",
@@ -192,10 +205,10 @@ def results_table(results: Mapping[str, Any]) -> str:
             f"**{own}**" if row.verdict else own,
             _interval(row),
         ]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
     bold = ["Bold: better than the baseline and the untuned base."] if results["model"]["adapter"] else []
     return (
-        "\n".join([*lines, "", *(f"- {_cell(note)}" for note in [*notes(results), *bold])]).replace(
+        "\n".join([*lines, "", *(f"- {cell(note)}" for note in [*notes(results), *bold])]).replace(
             "* The", "\\* The"
         )
         + "\n"
@@ -211,7 +224,7 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     table = Table(
-        box=box.SIMPLE_HEAD, title=Text(_title(results), style="bold"), pad_edge=False, collapse_padding=True
+        box=box.SIMPLE_HEAD, title=Text(title_of(results), style="bold"), pad_edge=False, collapse_padding=True
     )
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=True)
@@ -240,7 +253,7 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
         console.print(Text("Green: better than baseline and base; yellow: not.", style="dim"))
 
 
-def _cell(text: Any) -> str:
+def cell(text: Any) -> str:
     """Text that may hold anything as one line of Markdown."""
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
 
@@ -249,14 +262,14 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
     """The error analysis of one task as Markdown lines."""
     lines = [f"### {task}", ""]
     if "confusion" in errors:
-        labels = [_cell(label) for label in errors["confusion"]["labels"]]
+        labels = [cell(label) for label in errors["confusion"]["labels"]]
         lines += [f"| target ↓, predicted → | {' | '.join(labels)} |", "|---|" + "---:|" * len(labels)]
         for label, counts in zip(labels, errors["confusion"]["matrix"], strict=True):
             lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
         lines.append("")
     if errors["mistakes"] and "confusion" not in errors:
         listed = ", ".join(f"{name} {count:,}" for name, count in errors["mistakes"].items())
-        lines += [f"Mistakes: {_cell(listed)}.", ""]
+        lines += [f"Mistakes: {cell(listed)}.", ""]
     mean = metric_name(errors["measure"])
     lines += [
         f"An error is {errors['error_means']}.",
@@ -267,7 +280,7 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
     for part in errors["slices"]:
         low, high = part["interval"]
         lines.append(
-            f"| {_cell(part['value'])} | {part['n']:,} | {part['rate']:.1%} | [{low:.1%}, {high:.1%}] "
+            f"| {cell(part['value'])} | {part['n']:,} | {part['rate']:.1%} | [{low:.1%}, {high:.1%}] "
             f"| {number(part['mean'])} |"
         )
     lines.append("")
@@ -275,11 +288,11 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
         lines.append("Worst examples (more in the results file):")
         lines.append("")
     for row in errors["worst"][:_WORST_SHOWN]:
-        question = f" Question: {_cell(row['question'])}" if row.get("question") else ""
+        question = f" Question: {cell(row['question'])}" if row.get("question") else ""
         sure = f" ({row['confidence']:.0%} sure)" if "confidence" in row else ""
         lines.append(
-            f"- “{_cell(row['text'])}”{question} Expected **{_cell(_answer(row['target']))}**, "
-            f"got **{_cell(_answer(row['prediction']))}**{sure}."
+            f"- “{cell(row['text'])}”{question} Expected **{cell(_answer(row['target']))}**, "
+            f"got **{cell(_answer(row['prediction']))}**{sure}."
         )
     return [*lines, ""]
 
@@ -306,9 +319,9 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         "## How it was made",
         "",
         f"- Date: {results['created']}, fintune {results['fintune']}, {results['seconds']:.0f} s in all",
-        f"- Model: base {_cell(model['base'])}, adapter {_cell(model['adapter'] or 'none')}",
-        f"- Data: {_cell(data['describes'])}, prepared in {_cell(data['folder'])} (key {data['key']})",
-        f"- Machine: {_cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
+        f"- Model: base {cell(model['base'])}, adapter {cell(model['adapter'] or 'none')}",
+        f"- Data: {cell(data['describes'])}, prepared in {cell(data['folder'])} (key {data['key']})",
+        f"- Machine: {cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
         f"- Versions: {versions}",
         "",
         "| task | system | n | seconds | examples/s |",

@@ -25,6 +25,31 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
+class Bin(_Part):
+    """A group of answers of like probability."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+class Point(_Part):
+    """A point of the risk–coverage curve."""
+
+    coverage: float
+    accuracy: float
+
+
+class Details(_Part):
+    """What is more than a number; see `scores.details_of`."""
+
+    per_class: dict[str, dict[str, float]] = {}
+    reliability: list[Bin] = []
+    risk_coverage: list[Point] = []
+    by_kind: dict[str, dict[str, float | None]] = {}
+    strategy: dict[str, Any] = {}
+
+
 class System(_Part):
     """One system on one task."""
 
@@ -34,9 +59,10 @@ class System(_Part):
     metrics: dict[str, float | None]
     """None where a metric is not defined."""
     metrics_interval: dict[str, Interval] = {}
-    """95 %; of the model's own system."""
+    """95 %, bootstrap."""
     adapter_metrics: dict[str, float | None] = {}
     """Of a base that answered fewer examples: the adapter's metrics on those same ones."""
+    details: Details = Details()
     seconds: float
     examples_per_second: float
 
@@ -106,28 +132,6 @@ class Errors(_Part):
     numbers: dict[str, int] = {}
 
 
-class Bin(_Part):
-    """A group of answers of like probability."""
-
-    n: int
-    confidence: float
-    accuracy: float
-
-
-class Point(_Part):
-    """A point of the risk–coverage curve."""
-
-    coverage: float
-    accuracy: float
-
-
-class Curves(_Part):
-    """What shows whether a system knows when it is right."""
-
-    reliability: list[Bin] = []
-    risk_coverage: list[Point] = []
-
-
 class TaskData(_Part):
     """Where the examples come from."""
 
@@ -148,16 +152,16 @@ class TaskResult(_Part):
     systems: dict[str, System] = {}
     errors: Errors | dict[str, Any] = {}
     """{} for a type of task that has no measures."""
-    curves: Curves = Curves()
     bertscore: dict[str, Any] = {}
 
 
 class Published(_Part):
     """A figure from elsewhere: never in one table with ours."""
 
-    task: str
+    dataset: str
     system: str
-    metrics: dict[str, float]
+    metric: str
+    value: float
     source: str
     differs: str
     """What keeps it from comparing exactly."""

@@ -219,6 +219,9 @@ def _per_class(
     )
     names = ("precision", "recall", "f1", "n")
     return {
-        label: {name: (int if name == "n" else float)(column[i]) for name, column in zip(names, columns, strict=True)}
+        label: {
+            name: (int if name == "n" else float)(column[i])
+            for name, column in zip(names, columns, strict=True)
+        }
         for i, label in enumerate(labels)
     }
