@@ -34,11 +34,12 @@ def run(
     say("2/3  Training")
     train(recipe, output_dir, prepared=prepared, resume=resume, use_wandb=use_wandb, verbose=verbose, say=say)
     say("3/3  Evaluation")
-    results = evaluate(Engine.load(output_dir), prepared, recipe.evaluation, output_file, say=say)
+    config = recipe.evaluation.tracked(use_wandb)
+    results = evaluate(Engine.load(output_dir), prepared, config, output_file, say=say)
     print_table(results)
     say(f"Data      {prepared.describes}, prepared in {prepared.folder}")
     say(f"Adapter   {output_dir}  (plain PEFT; its recipe and figures: {output_dir / 'fintune.json'})")
-    say(f"Results   {output_file}, {output_file.with_suffix('.md')}")
+    say(f"Results   {output_file}; to read: {output_file.with_suffix('.html')} or .md")
     minutes = (time.perf_counter() - start) / 60
     say(f"Done in {minutes:.1f} minutes. Next: fintune demo --model_path {output_dir}")
     return results

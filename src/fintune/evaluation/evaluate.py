@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
 from fintune.errors import ConfigError, DataError
-from fintune.evaluation import page, report
+from fintune.evaluation import page, report, uploads
 from fintune.evaluation.baselines import baseline_predictions
 from fintune.evaluation.errors import analyse, shorten
 from fintune.evaluation.metrics import bertscore_examples, find_encoder
@@ -69,10 +69,12 @@ def evaluate(
         progress: show a bar per task and system.
 
     Raises:
+        MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
         DataError: a task has no test records.
     """
     output = _usable(output_file)
+    uploads.check(config.report_to)
     encoder, skipped = _encoder(config)
     others = _others(config)
     tasks = list(prepared.task_set())
@@ -104,6 +106,7 @@ def evaluate(
         raise
     if engine.adapter is not None:
         card.add_evaluation(engine.adapter, results, say)
+    uploads.upload(results, rows, output, config.report_to)
     return results
 
 

@@ -65,7 +65,7 @@ def html_report(
         notes=report.notes(results),
         tasks=[_task(results, task, rows) for task in results["tasks"]],
         errors=_browsed(results, rows),
-        published=results.get("published", []),
+        published=_published(results.get("published", [])),
         commands=_commands(results, results_file),
         recipe=_yaml(results.get("training", {}).get("recipe")),
         limit=BROWSED,
@@ -192,6 +192,23 @@ def _browsed(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
                 shown["confidence"] = max(row["probabilities"].values())
             found.append({**shown, "text": shorten(row["text"], TEXT_CHARACTERS)})
     return found
+
+
+def _published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Figures from elsewhere, a row for each system on a dataset, by dataset."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["dataset"]):
+        groups.setdefault((row["dataset"], row["system"], row["source"]), []).append(row)
+    return [
+        {
+            "dataset": dataset,
+            "system": system,
+            "source": source,
+            "figures": [(row["metric"], row["value"]) for row in group],
+            "differs": max((row["differs"] for row in group), key=len),
+        }
+        for (dataset, system, source), group in groups.items()
+    ]
 
 
 def _commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]:
