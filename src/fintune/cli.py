@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
         ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
         ("report", "the HTML report of a results file, made again without the model", _report, _report_flags),
+        ("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
         ("data", "list, download and prepare data", _data, _data_flags),
@@ -105,6 +106,18 @@ def _report_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output_file", metavar="HTML", help="the report (default: beside the results, as .html)"
     )
+
+
+def _compare_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "runs", nargs="+", metavar="RESULTS", help="results files, or the folders that hold them: A B"
+    )
+    command.add_argument("--task", metavar="TASK", help="one task only")
+    command.add_argument("--metric", metavar="METRIC", help="one metric only, such as macro_f1")
+    command.add_argument(
+        "--seeds", action="store_true", help="mean and standard deviation over runs of one recipe"
+    )
+    command.add_argument("--output_file", metavar="FILE", help="write it too, as .json or .md")
 
 
 def _predict_flags(command: argparse.ArgumentParser) -> None:
@@ -241,6 +254,27 @@ def _report(args: argparse.Namespace) -> int:
     from fintune.evaluation.page import write_report
 
     print(f"Report: {write_report(args.results, args.output_file)}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fintune.evaluation import comparison, comparison_tables
+    from fintune.evaluation.runs import Run
+
+    if not args.seeds and len(args.runs) != 2:
+        raise DataError(
+            f"fintune compare takes two runs, got {len(args.runs)}: name A and B, or add --seeds for several."
+        )
+    output = comparison_tables.check_output(args.output_file) if args.output_file else None
+    runs = [Run.load(path) for path in args.runs]
+    if args.seeds:
+        compared = comparison.spread(runs, task=args.task, metric=args.metric)
+    else:
+        compared = comparison.compare(*runs, task=args.task, metric=args.metric)
+    comparison_tables.print_comparison(compared)
+    if output:
+        comparison_tables.write(output, compared)
+        print(f"Comparison: {output}")
     return 0
 
 

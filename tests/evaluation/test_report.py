@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     sample = {name: {"dataset": "sample", "max_train": 60, "max_test": 20} for name in known_tasks()}
     data = {"prepared_dir": str(folder / "prepared"), "tasks": sample}
     prepared = prepare(Recipe.model_validate({"data": data}), say=lambda line: None)
-    config = EvaluationConfig(base_model_max_test=8)
+    config = EvaluationConfig(base_model_max_test=8, baselines=[])
     engine = RuleEngine(prepared.task_set())
     quiet = {"say": lambda line: None, "progress": False}
     with pytest.MonkeyPatch.context() as patch:  # BERTScore takes seconds

@@ -13,7 +13,7 @@ COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 def brier(probabilities: Mapping[str, float], target: str) -> float:
-    """The Brier score of one forecast: Σ over labels of (p - [label is the target])², from 0 to 2 (Brier, 1950).
+    """Brier's score (1950) of one forecast: Σ over labels of (p - [label is the target])², from 0 to 2.
 
     Half of it is the score of two labels as some write it.
     """
@@ -80,7 +80,7 @@ def aurc(confidences: Sequence[float], correct: Sequence[float]) -> float:
 
 
 def risk_coverage(confidences: Sequence[float], correct: Sequence[float]) -> list[dict[str, float]]:
-    """`accuracy` of the surest `coverage` of the answers, and the `threshold` of confidence that keeps them."""
+    """`accuracy` of the surest `coverage` of the answers, `n`, and the `threshold` of confidence for it."""
     import math
 
     risks, n = _risks(confidences, correct), len(confidences)

@@ -156,7 +156,9 @@ class _Errors:
         wrong = [i for i, (name, _) in enumerate(self.found) if name]
         if self.task.type == "classification":
             return sorted(wrong, key=lambda i: -self._confidence(i))
-        return sorted(wrong, key=lambda i: -self.scores[i] if self.task.type == "regression" else self.scores[i])
+        return sorted(
+            wrong, key=lambda i: -self.scores[i] if self.task.type == "regression" else self.scores[i]
+        )
 
     def _wrong(self) -> list[bool]:
         if self.task.type == "classification":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,7 @@ class _TaskRun:
         if "lexicon" in self.config.baselines:
             wanted.append(("lexicon", lambda: lexicon_system(task, self.train, test)))
         for other in self.others:
-            wanted.append((other.name, lambda other=other: self._ask(other)))
+            wanted.append((other.name, partial(self._ask, other)))
         for key, answer in wanted:
             begun = time.perf_counter()
             system = answer()

@@ -23,7 +23,9 @@ def absent(text: str, source: str) -> list[str]:
 
 
 def _shown(figure: Figure) -> str:
-    return f"{figure.figure:,.{figure.decimals}f}{_SCALES.get(figure.scale, '')}{' %' if figure.percent else ''}"
+    return (
+        f"{figure.figure:,.{figure.decimals}f}{_SCALES.get(figure.scale, '')}{' %' if figure.percent else ''}"
+    )
 
 
 def mistake(task: Task, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
@@ -48,7 +50,9 @@ def mistake(task: Task, record: Record, prediction: Prediction) -> tuple[str, di
             "missing": absent(expected, got),
         }
         same = normalize_answer(task.completion(record)) == normalize_answer(got)
-        name = "unfaithful number" if details["unfaithful"] else "missing number" if details["missing"] else ""
+        name = (
+            "unfaithful number" if details["unfaithful"] else "missing number" if details["missing"] else ""
+        )
         return name or ("" if same else "other wording"), {k: v for k, v in details.items() if v}
     return _answer_mistake(expected, got), {}
 

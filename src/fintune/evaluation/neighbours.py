@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 NEAREST = 3
 INDEXED = 50_000
-"""Training examples that are searched, at most; prepared data is in a seeded order, so they are a fair sample."""
+"""Training examples that are searched, at most: a fair sample, as prepared data is in a seeded order."""
 _AT_A_TIME = 256
 
 
 class Neighbours:
-    """Training examples, searched by the cosine of TF-IDF vectors of words (1 + log tf, L2), by scikit-learn."""
+    """Training examples, searched by the cosine of scikit-learn's TF-IDF vectors of words (with 1 + log tf)."""
 
     def __init__(self, task: Task, train: Sequence[Record]) -> None:
         import numpy as np

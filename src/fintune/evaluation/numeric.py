@@ -38,9 +38,7 @@ _FIGURE = re.compile(
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"\s*(?:to|and|or|through|-|–)\s*", re.IGNORECASE)
-_NUMERAL = re.compile(
-    r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b", re.IGNORECASE
-)
+_NUMERAL = re.compile(r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b", re.IGNORECASE)
 _NUMERALS = "one two three four five six seven eight nine ten eleven twelve".split()
 
 

@@ -93,7 +93,9 @@ class OtherModel:
             return f"the labels of {self.name} ({', '.join(self.labels)}) are not {', '.join(labels)}"
         import torch
 
-        encoded = self.tokenizer([r.text for r in records], truncation=True, max_length=self._limit())["input_ids"]
+        encoded = self.tokenizer([r.text for r in records], truncation=True, max_length=self._limit())[
+            "input_ids"
+        ]
         predictions: list[Prediction | None] = [None] * len(records)
         for batch in self._batches(encoded, batch_size):
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
@@ -115,7 +117,11 @@ class OtherModel:
     def _batches(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:
         batches: list[list[int]] = []
         for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
-            if not batches or len(batches[-1]) == size or (len(batches[-1]) + 1) * len(encoded[i]) > _TOKENS_TOGETHER:
+            if (
+                not batches
+                or len(batches[-1]) == size
+                or (len(batches[-1]) + 1) * len(encoded[i]) > _TOKENS_TOGETHER
+            ):
                 batches.append([])
             batches[-1].append(i)
         return batches

@@ -106,9 +106,7 @@ def _summary(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         scale = (0.0, 1.0) if share else (min(known), max(known))
         picture = Markup(plots.strip(own, row.interval, scale, marks))
         place = list(results["tasks"]).index(row.task) + 1
-        rows.append(
-            {"row": row, "own": own, "dataset": entry["dataset"], "number": place, "strip": picture}
-        )
+        rows.append({"row": row, "own": own, "dataset": entry["dataset"], "number": place, "strip": picture})
     return rows
 
 

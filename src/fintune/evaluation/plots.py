@@ -1,4 +1,4 @@
-"""Plots as inline SVG: numbers in, markup out. Colours are the page's CSS variables, so they follow its scheme."""
+"""Plots as inline SVG: numbers in, markup out. Colours come from the page's style, light or dark."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class _Frame:
     def line(self, start: tuple[float, float], end: tuple[float, float], kind: str) -> None:
         """A line in SVG coordinates."""
         self.parts.append(
-            f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
+            f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" '
+            f'x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
         )
 
     def text(self, x: float, y: float, text: str, anchor: str) -> None:
@@ -156,7 +157,9 @@ def strip(
 
     parts = [f'<line class="rail" x1="6" y1="9" x2="{_STRIP - 6}" y2="9"/>']
     if interval:
-        parts.append(f'<line class="whisker" x1="{at(interval[0]):.1f}" y1="9" x2="{at(interval[1]):.1f}" y2="9"/>')
+        parts.append(
+            f'<line class="whisker" x1="{at(interval[0]):.1f}" y1="9" x2="{at(interval[1]):.1f}" y2="9"/>'
+        )
     for kind, mark in marks:
         parts.append(f'<line class="{kind}" x1="{at(mark):.1f}" y1="2" x2="{at(mark):.1f}" y2="16"/>')
     parts.append(f'<circle class="dot" cx="{at(value):.1f}" cy="9" r="3.4"/>')

@@ -1,6 +1,6 @@
 """What others have published on the same data, as data: never mixed with what was measured here.
 
-Figures are copied from the sources named and were not reproduced; `differs` says what makes them not quite ours.
+Figures are copied from the sources named and were not reproduced; `differs` says how they are not quite ours.
 """
 
 from __future__ import annotations

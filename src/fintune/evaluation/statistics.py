@@ -42,7 +42,7 @@ def _mean_metric(values: Any) -> Metric:
 
 
 def _label_metrics(cells: Any, classes: int) -> dict[str, Metric]:
-    """Macro and weighted F1 and MCC from confusion matrices of `classes` labels and one place for any other."""
+    """Macro and weighted F1 and MCC, from confusion matrices of `classes` labels and one more for others."""
     import numpy as np
 
     side = classes + 1

@@ -75,7 +75,14 @@ def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output
     ]
     wrong = sorted((row for row in rows if row.get("error")), key=lambda row: row["error"]["rank"])[:ERRORS]
     errors = [
-        [row["task"], row["id"], row["text"], str(row["target"]), str(row["prediction"]), row["error"]["mistake"]]
+        [
+            row["task"],
+            row["id"],
+            row["text"],
+            str(row["target"]),
+            str(row["prediction"]),
+            row["error"]["mistake"],
+        ]
         for row in wrong
     ]
     with wandb.init(job_type="evaluate", config=circumstances, dir=str(output.parent)) as run:

@@ -1,0 +1,144 @@
+"""Evaluations read back from disk, and the check that they answered the same examples.
+
+Files in, `Run`s out: what `fintune compare` compares. Needs no model and no data but what `evaluate` wrote.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fintune.errors import DataError
+from fintune.evaluation.evaluate import output_files
+from fintune.evaluation.schema import read_predictions, read_results
+
+_SAME = ("text", "question", "target")
+"""What makes an example the same one, beside its id."""
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One task of an evaluation: its entry in the results, and the model's own answers by example id."""
+
+    name: str
+    type: str
+    labels: list[str]
+    metrics: dict[str, float | None]
+    intervals: dict[str, list[float]]
+    rows: dict[str, dict[str, Any]]
+
+    def scores(self, order: Sequence[str]) -> dict[str, list[float]]:
+        """Measure → its value on each example, in the order of ids given; nan where there is none."""
+        measures = next(iter(self.rows.values()))["scores"] if self.rows else {}
+        return {
+            measure: [
+                math.nan if value is None else float(value)
+                for value in (self.rows[name]["scores"].get(measure) for name in order)
+            ]
+            for measure in measures
+        }
+
+    def column(self, name: str, order: Sequence[str]) -> list[Any]:
+        return [self.rows[one][name] for one in order]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation."""
+
+    path: Path
+    results: Mapping[str, Any]
+    tasks: dict[str, TaskRun] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return str(self.results["model"]["adapter"] or self.results["model"]["base"])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """An evaluation, from its results file or from the folder that holds it.
+
+        Raises:
+            DataError: there is none, it is of another format, or its predictions are missing or damaged.
+        """
+        file = results_file(path)
+        results = read_results(file)
+        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in read_predictions(output_files(file)["predictions"]):
+            rows.setdefault(row["task"], {})[row["id"]] = row
+        tasks = {}
+        for name, entry in results["tasks"].items():
+            systems = entry.get("systems")
+            if not systems:
+                continue
+            own = systems.get("adapter") or systems["base"]
+            known = rows.get(name, {})
+            if len(known) != own["n"]:
+                raise DataError(
+                    f"{file} counts {own['n']} predictions of task {name}, and the file of predictions "
+                    f"beside it holds {len(known)} with ids of their own: evaluate again."
+                )
+            tasks[name] = TaskRun(
+                name, entry["type"], entry.get("labels", []), own["metrics"], own["metrics_interval"], known
+            )
+        return cls(file, results, tasks)
+
+
+def results_file(path: str | Path) -> Path:
+    """The results file that is meant: the file itself, or the folder's `results.json`, or its only results.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DataError(f"There is no results file or folder {path}: run  fintune evaluate  first.")
+    if (path / "results.json").is_file():
+        return path / "results.json"
+    found = [file for file in sorted(path.glob("*.json")) if output_files(file)["predictions"].is_file()]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} results files: name one" if found else "no results of  fintune evaluate"
+    raise DataError(f"The folder {path} holds {what}.")
+
+
+def common_tasks(runs: Sequence[Run], task: str | None = None) -> list[str]:
+    """The tasks that all runs evaluated, on the same examples each; only `task`, where it is given.
+
+    Raises:
+        DataError: there is none, or the test examples of one differ.
+    """
+    shared = [name for name in runs[0].tasks if all(name in run.tasks for run in runs)]
+    if task is not None:
+        if task not in shared:
+            known = ", ".join(shared) or "none"
+            raise DataError(f"--task is {task}, which not all of the runs evaluated; they share: {known}.")
+        shared = [task]
+    if not shared:
+        raise DataError("The runs have no task in common, so there is nothing to compare.")
+    for name in shared:
+        first = runs[0].tasks[name]
+        for run in runs[1:]:
+            _check_same(name, runs[0], first, run, run.tasks[name])
+    return shared
+
+
+def _check_same(name: str, run_a: Run, a: TaskRun, run_b: Run, b: TaskRun) -> None:
+    advice = "evaluate both on the same prepared data, with the same --max_test"
+    apart = len(a.rows.keys() ^ b.rows.keys())
+    if apart:
+        raise DataError(
+            f"Task {name} has {len(a.rows)} test examples in {run_a.path} and {len(b.rows)} in {run_b.path}, "
+            f"and {apart} of them are in one only: {advice}."
+        )
+    changed = [i for i, row in a.rows.items() if any(row[key] != b.rows[i][key] for key in _SAME)]
+    if changed:
+        raise DataError(
+            f"Task {name}: {len(changed)} test examples of {run_a.path} and {run_b.path} have one id "
+            f"and different texts or targets (the first is {changed[0]}): {advice}."
+        )
