@@ -15,7 +15,7 @@ _AT_A_TIME = 256
 
 
 class Neighbours:
-    """Training examples, searched by the cosine of scikit-learn's TF-IDF vectors of words (with 1 + log tf)."""
+    """Training examples, searched by the cosine of their words' TF-IDF (scikit-learn, with 1 + log tf)."""
 
     def __init__(self, task: Task, train: Sequence[Record]) -> None:
         import numpy as np

@@ -119,13 +119,13 @@ class LabelNoise(_Part):
 
 
 class Errors(_Part):
-    """The error analysis of the model's own system."""
+    """The error analysis of the model's own system; empty for a type of task that has no measures."""
 
-    measure: str
-    error_means: str
-    mistakes: dict[str, int]
-    slices: list[Slice]
-    worst: list[Example]
+    measure: str = ""
+    error_means: str = ""
+    mistakes: dict[str, int] = {}
+    slices: list[Slice] = []
+    worst: list[Example] = []
     confusion: Confusion | None = None
     label_noise: LabelNoise | None = None
     largest: dict[str, list[Example]] = {}
@@ -150,8 +150,7 @@ class TaskResult(_Part):
     data: TaskData = TaskData()
     skipped: str | None = None
     systems: dict[str, System] = {}
-    errors: Errors | dict[str, Any] = {}
-    """{} for a type of task that has no measures."""
+    errors: Errors = Errors()
     bertscore: dict[str, Any] = {}
 
 
