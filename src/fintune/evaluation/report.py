@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fintune.evaluation.errors import shorten
@@ -71,15 +71,23 @@ class Row:
     """Examples the untuned base answered; None where it was not asked."""
     adapter_beside_base: float | None
     """The adapter's figure on those same examples."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """The figures of the further systems, by key."""
 
     @property
     def verdict(self) -> bool | None:
         """Whether the adapter beats every other system on the same examples; None where nothing compares."""
         pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
+        pairs += [(self.adapter, value) for value in self.others.values()]
         gains = [own - other for own, other in pairs if own is not None and other is not None]
         if not gains:
             return None
         return max(gains) < 0 if self.metric in SMALLER_IS_BETTER else min(gains) > 0
+
+
+def further_systems(systems: Mapping[str, Any]) -> list[str]:
+    """The keys of the systems besides the baseline, the base and the adapter."""
+    return [key for key in systems if key not in ("baseline", "base", "adapter")]
 
 
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
@@ -97,8 +105,20 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
             )
             base_n = systems["base"]["n"] if "base" in systems else None
             bounds = tuple(interval) if interval else None
+            others = {key: figures[key].get(metric) for key in further_systems(systems)}
             rows.append(
-                Row(task, metric, own["n"], baseline, base, adapter, bounds, base_n, beside.get(metric))
+                Row(
+                    task,
+                    metric,
+                    own["n"],
+                    baseline,
+                    base,
+                    adapter,
+                    bounds,
+                    base_n,
+                    beside.get(metric),
+                    others,
+                )
             )
     return rows
 
@@ -139,6 +159,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if names:
         listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
         found.append(f"Baselines: {listed}.")
+    found += _further_notes(entries)
     found.append(
         "↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over test examples."
     )
@@ -169,6 +190,17 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _further_notes(entries: Mapping[str, Any]) -> list[str]:
+    """A sentence for each further system: what it is, and its first headline metric on each task."""
+    found: dict[str, list[str]] = {}
+    for task, entry in entries.items():
+        metric = next((m for m in entry["headline_metrics"]), None)
+        for key in further_systems(entry["systems"]) if metric else ():
+            value = number(entry["systems"][key]["metrics"].get(metric))
+            found.setdefault(key, []).append(f"{task} {metric_name(str(metric))} {value}")
+    return [f"{key}: {', '.join(figures)}." for key, figures in found.items()]
+
+
 def title_of(results: Mapping[str, Any]) -> str:
     describes = results["data"]["describes"]
     return (
@@ -187,13 +219,16 @@ def _interval(row: Row) -> str:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The table as Markdown, with its notes."""
+    rows = rows_of(results)
+    further = list(dict.fromkeys(key for row in rows for key in row.others))
+    names = [*map(cell, further), "untuned base", "fintune", "95 % interval"]
     lines = [
         f"**{cell(title_of(results))}**",
         "",
-        "| task | data | metric | n | baseline | untuned base | fintune | 95 % interval |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        f"| task | data | metric | n | baseline | {' | '.join(names)} |",
+        f"|---|---|---|---:|---:|{'---:|' * len(names)}",
     ]
-    for row in rows_of(results):
+    for row in rows:
         own = number(row.adapter)
         cells = [
             row.task,
@@ -201,12 +236,13 @@ def results_table(results: Mapping[str, Any]) -> str:
             metric_name(row.metric),
             f"{row.n:,}",
             number(row.baseline),
+            *(number(row.others.get(key)) for key in further),
             _base(row),
             f"**{own}**" if row.verdict else own,
             _interval(row),
         ]
         lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
-    bold = ["Bold: better than the baseline and the untuned base."] if results["model"]["adapter"] else []
+    bold = ["Bold: better than every other system."] if results["model"]["adapter"] else []
     return (
         "\n".join([*lines, "", *(f"- {cell(note)}" for note in [*notes(results), *bold])]).replace(
             "* The", "\\* The"
@@ -253,7 +289,7 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
     for note in notes(results):
         console.print(Text(note, style="dim"))
     if results["model"]["adapter"]:
-        console.print(Text("Green: better than baseline and base; yellow: not.", style="dim"))
+        console.print(Text("Green: better than every other system; yellow: not.", style="dim"))
 
 
 def cell(text: Any) -> str:
