@@ -157,7 +157,8 @@ def test_a_plug_in_with_the_guides_hook_alone_is_evaluated():
     scorer = object.__new__(module._TaskRun)
     scorer.task, scorer.encoder = Plugin("own", "Do it."), None
     record = module.Record(text="a", target="b")
-    assert scorer._metrics([record], [module.Prediction("b")], {}) == {"length": 1.0}
+    answers = scorer._scored([record], [module.Prediction("b")], 0.0)
+    assert scorer._metrics(answers) == {"length": 1.0}
 
 
 def test_bertscore_is_skipped_with_the_command_that_installs_it(run):
@@ -191,3 +192,26 @@ def test_an_output_file_that_cannot_be_written_is_refused_before_the_work(prepar
     with pytest.raises(ConfigError, match="output_file"):
         evaluate(engine, prepared, FAST, tmp_path / name, progress=False)
     assert engine.asked == []
+
+
+def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepared, monkeypatch):
+    class Other:
+        name = "someone/finbert"
+
+        def predict(self, task, records, batch_size, on_done):
+            if task.type != "classification":
+                return "it classifies"
+            return [module.Prediction(task.labels[0], dict.fromkeys(task.labels, 1 / 3)) for _ in records]
+
+    monkeypatch.setattr(module, "_others", lambda config: [Other()])
+    monkeypatch.setattr("fintune.evaluation.references.LEXICON_PACKAGE", "no_such_package")
+    results, rows, _, _ = run(config=EvaluationConfig(base_model=False))
+    sentiment = results["tasks"]["sentiment"]
+    assert list(sentiment["systems"]) == ["baseline", "tfidf", "someone/finbert", "adapter"]
+    assert all(s["metrics_interval"]["accuracy"] and s["n"] == 12 for s in sentiment["systems"].values())
+    assert "fintune[lexicon]" in sentiment["systems_skipped"]["lexicon"]
+    assert results["tasks"]["qa"]["systems_skipped"]["someone/finbert"] == "it classifies"
+    assert set(rows[0]["other_predictions"]) == {"tfidf", "someone/finbert"}
+    assert sentiment["labels"] == prepared.task_set()["sentiment"].candidates()
+    assert sentiment["clusters"]["n"] <= 12 and results["published"] == []
+    assert {"per_class", "reliability", "risk_coverage"} <= set(sentiment["systems"]["adapter"]["details"])

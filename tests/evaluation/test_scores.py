@@ -36,13 +36,11 @@ def test_labels_get_mcc_calibration_and_figures_by_class():
     from sklearn.metrics import classification_report, matthews_corrcoef
 
     targets = ["positive", "positive", "negative", "neutral", "neutral", "negative"]
-    predictions = [_label(label, p) for label, p in [
-        ("positive", 0.9), ("neutral", 0.5), ("negative", 0.8), ("neutral", 0.7), ("neutral", 0.6), ("positive", 0.4),
-    ]]  # fmt: skip
-    answers = [p.value for p in predictions]
+    answers = ["positive", "neutral", "negative", "neutral", "neutral", "positive"]
+    sure = [0.9, 0.5, 0.8, 0.7, 0.6, 0.4]
+    predictions = [_label(label, p) for label, p in zip(answers, sure, strict=True)]
     metrics, details = _metrics("sentiment", targets, predictions)
     right = [t == a for t, a in zip(targets, answers, strict=True)]
-    sure = [0.9, 0.5, 0.8, 0.7, 0.6, 0.4]
     assert metrics["mcc"] == pytest.approx(matthews_corrcoef(targets, answers))
     assert metrics["ece"] == expected_calibration_error(sure, right)
     assert metrics["aurc"] == aurc(sure, right) and metrics["missing_rate"] == 0

@@ -1,4 +1,4 @@
-"""Intervals and tests: equal to the plain method, as wide as theory says, and honest where nothing differs."""
+"""Intervals and tests: equal to the plain method, as wide as theory says, honest where nothing differs."""
 
 import itertools
 import math

@@ -8,6 +8,7 @@ from typing import Any
 
 from fintune.errors import ConfigError
 from fintune.evaluation.comparison import better
+from fintune.evaluation.errors import shorten
 from fintune.evaluation.report import _cell as cell
 from fintune.evaluation.report import metric_name, number
 from fintune.files import atomic_write, write_json
@@ -126,6 +127,10 @@ def _answer(value: Any) -> str:
     return f"{value:+.2f}" if isinstance(value, float) else str(value)
 
 
+def _line(text: str, limit: int = 50) -> str:
+    return shorten(" ".join(text.split()), limit)
+
+
 def print_comparison(compared: Mapping[str, Any], console: Any = None) -> None:
     """The table, its notes and examples on `console` (a rich Console) or standard output."""
     from rich import box
@@ -152,7 +157,8 @@ def print_comparison(compared: Mapping[str, Any], console: Any = None) -> None:
     for task, entry in compared["tasks"].items():
         for key, title in (("won_examples", "won"), ("lost_examples", "lost")):
             for row in entry.get(key, []):
-                line = f"{task}, {title}: {row['id']}: “{row['text']}” expected {_answer(row['target'])}, "
-                console.print(Text(f"{line}A {_answer(row['a'])}, B {_answer(row['b'])}", style="dim"))
+                answers = [_line(_answer(row[name])) for name in ("target", "a", "b")]
+                console.print(Text(f"{task}, {title}: {row['id']}: “{_line(row['text'], 100)}”", style="dim"))
+                console.print(Text("  expected {}; A: {}; B: {}".format(*answers), style="dim"))
     if not seeds:
         console.print(Text("Green: B is better, red: A is; elsewhere the interval holds 0.", style="dim"))

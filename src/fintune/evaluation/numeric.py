@@ -32,7 +32,7 @@ _PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage 
 _UNITS = "|".join(re.escape(unit) for unit in sorted([*_SCALES, *_PERCENT], key=len, reverse=True))
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
 _FIGURE = re.compile(
-    rf"(?<![\w.])(?<!\d,)(?P<open>\()?\s*(?P<sign>[-+−–](?!\s))?\s*{_CURRENCY}?\s*(?P<inner>[-−–])?"
+    rf"(?<![\w.])(?<!\d,)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*(?P<sign>[-+−–](?!\s))?\s*{_CURRENCY}?\s*(?P<inner>[-−–])?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     rf"(?P<close>\s*%?\s*\))?(?:\s*-?(?P<unit>{_UNITS})(?![A-Za-z]))?(?P<after>\s*\))?(?![A-Za-z])",
     re.IGNORECASE,

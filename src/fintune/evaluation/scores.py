@@ -130,11 +130,7 @@ def metrics_of(
         if measure not in _COUNTS:
             metrics.setdefault(METRIC_OF.get(measure, measure), mean(values))
     if task.type == "classification" and scores:
-        from sklearn.metrics import matthews_corrcoef
-
-        metrics["mcc"] = float(
-            matthews_corrcoef([str(r.target) for r in records], [str(p.value) for p in predictions])
-        )
+        metrics["mcc"] = mcc([str(r.target) for r in records], [str(p.value) for p in predictions])
         sure = confidences(predictions)
         metrics["ece"] = calibration.expected_calibration_error(sure, scores["correct"]) if sure else math.nan
         metrics["aurc"] = calibration.aurc(sure, scores["correct"]) if sure else math.nan
@@ -154,6 +150,15 @@ def confidences(predictions: Sequence[Prediction]) -> list[float]:
     if not all(p.probabilities for p in predictions):
         return []
     return [(p.probabilities or {}).get(str(p.value), 0.0) for p in predictions]
+
+
+def mcc(targets: Sequence[str], predictions: Sequence[str]) -> float:
+    """The multi-class correlation; 0 where either side has one label only, as in scikit-learn."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(set(targets)) < 2 or len(set(predictions)) < 2:  # there is nothing that it would not warn of
+        return 0.0
+    return float(matthews_corrcoef(targets, predictions))
 
 
 def spearman(targets: Sequence[float], predictions: Sequence[float]) -> float:
