@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 
 import pytest
 from rules import RuleEngine
@@ -229,7 +230,9 @@ def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch):
     rows = read_predictions(output_files(results_file)["predictions"])
     uploads.upload(read_results(results_file), rows, tmp_path / "results.json", ["wandb"])
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    content = log.read_bytes()
+    deadline = time.monotonic() + 30  # W&B's own process may still be writing
+    while b"test/sentiment/accuracy" not in (content := log.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"test/sentiment/accuracy" in content
     tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/errors_*.json"))
     assert len(tables) == 1 and len(json.loads(tables[0].read_text())["data"]) > 10
