@@ -177,6 +177,26 @@ def test_the_page_is_made_again_without_the_model(results_file, tmp_path, capsys
     assert "http://" not in written.replace("http://www.w3.org", "") and "@import" not in written
 
 
+def test_a_system_that_answered_one_task_alone_and_published_figures_have_their_place(
+    results_file, open_page, tmp_path
+):
+    results = copy.deepcopy(read_results(results_file))
+    systems = results["tasks"]["sentiment"]["systems"]
+    systems["tfidf"] = {**systems["baseline"], "name": "TF-IDF", "metrics": {"accuracy": 0.99}}
+    results["published"] = [
+        {"dataset": "built-in sample", "system": "A system", "metric": metric, "value": value,
+         "source": "a page", "differs": "all"} for metric, value in (("accuracy", 0.7), ("mcc", 0.4))
+    ]  # fmt: skip
+    path = tmp_path / "more.html"
+    path.write_text(html_report(results, [], "results.json"), encoding="utf-8")
+    page = open_page(path)
+    assert "0.990" in page.inner_text("#summary") and page.locator("#summary .better").count() >= 1
+    accuracy = page.locator("#task-1 tr", has_text="accuracy").first
+    assert "0.990" in accuracy.inner_text() and accuracy.locator(".better").count() == 0
+    published = page.inner_text("#published")
+    assert "0.700" in published and "0.400" in published and "a page; all" in published
+
+
 def test_results_follow_the_documented_schema(results_file):
     raw = json.loads(results_file.read_text())
     assert raw["format"] == FORMAT

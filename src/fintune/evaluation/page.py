@@ -62,6 +62,7 @@ def html_report(
         results=results,
         title=report.title_of(results),
         summary=_summary(results),
+        further=list(dict.fromkeys(key for row in report.rows_of(results) for key in row.others)),
         notes=report.notes(results),
         tasks=[_task(results, task, rows) for task in results["tasks"]],
         errors=_browsed(results, rows),
@@ -99,7 +100,8 @@ def _summary(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         own = row.adapter if results["model"]["adapter"] is not None else row.base
         if row.metric not in entry["headline_metrics"] or own is None:
             continue
-        others = [("baseline", row.baseline)] + ([("base", row.base)] if row.adapter is not None else [])
+        others = [("baseline", value) for value in (row.baseline, *row.others.values())]
+        others += [("base", row.base)] if row.adapter is not None else []
         marks = [(kind, value) for kind, value in others if value is not None]
         known = [own, *(row.interval or ()), *(value for _, value in marks)]
         share = min(known) >= 0 and max(known) <= 1 and row.metric not in report.SMALLER_IS_BETTER

@@ -40,6 +40,8 @@ _NAMES = {
     "tatqa_f1": "TAT-QA F1",
     "number_faithfulness": "true numbers",
 }
+_NEITHER_IS_BETTER = frozenset({"interval_coverage", "mean_interval_width"})
+"""Metrics that say nothing alone: an interval is good where it is narrow and still holds 80 %."""
 _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
 
@@ -80,7 +82,7 @@ class Row:
         pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
         pairs += [(self.adapter, value) for value in self.others.values()]
         gains = [own - other for own, other in pairs if own is not None and other is not None]
-        if not gains:
+        if not gains or self.metric in _NEITHER_IS_BETTER:
             return None
         return max(gains) < 0 if self.metric in SMALLER_IS_BETTER else min(gains) > 0
 
