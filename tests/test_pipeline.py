@@ -37,7 +37,8 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
     assert results["complete"] and len(results["tasks"]) == 5
     for task in results["tasks"].values():
         assert {"baseline", "base", "adapter"} <= set(task["systems"])
-    assert (workdir / "output" / "model" / "results.md").is_file()
+    assert all((workdir / "output" / "model" / f"results.{kind}").is_file() for kind in ("md", "html"))
+    assert "On test examples" in (workdir / "output" / "model" / "README.md").read_text()
     lines = (workdir / "output" / "model" / "results-predictions.jsonl").read_text().splitlines()
     assert len(lines) == 5 * 8
 

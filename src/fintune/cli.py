@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", "what a recipe will need: parameters, memory, disk, time", _plan, _recipe_flags),
         ("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
         ("evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags),
+        ("report", "the HTML report of a results file, made again without the model", _report, _report_flags),
         ("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
@@ -98,7 +99,15 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
         "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
     command.add_argument("--max_test", type=_count, metavar="N", help="test examples per task at most")
+    command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases too")
     _recipe_flags(command)
+
+
+def _report_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("results", metavar="RESULTS.json", help="what fintune evaluate wrote")
+    command.add_argument(
+        "--output_file", metavar="HTML", help="the report (default: beside the results, as .html)"
+    )
 
 
 def _compare_flags(command: argparse.ArgumentParser) -> None:
@@ -296,9 +305,17 @@ def _evaluate(args: argparse.Namespace) -> int:
         recipe = _recipe(args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
-    results = evaluate(engine, prepared, recipe.evaluation, Path(args.output_file), max_test=args.max_test)
+    config = recipe.evaluation.tracked(args.use_wandb)
+    results = evaluate(engine, prepared, config, Path(args.output_file), max_test=args.max_test)
     print_table(results)
-    print(f"Results: {args.output_file}, {Path(args.output_file).with_suffix('.md')}")
+    print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from fintune.evaluation.page import write_report
+
+    print(f"Report: {write_report(args.results, args.output_file)}")
     return 0
 
 

@@ -293,8 +293,15 @@ class EvaluationConfig(_Section):
     """Classifiers of the hub, or local folders, that answer the label tasks too: `[ProsusAI/finbert]`."""
     max_validation: int = Field(50, gt=0)
     """Validation examples per task scored during training."""
+    report_to: list[Literal["wandb", "tensorboard"]] = []
+    """Where the final figures and tables go besides the files."""
     bertscore_encoder: str | None = None
     """A local encoder folder for BERTScore; None is the one the `eval` extra installs."""
+
+    def tracked(self, use_wandb: bool) -> EvaluationConfig:
+        """The same, reporting to W&B too if `use_wandb`."""
+        more = ["wandb"] if use_wandb and "wandb" not in self.report_to else []
+        return self.model_copy(update={"report_to": [*self.report_to, *more]})
 
 
 def _as_list(value: Any) -> Any:

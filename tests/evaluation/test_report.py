@@ -70,6 +70,22 @@ def test_the_markdown_table_has_a_row_per_task_and_metric(results):
         ("accuracy", {"baseline": 0.8, "base": 0.6, "adapter": 0.7, "adapter_beside_base": 0.7}, False),
         ("mse", {"baseline": 0.8, "base": 0.9, "adapter": 0.7, "adapter_beside_base": 0.7}, True),
         ("mse", {"baseline": 0.6, "base": 0.9, "adapter": 0.7, "adapter_beside_base": 0.7}, False),
+        (
+            "accuracy",
+            {
+                "baseline": 0.5,
+                "base": 0.6,
+                "adapter": 0.7,
+                "adapter_beside_base": 0.7,
+                "others": {"tfidf": 0.8},
+            },
+            False,
+        ),
+        (
+            "interval_coverage",
+            {"baseline": 0.5, "base": 0.6, "adapter": 0.7, "adapter_beside_base": 0.7},
+            None,
+        ),
         ("r2", {"baseline": None, "base": None, "adapter": 0.7, "adapter_beside_base": None}, None),
         ("accuracy", {"baseline": 0.5, "base": 0.6, "adapter": None, "adapter_beside_base": None}, None),
     ],

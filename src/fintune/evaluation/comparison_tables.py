@@ -9,8 +9,7 @@ from typing import Any
 from fintune.errors import ConfigError
 from fintune.evaluation.comparison import better
 from fintune.evaluation.errors import shorten
-from fintune.evaluation.report import _cell as cell
-from fintune.evaluation.report import metric_name, number
+from fintune.evaluation.report import cell, metric_name, number
 from fintune.files import atomic_write, write_json
 
 _HEADINGS = ("task", "metric", "A", "B", "B − A", "95 % interval", "p")

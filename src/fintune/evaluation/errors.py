@@ -1,20 +1,29 @@
-"""Where a system goes wrong: its confusions, its worst examples, and whether long texts are harder.
+"""Where a system goes wrong: confusions, sorts of mistakes, harder kinds of examples, the worst of them.
 
 Only summaries and a few short examples are kept here; every prediction stands in the predictions file.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fintune.evaluation import label_noise
 from fintune.evaluation.metrics import score_examples
+from fintune.evaluation.mistakes import mistake
+from fintune.evaluation.neighbours import NEAREST, Neighbours
+from fintune.evaluation.slices import error_slices, traits_of
 
 if TYPE_CHECKING:
     from fintune.tasks import Prediction, Record, Task
 
 WORST = 10
+BROWSED = 200
+"""The errors of a task that get their nearest training examples, and a place in the HTML report, at most."""
 TEXT_CHARACTERS = 300
+NEAREST_CHARACTERS = 200
 
 _MEASURES = {
     "classification": "error_rate",
@@ -23,8 +32,25 @@ _MEASURES = {
     "summarization": "rougeL",
     "instruction": "f1",
 }
-"""Type → the measure that is compared across text lengths: the mean of the first one of `score_examples`
+"""Type → the measure whose mean stands beside the share of errors: that of the first one of `score_examples`
 (of its complement, for classification)."""
+_ERROR_MEANS = {
+    "classification": "another label than the expected one",
+    "regression": "an answer farther from its target than the mean training target is",
+    "qa": "an answer with a token F1 below 0.5",
+    "summarization": "a summary with a number that is not in the text",
+    "instruction": "an answer with a token F1 below 0.5",
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The error analysis of one system on one task."""
+
+    summary: dict[str, Any]
+    """What the results file keeps."""
+    examples: list[dict[str, Any] | None]
+    """What the predictions file keeps of each example; None of a right answer."""
 
 
 def shorten(text: str, limit: int) -> str:
@@ -41,66 +67,154 @@ def confusion_matrix(
     return matrix(targets, predictions, labels=list(labels)).tolist()
 
 
-def _by_length(texts: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """The mean score in thirds of the examples by text length in words (fewer where lengths are equal)."""
-    import numpy as np
+def analyse(
+    task: Task,
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    train: Sequence[Record] = (),
+) -> Analysis:
+    """The error analysis of one system on one task; empty for a task type that has no measures here.
 
-    words = np.array([len(text.split()) for text in texts])
-    values = np.array(scores)
-    third = np.searchsorted(np.quantile(words, [1 / 3, 2 / 3]), words, side="left")
-    rows = []
-    for i, name in enumerate(("short", "medium", "long")):
-        inside = third == i
-        if inside.any():
-            span = [int(words[inside].min()), int(words[inside].max())]
-            mean = float(values[inside].mean())
-            rows.append({"length": name, "words": span, "n": int(inside.sum()), "value": mean})
-    return rows
+    The summary's keys: `measure`, `error_means` (what counts as an error), `mistakes` (sort → count),
+    `slices` (see `slices.error_slices`), `worst` (at most 10: the most confident wrong labels, the largest
+    residuals, the lowest F1 or ROUGE-L); `confusion` and `label_noise` (classification), `numbers`
+    (summarization), `largest` (regression: the largest errors `too_high` and `too_low`).
 
+    An example's keys: `rank` (1 is the worst), `mistake`, `traits`, `nearest` (of the worst `BROWSED`: the
+    training examples most like it), and for summaries `unfaithful` and `missing` numbers.
 
-def _worst(task: Task, predictions: Sequence[Prediction], scores: Sequence[float]) -> list[int]:
-    """Indices of the worst examples, worst first; none whose answer is right."""
-    order = range(len(predictions))
-    if task.type == "classification":
-        wrong = [i for i in order if not scores[i]]
-        return sorted(wrong, key=lambda i: -max((predictions[i].probabilities or {"": 0.0}).values()))[:WORST]
-    if task.type == "regression":
-        return sorted(order, key=lambda i: -scores[i])[:WORST]
-    return sorted((i for i in order if scores[i] < 1), key=lambda i: scores[i])[:WORST]
-
-
-def analyse(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The error analysis of one system on one task; {} for a task type that has no measures here.
-
-    Keys: `measure` and `by_length` (its mean in thirds of the examples by words of text), `worst` (at most
-    10: the most confident wrong labels, the largest residuals, the lowest F1 or ROUGE-L), and for
-    classification `confusion`.
+    Args:
+        train: the training records, for nearest examples, rare labels and the mean of the targets.
     """
-    by_measure = score_examples(task, records, predictions)
-    if not by_measure:
-        return {}
-    name, scores = next(iter(by_measure.items()))
-    means = [1 - score for score in scores] if task.type == "classification" else scores
-    worst = _worst(task, predictions, scores)
-    found: dict[str, Any] = {
-        "measure": _MEASURES[task.type],
-        "by_length": _by_length([r.text for r in records], means),
-        "worst": [_example(records[i], predictions[i], name, scores[i]) for i in worst],
-    }
-    if task.type == "classification":
-        labels = task.candidates()
-        targets, answers = [str(r.target) for r in records], [str(p.value) for p in predictions]
-        found["confusion"] = {"labels": labels, "matrix": confusion_matrix(labels, targets, answers)}
-    return found
+    scores = score_examples(task, records, predictions)
+    if not scores:
+        return Analysis({}, [None] * len(records))
+    return _Errors(task, records, predictions, train, scores).analysis()
 
 
-def _example(record: Record, prediction: Prediction, measure: str, score: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": record.id, "text": shorten(record.text, TEXT_CHARACTERS)}
+class _Errors:
+    """One analysis: what its parts share."""
+
+    def __init__(
+        self,
+        task: Task,
+        records: Sequence[Record],
+        predictions: Sequence[Prediction],
+        train: Sequence[Record],
+        scores: dict[str, list[float]],
+    ) -> None:
+        self.task, self.records, self.predictions, self.train = task, records, predictions, train
+        self.measure, self.scores = next(iter(scores.items()))
+        self.found = [mistake(task, r, p) for r, p in zip(records, predictions, strict=True)]
+        self.order = self._worst_first()
+        neighbours = Neighbours(task, train)
+        # Labels are compared with those of near copies, so every example needs its neighbours.
+        wanted = range(len(records)) if task.type == "classification" else self.order[:BROWSED]
+        nearest = neighbours.nearest([records[i] for i in wanted]) if wanted else []
+        self.nearest = dict(zip(wanted, nearest, strict=True))
+
+    def analysis(self) -> Analysis:
+        """The parts put together."""
+        task, traits = self.task, traits_of(self.task, self.records, self.train)
+        labels = task.type == "classification"
+        values = [1 - score for score in self.scores] if labels else self.scores
+        summary: dict[str, Any] = {
+            "measure": _MEASURES[task.type],
+            "error_means": _ERROR_MEANS[task.type],
+            "mistakes": dict(Counter(name for name, _ in self.found if name).most_common()),
+            "slices": error_slices(traits, self._wrong(), values),
+            "worst": [self._example(i) for i in self.order[:WORST]],
+        }
+        if labels:
+            targets = [str(r.target) for r in self.records]
+            answers = [str(p.value) for p in self.predictions]
+            matrix = confusion_matrix(task.candidates(), targets, answers)
+            summary["confusion"] = {"labels": task.candidates(), "matrix": matrix}
+            summary["label_noise"] = self._label_noise(targets)
+        elif task.type == "regression":
+            high = [i for i in self.order if self._residual(i) > 0][: WORST // 2]
+            low = [i for i in self.order if self._residual(i) < 0][: WORST // 2]
+            summary["largest"] = {
+                "too_high": [self._example(i) for i in high],
+                "too_low": [self._example(i) for i in low],
+            }
+        elif task.type == "summarization":
+            summary["numbers"] = {
+                f"summaries_with_{kind}": sum(kind in details for _, details in self.found)
+                for kind in ("unfaithful", "missing")
+            }
+        examples: list[dict[str, Any] | None] = [None] * len(self.records)
+        for rank, i in enumerate(self.order, 1):
+            name, details = self.found[i]
+            examples[i] = {"rank": rank, "mistake": name, **details, "traits": traits[i]}
+            if rank <= BROWSED:
+                examples[i]["nearest"] = self._nearest(i)  # type: ignore[index]
+        return Analysis(summary, examples)
+
+    def _worst_first(self) -> list[int]:
+        """Indices of the examples whose answer is not right, the worst first."""
+        wrong = [i for i, (name, _) in enumerate(self.found) if name]
+        if self.task.type == "classification":
+            return sorted(wrong, key=lambda i: -self._confidence(i))
+        return sorted(
+            wrong, key=lambda i: -self.scores[i] if self.task.type == "regression" else self.scores[i]
+        )
+
+    def _wrong(self) -> list[bool]:
+        if self.task.type == "classification":
+            return [not score for score in self.scores]
+        if self.task.type == "summarization":
+            return ["unfaithful" in details for _, details in self.found]
+        if self.task.type != "regression":
+            return [score < 0.5 for score in self.scores]
+        targets = [float(r.target) for r in self.train or self.records]  # type: ignore[arg-type]
+        mean = sum(targets) / len(targets)
+        return [
+            score > abs(float(r.target) - mean)  # type: ignore[arg-type]
+            for r, score in zip(self.records, self.scores, strict=True)
+        ]
+
+    def _residual(self, i: int) -> float:
+        return float(self.predictions[i].value) - float(self.records[i].target)  # type: ignore[arg-type]
+
+    def _confidence(self, i: int) -> float:
+        return max((self.predictions[i].probabilities or {"": 0.0}).values())
+
+    def _label_noise(self, targets: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Candidates, at most `label_noise.CANDIDATES` of each sort."""
+        confident = []
+        for i, gap in label_noise.confident_disagreements(targets, self.predictions):
+            around = self.nearest[i]
+            agreeing = sum(str(r.target) == self.predictions[i].value for r, _ in around)
+            confident.append({**self._example(i), "gap": gap, "neighbours_agree": [agreeing, len(around)]})
+        nearest = [self.nearest[i] for i in range(len(targets))]
+        copies = [
+            {**self._example(i), "near_copy": _neighbour(record, cosine)}
+            for i, record, cosine in label_noise.near_copies(targets, nearest)
+        ]
+        limit = label_noise.CANDIDATES
+        return {"confident": confident[:limit], "near_copies": copies[:limit]}
+
+    def _nearest(self, i: int) -> list[dict[str, Any]]:
+        return [_neighbour(record, cosine) for record, cosine in self.nearest[i][:NEAREST]]
+
+    def _example(self, i: int) -> dict[str, Any]:
+        record, (name, details) = self.records[i], self.found[i]
+        row: dict[str, Any] = {"id": record.id, "text": shorten(record.text, TEXT_CHARACTERS)}
+        if record.question:
+            row["question"] = record.question
+        row |= {"target": record.target, "prediction": self.predictions[i].value, "mistake": name, **details}
+        if self.measure == "correct":
+            row["confidence"] = self._confidence(i)
+        else:
+            row[self.measure] = self.scores[i]
+        if i in self.nearest:
+            row["nearest"] = self._nearest(i)
+        return row
+
+
+def _neighbour(record: Record, cosine: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id, "similarity": round(cosine, 4), "target": record.target}
     if record.question:
         row["question"] = record.question
-    row |= {"target": record.target, "prediction": prediction.value}
-    if measure == "correct":
-        row["confidence"] = max((prediction.probabilities or {"": 0.0}).values())
-    else:
-        row[measure] = score
-    return row
+    return {**row, "text": shorten(record.text, NEAREST_CHARACTERS)}

@@ -1,9 +1,9 @@
 """Evaluate an engine on prepared test records: predictions, metrics, baselines and errors, on disk.
 
 Systems stand side by side on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see
-`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Three
+`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Four
 files are written, anew after every task, each whole or not at all: `results.json` (the format is in
-`evaluate`), a Markdown report beside it, and every prediction as JSONL.
+`schema`), a Markdown and an HTML report beside it, and every prediction as JSONL.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
 from fintune.errors import ConfigError, DataError
-from fintune.evaluation import report
+from fintune.evaluation import page, report, uploads
 from fintune.evaluation.baselines import baseline_predictions
 from fintune.evaluation.errors import analyse, shorten
 from fintune.evaluation.metrics import bertscore_examples, find_encoder
 from fintune.evaluation.published import published_for
 from fintune.evaluation.references import lexicon_system, tfidf_system
+from fintune.evaluation.schema import FORMAT
 from fintune.evaluation.scores import Scores, details_of, example_scores, interval_of, metrics_of
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals, cluster_of
 from fintune.files import atomic_write, write_json, write_jsonl
+from fintune.models import card, manifest
 from fintune.provenance import machine, versions
 from fintune.tasks import Prediction, Record, Task
 
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from fintune.evaluation.other_models import OtherModel
     from fintune.inference.engine import Engine
 
-FORMAT = 2
-"""The version of results.json; it grows when a key is renamed or removed, or `fintune compare` needs more."""
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
@@ -61,7 +61,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every prepared task, write the files and return the results as written.
 
-    The keys are listed in docs/evaluation.md. A metric that is not defined is null.
+    The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
+    adapter gets the headline figures.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -69,10 +70,12 @@ def evaluate(
         progress: show a bar per task and system.
 
     Raises:
+        MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
         DataError: a task has no test records.
     """
     output = _usable(output_file)
+    uploads.check(config.report_to)
     encoder, skipped = _encoder(config)
     others = _others(config)
     tasks = list(prepared.task_set())
@@ -90,7 +93,7 @@ def evaluate(
         for task in tasks:
             runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
             entry, task_rows = runner.run(encoder, skipped)
-            entry["dataset"] = prepared.manifest["tasks"][task.name].get("dataset", "")
+            entry |= _source(prepared.manifest["tasks"][task.name])
             results["tasks"][task.name] = entry
             results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
@@ -102,15 +105,19 @@ def evaluate(
         if results["tasks"]:
             say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")
         raise
+    if engine.adapter is not None:
+        card.add_evaluation(engine.adapter, results, say)
+    uploads.upload(results, rows, output, config.report_to)
     return results
 
 
 def output_files(output_file: str | Path) -> dict[str, Path]:
-    """The three files of an evaluation: `results`, `report` and `predictions`."""
+    """The four files of an evaluation: `results`, `report`, `page` and `predictions`."""
     path = Path(output_file)
     return {
         "results": path,
         "report": path.with_suffix(".md"),
+        "page": path.with_suffix(".html"),
         "predictions": path.with_name(f"{path.stem}-predictions.jsonl"),
     }
 
@@ -175,8 +182,10 @@ class _TaskRun:
             systems["base"], untuned = self._untuned(answers)
         systems[own] = self._system(own, answers)
         entry |= {"clusters": self._clusters(), "systems": systems}
-        entry["errors"] = analyse(task, test, answers.predictions)
-        return entry, self._rows(answers, plain, {k: a.predictions for k, (_, a) in more.items()}, untuned)
+        analysis = analyse(task, test, answers.predictions, self.train)
+        entry["errors"] = analysis.summary
+        rows = self._rows(answers, plain, {k: a.predictions for k, (_, a) in more.items()}, untuned)
+        return entry, [row | {"error": error} for row, error in zip(rows, analysis.examples, strict=True)]
 
     def _references(self) -> tuple[dict[str, tuple[str, _Answers]], dict[str, str]]:
         """The classical systems and the other models by key, and why some were skipped."""
@@ -299,7 +308,7 @@ class _TaskRun:
                 "question": record.question,
                 "group": record.group,
                 "time": record.time,
-                "kind": getattr(record, "kind", ""),
+                "kind": record.kind,
                 "target": record.target,
                 "prediction": answer.value,
                 "probabilities": dict(answer.probabilities) if answer.probabilities else None,
@@ -364,7 +373,21 @@ def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) ->
     files = output_files(output)
     write_jsonl(files["predictions"], rows)
     atomic_write(files["report"], report.markdown_report(results))
+    atomic_write(files["page"], page.html_report(results, rows, output))
     write_json(files["results"], results)
+
+
+def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a task's examples come from, by the prepared data's manifest."""
+    about = {key: entry[key] for key in ("licence", "counts", "dropped") if entry.get(key)}
+    return {"dataset": entry.get("dataset", ""), "data": {**about, "home": entry.get("source") or ""}}
+
+
+def _training(adapter: Path | None) -> dict[str, Any]:
+    """How the adapter was made, by its own manifest; {} where there is none."""
+    facts = manifest.read_raw(adapter) if adapter else {}
+    kept = ("recipe", "created", "seed", "optimizer_steps", "git_commit", "training", "machine")
+    return {key: facts[key] for key in kept if key in facts}
 
 
 def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
@@ -376,6 +399,7 @@ def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
             "base": engine.base_name,
             "adapter": None if engine.adapter is None else str(engine.adapter),
         },
+        "training": _training(engine.adapter),
         "data": {
             "describes": prepared.describes,
             "folder": str(prepared.folder),

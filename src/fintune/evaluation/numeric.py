@@ -185,12 +185,12 @@ def supported_numbers(text: str, source: str) -> tuple[int, int]:
     not compared (a loss of 12 is written (12)), percent signs neither (5 to 7 %), and one to twelve may be
     spelt out in the source. A rounded number does not occur.
     """
-    known = {_key(figure.figure * figure.scale) for figure in figures(source)}
-    known |= {_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}
-    wanted = [_key(figure.figure * figure.scale) for figure in figures(text)]
-    return sum(key in known for key in wanted), len(wanted)
+    total = len(figures(text))
+    return total - len(unsupported_figures(text, source)), total
 
 
 def unsupported_figures(text: str, source: str) -> list[Figure]:
     """The numbers of a text that do not occur in its source, by the rules of `supported_numbers`."""
-    return [f for f in figures(text) if not supported_numbers(f"{f.figure * f.scale:.15g}", source)[0]]
+    known = {_key(figure.figure * figure.scale) for figure in figures(source)}
+    known |= {_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}
+    return [figure for figure in figures(text) if _key(figure.figure * figure.scale) not in known]

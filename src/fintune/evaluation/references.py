@@ -121,7 +121,7 @@ def _central(train: Sequence[Record], test: Sequence[Record]) -> list[Prediction
     vectorizer.fit(r.text for r in train)
     predictions = []
     for record in test:
-        found = sentences(record.text)
+        found = list(sentences(record.text))
         rows = vectorizer.transform(found or [""])
         nearness = np.asarray(rows @ np.asarray(rows.mean(axis=0)).ravel())
         chosen = sorted(np.argsort(-nearness, kind="stable")[:LEAD_SENTENCES].tolist())

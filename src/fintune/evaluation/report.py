@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fintune.evaluation.errors import shorten
@@ -40,6 +40,8 @@ _NAMES = {
     "tatqa_f1": "TAT-QA F1",
     "number_faithfulness": "true numbers",
 }
+_NEITHER_IS_BETTER = frozenset({"interval_coverage", "mean_interval_width"})
+"""Metrics that say nothing alone: an interval is good where it is narrow and still holds 80 %."""
 _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
 
@@ -71,15 +73,23 @@ class Row:
     """Examples the untuned base answered; None where it was not asked."""
     adapter_beside_base: float | None
     """The adapter's figure on those same examples."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """The figures of the further systems, by key."""
 
     @property
     def verdict(self) -> bool | None:
         """Whether the adapter beats every other system on the same examples; None where nothing compares."""
         pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
+        pairs += [(self.adapter, value) for value in self.others.values()]
         gains = [own - other for own, other in pairs if own is not None and other is not None]
-        if not gains:
+        if not gains or self.metric in _NEITHER_IS_BETTER:
             return None
         return max(gains) < 0 if self.metric in SMALLER_IS_BETTER else min(gains) > 0
+
+
+def further_systems(systems: Mapping[str, Any]) -> list[str]:
+    """The keys of the systems besides the baseline, the base and the adapter."""
+    return [key for key in systems if key not in ("baseline", "base", "adapter")]
 
 
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
@@ -97,8 +107,20 @@ def rows_of(results: Mapping[str, Any]) -> list[Row]:
             )
             base_n = systems["base"]["n"] if "base" in systems else None
             bounds = tuple(interval) if interval else None
+            others = {key: figures[key].get(metric) for key in further_systems(systems)}
             rows.append(
-                Row(task, metric, own["n"], baseline, base, adapter, bounds, base_n, beside.get(metric))
+                Row(
+                    task,
+                    metric,
+                    own["n"],
+                    baseline,
+                    base,
+                    adapter,
+                    bounds,
+                    base_n,
+                    beside.get(metric),
+                    others,
+                )
             )
     return rows
 
@@ -139,6 +161,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if names:
         listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
         found.append(f"Baselines: {listed}.")
+    found += _further_notes(entries)
     found.append(
         "↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over test examples."
     )
@@ -169,7 +192,18 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _title(results: Mapping[str, Any]) -> str:
+def _further_notes(entries: Mapping[str, Any]) -> list[str]:
+    """A sentence for each further system: what it is, and its first headline metric on each task."""
+    found: dict[str, list[str]] = {}
+    for task, entry in entries.items():
+        metric = next((m for m in entry["headline_metrics"]), None)
+        for key in further_systems(entry["systems"]) if metric else ():
+            value = number(entry["systems"][key]["metrics"].get(metric))
+            found.setdefault(key, []).append(f"{task} {metric_name(str(metric))} {value}")
+    return [f"{key}: {', '.join(figures)}." for key, figures in found.items()]
+
+
+def title_of(results: Mapping[str, Any]) -> str:
     describes = results["data"]["describes"]
     return (
         f"Test results on the {describes}" if describes == "built-in sample" else f"Test results: {describes}"
@@ -187,13 +221,16 @@ def _interval(row: Row) -> str:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The table as Markdown, with its notes."""
+    rows = rows_of(results)
+    further = list(dict.fromkeys(key for row in rows for key in row.others))
+    names = [*map(cell, further), "untuned base", "fintune", "95 % interval"]
     lines = [
-        f"**{_cell(_title(results))}**",
+        f"**{cell(title_of(results))}**",
         "",
-        "| task | data | metric | n | baseline | untuned base | fintune | 95 % interval |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        f"| task | data | metric | n | baseline | {' | '.join(names)} |",
+        f"|---|---|---|---:|---:|{'---:|' * len(names)}",
     ]
-    for row in rows_of(results):
+    for row in rows:
         own = number(row.adapter)
         cells = [
             row.task,
@@ -201,14 +238,15 @@ def results_table(results: Mapping[str, Any]) -> str:
             metric_name(row.metric),
             f"{row.n:,}",
             number(row.baseline),
+            *(number(row.others.get(key)) for key in further),
             _base(row),
             f"**{own}**" if row.verdict else own,
             _interval(row),
         ]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    bold = ["Bold: better than the baseline and the untuned base."] if results["model"]["adapter"] else []
+        lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
+    bold = ["Bold: better than every other system."] if results["model"]["adapter"] else []
     return (
-        "\n".join([*lines, "", *(f"- {_cell(note)}" for note in [*notes(results), *bold])]).replace(
+        "\n".join([*lines, "", *(f"- {cell(note)}" for note in [*notes(results), *bold])]).replace(
             "* The", "\\* The"
         )
         + "\n"
@@ -224,7 +262,10 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     table = Table(
-        box=box.SIMPLE_HEAD, title=Text(_title(results), style="bold"), pad_edge=False, collapse_padding=True
+        box=box.SIMPLE_HEAD,
+        title=Text(title_of(results), style="bold"),
+        pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("task", overflow="fold")
     table.add_column("metric", no_wrap=True)
@@ -250,10 +291,10 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
     for note in notes(results):
         console.print(Text(note, style="dim"))
     if results["model"]["adapter"]:
-        console.print(Text("Green: better than baseline and base; yellow: not.", style="dim"))
+        console.print(Text("Green: better than every other system; yellow: not.", style="dim"))
 
 
-def _cell(text: Any) -> str:
+def cell(text: Any) -> str:
     """Text that may hold anything as one line of Markdown."""
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
 
@@ -262,25 +303,37 @@ def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
     """The error analysis of one task as Markdown lines."""
     lines = [f"### {task}", ""]
     if "confusion" in errors:
-        labels = [_cell(label) for label in errors["confusion"]["labels"]]
+        labels = [cell(label) for label in errors["confusion"]["labels"]]
         lines += [f"| target ↓, predicted → | {' | '.join(labels)} |", "|---|" + "---:|" * len(labels)]
         for label, counts in zip(labels, errors["confusion"]["matrix"], strict=True):
             lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
         lines.append("")
-    parts = [
-        f"{row['length']} ({row['words'][0]}–{row['words'][1]} words, n = {row['n']}): {number(row['value'])}"
-        for row in errors["by_length"]
+    if errors["mistakes"] and "confusion" not in errors:
+        listed = ", ".join(f"{name} {count:,}" for name, count in errors["mistakes"].items())
+        lines += [f"Mistakes: {cell(listed)}.", ""]
+    mean = metric_name(errors["measure"])
+    lines += [
+        f"An error is {errors['error_means']}.",
+        "",
+        f"| examples | n | errors | 95 % interval | {mean} |",
+        "|---|---:|---:|---:|---:|",
     ]
-    lines += [f"By length of text, {metric_name(errors['measure'])}: {'; '.join(parts)}.", ""]
+    for part in errors["slices"]:
+        low, high = part["interval"]
+        lines.append(
+            f"| {cell(part['value'])} | {part['n']:,} | {part['rate']:.1%} | [{low:.1%}, {high:.1%}] "
+            f"| {number(part['mean'])} |"
+        )
+    lines.append("")
     if errors["worst"]:
         lines.append("Worst examples (more in the results file):")
         lines.append("")
     for row in errors["worst"][:_WORST_SHOWN]:
-        question = f" Question: {_cell(row['question'])}" if row.get("question") else ""
+        question = f" Question: {cell(row['question'])}" if row.get("question") else ""
         sure = f" ({row['confidence']:.0%} sure)" if "confidence" in row else ""
         lines.append(
-            f"- “{_cell(row['text'])}”{question} Expected **{_cell(_answer(row['target']))}**, "
-            f"got **{_cell(_answer(row['prediction']))}**{sure}."
+            f"- “{cell(row['text'])}”{question} Expected **{cell(_answer(row['target']))}**, "
+            f"got **{cell(_answer(row['prediction']))}**{sure}."
         )
     return [*lines, ""]
 
@@ -307,9 +360,9 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         "## How it was made",
         "",
         f"- Date: {results['created']}, fintune {results['fintune']}, {results['seconds']:.0f} s in all",
-        f"- Model: base {_cell(model['base'])}, adapter {_cell(model['adapter'] or 'none')}",
-        f"- Data: {_cell(data['describes'])}, prepared in {_cell(data['folder'])} (key {data['key']})",
-        f"- Machine: {_cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
+        f"- Model: base {cell(model['base'])}, adapter {cell(model['adapter'] or 'none')}",
+        f"- Data: {cell(data['describes'])}, prepared in {cell(data['folder'])} (key {data['key']})",
+        f"- Machine: {cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
         f"- Versions: {versions}",
         "",
         "| task | system | n | seconds | examples/s |",

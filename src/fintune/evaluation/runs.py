@@ -5,7 +5,6 @@ Files in, `Run`s out: what `fintune compare` compares. Needs no model and no dat
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.evaluation.evaluate import FORMAT, output_files
-from fintune.files import read_json
+from fintune.evaluation.evaluate import output_files
+from fintune.evaluation.schema import read_predictions, read_results
 
 _SAME = ("text", "question", "target")
 """What makes an example the same one, beside its id."""
@@ -66,15 +65,9 @@ class Run:
             DataError: there is none, it is of another format, or its predictions are missing or damaged.
         """
         file = results_file(path)
-        results = read_json(file)
-        if not isinstance(results, dict) or not {"format", "tasks", "model"} <= set(results):
-            raise DataError(f"{file} holds no results of `fintune evaluate`: give the file it wrote.")
-        if results["format"] != FORMAT:
-            raise DataError(
-                f"{file} is of format {results['format']}, and this version reads {FORMAT}: evaluate again."
-            )
+        results = read_results(file)
         rows: dict[str, dict[str, dict[str, Any]]] = {}
-        for row in _rows(output_files(file)["predictions"]):
+        for row in read_predictions(output_files(file)["predictions"]):
             rows.setdefault(row["task"], {})[row["id"]] = row
         tasks = {}
         for name, entry in results["tasks"].items():
@@ -112,15 +105,6 @@ def results_file(path: str | Path) -> Path:
         return found[0]
     what = f"{len(found)} results files: name one" if found else "no results of  fintune evaluate"
     raise DataError(f"The folder {path} holds {what}.")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
 
 
 def common_tasks(runs: Sequence[Run], task: str | None = None) -> list[str]:

@@ -84,9 +84,9 @@ def example_scores(task: Task, records: Sequence[Record], predictions: Sequence[
     elif task.type == "qa":
         matches = [numeric_match(str(r.target), str(p.value)) for r, p in pairs]
         scores["numeric_match"] = [nan if match is None else match for match in matches]
-        if any(_kind(r) in TATQA_KINDS for r in records):
+        if any(r.kind in TATQA_KINDS for r in records):
             both = [
-                tatqa_scores(str(r.target), str(p.value), _kind(r)) if _kind(r) in TATQA_KINDS else (nan, nan)
+                tatqa_scores(str(r.target), str(p.value), r.kind) if r.kind in TATQA_KINDS else (nan, nan)
                 for r, p in pairs
             ]
             scores["tatqa_exact_match"] = [exact for exact, _ in both]
@@ -96,10 +96,6 @@ def example_scores(task: Task, records: Sequence[Record], predictions: Sequence[
         scores["numbers"] = [float(total) for _, total in found]
         scores["numbers_supported"] = [float(supported) for supported, _ in found]
     return scores
-
-
-def _kind(record: Record) -> str:
-    return getattr(record, "kind", "")
 
 
 def _missing(task: Task, prediction: Prediction) -> bool:
@@ -184,7 +180,7 @@ def details_of(
         if sure := confidences(predictions):
             details["reliability"] = calibration.reliability(sure, scores["correct"])
             details["risk_coverage"] = calibration.risk_coverage(sure, scores["correct"])
-    kinds = [_kind(r) for r in records]
+    kinds = [r.kind for r in records]
     if scores and len(set(kinds)) > 1:
         details["by_kind"] = {kind: _among(scores, kinds, kind) for kind in sorted(set(kinds))}
     if task.type == "regression" and scores and getattr(task, "unit", "") == "%":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,50 @@ recipe, the data's checksums, the versions and the tasks' exact instructions.
 Not investment advice. The adapter inherits the limits of its base model and of its training data.
 """,
     )
+
+
+_BEGIN, _END = "<!-- fintune evaluate: begin -->", "<!-- fintune evaluate: end -->"
+
+
+def add_evaluation(folder: str | Path, results: dict[str, Any], say: Callable[[str], None] = print) -> None:
+    """Put the headline figures of an evaluation into the adapter's card, between two markers.
+
+    Nothing else of the card changes; an adapter without a card, or one that cannot be written to, is left
+    alone.
+    """
+    from fintune.evaluation.report import metric_name, notes, number, rows_of
+
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        return
+    lines = [
+        _BEGIN,
+        "## On test examples",
+        "",
+        "| task | data | metric | n | baseline | untuned base | this adapter | 95 % interval |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows_of(results):
+        entry = results["tasks"][row.task]
+        if row.metric in entry["headline_metrics"]:
+            bounds = f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
+            figures = f"{number(row.baseline)} | {number(row.base)} | {number(row.adapter)} | {bounds}"
+            about = f"{row.task} | {_one_line(entry['dataset'])} | {metric_name(row.metric)} | {row.n:,}"
+            lines.append(f"| {about} | {figures} |")
+    lines += ["", *(f"- {_one_line(note)}" for note in notes(results)), ""]
+    lines += [f"Measured {results['created']} by fintune {results['fintune']}.", _END]
+    section = "\n".join(lines)
+    card = path.read_text(encoding="utf-8")
+    before, begin, rest = card.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        before, heading, rest = card.partition("\n## Use\n")
+        before, after = before.rstrip() + "\n\n", "\n" + heading + rest
+    try:
+        atomic_write(path, before + section + after)
+    except OSError as error:
+        say(f"The model card {path} was not changed: {error}.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

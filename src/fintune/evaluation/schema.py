@@ -1,0 +1,241 @@
+"""The format of results.json, and of the lines beside it: what `evaluate` writes and everything else reads.
+
+`docs/evaluation.md` explains the keys. A key that is added does not change the version; one that is renamed,
+removed or means something else does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fintune.errors import DataError
+from fintune.files import read_json
+
+FORMAT = 2
+"""The version of results.json."""
+
+Interval = tuple[float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class Bin(_Part):
+    """A group of answers of like probability."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+class Point(_Part):
+    """A point of the risk–coverage curve."""
+
+    coverage: float
+    accuracy: float
+
+
+class Details(_Part):
+    """What is more than a number; see `scores.details_of`."""
+
+    per_class: dict[str, dict[str, float]] = {}
+    reliability: list[Bin] = []
+    risk_coverage: list[Point] = []
+    by_kind: dict[str, dict[str, float | None]] = {}
+    strategy: dict[str, Any] = {}
+
+
+class System(_Part):
+    """One system on one task."""
+
+    name: str
+    n: int
+    """Examples it answered."""
+    metrics: dict[str, float | None]
+    """None where a metric is not defined."""
+    metrics_interval: dict[str, Interval] = {}
+    """95 %, bootstrap."""
+    adapter_metrics: dict[str, float | None] = {}
+    """Of a base that answered fewer examples: the adapter's metrics on those same ones."""
+    details: Details = Details()
+    seconds: float
+    examples_per_second: float
+
+
+class Neighbour(_Part):
+    """A training example like another example."""
+
+    id: str
+    similarity: float
+    """TF-IDF cosine in [0, 1]."""
+    target: str | float
+    text: str
+
+
+class Example(_Part):
+    """An example with its answer; the task's first measure stands beside it under its own name."""
+
+    id: str
+    text: str
+    question: str | None = None
+    target: str | float
+    prediction: str | float
+    mistake: str
+    confidence: float | None = None
+    nearest: list[Neighbour] = []
+
+
+class Slice(_Part):
+    """Errors among the examples that share a trait."""
+
+    trait: str
+    value: str
+    n: int
+    errors: int
+    rate: float
+    interval: Interval
+    """95 %, Wilson."""
+    mean: float
+    """Of the task's `measure`."""
+
+
+class Confusion(_Part):
+    """Counts: rows are targets, columns predictions."""
+
+    labels: list[str]
+    matrix: list[list[int]]
+
+
+class LabelNoise(_Part):
+    """Labels that may be wrong in the data, for a person to look at."""
+
+    confident: list[Example]
+    near_copies: list[Example]
+
+
+class Errors(_Part):
+    """The error analysis of the model's own system; empty for a type of task that has no measures."""
+
+    measure: str = ""
+    error_means: str = ""
+    mistakes: dict[str, int] = {}
+    slices: list[Slice] = []
+    worst: list[Example] = []
+    confusion: Confusion | None = None
+    label_noise: LabelNoise | None = None
+    largest: dict[str, list[Example]] = {}
+    numbers: dict[str, int] = {}
+
+
+class TaskData(_Part):
+    """Where the examples come from."""
+
+    licence: str = ""
+    home: str = ""
+    counts: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+
+
+class TaskResult(_Part):
+    """One task; one that was not evaluated has `skipped`, the reason, in place of the figures."""
+
+    type: str
+    headline_metrics: list[str]
+    dataset: str = ""
+    data: TaskData = TaskData()
+    skipped: str | None = None
+    systems: dict[str, System] = {}
+    errors: Errors = Errors()
+    bertscore: dict[str, Any] = {}
+
+
+class Published(_Part):
+    """A figure from elsewhere: never in one table with ours."""
+
+    dataset: str
+    system: str
+    metric: str
+    value: float
+    source: str
+    differs: str
+    """What keeps it from comparing exactly."""
+
+
+class Model(_Part):
+    """What answered."""
+
+    base: str
+    adapter: str | None
+
+
+class Data(_Part):
+    """The prepared data that was read."""
+
+    describes: str
+    folder: str
+    key: str | None
+    manifest_sha256: str
+
+
+class Results(_Part):
+    """The whole of results.json."""
+
+    format: int
+    fintune: str
+    created: str
+    complete: bool
+    """False while tasks are missing."""
+    seconds: float
+    model: Model
+    training: dict[str, Any] = {}
+    """From the adapter's manifest: its recipe, seed, commit, steps, seconds."""
+    data: Data
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    tasks: dict[str, TaskResult]
+    published: list[Published] = []
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The results that `evaluate` wrote, checked.
+
+    Raises:
+        DataError: there are none, they are of another version, or they are damaged.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not {"format", "tasks", "model"} <= set(raw):
+        raise DataError(f"{path} holds no results of `fintune evaluate`: give the file it wrote.")
+    if raw["format"] != FORMAT:
+        raise DataError(
+            f"{path} is of format {raw['format']}, and this version reads {FORMAT}: evaluate again."
+        )
+    try:
+        Results.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is damaged: {where}: {first['msg']}.") from None
+    return raw
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a predictions file, one JSON object a line.
+
+    Raises:
+        DataError: there is no such file, or a line of it is no JSON.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            rows.extend(json.loads(line) for line in lines)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
+    return rows

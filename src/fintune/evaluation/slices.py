@@ -1,0 +1,128 @@
+"""Which kinds of examples are harder: their traits, and the share of errors among those that have one.
+
+Knows texts and labels, and nothing of models; what counts as an error is decided in `errors`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fintune.tasks import Record, Task
+
+RARE = 0.5
+"""A label is rare if its share of the training examples is below this part of an even share."""
+
+_NUMBER = re.compile(r"\d")
+_NEGATION = re.compile(
+    r"\b(?:no|not|nor|never|none|neither|without|cannot|hardly|fail(?:s|ed)? to)\b|n['’]t\b", re.IGNORECASE
+)
+_TICKER = re.compile(
+    r"(?<![\w$])\$[A-Za-z]{1,6}\b|\b(?:NYSE|NASDAQ|Nasdaq|AMEX|LSE|OMX|TSX|HEL)\s*:\s*[A-Z]{1,6}\b"
+)
+
+
+def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
+    from scipy.stats import binomtest
+
+    bounds = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
+def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = ()) -> list[dict[str, str]]:
+    """Trait → its value, for each record.
+
+    `length` (quartiles of the texts' words), `numbers`, `negation` and `ticker` (whether the text has one),
+    `question` (its first word), `label` and `rarity` (classification), `source` and `kind` of the record,
+    where it has them.
+    """
+    lengths = _quartiles([len(record.text.split()) for record in records])
+    rare = _rare_labels(task, train)
+    rows = []
+    for record, length in zip(records, lengths, strict=True):
+        row = {"length": length}
+        for trait, pattern in (("numbers", _NUMBER), ("negation", _NEGATION), ("ticker", _TICKER)):
+            row[trait] = f"{'with' if pattern.search(record.text) else 'without'} {trait}"
+        if record.question:
+            first = re.search(r"\b(what|which|who|when|where|why|how)\b", record.question.lower())
+            row["question"] = first[1] if first else "other"
+        if task.type == "classification":
+            row["label"] = str(record.target)
+            if rare:
+                row["rarity"] = "rare label" if record.target in rare else "other label"
+        for trait in ("source", "kind"):
+            if value := getattr(record, trait, ""):
+                row[trait] = value
+        rows.append(row)
+    return rows
+
+
+def error_slices(
+    traits: Sequence[dict[str, str]], wrong: Sequence[bool], values: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Errors among the examples of each trait's each value; a trait that all examples share is left out.
+
+    Args:
+        wrong: whether each example counts as an error.
+        values: the task's measure of each example.
+
+    Returns:
+        Rows of `trait`, `value`, `n`, `errors`, `rate`, `interval` (95 %, Wilson) and `mean` of the measure.
+    """
+    rows = []
+    for trait in dict.fromkeys(name for row in traits for name in row):
+        members: dict[str, list[int]] = {}
+        for i, row in enumerate(traits):
+            if trait in row:
+                members.setdefault(row[trait], []).append(i)
+        if len(members) < 2:
+            continue
+        order = sorted(members, key=lambda value: (-len(members[value]), value))
+        if trait == "length":
+            order = sorted(members, key=_first_number)
+        for value in order:
+            inside = members[value]
+            errors = sum(bool(wrong[i]) for i in inside)
+            rows.append(
+                {
+                    "trait": trait,
+                    "value": value,
+                    "n": len(inside),
+                    "errors": errors,
+                    "rate": errors / len(inside),
+                    "interval": list(wilson_interval(errors, len(inside))),
+                    "mean": sum(values[i] for i in inside) / len(inside),
+                }
+            )
+    return rows
+
+
+def _first_number(text: str) -> int:
+    found = re.search(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def _quartiles(words: Sequence[int]) -> list[str]:
+    """The range of words of each text's quartile; fewer than four where lengths are equal."""
+    import numpy as np
+
+    counts = np.array(words)
+    quarter = np.searchsorted(np.quantile(counts, [0.25, 0.5, 0.75]), counts, side="left")
+    names = {}
+    for i in set(quarter.tolist()):
+        inside = counts[quarter == i]
+        low, high = int(inside.min()), int(inside.max())
+        names[i] = f"{low}–{high} words" if low < high else f"{low} words"
+    return [names[i] for i in quarter.tolist()]
+
+
+def _rare_labels(task: Task, train: Sequence[Record]) -> set[str]:
+    if task.type != "classification" or not train:
+        return set()
+    counts = Counter(str(record.target) for record in train)
+    limit = RARE * len(train) / len(task.candidates())
+    return {label for label in task.candidates() if counts[label] < limit}
