@@ -81,7 +81,11 @@ def with_fintune(file: Path, folder: Path, workers: int) -> None:
         {
             "multi_task": {"task_weights": {"kind": 1}},
             "custom_task": task,
-            "data": {"prepared_dir": str(folder / "prepared"), "tasks": {"kind": {"file": str(file)}}},
+            "data": {
+                "prepared_dir": str(folder / "prepared"),
+                "tasks": {"kind": {"file": str(file)}},
+                "near_duplicates": None,  # as `datasets` does not look for them
+            },
         }
     )
     prepare(recipe, say=lambda line: None, workers=workers)
