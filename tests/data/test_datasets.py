@@ -219,6 +219,33 @@ def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refus
     assert "sentiment: 1 train texts also in test, nearly (left out)" in capsys.readouterr().err
 
 
+def test_shuffling_and_changing_the_future_changes_no_byte_of_training():
+    def dated(future):
+        past = [(f"Unit {i} reported.", i % 7 - 3, f"2024-01-{1 + i // 4:02}") for i in range(100)]
+        own_file([*past, *future], header=("text", "target", "time"))
+        prepared = prepare(recipe(["regression"], regression={"file": "own.csv"}), say=quiet)
+        entry = prepared.manifest["tasks"]["regression"]
+        assert {r.time for r in prepared.records("regression", "test")} >= {f"2024-02-{d:02}" for d in (4, 5)}
+        train = Path("prepared/regression/train.parquet").read_bytes()
+        return train, entry["task"], entry["training_targets_clipped_to"]
+
+    future = [(f"Later {i} said.", i % 5, f"2024-02-{1 + i // 4:02}") for i in range(20)]
+    before = dated(future)
+    assert before[1]["levels"] and before[2]
+    assert dated([(f"Else {i} wrote.", -900 + i, day) for i, (_, _, day) in enumerate(future)]) == before
+    assert dated([future[(7 * i) % 20] for i in range(20)]) == before
+
+
+def test_training_targets_alone_are_winsorized():
+    own_file([(f"Unit {i} reported.", 900 if i == 7 else i % 5) for i in range(200)])
+    own_file([(f"Firm {i} reported.", 900) for i in range(5)], "test.csv")
+    settings = {"file": "own.csv", "test_file": "test.csv", "winsorize": 0.02}
+    config = recipe(["regression"], regression=settings)
+    prepared = prepare(config, say=quiet)
+    assert max(record.target for record in prepared.records("regression", "train")) == 4
+    assert {record.target for record in prepared.records("regression", "test")} == {900}
+
+
 def test_conflicting_labels_are_counted_and_kept():
     given = [(*row, "train") for row in [*rows(30), ("Unit 1 reported.", "positive")]]
     given += [(*row, split) for split, at in (("dev", 50), ("test", 60)) for row in rows(6, at)]
