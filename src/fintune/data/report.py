@@ -18,6 +18,7 @@ from fintune.data.datasets import SPLITS, PreparedDataset
 from fintune.data.held_out import Found, HeldOut, public_and_prepared
 from fintune.data.near_duplicates import THRESHOLD, pairs, shingles, similarity
 from fintune.data.quality import text_key
+from fintune.data.registry import DATASETS
 from fintune.data.templates import PromptTemplate
 from fintune.errors import DataError
 from fintune.files import atomic_write, write_json
@@ -90,9 +91,16 @@ def leaks(report: dict[str, Any]) -> list[str]:
                 sentences.append(f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}")
     for row in report["across"]["train"]:
         for test_set, found in row["found"].items():
-            if test_set != row["dataset"] and not test_set.startswith(f"{row['task']}: "):
+            own = test_set.startswith(f"{row['task']}: ") or _one_source(row["dataset"], test_set)
+            if not own:
                 sentences.append(f"{row['task']}: {_counts(found)} of {test_set}'s test texts in train")
     return sentences
+
+
+def _one_source(dataset: str, other: str) -> bool:
+    """Whether two names stand for one dataset, or for views of the same files."""
+    known = DATASETS.get(dataset), DATASETS.get(other)
+    return dataset == other or (None not in known and known[0].paths == known[1].paths)  # type: ignore[union-attr]
 
 
 def refuse_leaks(prepared: PreparedDataset, recipe: Recipe) -> None:
