@@ -50,7 +50,7 @@ def recipe(workdir):
                 "instruction": "Up or <b>down</b>?",
             },
             "multi_task": {"task_weights": {"way": 1}},
-            "data": {"tasks": {"way": {"file": "own.csv"}}},
+            "data": {"tasks": {"way": {"file": "own.csv"}}, "near_duplicates": None},  # or none were left
         }
     )
 

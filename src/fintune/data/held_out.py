@@ -110,11 +110,15 @@ def public_and_prepared(
     entries = prepared.manifest["tasks"].items() if prepared else ()
     tasks = {entry["dataset"]: task for task, entry in entries}
     held_out = HeldOut(threshold)
+    taken: set[tuple[str, ...]] = set()
     for dataset in DATASETS.values():
         task = tasks.pop(dataset.name, None)
+        if tuple(dataset.paths) in taken:  # another view of files whose test split is in already
+            continue
         if all((folder / path).is_file() for path in dataset.paths):
             for record in _test_records(dataset, folder, prepared, task):
                 held_out.add(dataset.name, record)
+            taken.add(tuple(dataset.paths))
         elif prepared and task:
             tasks[dataset.name] = task
     for name, task in tasks.items():
