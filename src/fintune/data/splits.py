@@ -114,29 +114,72 @@ def carve(rows: Rows, into: Split, fraction: float, seed: int) -> None:
 
 
 def _take(rows: Rows, quota: dict[str, int]) -> bool:
-    """Take the clusters that fit, in order, up to the first that no longer does; False when none fits.
+    """Take clusters that fit, in order, up to about the first that no longer does; False when none fits.
 
-    One that is passed by is looked at again in the next round, with what room is left then.
+    Running sums go over buckets of places first and then within the bucket that holds the edge, so that
+    no sort holds all clusters. What is passed by is looked at again in the next round.
     """
-    rows.db.execute("CREATE OR REPLACE TABLE room (label VARCHAR, free BIGINT)")
-    rows.db.executemany("INSERT INTO room VALUES (?, ?)", list(quota.items()))
+    _set_room(rows, quota)
+    rows.db.execute(
+        """
+        CREATE OR REPLACE TABLE wide AS  -- too large for what is free
+        SELECT DISTINCT c FROM cluster JOIN room USING (label) WHERE size > free;
+        CREATE OR REPLACE TABLE edge AS  -- the first bucket of each label that does not fit as a whole
+        WITH bucket AS (
+            SELECT label, place >> 48 AS b, sum(size) AS size FROM cluster
+            WHERE c NOT IN (SELECT c FROM wide) GROUP BY ALL
+        ), running AS (SELECT label, b, sum(size) OVER (PARTITION BY label ORDER BY b) AS upto FROM bucket)
+        SELECT label, coalesce(min(b) FILTER (upto > free), 65536) AS edge
+        FROM running JOIN room USING (label) GROUP BY label;
+        CREATE OR REPLACE TABLE taken AS
+        SELECT DISTINCT c FROM cluster JOIN edge USING (label)
+        WHERE place >> 48 < edge AND c NOT IN (SELECT c FROM wide);
+        DELETE FROM taken WHERE c IN (
+            SELECT c FROM cluster JOIN edge USING (label) JOIN taken USING (c) WHERE place >> 48 >= edge
+        );
+        """
+    )
+    _move(rows, quota)
+    _set_room(rows, quota)
     rows.db.execute(
         """
         CREATE OR REPLACE TABLE taken AS
-        WITH fits AS (
-            SELECT c FROM cluster JOIN room USING (label) GROUP BY c HAVING bool_and(size <= free)
+        WITH near AS (
+            SELECT c FROM cluster JOIN edge USING (label)
+            WHERE place >> 48 = edge AND c NOT IN (SELECT c FROM wide)
         ), running AS (
             SELECT c, free, sum(size) OVER (PARTITION BY label ORDER BY place, c) AS upto
-            FROM cluster JOIN fits USING (c) JOIN room USING (label)
+            FROM cluster SEMI JOIN near USING (c) JOIN room USING (label)
         )
         SELECT c FROM running GROUP BY c HAVING bool_and(upto <= free)
         """
     )
-    for label, size in rows.query("SELECT label, sum(size) FROM cluster JOIN taken USING (c) GROUP BY label"):
+    if _move(rows, quota):
+        return True
+    rows.db.execute(  # the first that fits, so that every round comes nearer
+        """
+        CREATE OR REPLACE TABLE taken AS
+        SELECT arg_min(c, place) AS c FROM cluster WHERE c NOT IN (
+            SELECT c FROM cluster JOIN room USING (label) WHERE size > free
+        ) HAVING count(*) > 0
+        """
+    )
+    return _move(rows, quota)
+
+
+def _set_room(rows: Rows, quota: Mapping[str, int]) -> None:
+    rows.db.execute("CREATE OR REPLACE TABLE room (label VARCHAR, free BIGINT)")
+    rows.db.executemany("INSERT INTO room VALUES (?, ?)", list(quota.items()))
+
+
+def _move(rows: Rows, quota: dict[str, int]) -> bool:
+    """Move the clusters of `taken` from `cluster` to `moved`; whether there was any."""
+    sizes = rows.query("SELECT label, sum(size) FROM cluster SEMI JOIN taken USING (c) GROUP BY label")
+    for label, size in sizes:
         quota[label] -= int(size)
     rows.db.execute("INSERT INTO moved SELECT c FROM taken")
     rows.db.execute("DELETE FROM cluster WHERE c IN (SELECT c FROM taken)")
-    return bool(rows.value("SELECT count(*) FROM taken"))
+    return bool(sizes)
 
 
 def _find_clusters(rows: Rows) -> None:
@@ -222,19 +265,21 @@ def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
         for label in [label for label, count in quota.items() if count == 0]:
             quota[max(quota, key=lambda name: quota[name])] -= 1
             quota[label] = 1
-    rows.db.execute("CREATE OR REPLACE TABLE room (label VARCHAR, free BIGINT)")
-    rows.db.executemany("INSERT INTO room VALUES (?, ?)", list(quota.items()))
-    rows.db.execute(
-        """
-        DELETE FROM r WHERE row IN (
-            SELECT row FROM r JOIN room USING (label) WHERE gone IS NULL AND split = $split
-            QUALIFY row_number() OVER (
-                PARTITION BY label ORDER BY md5_number_lower(concat($seed, '-subset-', row)), row
-            ) > free
+    place = "md5_number_lower(concat($seed, '-subset-', row))"
+    for label, free in quota.items():
+        chosen = "gone IS NULL AND split = $split AND label = $label"
+        least = rows.query(
+            f"SELECT {place} AS place, row FROM r WHERE {chosen} ORDER BY place, row LIMIT 1 OFFSET $free",
+            seed=seed,
+            split=split,
+            label=label,
+            free=free,
         )
-        """,
-        {"split": split, "seed": seed},
-    )
+        for first, row in least:  # of those that are too many
+            rows.db.execute(
+                f"DELETE FROM r WHERE {chosen} AND ({place} > $first OR ({place} = $first AND row >= $row))",
+                {"seed": seed, "split": split, "label": label, "first": first, "row": row},
+            )
 
 
 def bounds(rows: Rows, share: float) -> tuple[float, float] | None:
