@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
 from fintune.errors import DataError, ModelError
+from fintune.inference.prefix import Prefix, PrefixStore
 from fintune.tasks import Prediction, Record, Task, TaskSet
 
 ROW_TOKENS = 8192
 """Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
+DECODED_TOKENS = 4 * ROW_TOKENS
+"""Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
 
 
 class Engine:
@@ -31,6 +35,7 @@ class Engine:
         base_name: str,
         adapter: Path | None = None,
         batch_size: int = 16,
+        keep_prefixes: bool = False,
     ) -> None:
         from fintune.data.templates import PromptTemplate
         from fintune.models import attention, fast_lora, fast_norm, likelihood, lora_config
@@ -41,6 +46,7 @@ class Engine:
         self.base_name = base_name
         self.adapter = adapter
         self.batch_size = batch_size
+        self.prefixes = PrefixStore(keep_prefixes)
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
         self.template = PromptTemplate(tokenizer, min(max_length, context))
         self.by_blocks = attention.enable(model)
@@ -81,6 +87,7 @@ class Engine:
             recipe.base_model.name,
             folder,
             recipe.evaluation.batch_size,
+            keep_prefixes=True,
         )
 
     @property
@@ -134,71 +141,71 @@ class Engine:
                     self.template.prompt_ids(chosen, r, self.template.max_length - reserve, truncate)[0]
                     for r in records
                 ]
-                for batch in self._batches(prompts, batch_size or self.batch_size, chosen):
-                    for i, prediction in zip(batch, run(chosen, [prompts[i] for i in batch]), strict=True):
-                        results[i] = prediction
+                prefix = self._prefix(chosen, prompts, use_adapter)
+                for batch in self._batches(
+                    prompts, batch_size or self.batch_size, chosen, prefix.length
+                ):
+                    answers = run(chosen, [prompts[i] for i in batch], prefix)
+                    results.update(zip(batch, answers, strict=True))
                     if on_done:
                         on_done(len(batch))
             finally:
                 self.model.train(was_training)
         return [results[i] for i in range(len(records))]
 
+    def _prefix(self, task: Task, prompts: list[list[int]], use_adapter: bool) -> Prefix:
+        """What every prompt of the task begins with, computed once."""
+        if not self.by_blocks:
+            return Prefix()
+        other = self.template.prompt_ids(task, Record(text="?", question="?"), self.template.max_length)[0]
+        return self.prefixes.find(self.model, [*prompts, other], use_adapter)
+
     def _completion_budget(self, task: Task) -> int:
         if task.decoding == "text":
             return min(task.max_new_tokens, self.template.max_length // 2)
         return max(len(self.template.completion_ids(c)) for c in task.candidates())
 
-    def _batches(self, prompts: list[list[int]], size: int, task: Task) -> list[list[int]]:
-        """Indices grouped by similar length, at most `size` and about `ROW_TOKENS` tokens a batch."""
-        if task.decoding == "candidates" and not self.by_blocks:
-            size = 1
+    def _batches(self, prompts: list[list[int]], size: int, task: Task, shared: int) -> list[list[int]]:
+        """Indices grouped by similar length, at most `size` a batch and as many tokens as may be computed
+        together (the `shared` ones of the prefix are not)."""
+        limit, answers = DECODED_TOKENS, 0
+        if task.decoding == "candidates":
+            limit = ROW_TOKENS
+            answers = sum(len(self.template.completion_ids(c)) - 1 for c in task.candidates())
+            size = size if self.by_blocks else 1
         batches: list[list[int]] = []
         tokens = 0
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-            if not batches or len(batches[-1]) == size or tokens + len(prompts[i]) > ROW_TOKENS:
+            own = len(prompts[i]) - shared + answers
+            if not batches or len(batches[-1]) == size or tokens + own > limit:
                 batches.append([])
                 tokens = 0
             batches[-1].append(i)
-            tokens += len(prompts[i])
+            tokens += own
         return batches
 
-    def _score(self, task: Task, prompts: list[list[int]]) -> list[Prediction]:
-        """Decide by log p(candidate | prompt), all candidates of all prompts in one forward pass."""
-        from fintune.data.batching import pack
-        from fintune.models.likelihood import span_log_likelihoods, target_nll
+    def _score(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[Prediction]:
+        """Decide by log p(candidate | prompt)."""
+        from fintune.inference.scoring import log_likelihoods
 
         answers = [self.template.completion_ids(candidate) for candidate in task.candidates()]
+        scores = log_likelihoods(self.model, prompts, answers, self.by_blocks, self.head, prefix)
+        return [task.decide(each) for each in scores]
+
+    def _generate(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[Prediction]:
+        """Greedy decoding until end of text or `task.max_new_tokens`."""
+        from fintune.inference.generation import greedy, greedy_plain
+
+        budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
         if self.by_blocks:
-            rows = [pack(prompts, [answers] * len(prompts))]
+            found = greedy(self.model, prompts, prefix, budget, end, ROW_TOKENS)
         else:
-            rows = [pack([prompts[0]], [[answer]]) for answer in answers]
-        scores: list[float] = []
-        for row in rows:
-            row = row.to(self.model.device)
-            nll = target_nll(self.model, row, self.by_blocks, self.head)
-            scores += span_log_likelihoods(nll, row.owner, row.spans).tolist()
-        k = len(answers)
-        return [task.decide(scores[i * k : (i + 1) * k]) for i in range(len(prompts))]
-
-    def _generate(self, task: Task, prompts: list[list[int]]) -> list[Prediction]:
-        """Greedy decoding of a left-padded batch, until end of text or `task.max_new_tokens`."""
-        import torch
-
-        longest = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            max_new_tokens=self._completion_budget(task),
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=pad,
-        )
-        texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-        return [task.parse(text) for text in texts]
+            found = greedy_plain(self.model, prompts, budget, end, self.tokenizer.pad_token_id)
+        texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
+        return [
+            replace(task.parse(text), token_probability=each.probability)
+            for text, each in zip(texts, found, strict=True)
+        ]
 
     def _adapter_in_use(self, use_adapter: bool) -> Any:
         if use_adapter or not hasattr(self.model, "disable_adapter"):

@@ -39,10 +39,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer with, for tasks with candidates, the probability of each."""
+    """An answer, and how sure the model is of it."""
 
     value: str | float
     probabilities: Mapping[str, float] | None = None
+    """Of tasks with candidates: the probability of each."""
+    interval: tuple[float, float] | None = None
+    """Of numbers: where the middle 80 % of the model's distribution lies."""
+    token_probability: float | None = None
+    """Of generated texts: the geometric mean of their tokens' probabilities, the end of text included."""
+
+    @property
+    def confidence(self) -> float | None:
+        """The label's probability, or the text's `token_probability`; None of a number, or where unknown."""
+        if self.probabilities is not None and isinstance(self.value, str):
+            return self.probabilities.get(self.value)
+        return self.token_probability
 
 
 class Task:
