@@ -95,6 +95,11 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
         "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
     command.add_argument("--max_test", type=_count, metavar="N", help="test examples per task at most")
+    command.add_argument(
+        "--export_lm_eval",
+        metavar="DIR",
+        help="write the label tasks for lm-evaluation-harness to a folder, and evaluate nothing",
+    )
     _recipe_flags(command)
 
 
@@ -221,6 +226,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         recipe = _recipe(args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
+    if args.export_lm_eval:
+        from fintune.evaluation.lm_eval import export
+
+        names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
+        records = {name: prepared.records(name, "test")[: args.max_test] for name in names}
+        tasks = export(engine, records, args.export_lm_eval)
+        print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
+        return 0
     results = evaluate(engine, prepared, recipe.evaluation, Path(args.output_file), max_test=args.max_test)
     print_table(results)
     print(f"Results: {args.output_file}, {Path(args.output_file).with_suffix('.md')}")

@@ -6,19 +6,23 @@ The engine knows models and tasks, and nothing of files of data, metrics or web 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe
+from fintune.config import EvaluationConfig, Recipe
 from fintune.errors import DataError, ModelError
 from fintune.inference.prefix import Prefix, PrefixStore
 from fintune.tasks import Prediction, Record, Task, TaskSet
+from fintune.tasks.base import RegressionTask, TextFormat, softmax
 
 ROW_TOKENS = 8192
 """Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
 DECODED_TOKENS = 4 * ROW_TOKENS
 """Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
 
@@ -60,6 +64,8 @@ class Engine:
     def load(cls, model_path: str | Path | None = None, recipe: Recipe | None = None) -> Engine:
         """An adapter folder with its base model, or, without one, the recipe's untuned base.
 
+        An adapter keeps its own recipe; only `evaluation` is taken from the one given.
+
         Raises:
             ModelError: the folder is missing, damaged or no adapter, or the base cannot be loaded.
         """
@@ -73,7 +79,11 @@ class Engine:
             folder = None
         else:
             folder = lora_config.check_adapter(model_path)
+            asked = recipe
             recipe, tasks = manifest.read(folder, recipe)
+            if asked is not None:
+                recipe = recipe.model_copy(update={"evaluation": asked.evaluation})
+        configure(tasks, recipe.evaluation)
         precision = base.choose_precision(recipe.training)
         tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
         model = base.load_base_model(recipe.base_model, precision.dtype)
@@ -131,6 +141,7 @@ class Engine:
                 raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
+        self._free: dict[Task, list[float]] = {}
         precision = mixed_precision(self.model, self.peft_forwards)
         with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), precision:
             was_training = self.model.training
@@ -145,13 +156,21 @@ class Engine:
                 for batch in self._batches(
                     prompts, batch_size or self.batch_size, chosen, prefix.length
                 ):
-                    answers = run(chosen, [prompts[i] for i in batch], prefix)
+                    own = [records[i] for i in batch]
+                    answers = run(chosen, own, [prompts[i] for i in batch], prefix)
                     results.update(zip(batch, answers, strict=True))
                     if on_done:
                         on_done(len(batch))
             finally:
                 self.model.train(was_training)
         return [results[i] for i in range(len(records))]
+
+    def prompt_text(self, task: str, record: Record) -> str:
+        """The prompt as the model is asked it, cut where it would not fit."""
+        chosen = self.tasks[task]
+        budget = self.template.max_length - self._completion_budget(chosen)
+        ids, cut = self.template.prompt_ids(chosen, record, budget)
+        return self.tokenizer.decode(ids) if cut else self.template.prompt_text(chosen, record)
 
     def _prefix(self, task: Task, prompts: list[list[int]], use_adapter: bool) -> Prefix:
         """What every prompt of the task begins with, computed once."""
@@ -184,23 +203,51 @@ class Engine:
             tokens += own
         return batches
 
-    def _score(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[Prediction]:
-        """Decide by log p(candidate | prompt)."""
+    def _score(
+        self, task: Task, records: Sequence[Record], prompts: list[list[int]], prefix: Prefix
+    ) -> list[Prediction]:
+        """Decide by log p(candidate | prompt), calibrated where the task says so."""
+        free = self._content_free(task)
+        scores = self._log_likelihoods(task, prompts, prefix)
+        return [task.decide([s - c for s, c in zip(each, free, strict=True)]) for each in scores]
+
+    def _log_likelihoods(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[list[float]]:
+        """For each prompt that of each candidate; its mean over tokens where the task is normalized."""
         from fintune.inference.scoring import log_likelihoods
 
         answers = [self.template.completion_ids(candidate) for candidate in task.candidates()]
         scores = log_likelihoods(self.model, prompts, answers, self.by_blocks, self.head, prefix)
-        return [task.decide(each) for each in scores]
+        if task.normalization == "none":
+            return scores
+        return [[s / len(a) for s, a in zip(each, answers, strict=True)] for each in scores]
 
-    def _generate(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[Prediction]:
-        """Greedy decoding until end of text or `task.max_new_tokens`."""
+    def _content_free(self, task: Task) -> list[float]:
+        """For each candidate the log of its mean probability over inputs without content; 0s without
+        calibration. Subtracting it is Zhao et al.'s W = diag(p)⁻¹ (2021), up to the sum of probabilities."""
+        count = len(task.candidates())
+        if task.calibration == "none":
+            return [0.0] * count
+        if task not in self._free:
+            records = [Record(text=text) for text in CONTENT_FREE]
+            prompts = [self.template.prompt_ids(task, r, self.template.max_length)[0] for r in records]
+            shares = [softmax(each) for each in self._log_likelihoods(task, prompts, Prefix())]
+            means = [sum(share[i] for share in shares) / len(shares) for i in range(count)]
+            self._free[task] = [math.log(max(mean, 1e-12)) for mean in means]
+        return self._free[task]
+
+    def _generate(
+        self, task: Task, records: Sequence[Record], prompts: list[list[int]], prefix: Prefix
+    ) -> list[Prediction]:
+        """Greedy decoding until end of text or `task.max_new_tokens`, in the task's format."""
+        from fintune.inference.formats import allowed_tokens
         from fintune.inference.generation import greedy, greedy_plain
 
         budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
+        allowed = allowed_tokens(task.text_format, self.tokenizer, [r.text for r in records])
         if self.by_blocks:
-            found = greedy(self.model, prompts, prefix, budget, end, ROW_TOKENS)
+            found = greedy(self.model, prompts, prefix, budget, end, ROW_TOKENS, allowed)
         else:
-            found = greedy_plain(self.model, prompts, budget, end, self.tokenizer.pad_token_id)
+            found = greedy_plain(self.model, prompts, budget, end, self.tokenizer.pad_token_id, allowed)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         return [
             replace(task.parse(text), token_probability=each.probability)
@@ -211,6 +258,19 @@ class Engine:
         if use_adapter or not hasattr(self.model, "disable_adapter"):
             return contextlib.nullcontext()
         return self.model.disable_adapter()
+
+
+def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
+    """Make tasks answer as the recipe's `evaluation` says."""
+    for task in tasks:
+        if task.type == "classification":
+            task.calibration = config.calibration
+            if config.label_normalization != "auto":
+                task.normalization = config.label_normalization
+        if isinstance(task, RegressionTask):
+            task.answers_with = config.number_decoding
+        if task.name in config.formats:
+            task.text_format = TextFormat(**config.formats[task.name].model_dump())
 
 
 def newest_adapter(root: str | Path = "output") -> Path:
