@@ -2,15 +2,14 @@
 
 Headlines: fintune scores the labels; (a) `generate` is asked for a few tokens, one text at a time (the plain
 loop most tutorials show) and in padded batches; (b) lm-evaluation-harness runs the exported task (see
-`fintune evaluate --export_lm_eval`), with its default batch of 1 and with batches. Questions: fintune's decoding
-beside `generate`, one at a time and in batches. The adapter is trained here for a minute, so that `generate`
-answers with labels at all; `headline_vs_generate` and `headline_vs_lm_eval` compare with the one-at-a-time
-loop and with lm-eval's default, and agreement with each is reported.
+`fintune evaluate --export_lm_eval`), with its default batch of 1 and with batches. Questions: fintune's
+decoding beside `generate`, one at a time and in batches. The adapter is trained here for a minute, so that
+`generate` answers with labels at all; `headline_vs_generate` and `headline_vs_lm_eval` compare with the
+one-at-a-time loop and with lm-eval's default, and agreement with each is reported.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -107,7 +106,7 @@ def generated(model: Any, tokenizer: Any, task: Any, batch: int) -> Callable[[li
         for i in range(0, len(part), batch):
             texts = [template.prompt_text(task, record) for record in part[i : i + batch]]
             inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-            with torch.no_grad(), lora_precision(model):
+            with torch.no_grad():
                 output = model.generate(
                     **inputs.to(model.device),
                     max_new_tokens=longest,
@@ -123,30 +122,23 @@ def generated(model: Any, tokenizer: Any, task: Any, batch: int) -> Callable[[li
     return run
 
 
-def lora_precision(model: Any) -> Any:
-    """PEFT's own mixed precision: nothing is changed (fp32 adapters over a bf16 base are cast by PEFT)."""
-    return contextlib.nullcontext()
-
-
-def by_lm_eval(model: Any, tokenizer: Any, tasks: Any, task: str, batch: int) -> Callable[[list[Any]], list[str]]:
+def by_lm_eval(
+    model: Any, tokenizer: Any, tasks: Any, task: str, batch: int
+) -> Callable[[list[Any]], list[str]]:
     """lm-evaluation-harness on the exported task; its answer is the choice of the highest log-likelihood."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from fintune.data.templates import PromptTemplate
     from fintune.evaluation.lm_eval import export, task_name
-    from fintune.inference.engine import Engine
 
+    template = PromptTemplate(tokenizer, 1024)
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
     def run(part: list[Any]) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
-            exporter = Engine.__new__(Engine)  # prompts alone: the model that is timed stays PEFT's own
-            exporter.tasks, exporter.tokenizer = tasks, tokenizer
-            from fintune.data.templates import PromptTemplate
-
-            exporter.template = PromptTemplate(tokenizer, 1024)
-            export(exporter, {task: part}, Path(folder) / "tasks")
+            export(tasks, template, {task: part}, Path(folder) / "tasks")
             manager = TaskManager(include_path=str(Path(folder) / "tasks"), include_defaults=False)
             found = simple_evaluate(plain, tasks=[task_name(task)], task_manager=manager, bootstrap_iters=0)
         samples = sorted(found["samples"][task_name(task)], key=lambda sample: sample["doc_id"])

@@ -231,7 +231,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
         records = {name: prepared.records(name, "test")[: args.max_test] for name in names}
-        tasks = export(engine, records, args.export_lm_eval)
+        tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0
     results = evaluate(engine, prepared, recipe.evaluation, Path(args.output_file), max_test=args.max_test)

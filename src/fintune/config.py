@@ -128,8 +128,8 @@ class TrainingConfig(_Section):
     warmup_ratio: Number = Field(0.0, ge=0, lt=1)
     """Warm up over this share of all steps instead of `warmup_steps`."""
     regression_loss_weight: Number = Field(0.0, ge=0)
-    """Regression-aware training (Lukasik et al., 2025): so many times the squared error of the expectation over
-    the levels, in variances of the training targets, is added to the loss of each regression example."""
+    """Regression-aware training (Lukasik et al., 2025): so many times the squared error of the expectation
+    over the levels, in variances of the training targets, is added to each regression example's loss."""
     fp16: bool = False
     bf16: bool | None = None
     """None uses bfloat16 where the hardware computes in it, and fp32 elsewhere."""
@@ -303,7 +303,7 @@ class EvaluationConfig(_Section):
     bertscore_encoder: str | None = None
     """A local encoder folder for BERTScore; None is the one the `eval` extra installs."""
     label_normalization: Literal["auto", "none", "tokens"] = "auto"
-    """none: labels by log p of all their tokens; tokens: by its mean; auto: as validation chose in training."""
+    """none: labels by log p of all their tokens; tokens: by its mean; auto: as validation chose."""
     calibration: Literal["none", "contextual"] = "none"
     """contextual: labels are divided by their probability after content-free inputs (Zhao et al., 2021)."""
     number_decoding: Literal["expectation", "greedy"] = "expectation"

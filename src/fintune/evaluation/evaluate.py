@@ -26,7 +26,9 @@ from fintune.evaluation.baselines import baseline_predictions
 from fintune.evaluation.errors import analyse, shorten
 from fintune.evaluation.metrics import bertscore_examples, find_encoder, score_examples
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
-from fintune.files import atomic_write, write_json, write_jsonl
+from fintune.files import atomic_write, file_sha256, write_json, write_jsonl
+from fintune.inference.engine import configure
+from fintune.models.lora_config import WEIGHTS
 from fintune.provenance import machine, versions
 from fintune.tasks import Prediction, Record, Task
 
@@ -57,7 +59,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every prepared task, write the files and return the results as written.
 
-    Results: `format`, `fintune`, `created`, `complete` (false while tasks are missing), `seconds`, `model`,
+    An evaluation that was stopped goes on where it was: tasks whose results stand in `output_file` under the
+    same key (`resume_key`) are not asked again.
+
+    Results: `format`, `fintune`, `created`, `key`, `complete` (false while tasks are missing), `seconds`, `model`,
     `data`, `settings`, `versions`, `machine`, and `tasks`: name → `type`, `dataset`, `headline_metrics`,
     `systems` (baseline, base, adapter → `name`, `n`, `metrics`, `seconds`, `examples_per_second`; the
     model's own has `metrics_interval`, metric → [low, high]; a base that answered fewer examples than
@@ -84,15 +89,20 @@ def evaluate(
         "complete": False,
         "tasks": {},
     }
-    rows: list[dict[str, Any]] = []
+    results["key"] = resume_key(engine, prepared, results["settings"])
+    results["tasks"], rows, before = _kept(output, results)
+    if results["tasks"]:
+        say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
     try:
         for task in tasks:
+            if task.name in results["tasks"]:
+                continue
             runner = _TaskRun(engine, prepared, config, task, max_test, progress)
             entry, task_rows = runner.run(encoder, skipped)
             entry["dataset"] = prepared.manifest["tasks"][task.name].get("dataset", "")
             results["tasks"][task.name] = entry
             results["complete"] = len(results["tasks"]) == len(tasks)
-            results["seconds"] = round(time.perf_counter() - started, 2)
+            results["seconds"] = round(before + time.perf_counter() - started, 2)
             rows += task_rows
             _write(output, results, rows)
             say(report.summary_line(results, task.name))
@@ -168,6 +178,7 @@ class _TaskRun:
         known = self.engine.tasks.tasks.get(self.task.name)
         if self.engine.adapter is None or getattr(known, "levels", None) == []:
             self.engine.tasks.tasks[self.task.name] = self.task
+        configure(self.engine.tasks, self.config)
 
     def _bar(self, what: str, total: int) -> Any:
         from tqdm import tqdm
@@ -248,6 +259,8 @@ class _TaskRun:
                 "target": record.target,
                 "prediction": answer.value,
                 "probabilities": dict(answer.probabilities) if answer.probabilities else None,
+                "interval": list(answer.interval) if answer.interval else None,
+                "token_probability": answer.token_probability,
                 "scores": {name: values[i] for name, values in scores.items()},
                 "baseline_prediction": plain[i].value,
             }
@@ -288,6 +301,30 @@ def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
     if encoder is None:
         return None, f"there is no encoder: {how}  or set evaluation.bertscore_encoder to an encoder's folder"
     return encoder, ""
+
+
+def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:
+    """What two evaluations must share for one to go on with the other's results: adapter, base, data,
+    settings and the version of fintune."""
+    weights = None if engine.adapter is None else engine.adapter / WEIGHTS
+    adapter = file_sha256(weights) if weights and weights.is_file() else str(engine.adapter)
+    data = prepared.manifest.get("files"), prepared.manifest.get("key")
+    parts = [FORMAT, __version__, engine.base_name, adapter, data, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
+    """The tasks, rows and seconds of a stopped evaluation with the key of `results`; none of any other."""
+    files = output_files(output)
+    try:
+        old = json.loads(files["results"].read_text(encoding="utf-8"))
+        if old["complete"] or old["key"] != results["key"]:
+            return {}, [], 0.0
+        lines = files["predictions"].read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["task"] in old["tasks"]]
+        return old["tasks"], rows, float(old["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another format
+        return {}, [], 0.0
 
 
 def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -153,9 +153,7 @@ class Engine:
                     for r in records
                 ]
                 prefix = self._prefix(chosen, prompts, use_adapter)
-                for batch in self._batches(
-                    prompts, batch_size or self.batch_size, chosen, prefix.length
-                ):
+                for batch in self._batches(prompts, batch_size or self.batch_size, chosen, prefix.length):
                     own = [records[i] for i in batch]
                     answers = run(chosen, own, [prompts[i] for i in batch], prefix)
                     results.update(zip(batch, answers, strict=True))
@@ -164,13 +162,6 @@ class Engine:
             finally:
                 self.model.train(was_training)
         return [results[i] for i in range(len(records))]
-
-    def prompt_text(self, task: str, record: Record) -> str:
-        """The prompt as the model is asked it, cut where it would not fit."""
-        chosen = self.tasks[task]
-        budget = self.template.max_length - self._completion_budget(chosen)
-        ids, cut = self.template.prompt_ids(chosen, record, budget)
-        return self.tokenizer.decode(ids) if cut else self.template.prompt_text(chosen, record)
 
     def _prefix(self, task: Task, prompts: list[list[int]], use_adapter: bool) -> Prefix:
         """What every prompt of the task begins with, computed once."""

@@ -37,6 +37,8 @@ class _Bullets:
     """Lines that begin with a dash, at most `count` of them, each of at most `tokens` tokens."""
 
     def __init__(self, tokenizer: Any, count: int, tokens: int | None) -> None:
+        import torch
+
         self.count, self.tokens = count, tokens
         self.end = tokenizer.eos_token_id
         (self.line,) = _ids(tokenizer, "\n")
@@ -46,11 +48,13 @@ class _Bullets:
         # Tokens with a line end inside another text would begin lines that are not counted.
         hidden = {i for i, piece in enumerate(pieces) if "\n" in piece and i != self.line}
         special = set(tokenizer.all_special_ids) - {self.end}
-        self.inside = [i for i in range(size) if i not in hidden and i not in special]
-        self.last = [i for i in self.inside if i != self.line]
+        inside = [i for i in range(size) if i not in hidden and i not in special]
+        self.any = torch.tensor(inside)
+        self.no_line = torch.tensor([i for i in inside if i != self.line])
+        self.word = torch.tensor([i for i in inside if i not in (self.line, self.end)])
 
-    def next(self, sofar: Sequence[int]) -> Sequence[int]:
-        lines = sofar.count(self.line) if sofar else 0  # type: ignore[attr-defined]
+    def next(self, sofar: Sequence[int]) -> Any:
+        lines = list(sofar).count(self.line)
         begun = 0
         for token in reversed(sofar):
             if token == self.line:
@@ -62,8 +66,8 @@ class _Bullets:
         if self.tokens is not None and begun >= self.tokens:
             return [self.end] if final else [self.line, self.end]
         if begun < 2:  # a dash alone is no point
-            return [i for i in self.last if i != self.end]
-        return self.last if final else self.inside
+            return self.word
+        return self.no_line if final else self.any
 
 
 class _Passage:

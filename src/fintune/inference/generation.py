@@ -21,8 +21,9 @@ from fintune.inference.prefix import Prefix
 from fintune.models.attention import Decode
 from fintune.models.likelihood import row_inputs
 
-Allowed = Callable[[int, Sequence[int]], Sequence[int] | None]
-"""(Number of the prompt, the tokens it has so far) → the tokens that may come next; None is any."""
+Allowed = Callable[[int, Sequence[int]], Any]
+"""(Number of the prompt, the tokens it has so far) → the tokens that may come next, as a list or a tensor;
+None is any."""
 
 COMPACT = 0.75
 """When no more than this share of the batch still writes, the others' part of the cache is dropped."""
@@ -99,9 +100,7 @@ def greedy(
     for step in range(max_new_tokens):
         sofar = [answers[row].ids for row in rows]
         tokens, log_probabilities = _most_likely(logits, rows, sofar, allowed)
-        for place, (token, value) in enumerate(
-            zip(tokens.tolist(), log_probabilities.tolist(), strict=True)
-        ):
+        for place, (token, value) in enumerate(zip(tokens.tolist(), log_probabilities.tolist(), strict=True)):
             if writing[place]:
                 answers[rows[place]].log_probabilities.append(value)
                 writing[place] = token != end
@@ -144,7 +143,7 @@ def greedy_plain(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     everything = range(model.get_output_embeddings().weight.shape[0])
 
-    def choice(row: int, sofar: Any) -> Sequence[int]:
+    def choice(row: int, sofar: Any) -> Any:
         found = allowed(row, sofar[longest:].tolist()) if allowed is not None else None
         return everything if found is None else found
 
@@ -181,7 +180,7 @@ def _most_likely(
         for place, (row, ids) in enumerate(zip(rows, sofar, strict=True)):
             choice = allowed(row, ids)
             if choice is not None:
-                chosen = torch.tensor(list(choice), device=logits.device)
+                chosen = torch.as_tensor(choice, device=logits.device)
                 kept = scores[place, chosen]
                 scores[place] = float("-inf")
                 scores[place, chosen] = kept
@@ -192,7 +191,7 @@ def _most_likely(
 def _prefill(
     model: Any, prompts: Sequence[Sequence[int]], prefix: Prefix, row_tokens: int, room: int
 ) -> tuple[Any, list[_Slots]]:
-    """(B, V) logits after each prompt, and each layer's keys and values, left-padded, with `room` for more."""
+    """(B, V) logits after each prompt, and each layer's keys and values, left-padded, with `room`."""
     p, longest = prefix.length, max(map(len, prompts))
     outputs = []
     buffers: list[tuple[Any, Any]] = []

@@ -23,7 +23,7 @@ class Prefix:
     states: list[tuple[Any, Any]] = field(default_factory=list)
 
     def cache(self) -> Any:
-        """A Transformers cache that begins with the prefix; what is added to it does not change the prefix."""
+        """A Transformers cache that begins with the prefix; adding to it leaves the prefix as it is."""
         from transformers import DynamicCache
 
         return DynamicCache(self.states) if self.length else DynamicCache()

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from fintune.errors import DataError
@@ -297,7 +298,7 @@ class RegressionTask(Task):
         values = [float(level) for level in self.levels]
         if len(values) == 1:
             return values[0]
-        inner = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+        inner = [(a + b) / 2 for a, b in pairwise(values)]
         edges = [2 * values[0] - inner[0], *inner, 2 * values[-1] - inner[-1]]
         below = 0.0
         for i, p in enumerate(probabilities.values()):

@@ -55,6 +55,7 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         DataError: no task has both examples and a weight.
     """
     from fintune.data.sampling import quotas, schedule, shares
+    from fintune.training.steps import add_levels
 
     mix, training = recipe.multi_task, recipe.training
     weights = {task.name: mix.task_weights.get(task.name, 1.0) for task in tasks}
@@ -68,6 +69,8 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     per_epoch = quotas(share, mix.samples_per_epoch or sum(sizes.values()))
     per_epoch = {name: count for name, count in per_epoch.items() if count}
     examples = [template.example(tasks[name], record) for name in per_epoch for record in records[name]]
+    if training.regression_loss_weight:
+        examples = add_levels(examples, [r for name in per_epoch for r in records[name]], tasks, template)
     step_size = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = schedule(
         [example.task for example in examples], per_epoch, training.num_train_epochs, step_size, training.seed
@@ -154,6 +157,7 @@ def train(
     trainable, total = lora_config.count_parameters(model)
 
     from fintune.inference.engine import Engine
+    from fintune.inference.normalization import NORMALIZATION_EXAMPLES, choose_normalization
     from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
@@ -168,6 +172,11 @@ def train(
     if recipe.training.torch_compile:
         count = fast_norm.enable(model, compiled=True)
         say(f"{count} normalizations are compiled: the first step takes longer.")
+    if recipe.training.regression_loss_weight and not engine.by_blocks:
+        raise ConfigError(
+            f"training.regression_loss_weight is {recipe.training.regression_loss_weight}, but "
+            f"{recipe.base_model.name} cannot compute several answers to one prompt in a row: set it to 0."
+        )
     share = recipe.training.shared_prefix and engine.by_blocks
     builder = StepBuilder(
         plan.examples,
@@ -210,6 +219,7 @@ def train(
         batch_size=recipe.training.per_device_train_batch_size,
         pissa_start=pissa_start,
         loraplus_lr_ratio=recipe.training.loraplus_lr_ratio,
+        regression_loss_weight=recipe.training.regression_loss_weight,
         meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,
@@ -247,6 +257,8 @@ def train(
         "matrix_peak_flops": round(trainer.meter.peak),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
+    scored = {name: prepared.records(name, "validation")[:NORMALIZATION_EXAMPLES] for name in plan.per_epoch}
+    facts["label_normalization"] = choose_normalization(engine, scored, recipe.evaluation)
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
     staging = output_dir / ".adapter-in-writing"
     if state.is_main_process:
