@@ -29,7 +29,7 @@ from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals
 from fintune.files import atomic_write, file_sha256, write_json, write_jsonl
 from fintune.inference.engine import configure
 from fintune.models.lora_config import WEIGHTS
-from fintune.provenance import machine, versions
+from fintune.provenance import git_commit, machine, versions
 from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def evaluate(
     An evaluation that was stopped goes on where it was: tasks whose results stand in `output_file` under the
     same key (`resume_key`) are not asked again.
 
-    Results: `format`, `fintune`, `created`, `key`, `complete` (false while tasks are missing), `seconds`, `model`,
-    `data`, `settings`, `versions`, `machine`, and `tasks`: name → `type`, `dataset`, `headline_metrics`,
-    `systems` (baseline, base, adapter → `name`, `n`, `metrics`, `seconds`, `examples_per_second`; the
-    model's own has `metrics_interval`, metric → [low, high]; a base that answered fewer examples than
-    the adapter has `adapter_metrics`, the adapter's on those same ones), `errors` (see `errors.analyse`)
+    Results: `format`, `fintune`, `created`, `key`, `complete` (false while tasks are missing), `seconds`,
+    `model`, `data`, `settings`, `versions`, `machine`, and `tasks`: name → `type`, `dataset`,
+    `headline_metrics`, `systems` (baseline, base, adapter → `name`, `n`, `metrics`, `seconds`,
+    `examples_per_second`; the model's own has `metrics_interval`, metric → [low, high]; a base that
+    answered fewer examples than the adapter has `adapter_metrics`, the adapter's on those same ones), `errors` (see `errors.analyse`)
     and for summarization `bertscore`, or just `skipped`, the reason. A metric that is not defined is null.
 
     Args:
@@ -89,7 +89,9 @@ def evaluate(
         "complete": False,
         "tasks": {},
     }
-    results["key"] = resume_key(engine, prepared, results["settings"])
+    results["key"] = resume_key(
+        engine, prepared, {**results["settings"], "encoder": encoder and encoder.name}
+    )
     results["tasks"], rows, before = _kept(output, results)
     if results["tasks"]:
         say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
@@ -305,11 +307,11 @@ def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
 
 def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:
     """What two evaluations must share for one to go on with the other's results: adapter, base, data,
-    settings and the version of fintune."""
+    settings and the version of fintune's code."""
     weights = None if engine.adapter is None else engine.adapter / WEIGHTS
     adapter = file_sha256(weights) if weights and weights.is_file() else str(engine.adapter)
     data = prepared.manifest.get("files"), prepared.manifest.get("key")
-    parts = [FORMAT, __version__, engine.base_name, adapter, data, settings]
+    parts = [FORMAT, __version__, git_commit(), engine.base_name, adapter, data, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

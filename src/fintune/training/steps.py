@@ -49,7 +49,7 @@ class Step:
 
     Attributes:
         rows: the forward passes.
-        weights: for each row (spans,) float32, w_i / Σ w of its examples; 0 of levels that are not the target.
+        weights: for each row (spans,) float32, w_i / Σ w of its examples; 0 of levels beside the target.
         tasks: for each row the task of each of its spans (none of a padding row, "" of such a level).
         expectations: for each row its regression examples, where their expectation is trained; else None.
         examples: the number of examples.
