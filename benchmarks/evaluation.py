@@ -83,7 +83,7 @@ def measure(system: str, task: str, count: int, adapter: str, data_dir: str | No
     elif system.startswith("generate"):
         run = generated(model, tokenizer, tasks[task], BATCH if system.endswith("batched") else 1)
     else:
-        run = by_lm_eval(model, tokenizer, tasks, task, BATCH if system.endswith("batched") else 1)
+        run = by_lm_eval(model, tokenizer, tasks, task, found, BATCH if system.endswith("batched") else 1)
     run(found[:4])
     begun = time.perf_counter()
     answers = run(found)
@@ -123,7 +123,7 @@ def generated(model: Any, tokenizer: Any, task: Any, batch: int) -> Callable[[li
 
 
 def by_lm_eval(
-    model: Any, tokenizer: Any, tasks: Any, task: str, batch: int
+    model: Any, tokenizer: Any, tasks: Any, task: str, found: list[Any], batch: int
 ) -> Callable[[list[Any]], list[str]]:
     """lm-evaluation-harness on the exported task; its answer is the choice of the highest log-likelihood."""
     from lm_eval.evaluator import simple_evaluate
@@ -133,15 +133,15 @@ def by_lm_eval(
     from fintune.data.templates import PromptTemplate
     from fintune.evaluation.lm_eval import export, task_name
 
-    template = PromptTemplate(tokenizer, 1024)
+    folder = Path(tempfile.mkdtemp()) / "tasks"
+    export(tasks, PromptTemplate(tokenizer, 1024), {task: found}, folder)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
     def run(part: list[Any]) -> list[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            export(tasks, template, {task: part}, Path(folder) / "tasks")
-            manager = TaskManager(include_path=str(Path(folder) / "tasks"), include_defaults=False)
-            found = simple_evaluate(plain, tasks=[task_name(task)], task_manager=manager, bootstrap_iters=0)
-        samples = sorted(found["samples"][task_name(task)], key=lambda sample: sample["doc_id"])
+        name = task_name(task)
+        done = simple_evaluate(plain, tasks=[name], task_manager=manager, limit=len(part), bootstrap_iters=0)
+        samples = sorted(done["samples"][name], key=lambda sample: sample["doc_id"])
         labels = tasks[task].candidates()
         scores = [[float(value) for value, _ in sample["filtered_resps"]] for sample in samples]
         return [labels[row.index(max(row))] for row in scores]
@@ -150,7 +150,7 @@ def by_lm_eval(
 
 
 def main() -> None:
-    flags = parser(__doc__, "200 headlines and 24 questions, one round", 4)
+    flags = parser(__doc__, "100 headlines and 16 questions, one round", 4)
     flags.add_argument("--model_path", help="an adapter to use instead of training one for a minute")
     args = flags.parse_args()
     if args.measure:
@@ -160,7 +160,7 @@ def main() -> None:
         else:
             answer(lambda: measure(system, task, int(count), adapter, args.data_dir))
         return
-    rounds, sizes = (1, {"headline": 200, "qa": 24}) if args.quick else (3, {"headline": 600, "qa": 96})
+    rounds, sizes = (1, {"headline": 100, "qa": 16}) if args.quick else (3, {"headline": 600, "qa": 96})
     flat: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         adapter = args.model_path or folder

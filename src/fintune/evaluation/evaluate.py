@@ -66,8 +66,9 @@ def evaluate(
     `model`, `data`, `settings`, `versions`, `machine`, and `tasks`: name → `type`, `dataset`,
     `headline_metrics`, `systems` (baseline, base, adapter → `name`, `n`, `metrics`, `seconds`,
     `examples_per_second`; the model's own has `metrics_interval`, metric → [low, high]; a base that
-    answered fewer examples than the adapter has `adapter_metrics`, the adapter's on those same ones), `errors` (see `errors.analyse`)
-    and for summarization `bertscore`, or just `skipped`, the reason. A metric that is not defined is null.
+    answered fewer examples than the adapter has `adapter_metrics`, the adapter's on those same ones),
+    `errors` (see `errors.analyse`) and for summarization `bertscore`, or just `skipped`, the reason. A
+    metric that is not defined is null.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.

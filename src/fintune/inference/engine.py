@@ -141,11 +141,11 @@ class Engine:
                 raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
-        self._free: dict[Task, list[float]] = {}
         precision = mixed_precision(self.model, self.peft_forwards)
         with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), precision:
             was_training = self.model.training
             self.model.eval()
+            self._free: dict[Task, list[float]] = {}
             try:
                 reserve = self._completion_budget(chosen)
                 prompts = [
