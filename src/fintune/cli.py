@@ -100,6 +100,11 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--max_test", type=_count, metavar="N", help="test examples per task at most")
     command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases too")
+    command.add_argument(
+        "--export_lm_eval",
+        metavar="DIR",
+        help="write the label tasks for lm-evaluation-harness to a folder, and evaluate nothing",
+    )
     _recipe_flags(command)
 
 
@@ -305,6 +310,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         recipe = _recipe(args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
+    if args.export_lm_eval:
+        from fintune.evaluation.lm_eval import export
+
+        names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
+        records = {name: prepared.records(name, "test")[: args.max_test] for name in names}
+        tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
+        print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
+        return 0
     config = recipe.evaluation.tracked(args.use_wandb)
     results = evaluate(engine, prepared, config, Path(args.output_file), max_test=args.max_test)
     print_table(results)

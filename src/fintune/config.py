@@ -127,6 +127,9 @@ class TrainingConfig(_Section):
     warmup_steps: int = Field(100, ge=0)
     warmup_ratio: Number = Field(0.0, ge=0, lt=1)
     """Warm up over this share of all steps instead of `warmup_steps`."""
+    regression_loss_weight: Number = Field(0.0, ge=0)
+    """Regression-aware training (Lukasik et al., 2025): so many times the squared error of the expectation
+    over the levels, in variances of the training targets, is added to each regression example's loss."""
     fp16: bool = False
     bf16: bool | None = None
     """None uses bfloat16 where the hardware computes in it, and fp32 elsewhere."""
@@ -279,8 +282,27 @@ class DataConfig(_Section):
     tasks: dict[str, TaskDataConfig] = {}
 
 
+class TextFormatConfig(_Section):
+    """How a text task's answers must look; each part is off by default."""
+
+    bullets: int | None = Field(None, gt=0)
+    """At most so many lines, each of which begins with a dash."""
+    bullet_tokens: int | None = Field(None, gt=3)
+    """At most so many tokens in each of them."""
+    copy_spans: bool = False
+    """The answer is a passage of the record's text, word for word."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> TextFormatConfig:
+        if self.copy_spans and (self.bullets or self.bullet_tokens):
+            raise ValueError("copy_spans and bullets exclude each other: keep one of them")
+        if self.bullet_tokens and not self.bullets:
+            raise ValueError("bullet_tokens is set, but bullets, how many there may be, is not: set both")
+        return self
+
+
 class EvaluationConfig(_Section):
-    """What stands beside the adapter's figures, and how much of it."""
+    """How the model is asked, and what stands beside its figures."""
 
     batch_size: int = Field(16, gt=0)
     base_model: bool = True
@@ -297,6 +319,14 @@ class EvaluationConfig(_Section):
     """Where the final figures and tables go besides the files."""
     bertscore_encoder: str | None = None
     """A local encoder folder for BERTScore; None is the one the `eval` extra installs."""
+    label_normalization: Literal["auto", "none", "tokens"] = "auto"
+    """none: labels by log p of all their tokens; tokens: by its mean; auto: as validation chose."""
+    calibration: Literal["none", "contextual"] = "none"
+    """contextual: labels are divided by their probability after content-free inputs (Zhao et al., 2021)."""
+    number_decoding: Literal["expectation", "greedy"] = "expectation"
+    """expectation: the mean of the distribution over levels (Lukasik et al., 2025); greedy: its likeliest."""
+    formats: dict[str, TextFormatConfig] = {}
+    """Text task → how its answers must look."""
 
     def tracked(self, use_wandb: bool) -> EvaluationConfig:
         """The same, reporting to W&B too if `use_wandb`."""
@@ -340,6 +370,7 @@ class Recipe(_Section):
             ("multi_task.task_weights", self.multi_task.task_weights),
             ("multi_task.sampling_weights", self.multi_task.sampling_weights),
             ("data.tasks", self.data.tasks),
+            ("evaluation.formats", self.evaluation.formats),
         ):
             for name in names:
                 if name not in known and not self.plugins and name not in _entry_point_tasks():
@@ -459,10 +490,10 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys of the section that holds the last key of `location`."""
     model: Any = Recipe
     for part in location[:-1]:
-        if isinstance(part, int) or model is TaskDataConfig:
+        if isinstance(part, int) or model in (TaskDataConfig, TextFormatConfig):
             continue
-        if model is DataConfig and part == "tasks":
-            model = TaskDataConfig
+        if (model, part) in ((DataConfig, "tasks"), (EvaluationConfig, "formats")):
+            model = TaskDataConfig if part == "tasks" else TextFormatConfig
             continue
         model = CustomTaskConfig if part == "custom_task" else model.model_fields[part].annotation
     return [*model.model_fields, *(["batch_size"] if model is TrainingConfig else [])]

@@ -30,6 +30,10 @@ def as_dict(task: str, prediction: Prediction) -> Line:
         answer["prediction"] = round(prediction.value, 4)
     if prediction.probabilities:
         answer["probabilities"] = {k: round(p, 6) for k, p in prediction.probabilities.items()}
+    if prediction.interval:
+        answer["interval"] = [round(bound, 4) for bound in prediction.interval]
+    if prediction.token_probability is not None:
+        answer["token_probability"] = round(prediction.token_probability, 6)
     return answer
 
 

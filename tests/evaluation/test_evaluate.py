@@ -1,6 +1,11 @@
 """evaluate(): three systems side by side, files that agree with one another, work that survives a stop."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from rules import RuleEngine
@@ -215,3 +220,63 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
     assert sentiment["labels"] == prepared.task_set()["sentiment"].candidates()
     assert sentiment["clusters"]["n"] <= 12 and results["published"] == []
     assert {"per_class", "reliability", "risk_coverage"} <= set(sentiment["systems"]["adapter"]["details"])
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from rules import RuleEngine
+from fintune.config import EvaluationConfig
+from fintune.data.datasets import load_prepared
+from fintune.evaluation import metrics
+from fintune.evaluation.evaluate import evaluate
+
+metrics.ENCODER_PACKAGE = "no_such_package"
+
+class Slow(RuleEngine):
+    def predict(self, task, records, **options):
+        if task == "qa":
+            time.sleep(600)
+        return super().predict(task, records, **options)
+
+prepared = load_prepared(sys.argv[1])
+engine, config = Slow(prepared.task_set()), EvaluationConfig(base_model_max_test=5, baselines=[])
+evaluate(engine, prepared, config, sys.argv[2], progress=False)
+"""
+
+
+def test_an_evaluation_that_was_killed_goes_on_and_one_of_other_settings_begins_anew(run, prepared, tmp_path):
+    whole, whole_rows, _, _ = run()
+    files = output_files(tmp_path / "out" / "results.json")
+    for path in files.values():
+        path.unlink()
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", SLOW, str(prepared.folder), str(files["results"]), here]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    try:
+        while not files["results"].exists() or len(json.loads(files["results"].read_text())["tasks"]) < 3:
+            assert time.monotonic() < deadline and process.poll() is None, "three tasks were not evaluated"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    stopped = files["results"].read_text(), files["predictions"].read_text()
+
+    engine = RuleEngine(prepared.task_set())
+    results, rows, lines, _ = run(engine)
+    assert {task for task, _, _ in engine.asked} == {"qa", "regression"}
+    assert any("Going on" in line for line in lines) and results["complete"] and rows == whole_rows
+    for name, entry in whole["tasks"].items():
+        for system, figures in entry["systems"].items():
+            assert results["tasks"][name]["systems"][system]["metrics"] == figures["metrics"]
+    again = RuleEngine(prepared.task_set())
+    run(again)  # what is complete is evaluated anew
+    assert len({task for task, _, _ in again.asked}) == 5
+
+    files["results"].write_text(stopped[0])
+    files["predictions"].write_text(stopped[1])
+    other = RuleEngine(prepared.task_set())
+    run(other, max_test=7)
+    assert len({task for task, _, _ in other.asked}) == 5

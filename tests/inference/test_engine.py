@@ -102,3 +102,99 @@ def test_a_trained_adapter_answers_every_task_and_the_untuned_base_still_answers
     untuned = engine.predict("sentiment", record, use_adapter=False)[0]
     base = Engine.load(None, tiny_recipe()).predict("sentiment", record)[0]
     assert list(untuned.probabilities.values()) == pytest.approx(list(base.probabilities.values()), rel=1e-4)
+
+
+def test_labels_can_be_compared_by_the_mean_of_their_tokens(engine, monkeypatch):
+    task, records = engine.tasks["headline"], some("headline", 3)
+    lengths = [len(engine.template.completion_ids(label)) for label in task.labels]
+    plain = engine.predict("headline", records)
+    monkeypatch.setattr(task, "normalization", "tokens")
+    for before, after in zip(plain, engine.predict("headline", records), strict=True):
+        a, b = (torch.tensor(list(p.probabilities.values())).log() for p in (before, after))
+        n = torch.tensor(lengths, dtype=torch.float)
+        # log p is known up to a constant c in both, so n · (b + c') = a + c holds for one pair of constants.
+        unknown = torch.stack([n, -torch.ones(3)], 1)
+        solution = torch.linalg.lstsq(unknown, (a - n * b)[:, None])
+        assert torch.allclose(unknown @ solution.solution, (a - n * b)[:, None], atol=1e-3)
+
+
+def test_contextual_calibration_divides_by_the_answer_to_inputs_without_content(engine, monkeypatch):
+    from fintune.inference.engine import CONTENT_FREE
+
+    task, records = engine.tasks["sentiment"], some("sentiment", 3)
+    plain = engine.predict("sentiment", records)
+    shares = []
+    for text in CONTENT_FREE:
+        ids, _ = engine.template.prompt_ids(task, Record(text=text), 200)
+        scores = []
+        for label in task.labels:
+            answer = engine.template.completion_ids(label)
+            with torch.no_grad():
+                logits = engine.model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+            scores.append(torch.log_softmax(logits, -1)[range(len(answer)), answer].sum())
+        shares.append(torch.softmax(torch.stack(scores), 0))
+    free = torch.stack(shares).mean(0)
+    monkeypatch.setattr(task, "calibration", "contextual")
+    for before, after in zip(plain, engine.predict("sentiment", records), strict=True):
+        expected = torch.tensor(list(before.probabilities.values())) / free
+        expected = (expected / expected.sum()).tolist()
+        assert list(after.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_every_answer_carries_a_probability_or_an_interval(engine):
+    label = engine.predict("sentiment", some("sentiment", 1))[0]
+    assert label.confidence == label.probabilities[label.value]
+    record = some("qa", 1)[0]
+    answer = engine.predict("qa", [record])[0]
+    ids = engine.template.prompt_ids(engine.tasks["qa"], record, 200)[0]
+    budget = engine._completion_budget(engine.tasks["qa"])
+    tokens = engine.model.generate(torch.tensor([ids]), max_new_tokens=budget, do_sample=False)[0].tolist()
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([tokens])).logits[0, len(ids) - 1 : -1]
+    own = torch.log_softmax(logits, -1)[range(len(tokens) - len(ids)), tokens[len(ids) :]]
+    assert answer.value == engine.tokenizer.decode(tokens[len(ids) :], skip_special_tokens=True).strip()
+    assert answer.token_probability == answer.confidence == pytest.approx(float(own.mean().exp()), rel=1e-3)
+
+
+def test_a_kept_prefix_serves_later_calls_and_one_that_is_not_kept_follows_the_weights(engine):
+    record = some("sentiment", 1)
+    first = engine.predict("sentiment", record)[0]
+    assert engine.prefixes._known and engine.predict("sentiment", record)[0] == first
+    keeper, weight = engine.prefixes, engine.model.model.layers[0].self_attn.k_proj.weight
+    engine.prefixes = type(keeper)(keep=False)
+    engine.predict("sentiment", record)
+    with torch.no_grad():
+        weight *= 2
+    try:
+        after = engine.predict("sentiment", record)[0]
+        engine.by_blocks = False
+        plain = engine.predict("sentiment", record)[0]
+    finally:
+        engine.by_blocks, engine.prefixes = True, keeper
+        with torch.no_grad():
+            weight /= 2
+    assert after != first
+    assert list(after.probabilities.values()) == pytest.approx(list(plain.probabilities.values()), rel=1e-3)
+
+
+@pytest.mark.parametrize("by_blocks", [True, False])
+def test_bullets_and_copied_passages_are_what_is_written(engine, monkeypatch, by_blocks):
+    from fintune.inference.formats import allowed_tokens
+    from fintune.tasks.base import TextFormat
+
+    monkeypatch.setattr(engine, "by_blocks", by_blocks)
+    summary, qa = engine.tasks["summarization"], engine.tasks["qa"]
+    monkeypatch.setattr(summary, "text_format", TextFormat(bullets=3, bullet_tokens=6))
+    for answer in engine.predict("summarization", some("summarization", 2)):
+        lines = answer.value.split("\n")
+        assert 1 <= len(lines) <= 3 and all(line.startswith("-") and len(line) > 1 for line in lines)
+    (dash,), (line,) = (engine.tokenizer(text)["input_ids"] for text in ("-", "\n"))
+    end = engine.tokenizer.eos_token_id
+    allowed = allowed_tokens(summary.text_format, engine.tokenizer, [""])
+    bullet = [dash, 11, 12, 13, 14, 15]
+    assert list(allowed(0, bullet)) == [line, end] and list(allowed(0, [*bullet, line])) == [dash]
+    assert list(allowed(0, [*bullet, line, *bullet, line, *bullet])) == [end]
+    monkeypatch.setattr(qa, "text_format", TextFormat(copy_spans=True))
+    records = some("qa", 3)
+    for record, answer in zip(records, engine.predict("qa", records), strict=True):
+        assert answer.value and answer.value in record.text

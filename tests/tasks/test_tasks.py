@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, known_tasks, task_from_dict
-from fintune.tasks.base import RegressionTask, Task
+from fintune.tasks.base import ClassificationTask, RegressionTask, Task
 
 TASKS = known_tasks()
 RETURNS = [-0.05, -0.031, -0.012, -0.004, 0.0, 0.003, 0.011, 0.02, 0.034, 0.06]
@@ -143,3 +143,37 @@ def test_a_score_is_the_metrics_and_what_the_hook_adds():
     record, answer = Record("a", "c", "b"), Prediction("d")
     assert Own("own", "Do it.").score([record], [answer]) == {"own": 0.5}
     assert TASKS["qa"].score([record], [answer]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=1, max_size=12, unique_by=lambda value: round(value, 2)),
+    st.lists(st.floats(-30, 0), min_size=12, max_size=12),
+)
+def test_a_numbers_interval_holds_its_share_of_the_distribution(values, scores):
+    levels = [f"{value:+.2f}" for value in sorted(values)]
+    task = RegressionTask("number", "Answer.", levels=levels, level_means=[float(v) for v in levels])
+    prediction = task.decide(scores[: len(levels)])
+    low, high = prediction.interval
+    assert low <= high
+    quantiles = [task.quantile(prediction.probabilities, q) for q in (0.1, 0.25, 0.5, 0.75, 0.9)]
+    assert quantiles == sorted(quantiles) and (quantiles[0], quantiles[-1]) == pytest.approx((low, high))
+    inside = sum(p for level, p in prediction.probabilities.items() if low <= float(level) <= high)
+    cut = sum(sorted(prediction.probabilities.values(), reverse=True)[:2])  # the two levels at its ends
+    assert inside <= 0.8 + cut + 1e-9 and inside >= 0.8 - cut - 1e-9
+
+
+def test_the_quantiles_of_even_levels_are_those_of_the_even_distribution_and_greedy_is_the_likeliest_level():
+    levels = [f"+{i}" for i in range(10)]
+    task = RegressionTask("number", "Answer.", levels=levels, level_means=[float(v) for v in levels])
+    even = task.decide([0.0] * 10)
+    assert even.value == pytest.approx(4.5) and even.interval == pytest.approx((0.5, 8.5))
+    assert task.quantile(even.probabilities, 0.25) == pytest.approx(2.0)
+    task.answers_with = "greedy"
+    assert task.decide([0.0] * 7 + [0.1, 0.0, 0.0]).value == 7.0
+
+
+def test_a_label_tasks_normalization_is_kept_with_it():
+    task = ClassificationTask("mood", "Say.", ["good", "bad"])
+    assert "normalization" not in task.to_dict()
+    task.normalization = "tokens"
+    assert task_from_dict(task.to_dict()).normalization == "tokens"

@@ -12,7 +12,7 @@ into one. This module makes the indices; `models.attention` uses them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +98,16 @@ class PackedRow:
         """The number of completions."""
         return int(self.owner.max()) + 1
 
+    def after_prefix(self) -> PackedRow:
+        """This row of one block without its prefix's tokens, for a model whose cache holds their keys."""
+        p = self.layout[0].prefix_length
+        return replace(
+            self,
+            input_ids=self.input_ids[:, p:],
+            position_ids=self.position_ids[:, p:],
+            logit_positions=self.logit_positions - p,
+        )
+
 
 def join(rows: Sequence[PackedRow]) -> PackedRow:
     """Rows side by side in one, each attending only within itself; spans are numbered on."""
@@ -133,7 +143,10 @@ def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def pack(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]], share: bool = True
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    share: bool = True,
+    prefix: int | None = None,
 ) -> PackedRow:
     """Pack prompts, each with one or more completions (branches), into a row.
 
@@ -141,11 +154,14 @@ def pack(
         prompts: B token sequences, none empty.
         completions: for each prompt its completions; spans are numbered in this order.
         share: compute the common prefix once; False repeats it in every suffix.
+        prefix: its length, where it is known (to be shorter than what these prompts share); None looks.
     """
     import numpy as np
     import torch
 
-    p = common_prefix_length(prompts) if share and len(prompts) > 1 else 0
+    p = prefix if prefix is not None else 0
+    if prefix is None and share and len(prompts) > 1:
+        p = common_prefix_length(prompts)
     ids: list[int] = list(prompts[0][:p])
     positions = list(range(p))
     logit_positions: list[int] = []

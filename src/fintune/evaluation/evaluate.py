@@ -33,9 +33,11 @@ from fintune.evaluation.references import lexicon_system, tfidf_system
 from fintune.evaluation.schema import FORMAT
 from fintune.evaluation.scores import Scores, details_of, example_scores, interval_of, metrics_of
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals, cluster_of
-from fintune.files import atomic_write, write_json, write_jsonl
+from fintune.files import atomic_write, file_sha256, write_json, write_jsonl
+from fintune.inference.engine import configure
 from fintune.models import card, manifest
-from fintune.provenance import machine, versions
+from fintune.models.lora_config import WEIGHTS
+from fintune.provenance import git_commit, machine, versions
 from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def evaluate(
     """Evaluate every prepared task, write the files and return the results as written.
 
     The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
-    adapter gets the headline figures.
+    adapter gets the headline figures. An evaluation that was stopped goes on where it was: tasks whose
+    results stand in `output_file` under the same key (`resume_key`) are not asked again.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -88,16 +91,23 @@ def evaluate(
         "tasks": {},
         "published": [],
     }
-    rows: list[dict[str, Any]] = []
+    results["key"] = resume_key(
+        engine, prepared, {**results["settings"], "encoder": encoder and encoder.name}
+    )
+    results["tasks"], rows, before = _kept(output, results)
+    if results["tasks"]:
+        say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
     try:
         for task in tasks:
+            if task.name in results["tasks"]:
+                continue
             runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
             entry, task_rows = runner.run(encoder, skipped)
             entry |= _source(prepared.manifest["tasks"][task.name])
             results["tasks"][task.name] = entry
             results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
-            results["seconds"] = round(time.perf_counter() - started, 2)
+            results["seconds"] = round(before + time.perf_counter() - started, 2)
             rows += task_rows
             _write(output, results, rows)
             say(report.summary_line(results, task.name))
@@ -229,6 +239,7 @@ class _TaskRun:
         known = self.engine.tasks.tasks.get(self.task.name)
         if self.engine.adapter is None or getattr(known, "levels", None) == []:
             self.engine.tasks.tasks[self.task.name] = self.task
+        configure(self.engine.tasks, self.config)
 
     def _bar(self, what: str, total: int) -> Any:
         from tqdm import tqdm
@@ -313,6 +324,7 @@ class _TaskRun:
                 "prediction": answer.value,
                 "probabilities": dict(answer.probabilities) if answer.probabilities else None,
                 "interval": interval_of(answer) if self.task.type == "regression" else None,
+                "token_probability": answer.token_probability,
                 "scores": {name: _finite(values[i]) for name, values in answers.scores.items()},
                 "baseline_prediction": plain[i].value,
                 "other_predictions": {key: predictions[i].value for key, predictions in more.items()},
@@ -367,6 +379,30 @@ def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
     if encoder is None:
         return None, f"there is no encoder: {how}  or set evaluation.bertscore_encoder to an encoder's folder"
     return encoder, ""
+
+
+def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:
+    """What two evaluations must share for one to go on with the other's results: adapter, base, data,
+    settings and the version of fintune's code."""
+    weights = None if engine.adapter is None else engine.adapter / WEIGHTS
+    adapter = file_sha256(weights) if weights and weights.is_file() else str(engine.adapter)
+    data = prepared.manifest.get("files"), prepared.manifest.get("key")
+    parts = [FORMAT, __version__, git_commit(), engine.base_name, adapter, data, settings]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
+    """The tasks, rows and seconds of a stopped evaluation with the key of `results`; none of any other."""
+    files = output_files(output)
+    try:
+        old = json.loads(files["results"].read_text(encoding="utf-8"))
+        if old["complete"] or old["key"] != results["key"]:
+            return {}, [], 0.0
+        lines = filter(None, files["predictions"].read_text(encoding="utf-8").split("\n"))
+        rows = [row for row in map(json.loads, lines) if row["task"] in old["tasks"]]
+        return old["tasks"], rows, float(old["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another format
+        return {}, [], 0.0
 
 
 def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:

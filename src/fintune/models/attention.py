@@ -9,6 +9,7 @@ plain PEFT) the call is passed on to SDPA unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,14 +60,39 @@ def attention_forward(
     layout: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, None]:
-    """Transformers' attention contract: query (1, H, T, D), key and value (1, Hkv, T, D) → (1, T, H, D)."""
+    """Transformers' attention contract: query (1, H, T, D), key and value (1, Hkv, T, D) → (1, T, H, D).
+
+    Keys that a cache put before the row's own are the prefix of its one block (`PackedRow.after_prefix`).
+    With a `Decode` layout: query (B, H, 1, D), key and value (B, Hkv, T, D) → (B, 1, H, D).
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    return block_attention(query, key, value, layout, scaling), None
+    if isinstance(layout, Decode):
+        return decode_attention(query, key, value, layout, scaling), None
+    cached = key.shape[2] - query.shape[2]
+    if cached:  # queries of the prefix are asked for nothing: attention is cheap beside the projections
+        query = torch.nn.functional.pad(query, (0, 0, cached, 0))
+    return block_attention(query, key, value, layout, scaling)[:, cached:], None
+
+
+@dataclass
+class Decode:
+    """One new token for each text of a left-padded batch; hidden: (B, 1, 1, T) bool, True at padding."""
+
+    hidden: Any
+
+
+def decode_attention(query: Any, key: Any, value: Any, layout: Decode, scaling: float | None = None) -> Any:
+    """Attention of one query a text, (B, 1, H, D), without copies of the keys for each query head."""
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    if query.device.type != "cpu":
+        return _fused(query, key, value, scale, attn_mask=~layout.hidden).transpose(1, 2)
+    grouped = _heads_first(query.transpose(1, 2), key.shape[1], scale)
+    return _tokens_first(_weights(grouped, key, layout.hidden) @ value, 1)
 
 
 def block_attention(query: Any, key: Any, value: Any, layout: Any, scaling: float | None = None) -> Any:

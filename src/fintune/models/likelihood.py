@@ -85,23 +85,18 @@ def _replaced(head: Any, forward: Any) -> Iterator[None]:
             head.forward = before
 
 
-def target_nll(model: Any, row: Any, by_blocks: bool = True, head: Any | None = None) -> Any:
+def target_nll(
+    model: Any, row: Any, by_blocks: bool = True, head: Any | None = None, cache: Any | None = None
+) -> Any:
     """(N,) float32 −log p, in nats, of the N `targets` of a `PackedRow`; float64 in a float64 model.
 
     Args:
         by_blocks: the model has block attention (`attention.enable`); without it a row must hold one
             prompt with one completion, for which plain causal attention is the same.
         head: the model's LM head if `frozen_head` found it; None computes all logits at once.
+        cache: Transformers' cache with the keys of the prefix that `PackedRow.after_prefix` left out.
     """
-    inputs = {
-        "input_ids": row.input_ids,
-        "position_ids": row.position_ids,
-        "logits_to_keep": row.logit_positions,
-        "use_cache": False,
-    }
-    if by_blocks:
-        # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
-        inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}
+    inputs = row_inputs(row, by_blocks, cache)
     if head is None:
         logits = model(**inputs).logits[0]
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -109,6 +104,22 @@ def target_nll(model: Any, row: Any, by_blocks: bool = True, head: Any | None = 
     # Inside the model's own forward, so that what wraps it (DDP, FSDP) finds the head where it expects it.
     with _replaced(head, lambda hidden: _TargetNLL.apply(hidden[0], head.weight, head.bias, row.targets)):
         return model(**inputs).logits
+
+
+def row_inputs(row: Any, by_blocks: bool = True, cache: Any | None = None) -> dict[str, Any]:
+    """What a model's forward is told of a row; arguments as of `target_nll`."""
+    inputs = {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "logits_to_keep": row.logit_positions,
+        "use_cache": cache is not None,
+    }
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    if by_blocks:
+        # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
+        inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}
+    return inputs
 
 
 def span_log_likelihoods(nll: Any, owner: Any, spans: int) -> Any:

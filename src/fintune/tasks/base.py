@@ -10,12 +10,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from fintune.data.salience import Salience
 from fintune.errors import DataError
 
 Decoding = Literal["candidates", "text"]
+Normalization = Literal["none", "tokens"]
+INTERVAL = 0.8
+"""How much of a number's distribution its interval holds: from the 0.1 to the 0.9 quantile."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,34 @@ class Record:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer with, for tasks with candidates, the probability of each."""
+    """An answer, and how sure the model is of it."""
 
     value: str | float
     probabilities: Mapping[str, float] | None = None
+    """Of tasks with candidates: the probability of each."""
+    interval: tuple[float, float] | None = None
+    """Of numbers: where the middle 80 % of the model's distribution lies."""
+    token_probability: float | None = None
+    """Of generated texts: the geometric mean of their tokens' probabilities, the end of text included."""
+
+    @property
+    def confidence(self) -> float | None:
+        """The label's probability, or the text's `token_probability`; None of a number, or where unknown."""
+        if self.probabilities is not None and isinstance(self.value, str):
+            return self.probabilities.get(self.value)
+        return self.token_probability
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a generated answer must look. Each part is off by default."""
+
+    bullets: int | None = None
+    """At most so many lines, each of which begins with a dash."""
+    bullet_tokens: int | None = None
+    """At most so many tokens in each of them, the dash included."""
+    copy_spans: bool = False
+    """The answer is a passage of the record's text, word for word."""
 
 
 class Task:
@@ -61,9 +89,15 @@ class Task:
     headline_metrics: tuple[str, ...] = ()
     """The metrics a summary table shows, best-known first."""
     learnt: tuple[str, ...] = ()
-    """The fields that `fit` sets and `to_dict` keeps."""
+    """The fields that `fit` or the end of training sets and `to_dict` keeps."""
     salience: Salience | None = None
     """Which sentences stand for a text that does not fit; with None its end is cut off."""
+    normalization: Normalization = "none"
+    """Candidates are compared by log p of all their tokens, or by its mean over the tokens."""
+    calibration: Literal["none", "contextual"] = "none"
+    """contextual: labels are compared after dividing by what the model says of an input without content."""
+    text_format: TextFormat | None = None
+    """How generated text must look; None leaves it to the model."""
 
     def __init__(self, name: str, instruction: str) -> None:
         self.name = name
@@ -139,7 +173,8 @@ class Task:
         return fields | ({"salience": self.salience.to_dict()} if self.salience else {})
 
 
-def _softmax(scores: Sequence[float]) -> list[float]:
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(score) of each over their sum."""
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
     total = sum(weights)
@@ -152,10 +187,14 @@ class ClassificationTask(Task):
     type = "classification"
     decoding: Decoding = "candidates"
     headline_metrics = ("accuracy", "macro_f1")
+    learnt = ("normalization",)
 
-    def __init__(self, name: str, instruction: str, labels: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, instruction: str, labels: Sequence[str], normalization: Normalization = "none"
+    ) -> None:
         super().__init__(name, instruction)
         self.labels = tuple(labels)
+        self.normalization = normalization
 
     def problem(self, record: Record) -> str | None:
         problem = super().problem(record)
@@ -167,7 +206,7 @@ class ClassificationTask(Task):
         return list(self.labels)
 
     def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
-        probabilities = dict(zip(self.labels, _softmax(log_likelihoods), strict=True))
+        probabilities = dict(zip(self.labels, softmax(log_likelihoods), strict=True))
         return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -178,7 +217,8 @@ class ClassificationTask(Task):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "labels": list(self.labels)}
+        chosen = {} if self.normalization == "none" else {"normalization": self.normalization}
+        return {**super().to_dict(), "labels": list(self.labels), **chosen}
 
 
 def _signed(value: float, decimals: int) -> str:
@@ -200,6 +240,8 @@ class RegressionTask(Task):
     headline_metrics = ("mse", "r2")
     learnt = ("levels", "level_means")
     max_levels = 15
+    answers_with: Literal["expectation", "greedy"] = "expectation"
+    """greedy: the likeliest level alone, which is what decoding without its distribution gives."""
 
     def __init__(
         self,
@@ -253,9 +295,32 @@ class RegressionTask(Task):
         return self.levels
 
     def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
-        probabilities = dict(zip(self.levels, _softmax(log_likelihoods), strict=True))
-        mean = sum(p * m for p, m in zip(probabilities.values(), self.level_means, strict=True))
-        return Prediction(mean, probabilities)
+        probabilities = dict(zip(self.levels, softmax(log_likelihoods), strict=True))
+        if self.answers_with == "greedy":
+            value = float(max(probabilities, key=probabilities.__getitem__))
+        else:
+            value = sum(p * m for p, m in zip(probabilities.values(), self.level_means, strict=True))
+        tail = (1 - INTERVAL) / 2
+        low, high = (self.quantile(probabilities, q) for q in (tail, 1 - tail))
+        return Prediction(value, probabilities, interval=(low, high))
+
+    def quantile(self, probabilities: Mapping[str, float], q: float) -> float:
+        """The q-quantile of a distribution over the levels, interpolated.
+
+        Each level's probability is spread evenly from the middle between it and the level below to the
+        middle between it and the level above; the outer ones reach as far out as in.
+        """
+        values = [float(level) for level in self.levels]
+        if len(values) == 1:
+            return values[0]
+        inner = [(a + b) / 2 for a, b in pairwise(values)]
+        edges = [2 * values[0] - inner[0], *inner, 2 * values[-1] - inner[-1]]
+        below = 0.0
+        for i, p in enumerate(probabilities.values()):
+            if p > 0 and below + p >= q:
+                return edges[i] + (edges[i + 1] - edges[i]) * max(0.0, min(1.0, (q - below) / p))
+            below += p
+        return edges[-1]
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
         from fintune.evaluation.metrics import regression_metrics

@@ -55,9 +55,13 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         DataError: no task has both examples and a weight.
     """
     from fintune.data import mix
+    from fintune.training.steps import add_levels
 
     drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
     examples = [template.example(tasks[name], record) for name in drawn.per_epoch for record in records[name]]
+    if recipe.training.regression_loss_weight:
+        everyone = [record for name in drawn.per_epoch for record in records[name]]
+        examples = add_levels(examples, everyone, tasks, template)
     return Plan(
         examples=examples,
         schedule=mix.steps(recipe, drawn, [example.task for example in examples]),
@@ -137,6 +141,7 @@ def train(
     trainable, total = lora_config.count_parameters(model)
 
     from fintune.inference.engine import Engine
+    from fintune.inference.normalization import NORMALIZATION_EXAMPLES, choose_normalization
     from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
@@ -151,6 +156,11 @@ def train(
     if recipe.training.torch_compile:
         count = fast_norm.enable(model, compiled=True)
         say(f"{count} normalizations are compiled: the first step takes longer.")
+    if recipe.training.regression_loss_weight and not engine.by_blocks:
+        raise ConfigError(
+            f"training.regression_loss_weight is {recipe.training.regression_loss_weight}, but "
+            f"{recipe.base_model.name} cannot compute several answers to one prompt in a row: set it to 0."
+        )
     share = recipe.training.shared_prefix and engine.by_blocks
     builder = StepBuilder(
         plan.examples,
@@ -193,6 +203,7 @@ def train(
         batch_size=recipe.training.per_device_train_batch_size,
         pissa_start=pissa_start,
         loraplus_lr_ratio=recipe.training.loraplus_lr_ratio,
+        regression_loss_weight=recipe.training.regression_loss_weight,
         meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,
@@ -230,6 +241,8 @@ def train(
         "matrix_peak_flops": round(trainer.meter.peak),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
+    scored = {name: prepared.records(name, "validation")[:NORMALIZATION_EXAMPLES] for name in plan.per_epoch}
+    facts["label_normalization"] = choose_normalization(engine, scored, recipe.evaluation)
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
     staging = output_dir / ".adapter-in-writing"
     if state.is_main_process:

@@ -22,7 +22,7 @@ from fintune.data.templates import TokenizedExample
 from fintune.files import replace_folder
 from fintune.inference.engine import Engine
 from fintune.models import pissa
-from fintune.models.likelihood import span_mean_nll, target_nll
+from fintune.models.likelihood import span_log_likelihoods, span_mean_nll, target_nll
 from fintune.models.lora_config import mixed_precision
 from fintune.tasks import Record
 from fintune.training.steps import Step, StepBuilder
@@ -44,6 +44,7 @@ class MultiTaskTrainer(transformers.Trainer):
         batch_size: validation examples computed at once.
         pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
         loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
+        regression_loss_weight: that of the squared error of numbers' expectations (see `training/steps.py`).
     """
 
     control: Any
@@ -60,6 +61,7 @@ class MultiTaskTrainer(transformers.Trainer):
         batch_size: int,
         pissa_start: pissa.State | None = None,
         loraplus_lr_ratio: float | None = None,
+        regression_loss_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
@@ -69,6 +71,7 @@ class MultiTaskTrainer(transformers.Trainer):
         self.save_extra = save_extra
         self.pissa_start = pissa_start
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.regression_loss_weight = regression_loss_weight
         self.meter = meter
         self.batch_size = batch_size
         self.add_callback(meter)
@@ -85,27 +88,32 @@ class MultiTaskTrainer(transformers.Trainer):
             inputs = inputs.padded(int(self.accelerator.gather(rows).max()))
         total = torch.zeros((), device=self.args.device)
         last = len(inputs.rows) - 1
-        for i, (row, weights, tasks) in enumerate(
-            zip(inputs.rows, inputs.weights, inputs.tasks, strict=True)
+        for i, (row, weights, tasks, numbers) in enumerate(
+            zip(inputs.rows, inputs.weights, inputs.tasks, inputs.expectations, strict=True)
         ):
             together = contextlib.nullcontext() if i == last else self.accelerator.no_sync(model)
             with together:
-                nll = self._row_nll(model, row)
-                loss = (weights.to(nll.device) * nll).sum() * self.args.world_size
+                nll, likelihoods = self._row_nll(model, row)
+                loss = (weights.to(nll.device) * nll).sum()
+                if numbers is not None:
+                    loss = loss + self.regression_loss_weight * numbers.loss(likelihoods)
+                loss = loss * self.args.world_size
                 self.accelerator.backward(loss)
             total += loss.detach()
             for task, value in zip(tasks, nll.tolist(), strict=bool(tasks)):  # a padding row has none
+                if not task:  # a level beside the target
+                    continue
                 self._task_nll[task][0] += value
                 self._task_nll[task][1] += 1
         self.meter.add(inputs)
         return total
 
-    def _row_nll(self, model: Any, row: Any) -> torch.Tensor:
-        """(spans,) mean negative log-likelihood of each completion in a row."""
+    def _row_nll(self, model: Any, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(spans,) mean negative log-likelihood of each completion in a row, and (spans,) log-likelihood."""
         row = row.to(self.args.device)
         with mixed_precision(self.model, self.engine.peft_forwards):
             nll = target_nll(model, row, self.engine.by_blocks, self.engine.head)
-        return span_mean_nll(nll, row.owner, row.spans)
+        return span_mean_nll(nll, row.owner, row.spans), span_log_likelihoods(nll, row.owner, row.spans)
 
     def get_train_dataloader(self) -> Any:
         """The steps in the schedule's own order."""
@@ -164,7 +172,7 @@ class MultiTaskTrainer(transformers.Trainer):
     def _validation_loss(self, builder: StepBuilder, examples: Sequence[TokenizedExample]) -> float:
         self.model.eval()
         rows = builder.build(examples).rows  # unweighted below: the loss of a task is its plain mean
-        values = torch.cat([self._row_nll(self.model, row).float().cpu() for row in rows])
+        values = torch.cat([self._row_nll(self.model, row)[0].float().cpu() for row in rows])
         return float(values.mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

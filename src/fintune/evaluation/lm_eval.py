@@ -1,0 +1,105 @@
+"""The label tasks as a folder for EleutherAI's lm-evaluation-harness: an independent check of our accuracy.
+
+Each task becomes `NAME.yaml` over `NAME.parquet`: the prepared test records with the exact prompt that the
+engine asks, chat template and cuts included. lm-eval scores every label with the end-of-text token after it,
+as we do, and its `acc` is our accuracy where labels are scored without normalization or calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fintune.errors import DataError
+from fintune.files import atomic_folder, atomic_write
+
+if TYPE_CHECKING:
+    from fintune.data.templates import PromptTemplate
+    from fintune.tasks import Record, Task, TaskSet
+
+_README = """# fintune's label tasks for lm-evaluation-harness
+
+    lm_eval --include_path {folder} --tasks {names} --model hf \\
+        --model_args pretrained=BASE,peft=ADAPTER,dtype=float32
+
+Every task reads the Parquet file beside it by its absolute path: export again after moving the folder. The
+column `prompt` is the exact prompt, with the chat template's text (so do not pass --apply_chat_template), and
+`label` the index of the right choice. `acc` is fintune's accuracy where evaluation.label_normalization and
+evaluation.calibration are `none`.
+"""
+
+
+def export(
+    tasks: TaskSet, template: PromptTemplate, records: Mapping[str, Sequence[Record]], folder: str | Path
+) -> list[str]:
+    """Write the folder, whole or not at all; return the exported tasks as lm-eval names them.
+
+    Args:
+        template: of the engine that is checked.
+        records: the test records by task; tasks that do not choose among labels are left out.
+
+    Raises:
+        DataError: no task has labels, or `folder` is a file.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"The lm-eval folder is {folder}, which is a file: name a folder.")
+    chosen = [task for task in tasks if task.type == "classification" and records.get(task.name)]
+    if not chosen:
+        raise DataError(f"None of the tasks {', '.join(records)} chooses among labels: nothing to export.")
+    with atomic_folder(folder) as staging:
+        for task in chosen:
+            _write_task(template, task, records[task.name], staging, folder)
+        names = [task_name(task.name) for task in chosen]
+        atomic_write(staging / "README.md", _README.format(folder=folder, names=",".join(names)))
+    return names
+
+
+def task_name(task: str) -> str:
+    """How lm-eval calls a task of ours."""
+    return f"fintune_{task}"
+
+
+def _write_task(
+    template: PromptTemplate, task: Task, records: Sequence[Record], staging: Path, folder: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = task.candidates()
+    rows = [
+        {
+            "id": record.id,
+            "text": record.text,
+            "prompt": _prompt(template, task, record),
+            "label": labels.index(str(record.target)),
+        }
+        for record in records
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), staging / f"{task.name}.parquet")
+    config: dict[str, Any] = {
+        "task": task_name(task.name),
+        "dataset_path": "parquet",
+        "dataset_kwargs": {"data_files": {"test": str(folder / f"{task.name}.parquet")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_target": "label",
+        "doc_to_choice": [label + template.tokenizer.eos_token for label in labels],
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1},
+    }
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    atomic_write(staging / f"{task.name}.yaml", text)
+
+
+def _prompt(template: PromptTemplate, task: Task, record: Record) -> str:
+    """The prompt as the engine asks it, cut where it and the longest label would not fit."""
+    room = max(len(template.completion_ids(label)) for label in task.candidates())
+    ids, cut = template.prompt_ids(task, record, template.max_length - room)
+    return template.tokenizer.decode(ids) if cut else template.prompt_text(task, record)

@@ -1,0 +1,46 @@
+"""The log-likelihood of every candidate answer after every prompt, in one forward pass a batch.
+
+Knows token ids and models, no tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fintune.inference.prefix import Prefix
+
+
+def log_likelihoods(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    by_blocks: bool,
+    head: Any,
+    prefix: Prefix,
+) -> list[list[float]]:
+    """For each prompt log p(answer | prompt) of each answer, in nats: of all its tokens, whole.
+
+    Args:
+        by_blocks: the model has block attention; without it each pair is a forward pass of its own.
+        head: the LM head that `likelihood.frozen_head` found, or None.
+        prefix: what all prompts begin with, as `PrefixStore.find` gave it.
+    """
+    from fintune.data.batching import pack
+    from fintune.models.likelihood import span_log_likelihoods, target_nll
+
+    cache = None
+    if by_blocks:
+        row = pack(prompts, [answers] * len(prompts), prefix=prefix.length or None)
+        if prefix.length:
+            row, cache = row.after_prefix(), prefix.cache()
+        rows = [row]
+    else:
+        rows = [pack([prompt], [[answer]]) for prompt in prompts for answer in answers]
+    scores: list[float] = []
+    for row in rows:
+        row = row.to(model.device)
+        nll = target_nll(model, row, by_blocks, head, cache)
+        scores += span_log_likelihoods(nll, row.owner, row.spans).tolist()
+    k = len(answers)
+    return [scores[i * k : (i + 1) * k] for i in range(len(prompts))]
