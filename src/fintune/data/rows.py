@@ -12,7 +12,7 @@ from typing import Any
 
 from fintune.data.quality import MAX_NAMED, Report, Split
 
-MEMORY = "256MB"
+MEMORY = "512MB"
 """What DuckDB may use before it goes to disk."""
 COLUMNS = ("id", "text", "question", "target", "group", "source", "time", "kind", "derivation", "system")
 """Of a split's Parquet file."""
