@@ -53,7 +53,10 @@ def fails(capsys, *arguments):
         (["train", "--set", "data.tasks.headline.file=label.csv"], ["'sideways'", "bullish"]),
         (["evaluate", "--model_path", "absent"], ["no adapter at absent", "train.py"]),
         (["predict", "--task", "sentiment"], ["Give a text"]),
-        (["predict", "--task", "sentiment", "--input_file", "absent.csv"], ["no such file"]),
+        (
+            ["predict", "--task", "sentiment", "--input_file", "absent.csv"],
+            ["There is no file or folder absent.csv"],
+        ),
         (["predict", "--task", "sentiment", "--workers", "2", "Up"], ["--workers belongs to --ray"]),
         (["predict", "--task", "sentiment", "--input_file", "nowhere://x"], ["nowhere is unknown"]),
         (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),

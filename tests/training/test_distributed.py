@@ -63,7 +63,7 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
     one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
     manifest = json.loads((workdir / "two" / "fintune.json").read_text())
     assert manifest["processes"] == 2
     assert (

@@ -203,7 +203,10 @@ def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, mon
         monkeypatch.delenv(name, raising=False)
     train(tiny_recipe(training={"max_steps": 2}), workdir / "out", use_wandb=True, progress=False)
     assert os.environ["WANDB_MODE"] == "offline"
-    assert list((workdir / "wandb").glob("offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 30  # W&B's own process may still be writing
+    while not (logs := list((workdir / "wandb").glob("offline-run-*/*.wandb"))):
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.1)
 
 
 def test_wandb_that_is_missing_is_named_with_its_fix(monkeypatch, workdir):
