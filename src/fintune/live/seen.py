@@ -1,0 +1,57 @@
+"""Which items were met before: by id, by title, and almost by title. Memory does not grow with time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from fintune.data.near_duplicates import Index, Match
+from fintune.live.items import Item
+
+GENERATION = 20_000
+"""Items of one generation; two are kept."""
+
+
+class Seen:
+    """The last items, in two generations: when the newer is full, it becomes the older."""
+
+    def __init__(self, threshold: float, generation: int = GENERATION) -> None:
+        self._threshold, self._size = threshold, generation
+        self._ids: list[set[str]] = [set(), set()]
+        self._titles = [Index(threshold), Index(threshold)]
+
+    def __contains__(self, id: str) -> bool:
+        return any(id in ids for ids in self._ids)
+
+    def fresh(self, items: Iterable[Item]) -> tuple[list[Item], list[Literal["exact", "near"]]]:
+        """The items not met before, which now are; and how each of the others repeats one.
+
+        An item whose id is known is no repetition worth counting: its feed shows it at every poll.
+        """
+        new: list[Item] = []
+        repeated: list[Literal["exact", "near"]] = []
+        for item in items:
+            if item.id in self:
+                continue
+            match = max(
+                (m for index in self._titles if (m := index.query(item.title))), default=None, key=_by
+            )
+            self.add(item.id, "" if match else item.title)
+            if match is None:
+                new.append(item)
+            else:
+                repeated.append("exact" if match.similarity == 1 else "near")
+        return new, repeated
+
+    def add(self, id: str, title: str) -> None:
+        """Remember an item; an empty title is not compared with."""
+        if len(self._ids[0]) >= self._size:
+            self._ids = [set(), self._ids[0]]
+            self._titles = [Index(self._threshold), self._titles[0]]
+        self._ids[0].add(id)
+        if title:
+            self._titles[0].add(id, title)
+
+
+def _by(match: Match) -> float:
+    return match.similarity
