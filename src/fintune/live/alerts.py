@@ -1,4 +1,4 @@
-"""Alerts to a webhook: answers beyond a threshold, signed, sent again until they arrive, each known by its id.
+"""Alerts to a webhook: answers beyond a threshold, signed, and sent again until they arrive.
 
 A receiver checks `X-Fintune-Signature`: "sha256=" and the hex HMAC-SHA256, under the shared secret, of the
 timestamp header, a full stop, and the body as it came; and that the timestamp is recent. The same alert may

@@ -133,7 +133,7 @@ def networks(texts: list[str]) -> list[Network]:
 
 
 def load_live_config(path: str | Path | None, changes: dict[str, Any]) -> LiveConfig:
-    """The YAML file (None is an empty one) with `changes` over it; a key such as `alerts.webhook` goes inside.
+    """The YAML file (None is an empty one) with `changes` over it, by key, such as `alerts.webhook`.
 
     Raises:
         ConfigError: the file cannot be read, a value is wrong, or there is nothing to poll.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from fintune.data.near_duplicates import Index, Match
+from fintune.data.near_duplicates import Index
 from fintune.live.items import Item
 
 GENERATION = 20_000
@@ -33,9 +33,8 @@ class Seen:
         for item in items:
             if item.id in self:
                 continue
-            match = max(
-                (m for index in self._titles if (m := index.query(item.title))), default=None, key=_by
-            )
+            matches = [match for index in self._titles if (match := index.query(item.title))]
+            match = max(matches, key=lambda match: match.similarity, default=None)
             self.add(item.id, "" if match else item.title)
             if match is None:
                 new.append(item)
@@ -51,7 +50,3 @@ class Seen:
         self._ids[0].add(id)
         if title:
             self._titles[0].add(id, title)
-
-
-def _by(match: Match) -> float:
-    return match.similarity

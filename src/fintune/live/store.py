@@ -6,8 +6,8 @@
       alerts.jsonl                             what became of each alert
       realised.parquet, scorecard.json         written by `fintune live score`
 
-Each file is whole at every moment. Answers are written before the cursor that goes past their items, and items
-whose id is stored are not answered again: a run that is killed loses nothing and repeats nothing.
+Each file is whole at every moment. Answers are written before the cursor that goes past their items, and
+items whose id is stored are not answered again: a run that is killed loses nothing and repeats nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def schema() -> Any:
     """The columns of the answers; `value` holds what is a number, `prediction` what is a label or text."""
     import pyarrow as pa
 
-    texts = "id seen published provider source symbols title summary link task prediction".split()
+    texts = "id seen published source symbols title summary link task prediction".split()
     numbers = "value confidence low high".split()
     return pa.schema(
         {name: pa.string() for name in texts}
@@ -80,7 +80,7 @@ class Store:
             self._parts += 1
             moment = datetime.now(UTC).strftime("%H%M%S%f")
             name = f"part-{moment}-{os.getpid()}-{self._parts:05}.parquet"
-            atomic_write(self.answers / f"day={day}" / name, _parquet(part))
+            write_table(self.answers / f"day={day}" / name, part, schema())
 
     def rows(self, since: str = "", columns: Sequence[str] | None = None) -> Iterator[Row]:
         """The answers seen on the day `since` (ISO 8601) or later, by day, then in the order of writing."""
@@ -91,12 +91,13 @@ class Store:
             for batch in dataset.to_batches(columns=list(columns) if columns else None):
                 yield from batch.to_pylist()
 
-    def newest(self, count: int) -> list[Row]:
+    def newest(self, count: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The last answers, newest first, at least `count` if there are so many; only their days are read."""
         found: list[Row] = []
         for folder in reversed(self._days()):
-            day = [row for batch in parquet_dataset(locate(folder)).to_batches() for row in batch.to_pylist()]
-            found += reversed(day)
+            dataset = parquet_dataset(locate(folder))
+            batches = dataset.to_batches(columns=list(columns) if columns else None)
+            found += reversed([row for batch in batches for row in batch.to_pylist()])
             if len(found) >= count:
                 break
         return found
@@ -118,6 +119,13 @@ class Store:
             joined = pa.concat_tables([pq.read_table(part, schema=schema()) for part in parts])
             with atomic_folder(day) as new:
                 pq.write_table(joined, new / "part-000000000000.parquet", compression="zstd")
+
+    def realised(self) -> list[Row]:
+        """The moves that `fintune live score` has joined so far: id, symbol, base, day, percent."""
+        path = self.folder / "realised.parquet"
+        if not path.exists():
+            return []
+        return [row for batch in parquet_dataset(locate(path)).to_batches() for row in batch.to_pylist()]
 
     # State ------------------------------------------------------------------------------------------
 
@@ -164,10 +172,11 @@ def days_ago(now: datetime, days: float) -> str:
     return (now - timedelta(days=days)).astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _parquet(rows: list[Row]) -> bytes:
+def write_table(path: Path, rows: Sequence[Row], columns: Any = None) -> None:
+    """Write rows as one Parquet file, whole or not at all; `columns` is their schema, else it is inferred."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), buffer, compression="zstd")
-    return buffer.getvalue()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=columns), buffer, compression="zstd")
+    atomic_write(path, buffer.getvalue())
