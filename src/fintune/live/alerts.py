@@ -29,7 +29,7 @@ ATTEMPTS = 3
 """In one round; an alert that does not get through is tried again in the next, for a day."""
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE = 5.0
-_LIMITS = Limits(seconds=10, pause_seconds=5, max_bytes=64_000, redirects=0)
+_LIMITS = Limits(seconds=10, pause_seconds=5, max_bytes=64_000)
 KEPT_DAYS = 1.0
 
 

@@ -101,7 +101,7 @@ class LiveConfig(_Section):
     """Seconds between two polls of a source, at least; a source may ask for more."""
     near_duplicate: float = Field(0.8, ge=0.3, le=1)
     """Titles from this similarity on are one piece of news (see docs/data.md, near duplicates)."""
-    max_bytes: int = Field(2_000_000, gt=0)
+    max_bytes: int = Field(1_000_000, gt=0)
     timeout: float = Field(20, gt=0)
     """Seconds for one answer, redirects included."""
     allow_networks: list[str] = []

@@ -120,7 +120,7 @@ def parse(
         found.bozo_exception, feedparser.CharacterEncodingOverride | feedparser.NonXMLContentType
     ):
         problem = f"malformed: {plain(found.bozo_exception, 120)}"
-    if not found.version and not found.entries:
+    if not found.get("version") and not found.entries:
         raise ProviderError(f"it is no feed{f' ({problem})' if problem else ''}")
     source = plain(found.feed.get("title"), 80) or (urlsplit(url).hostname or "")
     entries = found.entries[:MAX_ENTRIES]

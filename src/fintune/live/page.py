@@ -35,7 +35,7 @@ def rows(folder: str | Path = FOLDER, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def sources(folder: str | Path = FOLDER) -> list[dict[str, Any]]:
-    """The sources: `title`, `items`, `repeated`, `problem` ("" if none), `last_answer`, `failures`, `gone`."""
+    """The sources: `title`, `items`, `repeated`, `problem` ("" if none), `last_answer`, `failures`, …"""
     kept = ("title", "items", "repeated", "problem", "last_answer", "failures", "gone")
     return [{key: state.get(key) for key in kept} for state in Store(folder).load_state().values()]
 

@@ -51,7 +51,7 @@ class Limits:
     """For all of it: names, redirects, headers and content."""
     pause_seconds: float = 10.0
     """Between two pieces."""
-    max_bytes: int = 2_000_000
+    max_bytes: int = 1_000_000
     """Of the content, after decompression."""
     redirects: int = 5
 

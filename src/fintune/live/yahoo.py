@@ -6,10 +6,8 @@ time. What comes in another shape than expected is left out and reported, never 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError, MissingExtraError
@@ -26,18 +24,8 @@ def _yfinance() -> Any:
         import yfinance
     except ImportError:
         raise MissingExtraError("Yahoo Finance", "live") from None
-    yfinance.config.YfConfig.debug.hide_exceptions = False
-    # Its cookies and time zones, which by default go into the user's own cache folder.
-    cache = Path(tempfile.gettempdir()) / f"fintune-yfinance-{_user()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    yfinance.set_tz_cache_location(str(cache))
+    yfinance.config.debug.hide_exceptions = False  # an outage must not look like a day without news
     return yfinance
-
-
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
 
 
 class YahooNews:
