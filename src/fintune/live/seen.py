@@ -32,6 +32,7 @@ class Seen:
         repeated: list[Literal["exact", "near"]] = []
         for item in items:
             if item.id in self:
+                self.add(item.id, "")  # what a feed still shows is not forgotten
                 continue
             matches = [match for index in self._titles if (match := index.query(item.title))]
             match = max(matches, key=lambda match: match.similarity, default=None)
@@ -44,6 +45,8 @@ class Seen:
 
     def add(self, id: str, title: str) -> None:
         """Remember an item; an empty title is not compared with."""
+        if id in self._ids[0]:
+            return
         if len(self._ids[0]) >= self._size:
             self._ids = [set(), self._ids[0]]
             self._titles = [Index(self._threshold), self._titles[0]]
