@@ -65,7 +65,7 @@ class View:
             self._note = text
             self._draw()
         else:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def alerted(self, arrived: int, why: str) -> None:
         """Say what became of the last alerts."""
