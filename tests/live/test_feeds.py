@@ -147,6 +147,12 @@ def test_a_redirect_of_a_feed_into_a_private_network_is_refused(server, web):
         Feed(server.url + "/feed", session()).poll({})
 
 
+def test_a_server_that_is_down_is_one_short_sentence(server, web):
+    server.server.server_close()
+    with pytest.raises(ProviderError, match="^Connection refused$"):
+        Feed(server.url + "/feed", web, limits=Limits(seconds=2)).poll({})
+
+
 def test_the_pause_a_feed_wishes_is_kept_up_to_an_hour(server, web):
     server.routes["/ttl"] = Reply(rss("One", extra="<ttl>15</ttl>"))
     server.routes["/age"] = Reply(rss("One"), headers={"Cache-Control": "public, max-age=999999"})

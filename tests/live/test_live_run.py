@@ -307,3 +307,28 @@ def test_the_command_polls_once_and_says_what_it_found(server, tiny_base, tmp_pa
     assert main([*command, "--allow_network", "127.0.0.0/8"]) == 0
     assert "Acme wins [bold]an order[/bold] | headline " in capsys.readouterr().out
     assert [item["title"] for item in page.rows("out")] == ["Acme wins [bold]an order[/bold]"]
+
+
+def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_base, tmp_path):
+    (tmp_path / "configs").mkdir()
+    recipe = f"base_model: {{name: {tiny_base}}}\ntraining: {{max_length: 128, bf16: false}}\n"
+    (tmp_path / "configs" / "default.yaml").write_text(recipe)
+    server.routes["/feed"] = Reply(rss("First news"))
+    command = [sys.executable, "-m", "fintune.cli", "live", "--feed", f"{server.url}/feed", "--output", "out"]
+    command += ["--tasks", "headline", "--interval", "5", "--allow-network", "127.0.0.0/8"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        try:
+            for title in ("First news", "Second news"):
+                deadline = time.monotonic() + 60
+                while title not in [item["title"] for item in page.rows(tmp_path / "out")]:
+                    assert time.monotonic() < deadline and process.poll() is None, (
+                        tmp_path / "log"
+                    ).read_text()
+                    time.sleep(0.1)
+                server.routes["/feed"] = Reply(rss("Second news", "First news"))
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert page.sources(tmp_path / "out")[0]["items"] == 2
