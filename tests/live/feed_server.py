@@ -55,6 +55,7 @@ class Server:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # clients that leave early are part of the tests
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
