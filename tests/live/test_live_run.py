@@ -333,4 +333,5 @@ def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
     assert "Traceback" not in (tmp_path / "log").read_text()
-    assert page.sources(tmp_path / "out")[0]["items"] == 2
+    assert [item["title"] for item in page.rows(tmp_path / "out")] == ["Second news", "First news"]
+    assert page.sources(tmp_path / "out")[0]["failures"] == 0
