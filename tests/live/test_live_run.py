@@ -270,6 +270,14 @@ def test_a_wrong_setting_is_one_sentence(config, changes, says):
         providers_of(config(**changes))
 
 
+def test_the_shipped_example_is_valid_and_every_key_of_it_counts():
+    path = Path(__file__).parents[2] / "configs" / "live.yaml"
+    config = load_live_config(path, {"alerts.webhook": "https://hooks.example/x", "interval": 60})
+    assert (config.interval, config.alerts.webhook) == (60, "https://hooks.example/x")
+    assert [rule.label for rule in config.alerts.rules] == ["bearish", "bullish"]
+    assert len(providers_of(config)) == 2
+
+
 def test_tasks_and_rules_the_model_does_not_know_are_refused_before_polling(engine, started):
     for changes, error, says in (
         ({"tasks": ["sentimnt"]}, DataError, "sentimnt"),
