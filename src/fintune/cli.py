@@ -16,7 +16,7 @@ from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
 REPORT_DIR = "output/quality"
-COMPUTING = ("run", "train", "evaluate", "predict", "demo")
+COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
+        ("live", "score headlines as they come, from feeds and Yahoo Finance", _live, _live_flags),
         ("data", "list, download, prepare and check data", _data, _data_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
     ):
@@ -159,6 +160,38 @@ def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+
+
+def _live_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "action",
+        nargs="?",
+        choices=("run", "score"),
+        default="run",
+        help="run (the default), or score: what was answered against what prices did after it",
+    )
+    command.add_argument(
+        "--feed", action="append", metavar="URL", help="an RSS or Atom feed; may be repeated"
+    )
+    command.add_argument("--yahoo", metavar="SYMBOLS", help="news on these stocks, such as AAPL,MSFT")
+    command.add_argument("--config", metavar="YAML", help="such as configs/live.yaml; flags come first")
+    command.add_argument("--tasks", metavar="TASKS", help="(default: headline,sentiment)")
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--output", metavar="DIR", help="where answers are kept (default: output/live)")
+    command.add_argument("--interval", type=float, metavar="S", help="seconds between polls (default: 300)")
+    command.add_argument("--once", action="store_true", help="poll each source once, and end")
+    command.add_argument("--webhook", metavar="URL", help="where alerts go, signed")
+    command.add_argument(
+        "--allow_network",
+        action="append",
+        metavar="CIDR",
+        help="a private network that feeds and webhook may be in, such as 127.0.0.0/8; may be repeated",
+    )
+    command.add_argument(
+        "--prices",
+        metavar="DIR",
+        help="of score: SYMBOL.csv files (default: Yahoo Finance, through yfinance)",
+    )
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
@@ -393,6 +426,51 @@ def _demo(args: argparse.Namespace) -> int:
 
     launch(_adapter(args.model_path), args.port, args.host)
     return 0
+
+
+def _live(args: argparse.Namespace) -> int:
+    from fintune.live.config import load_live_config
+
+    flags = {
+        "feeds": args.feed,
+        "yahoo_news": args.yahoo and _names(args.yahoo),
+        "tasks": args.tasks and _names(args.tasks),
+        "output": args.output,
+        "interval": args.interval,
+        "allow_networks": args.allow_network,
+        "alerts.webhook": args.webhook,
+        "alerts.allow_networks": args.allow_network,
+    }
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if args.action == "score":
+        return _live_score(args, changes)
+    config = load_live_config(args.config, changes)
+    from fintune.live.run import run_live
+
+    count = run_live(_adapter(args.model_path), config, once=args.once)
+    print(f"{count} new items; answers: {config.output}")
+    return 0
+
+
+def _live_score(args: argparse.Namespace, changes: dict[str, Any]) -> int:
+    from fintune.live import scorecard
+    from fintune.live.config import LiveConfig, load_live_config
+    from fintune.live.market import FolderPrices, Prices
+
+    output = load_live_config(args.config, changes).output if args.config else args.output
+    prices: Prices
+    if args.prices:
+        prices = FolderPrices(args.prices)
+    else:
+        from fintune.live.yahoo import YahooPrices
+
+        prices = YahooPrices()
+    scorecard.show(scorecard.score(output or LiveConfig().output, prices))
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _data(args: argparse.Namespace) -> int:

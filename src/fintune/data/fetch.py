@@ -63,8 +63,8 @@ def check_reachable(url: str, limits: Limits) -> None:
 
     try:
         # In a thread, because looking up a name may take longer than any limit given to it.
-        _within(2 * limits.connect_seconds, ask)
-    except (requests.RequestException, _TimeUpError) as error:
+        within(2 * limits.connect_seconds, ask)
+    except (requests.RequestException, TimeUpError) as error:
         raise OfflineError(f"{host_of(url)} does not answer ({_brief(error)})") from None
 
 
@@ -92,7 +92,7 @@ def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
         before = _size(part)
         asked_to_wait = 0.0
         try:
-            return _within(deadline - time.monotonic(), transfer)
+            return within(deadline - time.monotonic(), transfer)
         except requests.HTTPError as error:
             response: Any = error.response
             status = response.status_code
@@ -110,7 +110,7 @@ def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
                 why = f"it answered HTTP {status}"
         except (requests.RequestException, HTTPError) as error:
             why = _brief(error)
-        except _TimeUpError:
+        except TimeUpError:
             raise FetchError(
                 f"{url} took longer than {limits.file_seconds:g} seconds, so it was given up"
             ) from None
@@ -149,8 +149,8 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
         )
 
     try:
-        return Path(_within(limits.file_seconds, ask))
-    except _TimeUpError:
+        return Path(within(limits.file_seconds, ask))
+    except TimeUpError:
         raise FetchError(
             f"{address} took longer than {limits.file_seconds:g} seconds, so it was given up"
         ) from None
@@ -214,19 +214,19 @@ class _Stoppable:
 
     def write(self, data: bytes) -> None:
         if self.stop.is_set():
-            raise _TimeUpError
+            raise TimeUpError
         self.stream.write(data)
 
     def flush(self) -> None:
         self.stream.flush()
 
 
-class _TimeUpError(Exception):
+class TimeUpError(Exception):
     pass
 
 
-def _within(seconds: float, work: Callable[[threading.Event], _Result]) -> _Result:
-    """What `work` returns or raises; after so many seconds `_TimeUpError`, whatever it waits for."""
+def within(seconds: float, work: Callable[[threading.Event], _Result]) -> _Result:
+    """What `work` returns or raises; after so many seconds `TimeUpError`, whatever it waits for."""
     stop = threading.Event()
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -245,7 +245,7 @@ def _within(seconds: float, work: Callable[[threading.Event], _Result]) -> _Resu
     if results:
         return results[0]
     stop.set()
-    raise _TimeUpError("no answer in time")
+    raise TimeUpError("no answer in time")
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,175 @@
+"""RSS and Atom through feedparser: asked only for what is new, however the server behaves.
+
+An address in, items out. Conditional requests (ETag, Last-Modified), Retry-After, and the pause the feed or
+its server wishes (`ttl`, `max-age`). Malformed XML gives the items that can still be read, and a problem.
+"""
+
+from __future__ import annotations
+
+import calendar
+import hashlib
+import io
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from fintune.data.storage import shown
+from fintune.errors import MissingExtraError
+from fintune.live.items import (
+    SUMMARY_CHARACTERS,
+    Cursor,
+    Item,
+    Poll,
+    ProviderError,
+    plain,
+    safe_link,
+    symbols_in,
+    utc,
+)
+from fintune.live.web import Limits, RefusedAddressError, WebError, ask
+
+MAX_ENTRIES = 500
+"""Entries of one poll; of more, the first in the feed, which are the newest."""
+_LONGEST_WISH = 3600.0
+"""A feed that asks for a longer pause between polls is asked once an hour all the same."""
+_LONGEST_RETRY_AFTER = 24 * 3600.0
+_ENTITY = re.compile(rb"<!ENTITY[^>]{0,100000}>?")
+_ACCEPT = "application/rss+xml, application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.1"
+
+
+class Feed:
+    """One feed."""
+
+    def __init__(
+        self,
+        url: str,
+        web: requests.Session,
+        *,
+        symbol: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Args: symbol: the stock all its items are about; None reads `$AAPL` and `(NYSE: IBM)` in titles.
+
+        Raises:
+            MissingExtraError: feedparser is not installed.
+        """
+        try:
+            import feedparser  # noqa: F401
+        except ImportError:
+            raise MissingExtraError("Reading feeds", "live") from None
+        self.url, self.symbol, self.limits = url, symbol, limits or Limits()
+        self.name = f"feed:{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        self.host = urlsplit(url).hostname or shown(url)
+        self._web = web
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def poll(self, cursor: Cursor) -> Poll:
+        """What the feed holds now; no items if it has not changed. See `Provider.poll`."""
+        headers = {"Accept": _ACCEPT}
+        if etag := cursor.get("etag"):
+            headers["If-None-Match"] = etag
+        if modified := cursor.get("modified"):
+            headers["If-Modified-Since"] = modified
+        try:
+            answer = ask(self._web, "GET", self.url, headers=headers, limits=self.limits)
+        except RefusedAddressError as error:
+            raise ProviderError(str(error).rstrip("."), final=False) from None
+        except WebError as error:
+            raise ProviderError(str(error)) from None
+        if answer.status == 304:
+            return Poll(cursor=cursor, wait_seconds=_max_age(answer.headers))
+        if answer.status == 410:
+            raise ProviderError("it is gone for good (HTTP 410)", final=True)
+        if answer.status != 200:
+            raise ProviderError(f"HTTP {answer.status}", retry_after=retry_after(answer.headers))
+        items, problem, wish = parse(answer.body, answer.headers, answer.url, self.symbol)
+        # A feed that could not be read whole is asked for again: the next answer may be well.
+        known = {} if problem else {"etag": "etag", "modified": "last-modified"}
+        kept = {key: answer.headers[name][:500] for key, name in known.items() if name in answer.headers}
+        return Poll(items, kept, problem, max(wish, _max_age(answer.headers)))
+
+
+def parse(
+    body: bytes, headers: Mapping[str, str], url: str, symbol: str | None = None
+) -> tuple[list[Item], str, float]:
+    """A feed's content as items, oldest first, with its problem and the seconds it wishes between polls.
+
+    Entities that the document declares are taken out, so none is expanded; in UTF-16 they are refused. Where
+    an encoding hides them from this, expat's own limit on expansion holds.
+
+    Raises:
+        ProviderError: it is no feed.
+    """
+    import feedparser
+
+    if b"\0" in body and _ENTITY.search(body.replace(b"\0", b"")):
+        raise ProviderError("it declares entities in UTF-16")
+    # A stream, because feedparser would open a string that looks like an address or a path.
+    told = {"content-location": url, "content-type": headers.get("content-type", "")}
+    try:
+        found = feedparser.parse(io.BytesIO(_ENTITY.sub(b"", body)), response_headers=told)
+    except Exception as error:  # a parser of what anybody may send
+        raise ProviderError(f"it cannot be read ({type(error).__name__})") from None
+    problem = ""
+    # Only what kept the XML from being read as such counts: a wrong Content-Type is common and harmless.
+    if found.bozo and not isinstance(
+        found.bozo_exception, feedparser.CharacterEncodingOverride | feedparser.NonXMLContentType
+    ):
+        problem = f"malformed: {plain(found.bozo_exception, 120)}"
+    if not found.get("version") and not found.entries:
+        raise ProviderError(f"it is no feed{f' ({problem})' if problem else ''}")
+    source = plain(found.feed.get("title"), 80) or (urlsplit(url).hostname or "")
+    entries = found.entries[:MAX_ENTRIES]
+    items = [item for entry in entries if (item := _item(entry, source, symbol)) is not None]
+    items.sort(key=lambda item: item.published)  # stable; those without a date come first
+    ttl = re.fullmatch(r"\s*(\d{1,6})\s*", str(found.feed.get("ttl") or ""))
+    return items, problem, min(60.0 * int(ttl[1]), _LONGEST_WISH) if ttl else 0.0
+
+
+def _item(entry: Any, source: str, symbol: str | None) -> Item | None:
+    title = plain(entry.get("title"))
+    if not title:
+        return None
+    link = safe_link(entry.get("link"))
+    moment = entry.get("published_parsed") or entry.get("updated_parsed")
+    try:
+        published = utc(datetime.fromtimestamp(calendar.timegm(moment), UTC)) if moment else ""
+    except (ValueError, OverflowError, OSError):
+        published = ""
+    # Without an id or a link of its own, the same title of the same source is the same item.
+    key = str(entry.get("id") or link or f"{source}\n{title}")
+    return Item(
+        id=hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32],
+        source=source,
+        title=title,
+        summary=plain(entry.get("summary"), SUMMARY_CHARACTERS),
+        link=link,
+        published=published,
+        symbols=(symbol,) if symbol else symbols_in(title),
+    )
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds of a Retry-After header, a number or a date; 0 without one, at most a day."""
+    text = headers.get("retry-after", "").strip()
+    if text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _max_age(headers: Mapping[str, str]) -> float:
+    found = re.search(r"\bmax-age=(\d{1,9})", headers.get("cache-control", ""))
+    return min(float(found[1]), _LONGEST_WISH) if found else 0.0

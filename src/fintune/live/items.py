@@ -1,0 +1,108 @@
+"""What comes in: an item of news, and the contract of whatever provides such items.
+
+A provider is asked now and then, and told where it ended the last time. It knows nothing of models, of other
+providers, or of when it is asked again.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+TITLE_CHARACTERS = 500
+SUMMARY_CHARACTERS = 2000
+LINK_CHARACTERS = 2000
+
+Cursor = dict[str, Any]
+"""What a provider needs to go on from: plain JSON values. {} is the beginning."""
+
+_CASHTAG = re.compile(r"(?<![\w$])\$([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\b")
+_LISTED = re.compile(r"\((?:NYSE(?: American)?|NASDAQ|Nasdaq|AMEX)\s*:\s*([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\)")
+_TAG = re.compile(r"<[^<>]{0,2000}>")
+# Controls would speak to the terminal, bidirectional overrides show a text as what it is not.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of news, in plain text."""
+
+    id: str
+    """The same whenever the same item is met again, from this provider."""
+    source: str
+    """Who says so: the feed's or the publisher's name."""
+    title: str
+    summary: str = ""
+    link: str = ""
+    """A web address, or ""."""
+    published: str = ""
+    """In UTC and ISO 8601 as the source has it; "" where it does not say."""
+    symbols: tuple[str, ...] = ()
+    """The stocks it is about, as far as known."""
+
+
+@dataclass(frozen=True)
+class Poll:
+    """A provider's answer."""
+
+    items: list[Item] = field(default_factory=list)
+    """Oldest first; those of an earlier poll may be among them."""
+    cursor: Cursor = field(default_factory=dict)
+    problem: str = ""
+    """What was amiss although there is an answer, in half a sentence."""
+    wait_seconds: float = 0.0
+    """How long the source asks not to be asked again."""
+
+
+class Provider(Protocol):
+    """A source of items."""
+
+    name: str
+    """Unique in a run: its cursor is kept under this name."""
+
+    def poll(self, cursor: Cursor) -> Poll:
+        """What is there now.
+
+        Raises:
+            ProviderError: nothing could be had.
+        """
+        ...
+
+
+class ProviderError(Exception):
+    """Why nothing could be had, in half a sentence."""
+
+    def __init__(self, why: str, *, retry_after: float = 0.0, final: bool = False) -> None:
+        """Args: retry_after: seconds the source asks to wait; final: it need not be asked again."""
+        super().__init__(why)
+        self.retry_after = retry_after
+        self.final = final
+
+
+def plain(text: Any, limit: int = TITLE_CHARACTERS) -> str:
+    """Foreign text as one safe line: no markup, no control characters, at most so many characters."""
+    text = str(text or "")[: 20 * limit]
+    text = _TAG.sub(" ", html.unescape(_TAG.sub(" ", text)))
+    text = " ".join(_UNSEEN.sub(" ", text).split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def safe_link(link: Any) -> str:
+    """The link if it is one to the web, else ""."""
+    text = str(link or "").strip()
+    fits = len(text) <= LINK_CHARACTERS and re.match(r"https?://[^\s\"'<>\x00-\x1f]+$", text)
+    return text if fits else ""
+
+
+def symbols_in(text: str) -> tuple[str, ...]:
+    """The stocks a text names as `$AAPL` or `(NYSE: IBM)`, in order."""
+    found = [(m.start(), m[1]) for pattern in (_CASHTAG, _LISTED) for m in pattern.finditer(text)]
+    return tuple(dict.fromkeys(symbol for _, symbol in sorted(found)))
+
+
+def utc(moment: datetime) -> str:
+    """A moment as it is kept everywhere here: UTC, ISO 8601, to the second, sortable."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

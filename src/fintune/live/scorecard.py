@@ -1,0 +1,167 @@
+"""`fintune live score`: what was answered live, held against what prices did after it.
+
+Answers that name one stock are joined with the move from the close that ends their session to the next one.
+A move counts from the moment of the answer, so nothing can be known beforehand; news that was older than a
+day when it was answered is left out. Figures are the evaluation's own, with intervals by trading day.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fintune.errors import DataError
+from fintune.evaluation.scores import INTERVAL_LEVEL, example_scores, mean
+from fintune.evaluation.statistics import bootstrap_intervals
+from fintune.files import write_json
+from fintune.live.market import Closes, Prices, move_after
+from fintune.live.store import Row, Store, days_ago, write_table
+from fintune.tasks.base import Prediction, Record, RegressionTask
+
+SCORECARD_FORMAT = 1
+FEW_DAYS = 30
+"""Below so many trading days the intervals mean little, and the scorecard says so."""
+_FIGURES = {"hit_rate": "same_direction", "mse": "squared_error", "interval_coverage": "covered"}
+_NAMES = {"hit_rate": "directional_accuracy", "mse": "mse", "interval_coverage": "interval_coverage"}
+
+
+def score(
+    folder: str | Path, prices: Prices, *, task: str = "regression", now: datetime | None = None
+) -> dict[str, Any]:
+    """Join realised moves with the answers of a live run's folder, and write both scorecard and moves there.
+
+    Moves that were joined before are not asked for again.
+
+    Raises:
+        DataError: there is no answer in that task, or prices cannot be had.
+    """
+    now = now or datetime.now(UTC)
+    store = Store(folder)
+    given = [row for row in store.rows() if row["task"] == task and row["value"] is not None]
+    if not given:
+        raise DataError(
+            f"{store.folder} holds no answers of the task {task}: run  fintune live --tasks {task},…  first."
+        )
+    left_out: Counter[str] = Counter()
+    reasons = [_unusable(row) for row in given]
+    left_out.update(reason for reason in reasons if reason)
+    usable = [row for row, reason in zip(given, reasons, strict=True) if not reason]
+    moves = {(row["id"], row["symbol"]): row for row in store.realised()}
+    missing = [row for row in usable if (row["id"], row["symbols"]) not in moves]
+    for symbol, rows in sorted(_by_symbol(missing).items()):
+        closes = _closes(prices, symbol, rows, now)
+        for row in rows:
+            if move := move_after(datetime.fromisoformat(row["seen"]), closes, now):
+                moves[row["id"], symbol] = {"id": row["id"], "symbol": symbol, **move._asdict()}
+            else:
+                left_out["the move is not over, or has no price"] += 1
+    if moves:
+        write_table(store.folder / "realised.parquet", list(moves.values()))
+    joined = [(row, moves[key]) for row in usable if (key := (row["id"], row["symbols"])) in moves]
+    card = _card(joined, task) | {
+        "format": SCORECARD_FORMAT,
+        "task": task,
+        "made": now.astimezone(UTC).isoformat(timespec="seconds"),
+        "answers": len(given),
+        "left_out": dict(left_out),
+    }
+    write_json(store.folder / "scorecard.json", card)
+    return card
+
+
+def _unusable(row: Row) -> str:
+    """Why an answer has no part in the scorecard, or ""."""
+    symbols = row["symbols"].split()
+    if len(symbols) != 1:
+        return "several stocks are named" if symbols else "no stock is named"
+    if row["published"] and row["published"] < days_ago(datetime.fromisoformat(row["seen"]), 1):
+        return "the news was older than a day"
+    return ""
+
+
+def _by_symbol(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["symbols"], []).append(row)
+    return found
+
+
+def _closes(prices: Prices, symbol: str, rows: list[Row], now: datetime) -> Closes:
+    days = [date.fromisoformat(row["seen"][:10]) for row in rows]
+    last = min(max(days) + timedelta(days=14), now.date())
+    return prices.closes(symbol, min(days) - timedelta(days=1), last)
+
+
+def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]:
+    """The figures: each with its value, 95 % interval and number of answers."""
+    days = {move["day"] for _, move in joined}
+    card: dict[str, Any] = {"n": len(joined), "trading_days": len(days), "interval_level": INTERVAL_LEVEL}
+    if not joined:
+        return card | {"figures": {}}
+    judge = RegressionTask(task, "", unit="%")
+    records = [Record(text="-", target=move["percent"], time=move["day"]) for _, move in joined]
+    predictions = [_Answer.of(row) for row, _ in joined]
+    scores = example_scores(judge, records, predictions)
+    intervals = bootstrap_intervals(judge, records, predictions, scores=scores) if len(days) > 1 else {}
+    figures = {}
+    for name, measure in _FIGURES.items():
+        known = [value for value in scores[measure] if value == value]
+        if known:
+            bounds = intervals.get(_NAMES[name])
+            figures[name] = {"value": mean(known), "interval": bounds and list(bounds), "n": len(known)}
+    truth = [move["percent"] for _, move in joined]
+    ups = mean([float(y > 0) for y in truth if y])
+    card["baselines"] = {"mse_of_no_move": mean([y * y for y in truth]), "share_of_rises": _known(ups)}
+    return card | {"figures": figures}
+
+
+class _Answer(Prediction):
+    """A stored answer, with the interval it was given with."""
+
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, row: Row) -> _Answer:
+        answer = cls(float(row["value"]))
+        bounds = None if row["low"] is None else (float(row["low"]), float(row["high"]))
+        object.__setattr__(answer, "interval", bounds)
+        return answer
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
+
+
+def show(card: dict[str, Any]) -> None:
+    """Print a scorecard."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    title = f"{card['task']}, live: {card['n']} of {card['answers']} answers over {card['trading_days']} days"
+    table = Table(title=title)
+    for column in ("figure", "value", "95 % interval", "n", "beside it"):
+        table.add_column(column)
+    baselines = card.get("baselines", {})
+    beside = {
+        "hit_rate": ("rises", baselines.get("share_of_rises")),
+        "mse": ("of «no move»", baselines.get("mse_of_no_move")),
+        "interval_coverage": ("meant", card["interval_level"]),
+    }
+    for name, figure in card["figures"].items():
+        bounds = figure["interval"]
+        label, other = beside[name]
+        table.add_row(
+            name.replace("_", " "),
+            f"{figure['value']:.4g}",
+            f"{bounds[0]:.4g} to {bounds[1]:.4g}" if bounds else "one day only",
+            str(figure["n"]),
+            f"{label} {other:.4g}" if other is not None else "",
+        )
+    console.print(table)
+    for why, count in card["left_out"].items():
+        console.print(f"{count} left out: {why}", highlight=False)
+    if card["trading_days"] < FEW_DAYS:
+        console.print(f"Fewer than {FEW_DAYS} trading days: these figures say little yet.", highlight=False)

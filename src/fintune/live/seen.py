@@ -1,0 +1,55 @@
+"""Which items were met before: by id, by title, and almost by title. Memory does not grow with time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from fintune.data.near_duplicates import Index
+from fintune.live.items import Item
+
+GENERATION = 20_000
+"""Items of one generation; two are kept."""
+
+
+class Seen:
+    """The last items, in two generations: when the newer is full, it becomes the older."""
+
+    def __init__(self, threshold: float, generation: int = GENERATION) -> None:
+        self._threshold, self._size = threshold, generation
+        self._ids: list[set[str]] = [set(), set()]
+        self._titles = [Index(threshold), Index(threshold)]
+
+    def __contains__(self, id: str) -> bool:
+        return any(id in ids for ids in self._ids)
+
+    def fresh(self, items: Iterable[Item]) -> tuple[list[Item], list[Literal["exact", "near"]]]:
+        """The items not met before, which now are; and how each of the others repeats one.
+
+        An item whose id is known is no repetition worth counting: its feed shows it at every poll.
+        """
+        new: list[Item] = []
+        repeated: list[Literal["exact", "near"]] = []
+        for item in items:
+            if item.id in self:
+                self.add(item.id, "")  # what a feed still shows is not forgotten
+                continue
+            matches = [match for index in self._titles if (match := index.query(item.title))]
+            match = max(matches, key=lambda match: match.similarity, default=None)
+            self.add(item.id, "" if match else item.title)
+            if match is None:
+                new.append(item)
+            else:
+                repeated.append("exact" if match.similarity == 1 else "near")
+        return new, repeated
+
+    def add(self, id: str, title: str) -> None:
+        """Remember an item; an empty title is not compared with."""
+        if id in self._ids[0]:
+            return
+        if len(self._ids[0]) >= self._size:
+            self._ids = [set(), self._ids[0]]
+            self._titles = [Index(self._threshold), self._titles[0]]
+        self._ids[0].add(id)
+        if title:
+            self._titles[0].add(id, title)

@@ -1,0 +1,182 @@
+"""The output folder of a live run: answers as Parquet by day, and where each provider ended.
+
+    output/live/
+      answers/day=2026-11-25/part-….parquet    a row an item and task
+      state.json                               cursors, pauses and counts of the providers
+      alerts.jsonl                             what became of each alert
+      realised.parquet, scorecard.json         written by `fintune live score`
+
+Each file is whole at every moment. Answers are written before the cursor that goes past their items, and
+items whose id is stored are not answered again: a run that is killed loses nothing and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fintune.data.storage import locate, parquet_dataset
+from fintune.errors import DataError
+from fintune.files import atomic_folder, atomic_write, read_json, write_json
+
+Row = dict[str, Any]
+"""An item's answer in one task; the keys are `schema`'s columns."""
+
+STATE_FORMAT = 1
+
+
+def schema() -> Any:
+    """The columns of the answers; `value` holds what is a number, `prediction` what is a label or text."""
+    import pyarrow as pa
+
+    texts = "id seen published source symbols title summary link task prediction".split()
+    numbers = "value confidence low high".split()
+    return pa.schema(
+        {name: pa.string() for name in texts}
+        | {name: pa.float64() for name in numbers}
+        | {"probabilities": pa.string(), "alert": pa.string(), "error": pa.string()}
+    )
+
+
+class Store:
+    """A live run's folder; one process writes to it at a time."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.answers = self.folder / "answers"
+        self._lock = FileLock(self.folder / ".lock")
+        self._parts = 0
+
+    def __enter__(self) -> Store:
+        """Raises DataError: another process writes here."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise DataError(
+                f"Another fintune live writes to {self.folder}: stop it, or give another --output."
+            ) from None
+        self._compact()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    # Answers ----------------------------------------------------------------------------------------
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add the answers of a round; each row goes to the day it was seen on."""
+        days: dict[str, list[Row]] = {}
+        for row in rows:
+            days.setdefault(row["seen"][:10], []).append(row)
+        for day, part in days.items():
+            self._parts += 1
+            moment = datetime.now(UTC).strftime("%H%M%S%f")
+            name = f"part-{moment}-{os.getpid()}-{self._parts:05}.parquet"
+            write_table(self.answers / f"day={day}" / name, part, schema())
+
+    def rows(self, since: str = "", columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """The answers seen on the day `since` (ISO 8601) or later, by day, then in the order of writing."""
+        for folder in self._days():
+            if folder.name.removeprefix("day=") < since[:10]:
+                continue
+            dataset = parquet_dataset(locate(folder))
+            for batch in dataset.to_batches(columns=list(columns) if columns else None):
+                yield from batch.to_pylist()
+
+    def newest(self, count: int, columns: Sequence[str] | None = None) -> list[Row]:
+        """The last answers, newest first, at least `count` if there are so many; only their days are read."""
+        found: list[Row] = []
+        for folder in reversed(self._days()):
+            dataset = parquet_dataset(locate(folder))
+            batches = dataset.to_batches(columns=list(columns) if columns else None)
+            found += reversed([row for batch in batches for row in batch.to_pylist()])
+            if len(found) >= count:
+                break
+        return found
+
+    def _days(self) -> list[Path]:
+        """Folders of days that hold a part."""
+        return sorted(day for day in self.answers.glob("day=????-??-??") if any(day.glob("*.parquet")))
+
+    def _compact(self) -> None:
+        """Make one file of each past day: a part a round is many small files."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        today = datetime.now(UTC).date().isoformat()
+        for day in self._days():
+            parts = sorted(day.glob("*.parquet"))
+            if len(parts) < 2 or day.name >= f"day={today}":
+                continue
+            joined = pa.concat_tables([pq.read_table(part, schema=schema()) for part in parts])
+            with atomic_folder(day) as new:
+                pq.write_table(joined, new / "part-000000000000.parquet", compression="zstd")
+
+    def realised(self) -> list[Row]:
+        """The moves that `fintune live score` has joined so far: id, symbol, base, day, percent."""
+        path = self.folder / "realised.parquet"
+        if not path.exists():
+            return []
+        return [row for batch in parquet_dataset(locate(path)).to_batches() for row in batch.to_pylist()]
+
+    # State ------------------------------------------------------------------------------------------
+
+    def load_state(self) -> dict[str, Any]:
+        """What `save_state` kept; {} at the beginning.
+
+        Raises:
+            DataError: the file is damaged or of a later version.
+        """
+        path = self.folder / "state.json"
+        if not path.exists():
+            return {}
+        state = read_json(path)
+        if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+            raise DataError(f"{path} is of another version of fintune: delete it to poll from the beginning.")
+        return dict(state.get("providers", {}))
+
+    def save_state(self, providers: dict[str, Any]) -> None:
+        write_json(self.folder / "state.json", {"format": STATE_FORMAT, "providers": providers})
+
+    # Alerts -----------------------------------------------------------------------------------------
+
+    def log_alert(self, line: dict[str, Any]) -> None:
+        """Add a line on an alert that was delivered or given up."""
+        with (self.folder / "alerts.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def settled_alerts(self) -> set[str]:
+        """The ids of alerts that were delivered or given up; a line cut by a crash counts as neither."""
+        path = self.folder / "alerts.jsonl"
+        if not path.exists():
+            return set()
+        settled = set()
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                settled.add(str(json.loads(line)["alert"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return settled
+
+
+def days_ago(now: datetime, days: float) -> str:
+    """A moment in the past as `seen` has it."""
+    return (now - timedelta(days=days)).astimezone(UTC).isoformat(timespec="seconds")
+
+
+def write_table(path: Path, rows: Sequence[Row], columns: Any = None) -> None:
+    """Write rows as one Parquet file, whole or not at all; `columns` is their schema, else it is inferred."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=columns), buffer, compression="zstd")
+    atomic_write(path, buffer.getvalue())
