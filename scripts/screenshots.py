@@ -55,9 +55,9 @@ def batch(page: Page, folder: Path) -> None:
     path = folder / "statements.csv"
     path.write_text(ROWS, encoding="utf-8")
     page.set_input_files("#batch-file input[type=file]", path)
-    page.locator("#batch-file").get_by_text("statements.csv").first.wait_for()
+    page.locator("#batch-file").get_by_label("statements.csv").wait_for()
     page.click("#batch-run")
-    page.locator("#batch-result").get_by_text("statements-sentiment.csv").first.wait_for(timeout=120_000)
+    page.locator("#batch-result").get_by_label("statements-sentiment.csv").wait_for(timeout=120_000)
 
 
 def report(page: Page, folder: Path) -> None:
@@ -103,9 +103,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every tab in every setting")
     parser.add_argument("--only", default=",".join(SHOTS), help="some of: %(default)s")
     arguments = parser.parse_args()
-    command = "from fintune.demo.app import launch; launch({!r}, {}, live_dir={!r})".format(
-        arguments.model_path, arguments.port, arguments.live_dir
-    )
+    settings = (arguments.model_path, arguments.port, "127.0.0.1", arguments.live_dir)
+    command = f"from fintune.demo.app import launch; launch(*{settings!r})"
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     server = subprocess.Popen([sys.executable, "-c", command])
     url = f"http://127.0.0.1:{arguments.port}/"

@@ -13,7 +13,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from fintune.demo.app import check_port, examples, launch
+from fintune.demo.app import check_port, launch
+from fintune.demo.texts import examples
 from fintune.errors import FintuneError, MissingExtraError, ModelError
 from fintune.tasks import known_tasks
 
@@ -96,7 +97,7 @@ def open_tab(page, name):
     tab.click()
 
 
-def run(page, task, wait_for=".ft-answer, .output-class"):
+def run(page, task, wait_for=".ft-answer"):
     """Press the tab's button; the text of the answer (or of the note) once it is there."""
     page.click(f"#{task}-run")
     place = "note" if wait_for.startswith(".ft-notice") else "answer"
@@ -173,7 +174,7 @@ def test_a_text_longer_than_the_context_is_cut_and_the_page_says_so(page):
     assert "only its beginning was used" in page.inner_text("#sentiment-note")
     choose_example(page, "sentiment")  # and neither note nor answer outlives its text
     page.locator("#sentiment-note .ft-notice").wait_for(state="hidden")
-    page.locator("#sentiment-answer .output-class").wait_for(state="hidden")
+    page.locator("#sentiment-answer .ft-answer").wait_for(state="hidden")
 
 
 def test_the_page_says_which_model_answers_and_that_it_is_untuned(page):

@@ -22,9 +22,9 @@ def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
     tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
     gr.HTML(
-        '<p class="ft-about">A CSV file with a column <code>text</code>, for Q&amp;A also <code>question</code>, '
-        f"and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. TSV, JSON lines and Parquet are read, "
-        "too.</p>"
+        '<p class="ft-about">A CSV file with a column <code>text</code>, for Q&amp;A also '
+        f"<code>question</code>, and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. TSV, JSONL "
+        "and Parquet are read, too.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -36,9 +36,8 @@ def add(gr: Any, engine: Engine) -> None:
                 height=140,
                 elem_id="batch-file",
             )
-            with gr.Row():
-                stop = gr.Button("Stop", elem_id="batch-stop", min_width=100)
-                button = gr.Button("Answer all rows", variant="primary", elem_id="batch-run", min_width=160)
+            button = gr.Button("Answer all rows", variant="primary", elem_id="batch-run")
+            stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
         with gr.Column(min_width=300):
             status = gr.HTML(
                 render.empty("Progress and the first answers will appear here."),
@@ -51,10 +50,10 @@ def add(gr: Any, engine: Engine) -> None:
     preview = gr.HTML(visible=False, elem_id="batch-preview")
     kept = tempfile.TemporaryDirectory(prefix="fintune-demo-")  # goes with the process
 
-    def run(name: str, path: str | None) -> Iterator[tuple[Any, Any, Any]]:
+    def run(name: str, path: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
         hidden = gr.update(visible=False)
         if not path:
-            yield render.notice("There is no file yet: choose one above."), hidden, hidden
+            yield render.notice("There is no file yet: choose one above."), hidden, hidden, hidden
             return
         folder = Path(tempfile.mkdtemp(dir=kept.name))
         target = folder / f"{Path(path).stem}-{tasks[name].name}.csv"
@@ -62,31 +61,31 @@ def add(gr: Any, engine: Engine) -> None:
         try:
             for progress in batch.run(engine, tasks[name], path, target):
                 shown = gr.update(value=_preview(progress, tasks[name]), visible=bool(progress.rows))
-                yield _status(progress), hidden, shown
+                yield _status(progress), hidden, shown, gr.update(visible=True)
         except FintuneError as error:
             said = str(error).replace(str(path), Path(path).name)
-            yield render.failure(said), hidden, hidden
+            yield render.failure(said), hidden, hidden, hidden
             return
         except Exception:
             logger.exception("The batch failed")
-            yield render.failure(UNEXPECTED), hidden, hidden
+            yield render.failure(UNEXPECTED), hidden, hidden, hidden
             return
         if progress is not None:
-            yield _status(progress), gr.update(value=str(target), visible=True), gr.skip()
+            yield _status(progress), gr.update(value=str(target), visible=True), gr.skip(), hidden
 
     running = button.click(
         run,
         [choice, file],
-        [status, result, preview],
+        [status, result, preview, stop],
         show_progress="hidden",  # the page has its own bar
         concurrency_id="batch",
         concurrency_limit=2,
         api_visibility="private",
     )
     stop.click(
-        lambda: render.notice("Stopped: nothing was kept."),
+        lambda: (render.notice("Stopped: nothing was kept."), gr.update(visible=False)),
         None,
-        status,
+        [status, stop],
         cancels=[running],
         queue=False,
         api_visibility="private",

@@ -39,13 +39,12 @@ def add(gr: Any, engine: Engine) -> None:
     note = gr.HTML(visible=False, elem_id="compare-note")
     empty = render.empty("The answer will appear here.")
     with gr.Row():
-        base, tuned = (
-            gr.HTML(
-                empty, label=label, show_label=True, container=True, elem_id=f"compare-{key}", min_width=300
-            )
-            for key, label in (("base", "Untuned base"), ("tuned", "With the adapter"))
-        )
-    outputs = [base, tuned, note]
+        answers = []
+        for key, label in (("base", "Untuned base"), ("tuned", "With the adapter")):
+            with gr.Column(min_width=300):
+                place = {"label": label, "show_label": True, "container": True}
+                answers.append(gr.HTML(empty, elem_id=f"compare-{key}", **place))
+    outputs = [*answers, note]
     shown = gr.State(-1)
     private: dict[str, Any] = {"api_visibility": "private"}
 
@@ -71,7 +70,7 @@ def add(gr: Any, engine: Engine) -> None:
         verdict = " ".join(filter(None, (difference(task, without, with_it), remark)))
         right = render.answer(task, record, with_it).replace('id="ft-', 'id="ft-tuned-')
         right = right.replace('href="#ft-', 'href="#ft-tuned-')  # the same ids stand on the left
-        yield left, right, gr.update(value=render.notice(verdict), visible=True)
+        yield left, right, gr.update(value=render.remark(verdict), visible=True)
 
     def next_example(name: str, index: int) -> tuple[Any, ...]:
         records = texts.examples(tasks[name])
@@ -93,7 +92,7 @@ def add(gr: Any, engine: Engine) -> None:
         compare,
         [choice, text, question],
         outputs,
-        show_progress_on=[base, tuned],
+        show_progress_on=answers,
         scroll_to_output=True,
         **private,
         **MODEL,
@@ -107,9 +106,9 @@ def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
         unit = "percentage points" if getattr(task, "unit", "") == "%" else getattr(task, "unit", "")
         return f"The adapter's number is {change:+.2f} {unit}".rstrip() + " from the base's."
     if str(base.value).strip() != str(tuned.value).strip():
-        return (
-            f"They disagree: {base.value} and {tuned.value}." if tuned.probabilities else "The texts differ."
-        )
+        if not tuned.probabilities:
+            return "Their texts differ."
+        return f"They disagree: {base.value} without the adapter, {tuned.value} with it."
     if not (base.probabilities and tuned.probabilities):
         return "Both gave the same text."
     was, now = (p.probabilities[str(p.value)] for p in (base, tuned) if p.probabilities)

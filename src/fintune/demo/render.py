@@ -26,6 +26,11 @@ def notice(sentence: str) -> str:
     return f'<div class="ft-notice" role="note">{escape(sentence)}</div>'
 
 
+def remark(sentence: str) -> str:
+    """A sentence that explains what is shown."""
+    return f'<div class="ft-notice ft-remark" role="status">{escape(sentence)}</div>'
+
+
 def failure(sentence: str) -> str:
     """Why there is no answer."""
     return f'<div class="ft-notice ft-failure" role="alert">{escape(sentence)}</div>'
@@ -83,7 +88,7 @@ def label_answer(prediction: Prediction) -> str:
     return f'<div class="ft-card ft-answer">{html}</div>'
 
 
-def text_answer(text: str, after: str = "") -> str:
+def text_answer(text: str) -> str:
     """A text as it was generated; lines that begin with a dash become bullet points."""
     parts: list[str] = []
     for line in filter(None, (line.strip() for line in text.splitlines())):
@@ -96,7 +101,7 @@ def text_answer(text: str, after: str = "") -> str:
             parts.append(f"<ul><li>{escape(line.lstrip('-•* '))}</li></ul>")
     if not parts:
         return empty("The model gave an empty answer.")
-    return f'<div class="ft-card ft-answer">{"".join(parts)}{after}</div>'
+    return f'<div class="ft-card ft-answer">{"".join(parts)}</div>'
 
 
 def summary_answer(name: str, text: str, summary: str) -> str:
@@ -131,7 +136,7 @@ def passage_answer(text: str, said: str) -> str:
         where = "The parts of the answer that stand in the passage:"
     passage = marked(text, [(span, "") for span in spans])
     after = f'{_unsupported(said, text)}<h4>{where}</h4><div class="ft-passage" tabindex="0">{passage}</div>'
-    return text_answer(said, after)
+    return f'<div class="ft-card ft-answer"><p class="ft-said">{escape(said.strip())}</p>{after}</div>'
 
 
 def _unsupported(said: str, text: str) -> str:
@@ -156,7 +161,7 @@ def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> st
         for label in names:
             if anchor and label and label not in seen:
                 seen.add(label)
-                html.append(f'<a id="{escape(f"{anchor}-{label}")}"></a>')
+                html.append(f'<span id="{escape(f"{anchor}-{label}")}"></span>')
         number = "".join(f"<sup>{escape(label)}</sup>" for label in names if label)
         html.append(f"<mark>{number}{escape(text[start:end])}</mark>")
         place = end
@@ -168,7 +173,8 @@ def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> st
 
 def number(value: float, unit: str) -> str:
     """A predicted number with its unit; a percentage has its sign, as a change."""
-    return f"{value:+.2f} %" if unit == "%" else f"{value:.2f} {unit}".rstrip()
+    value = round(value, 2) or 0.0  # never -0
+    return f"{value:+.2f} %" if unit == "%" and value else f"{value:.2f} {unit}".rstrip()
 
 
 def interval_of(prediction: Prediction) -> tuple[float, float] | None:
@@ -234,23 +240,43 @@ def central_range(shares: list[float]) -> tuple[int, int]:
 # Files ----------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], longest: int = 160) -> str:
+class Html(str):
+    """Markup of our own making, with what is foreign in it escaped: a cell that is shown as it is."""
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    longest: int = 160,
+    names: Mapping[str, str] | None = None,
+) -> str:
     """Rows as a table; a long cell is cut, and whole in its tooltip."""
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in columns)
+    head = "".join(
+        f"<th{_right(rows, name)}>{escape((names or {}).get(name, name.replace('_', ' ')))}</th>"
+        for name in columns
+    )
     body = "".join(f"<tr>{''.join(_cell(row.get(name), longest) for name in columns)}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="ft-scroll" tabindex="0">{inner}</div>'
 
 
+def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The class of the head of a column of numbers."""
+    first = next((row[name] for row in rows if row.get(name) is not None), None)
+    return " class=ft-n" if isinstance(first, int | float) and not isinstance(first, bool) else ""
+
+
 def _cell(value: Any, longest: int) -> str:
     if isinstance(value, float):
-        return f'<td class="ft-n">{value:.4g}</td>'
+        return f'<td class="ft-n">{value:.3f}</td>'
     if isinstance(value, int) and not isinstance(value, bool):
         return f'<td class="ft-n">{value:,}</td>'
+    if isinstance(value, Html):
+        return f'<td class="ft-long">{value}</td>'
     text = "" if value is None else str(value)
     if len(text) <= longest:
-        return f"<td>{escape(text)}</td>"
-    return f'<td title="{escape(text)}">{escape(text[:longest].rstrip())} …</td>'
+        return f"<td{' class=ft-long' if len(text) > 32 else ''}>{escape(text)}</td>"
+    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:longest].rstrip())} …</td>'
 
 
 def frame(page: str, title: str) -> str:

@@ -84,7 +84,7 @@ def answer_spans(text: str, answer: str) -> list[Span]:
         return []
     exact = re.search(r"(?<!\w)" + r"\W+".join(map(re.escape, found)) + r"(?!\w)", text, re.IGNORECASE)
     if exact:
-        return [exact.span()]
+        return [_with_signs(text, *exact.span())]
     places = [match.span() for match in _WORD.finditer(text)]
     here = [text[start:end].lower() for start, end in places]
     there = [word.lower() for word in found[:LONGEST_ANSWER]]
@@ -92,8 +92,13 @@ def answer_spans(text: str, answer: str) -> list[Span]:
     for block in SequenceMatcher(None, here, there, autojunk=False).get_matching_blocks():
         run = here[block.a : block.a + block.size]
         if len(run) >= 3 or any(word[0].isdigit() for word in run):
-            spans.append((places[block.a][0], places[block.a + block.size - 1][1]))
+            spans.append(_with_signs(text, places[block.a][0], places[block.a + block.size - 1][1]))
     return spans
+
+
+def _with_signs(text: str, start: int, end: int) -> Span:
+    """The span with the currency before it and the percent sign after it."""
+    return start - (text[start - 1 : start] in ("$", "€", "£")), end + (text[end : end + 1] == "%")
 
 
 def _words(text: str) -> set[str]:
