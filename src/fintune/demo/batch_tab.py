@@ -105,4 +105,5 @@ def _status(progress: batch.Progress) -> str:
 
 def _preview(progress: batch.Progress, task: Any) -> str:
     names = [name for name in batch.columns(task) if name != "error"]
-    return f"<h4>The first {len(progress.rows)} rows</h4>{render.table(progress.rows, names)}"
+    heads = {name: name.removeprefix("probability_") for name in names if name.startswith("probability_")}
+    return f"<h4>The first {len(progress.rows)} rows</h4>{render.table(progress.rows, names, names=heads)}"

@@ -33,13 +33,31 @@ def page(folder: Path) -> str:
             from fintune.live import page as live
 
             rows, sources = live.rows(folder, SHOWN), live.sources(folder)
+            card = live.scorecard(folder)
         except (FintuneError, ImportError, OSError, ValueError, KeyError) as error:
             return render.failure(f"The live items in {folder} cannot be read: {error}")
     if not rows:
         sentence = f"There are no live items in {folder} yet. They appear here while this runs:"
         return render.missing(sentence, f"fintune live --feed URL --output {folder}")
     troubles = [f"{source['title']}: {source['problem']}" for source in sources if source.get("problem")]
-    return "".join(map(render.notice, troubles)) + items(rows)
+    return "".join(map(render.notice, troubles)) + (scorecard(card) if card else "") + items(rows)
+
+
+def scorecard(card: Mapping[str, Any]) -> str:
+    """How the numbers did against the moves that followed (see `fintune.live.scorecard.score`)."""
+    figures = [
+        {
+            "figure": name.replace("_", " "),
+            "value": figure["value"],
+            "95 % interval": "[{:.3f}, {:.3f}]".format(*figure["interval"]) if figure["interval"] else "",
+            "answers": figure["n"],
+        }
+        for name, figure in card["figures"].items()
+    ]
+    if not figures:
+        return ""
+    table = render.table(figures, list(figures[0]))
+    return f'<details class="ft-details"><summary>Against the moves that followed</summary>{table}</details>'
 
 
 def items(rows: Sequence[Mapping[str, Any]]) -> str:
