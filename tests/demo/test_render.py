@@ -46,10 +46,10 @@ def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
 
 
 def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
-    class Own(Prediction):
-        interval = (-0.5, 2.25)
-
-    assert render.interval_of(Own(1.0, {"+0": 0.5, "+2": 0.5})) == (-0.5, 2.25)
+    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
+    assert render.interval_of(prediction) == (0.0, 2.0)
+    object.__setattr__(prediction, "interval", (-0.5, 2.25))
+    assert render.interval_of(prediction) == (-0.5, 2.25)
 
 
 def test_labels_are_bars_from_the_most_to_the_least_probable():
