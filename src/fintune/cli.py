@@ -160,6 +160,12 @@ def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--live_dir",
+        default="output/live",
+        metavar="DIR",
+        help="what fintune live writes (default: output/live)",
+    )
 
 
 def _live_flags(command: argparse.ArgumentParser) -> None:
@@ -424,7 +430,7 @@ def _predict_file(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from fintune.demo.app import launch
 
-    launch(_adapter(args.model_path), args.port, args.host)
+    launch(_adapter(args.model_path), args.port, args.host, args.live_dir)
     return 0
 
 

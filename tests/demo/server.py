@@ -1,4 +1,7 @@
-"""The demo on the real base model, with two custom tasks beside the five: `python server.py PORT`."""
+"""`python server.py PORT LIVE_DIR`: the demo on the real base model, with two custom tasks beside the five.
+
+`python server.py PORT LIVE_DIR ADAPTER`: the demo on an adapter.
+"""
 
 import sys
 
@@ -26,13 +29,16 @@ RECIPE = Recipe.model_validate(
 )
 
 
-def main(port: int) -> None:
+def main(port: int, live_dir: str, adapter: str | None = None) -> None:
+    if adapter:
+        serve(build(Engine.load(adapter), live_dir), port)
+        return
     engine = Engine.load(recipe=RECIPE)
     engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
     engine.tasks["summarization"].max_new_tokens = 24  # so that the tests are fast
     engine.tasks["qa"].max_new_tokens = 12
-    serve(build(engine), port)
+    serve(build(engine, live_dir), port)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -1,5 +1,7 @@
 """The demo in a real browser: the server runs on the real base model, and every tab is used."""
 
+import contextlib
+import csv
 import os
 import shutil
 import socket
@@ -13,7 +15,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from fintune.demo.app import check_port, examples, launch
+from fintune.demo.app import check_port, launch
+from fintune.demo.texts import examples
 from fintune.errors import FintuneError, MissingExtraError, ModelError
 from fintune.tasks import known_tasks
 
@@ -22,41 +25,99 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run"
 ).split()
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+"""What the page would need of another machine, it does not get."""
 PATIENCE = 60_000
 """Milliseconds an answer may take on a busy machine."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The address of a demo, served by a process of its own."""
-    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'fintune[demo]'")
+@contextlib.contextmanager
+def started(folder, *arguments):
+    """A demo in a process of its own: a function that waits for it and returns its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("demo") / "server.log"
+    log = folder / "server.log"
+    script = str(Path(__file__).with_name("server.py"))
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py")), str(port)],
+            [sys.executable, script, str(port), str(folder / "live"), *arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "NO_PROXY": "127.0.0.1,localhost"},
         )
     url = f"http://127.0.0.1:{port}/"
     direct = build_opener(ProxyHandler({}))  # `urlopen` keeps the proxies of whichever test called it first
-    try:
+
+    def ready():
         deadline = time.monotonic() + 120
         while True:
             assert process.poll() is None, log.read_text()
             try:
                 direct.open(url, timeout=10).close()
-                break
+                return url
             except (URLError, TimeoutError) as error:
                 assert time.monotonic() < deadline, f"{error}\n{log.read_text()}"
                 time.sleep(0.2)
-        yield url
+
+    try:
+        yield ready
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+REPORT = """<!doctype html><html><head><title>Report</title></head><body><h1>Figures</h1>
+<a href="#end">To the end</a>
+<p style="height:3000px"></p><p id="end">The end</p><img src="https://example.com/pixel.png">
+<script>document.body.dataset.ran = 1; try { parent.document.title = "taken" } catch {}</script>
+</body></html>"""
+CARD = "---\ntags: [x]\n---\n\n# A card\n\n![pixel](https://example.com/pixel.png)\n"
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory, tiny_base):
+    """Two demos: of the untuned base, and of a small one with an adapter."""
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'fintune[demo]'")
+    folder = tmp_path_factory.mktemp("tuned")
+    with started(tmp_path_factory.mktemp("demo")) as untuned:
+        make_adapter(folder / "adapter", tiny_base)
+        with started(folder, str(folder / "adapter")) as tuned:
+            yield untuned(), tuned()
+
+
+@pytest.fixture
+def server(servers):
+    return servers[0]
+
+
+@pytest.fixture
+def tuned_server(servers):
+    return servers[1]
+
+
+def make_adapter(folder, tiny_base):
+    """An adapter at random on a small base; its report and its card would like to call home."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    from fintune.config import Recipe
+    from fintune.data.sample import sample_records
+    from fintune.models import manifest
+    from fintune.tasks import task_set
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, lora).save_pretrained(folder)
+    recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}})
+    tasks = task_set(recipe)
+    tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
+    for name in ("summarization", "qa"):
+        tasks[name].max_new_tokens = 8
+    data = {"tasks": {"qa": {"dataset": "tatqa", "counts": {"train": 1234}, "dropped": {"too <long>": 5}}}}
+    manifest.write(folder, recipe, tasks, data=data, optimizer_steps=7)
+    (folder / "results.html").write_text(REPORT)
+    (folder / "README.md").write_text(CARD)
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +126,38 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, OFFLINE])
         yield chromium
         chromium.close()
 
 
-@pytest.fixture
-def page(browser, server, request):
-    """A fresh page; at its end no request has left this machine and the console shows no error."""
-    width, scheme = getattr(request, "param", (1200, "light"))
+@contextlib.contextmanager
+def opened(browser, url, width=1200, scheme="light", strict=True):
+    """A fresh page; at its end no request has left this machine and, if strict, the console has no error."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     hosts, errors = set(), []
     page.on("request", lambda r: hosts.add(urlsplit(r.url).hostname) if r.url.startswith("http") else None)
     page.on("websocket", lambda socket: hosts.add(urlsplit(socket.url).hostname))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server)
+    page.goto(url)
     page.wait_for_selector("#sentiment-run")
     yield page
     page.close()
     assert hosts == {"127.0.0.1"}
-    assert errors == []
+    assert errors == [] or not strict
+
+
+@pytest.fixture
+def page(browser, server, request):
+    with opened(browser, server, *getattr(request, "param", ())) as page:
+        yield page
+
+
+@pytest.fixture
+def tuned(browser, tuned_server, request):
+    with opened(browser, tuned_server, *getattr(request, "param", ())) as page:
+        yield page
 
 
 def open_tab(page, name):
@@ -96,7 +168,7 @@ def open_tab(page, name):
     tab.click()
 
 
-def run(page, task, wait_for=".ft-answer, .output-class"):
+def run(page, task, wait_for=".ft-answer"):
     """Press the tab's button; the text of the answer (or of the note) once it is there."""
     page.click(f"#{task}-run")
     place = "note" if wait_for.startswith(".ft-notice") else "answer"
@@ -126,11 +198,25 @@ def test_an_example_is_classified_with_a_probability_for_each_label(page, task, 
     assert len(shares) == 3 and 98 <= sum(shares) <= 102
 
 
-@pytest.mark.parametrize(("task", "tab"), [("summarization", "Summary"), ("qa", "Q&A")])
-def test_an_example_is_answered_with_text(page, task, tab):
-    open_tab(page, tab)
-    choose_example(page, task)
-    assert len(run(page, task)) > len("Answer\n")
+def test_a_summary_stands_beside_its_transcript(page):
+    open_tab(page, "Summary")
+    choose_example(page, "summarization")
+    run(page, "summarization")
+    transcript = page.input_value("#summarization-text textarea")
+    passage = page.locator("#summarization-answer .ft-passage")
+    plain = passage.evaluate(
+        "e => { e.querySelectorAll('sup').forEach(s => s.remove()); return e.textContent }"
+    )
+    assert plain == transcript
+    assert page.locator("#summarization-answer li").count() >= 1
+
+
+def test_an_answer_is_marked_in_its_passage(page):
+    open_tab(page, "Q&A")
+    page.fill("#qa-text textarea", "The company is called Northvale. Its revenue was $3 million.")
+    page.fill("#qa-question textarea", "What was its revenue?")
+    run(page, "qa")
+    assert "$3 million" in "".join(page.locator("#qa-answer mark").all_inner_texts())
 
 
 @pytest.mark.parametrize("page", [(390, "dark")], indirect=True)
@@ -140,6 +226,7 @@ def test_on_a_dark_phone_a_price_move_is_a_number_and_its_spread_and_nothing_ove
     text = run(page, "regression")
     assert "Expected change in price on the next trading day" in text and "%" in text
     assert page.locator("#regression-answer .ft-spread i").count() > 3
+    assert "80 % of its probability" in text and page.locator("#regression-answer .ft-scale b").is_visible()
     for width in (390, 360, 320):
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_timeout(200)  # the tabs that do not fit move into a menu
@@ -173,12 +260,88 @@ def test_a_text_longer_than_the_context_is_cut_and_the_page_says_so(page):
     assert "only its beginning was used" in page.inner_text("#sentiment-note")
     choose_example(page, "sentiment")  # and neither note nor answer outlives its text
     page.locator("#sentiment-note .ft-notice").wait_for(state="hidden")
-    page.locator("#sentiment-answer .output-class").wait_for(state="hidden")
+    page.locator("#sentiment-answer .ft-answer").wait_for(state="hidden")
 
 
 def test_the_page_says_which_model_answers_and_that_it_is_untuned(page):
     header = page.inner_text(".ft-header")
     assert "smollm2-135m-instruct" in header and "untuned" in header
+
+
+def test_without_an_adapter_the_further_tabs_say_what_is_missing(page):
+    for tab, command in (("Compare", "fintune train"), ("Results", "fintune run"), ("Live", "fintune live")):
+        open_tab(page, tab)
+        page.locator(".ft-missing code", has_text=command).locator("visible=true").first.wait_for()
+
+
+def test_base_and_adapter_answer_side_by_side(tuned):
+    open_tab(tuned, "Compare")
+    tuned.click("#compare-run")
+    tuned.locator("#compare-note .ft-notice", has_text="There is no text yet").wait_for()
+    for task, mark in (("Headline", ".ft-bars"), ("Price move", ".ft-scale")):
+        tuned.get_by_label(task, exact=True).locator("visible=true").check()
+        tuned.click("#compare-example")
+        tuned.wait_for_function("document.querySelector('#compare-text textarea').value.length > 10")
+        tuned.click("#compare-run")
+        for side in ("base", "tuned"):
+            tuned.locator(f"#compare-{side} {mark}").wait_for(timeout=PATIENCE)
+        tuned.locator("#compare-note .ft-remark").wait_for()
+        assert tuned.inner_html("#compare-base") != tuned.inner_html("#compare-tuned")
+
+
+def test_a_file_is_answered_with_progress_errors_by_row_and_a_csv(tuned, tmp_path):
+    open_tab(tuned, "Batch")
+    tuned.click("#batch-run")
+    tuned.locator("#batch-status .ft-notice", has_text="There is no file yet").wait_for()
+    path = tmp_path / "rows.csv"
+    path.write_text("id,text\n" + "".join(f"r{i},Sales rose {i} %.\n" for i in range(40)) + "last,\n")
+    tuned.set_input_files("#batch-file input[type=file]", path)
+    tuned.locator("#batch-file").get_by_label("rows.csv").wait_for()
+    tuned.click("#batch-run")
+    link = tuned.locator("#batch-result a").first
+    link.wait_for(timeout=PATIENCE)
+    status = tuned.inner_text("#batch-status")
+    assert "All 41 rows are done, 1 without an answer" in status and "the text is empty" in status
+    with tuned.expect_download() as download:
+        link.click()
+    with open(download.value.path(), encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 41 and rows[39]["id"] == "r39" and rows[39]["prediction"]
+    preview = tuned.locator("#batch-preview tbody tr")
+    preview.first.wait_for()
+    assert preview.count() == 20
+
+
+def test_a_file_without_texts_is_refused_by_its_own_name(tuned, tmp_path):
+    open_tab(tuned, "Batch")
+    path = tmp_path / "wrong.csv"
+    path.write_text("a,b\n1,2\n")
+    tuned.set_input_files("#batch-file input[type=file]", path)
+    tuned.locator("#batch-file").get_by_label("wrong.csv").wait_for()
+    tuned.click("#batch-run")
+    failure = tuned.locator("#batch-status .ft-failure")
+    failure.wait_for()
+    assert "wrong.csv" in failure.inner_text() and "text" in failure.inner_text()
+    assert "/tmp" not in failure.inner_text()
+
+
+def test_the_report_stays_in_its_frame_and_card_and_data_are_shown(browser, tuned_server):
+    with opened(browser, tuned_server, 390, "dark", strict=False) as page:  # the frame's policy complains
+        open_tab(page, "Results")
+        report = page.frame_locator("#results-evaluation iframe")
+        report.get_by_role("heading", name="Figures").wait_for()
+        report.locator("body[data-ran]").wait_for()  # its own script may run
+        report.get_by_role("link", name="To the end").click()
+        page.wait_for_timeout(200)
+        assert report.locator("#end").evaluate("e => e.getBoundingClientRect().top < innerHeight")
+        assert page.title() == "fintune demo" and "#end" not in page.url
+        page.get_by_role("tab", name="Model card", exact=True).click()
+        page.get_by_role("heading", name="A card").wait_for()
+        page.get_by_role("tab", name="Data and training", exact=True).click()
+        page.locator("#results-data table").wait_for()
+        text = page.inner_text("#results-data")
+        assert "tatqa" in text and "1,234" in text and "optimizer steps" in text
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_taken_port_is_named_with_the_fix_before_any_model_is_loaded():

@@ -1,7 +1,7 @@
 """What the page shows: answers as HTML, with everything from outside escaped."""
 
 from fintune.demo import render
-from fintune.tasks.base import Prediction, RegressionTask
+from fintune.tasks.base import Prediction, Record, RegressionTask, SummarizationTask
 
 
 def move(shares, unit="%", name="regression"):
@@ -30,16 +30,71 @@ def test_an_empty_answer_says_so():
 def test_a_price_move_is_a_signed_percentage_with_the_range_of_most_of_its_probability():
     html = move([0.05, 0.5, 0.4, 0.05])
     assert "+1.45 %" in html and "Expected change in price on the next trading day" in html
-    assert "at least 80 % of its probability between +1 % and +2 %" in html
-    assert html.count("<i ") == 4
+    assert "80 % of its probability between +1.00 % and +2.00 %" in html
+    assert html.count("<i ") == 5  # the interval, and a bar for each level
 
 
 def test_a_certain_number_is_on_one_level_and_a_custom_task_has_its_own_unit():
     html = move([0.01, 0.98, 0.01], unit="bp", name="spread_change")
-    assert "Expected value: 1.00 bp." in html and "probability on +1 bp;" in html
+    assert "Expected value: 1.00 bp." in html and "probability at 1.00 bp." in html
 
 
 def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
     assert render.central_range([0.1, 0.1, 0.6, 0.1, 0.1]) == (0, 3)
     assert render.central_range([0.09, 0.09, 0.64, 0.09, 0.09]) == (1, 3)
     assert render.central_range([1.0]) == (0, 0)
+
+
+def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
+    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
+    assert render.interval_of(prediction) == (0.0, 2.0)
+    object.__setattr__(prediction, "interval", (-0.5, 2.25))
+    assert render.interval_of(prediction) == (-0.5, 2.25)
+
+
+def test_labels_are_bars_from_the_most_to_the_least_probable():
+    html = render.label_answer(Prediction("b", {"a": 0.25, "b": 0.75}))
+    assert html.index("<span>b</span>") < html.index("<span>a</span>")
+    assert "width:75.0%" in html and "<em>25%</em>" in html
+
+
+def test_bullets_link_to_their_marked_sentences_and_an_invented_figure_is_warned_of():
+    task = SummarizationTask("summarization", "…")
+    record = Record("Hello. Revenue was $5 <b>million</b>. Bye.")
+    html = render.answer(task, record, Prediction("- revenue $5 million\n- eps $9.99"))
+    assert 'href="#ft-summarization-1"' in html and 'id="ft-summarization-1"' in html
+    assert "<mark><sup>1</sup>Revenue was $5 &lt;b&gt;million&lt;/b&gt;.</mark>" in html
+    assert "not in the text: 9.99" in html and html.count("no source found") == 1
+
+
+def test_an_answer_is_marked_in_its_passage():
+    html = render.passage_answer("Cash was $3.3 million & debt 4.", "$3.3 million")
+    assert "Cash was <mark>$3.3 million</mark> &amp; debt 4." in html
+    assert "does not have the words" in render.passage_answer("Cash was low.", "No idea")
+
+
+def test_marks_that_overlap_do_not_repeat_text():
+    assert render.marked("abcdef", [((0, 4), "1"), ((2, 6), "2"), ((0, 4), "2")]) == (
+        "<mark><sup>1</sup><sup>2</sup>abcd</mark>ef"
+    )
+
+
+def test_a_report_in_a_frame_can_load_nothing_and_cannot_leave_it():
+    html = render.frame('<html><head lang="en"><title>x</title></head>"</html>', "Report")
+    assert 'sandbox="allow-scripts"' in html and "default-src &#x27;none&#x27;" in html
+    assert html.index("Content-Security-Policy") < html.index("&lt;title")
+    assert html.count('"') % 2 == 0 and "<title" not in html
+
+
+def test_markdown_loads_no_pictures_runs_no_tags_and_drops_its_front_matter():
+    html = render.markdown(
+        "---\ntags: x\n---\n\n# Card\n\n![p](https://example.com/p.png) <script>1</script> [l](javascript:1)"
+        "\n\n| a |\n| --- |\n| 1 |\n"
+    )
+    assert "<h1>Card</h1>" in html and "<td>1</td>" in html and "tags" not in html
+    assert "<img" not in html and "<script" not in html and 'href="javascript' not in html
+
+
+def test_long_cells_are_cut_and_escaped():
+    html = render.table([{"a_b": "<" * 200, "n": 0.12345}], ["a_b", "n"])
+    assert "<th>a b</th>" in html and "0.123" in html and "&lt; …" in html and "<<" not in html

@@ -5,48 +5,30 @@ Everything a model or a user wrote is escaped here. Knows nothing of Gradio or o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import accumulate
+from typing import Any
 
-from fintune.tasks.base import Prediction, RegressionTask
+from fintune.evaluation.numeric import unsupported_figures
+from fintune.inference.grounding import Span, answer_spans, bullet_sources, bullets
+from fintune.tasks.base import Prediction, Record, RegressionTask, Task
 
-CSS = """
-.gradio-container { width: 100%; max-width: 1100px !important; min-width: 0 !important;
-  margin: 0 auto !important; }
-.gradio-container .main, .gradio-container .wrap, .gradio-container .contain {
-  min-width: 0; max-width: 100%; }
-body.dark { --color-accent: var(--primary-400) !important; }
-.block.hide-container .html-container { padding: 0 !important; }
-.ft-header h1 { font-size: 1.6rem; font-weight: 700; margin: 0; }
-.ft-header p, .ft-about { margin: .25rem 0 0; }
-.ft-header code { overflow-wrap: anywhere; }
-.ft-notice { margin: .25rem 0; padding: .6rem .8rem; border-left: 4px solid #d97706;
-  border-radius: var(--radius-md); background: color-mix(in srgb, #f59e0b 14%, transparent); }
-.ft-failure { border-color: #dc2626; background: color-mix(in srgb, #ef4444 14%, transparent); }
-.ft-card { min-height: 6rem; padding: 1.5rem 0 .2rem; overflow-wrap: anywhere; }
-.ft-card p { margin: 0 0 .4rem; }
-.ft-card ul { margin: 0; padding-left: 1.2rem; list-style: disc; }
-.ft-card li { margin: .25rem 0; }
-.ft-empty { color: var(--body-text-color-subdued); }
-.ft-number { font-size: 2rem; font-weight: 700; line-height: 1.2; }
-.ft-spread { display: flex; align-items: flex-end; gap: 2px; height: 9rem; margin-top: 1rem; }
-.ft-spread div { flex: 1 1 0; min-width: 0; height: 100%; display: flex; flex-direction: column;
-  justify-content: flex-end; }
-.ft-spread i { display: block; min-height: 2px; border-radius: 3px 3px 0 0;
-  background: var(--color-accent); }
-.ft-spread span { height: 1.4rem; line-height: 1.4rem; align-self: center; font-size: .7rem;
-  white-space: nowrap; color: var(--body-text-color-subdued); }
-@media (max-width: 640px) {
-  .gradio-container .main { padding: 12px !important; }
-  .tab-container button { padding: 0 5px !important; font-size: 13px !important; }
-  .ft-spread.ft-many div:nth-child(even) span { visibility: hidden; }
-}
-"""
+FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+"""What a report in a frame may load: nothing from anywhere."""
+
+
+# Sentences ------------------------------------------------------------------------------------------
 
 
 def notice(sentence: str) -> str:
     """A sentence the reader should not miss."""
     return f'<div class="ft-notice" role="note">{escape(sentence)}</div>'
+
+
+def remark(sentence: str) -> str:
+    """A sentence that explains what is shown."""
+    return f'<div class="ft-notice ft-remark" role="status">{escape(sentence)}</div>'
 
 
 def failure(sentence: str) -> str:
@@ -59,10 +41,57 @@ def empty(sentence: str) -> str:
     return f'<div class="ft-card ft-empty">{escape(sentence)}</div>'
 
 
-def text_answer(answer: str) -> str:
+def missing(sentence: str, command: str = "") -> str:
+    """What a tab shows when there is nothing to show yet, and the command that changes that."""
+    code = f"<p><code>{escape(command)}</code></p>" if command else ""
+    return f'<div class="ft-card ft-empty ft-missing"><p>{escape(sentence)}</p>{code}</div>'
+
+
+def progress(done: int, total: int, failed: int, seconds_left: float | None) -> str:
+    """How far a batch is."""
+    text = f"{done:,} of {total:,} rows" if done < total else f"All {total:,} rows are done"
+    if failed:
+        text += f", {failed:,} without an answer"
+    if seconds_left is not None and done < total:
+        text += f", about {max(1, round(seconds_left)):,} s left"
+    bar = f'<progress max="{total}" value="{done}" aria-label="rows done"></progress>'
+    return f'<div class="ft-progress" role="status">{bar}<p>{escape(text)}.</p></div>'
+
+
+# Answers --------------------------------------------------------------------------------------------
+
+
+def answer(task: Task, record: Record, prediction: Prediction) -> str:
+    """The answer to a record, as its task shows it."""
+    if isinstance(task, RegressionTask):
+        return number_answer(task, prediction)
+    if task.decoding == "candidates":
+        return label_answer(prediction)
+    if task.type == "summarization":
+        return summary_answer(task.name, record.text, str(prediction.value))
+    if task.type == "qa":
+        return passage_answer(record.text, str(prediction.value))
+    return text_answer(str(prediction.value))
+
+
+def label_answer(prediction: Prediction) -> str:
+    """The label in large, and a bar for the probability of each."""
+    label = escape(str(prediction.value))
+    html = f'<div class="ft-number">{label}</div>'
+    if prediction.probabilities:
+        rows = "".join(
+            f"<li{' class=ft-best' if name == prediction.value else ''}><span>{escape(name)}</span>"
+            f'<i><b style="width:{100 * share:.1f}%"></b></i><em>{share:.0%}</em></li>'
+            for name, share in sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        )
+        html += f'<ul class="ft-bars">{rows}</ul>'
+    return f'<div class="ft-card ft-answer">{html}</div>'
+
+
+def text_answer(text: str) -> str:
     """A text as it was generated; lines that begin with a dash become bullet points."""
     parts: list[str] = []
-    for line in filter(None, (line.strip() for line in answer.splitlines())):
+    for line in filter(None, (line.strip() for line in text.splitlines())):
         bullet = line[:1] in "-•*" and line.strip("-•* ")
         if not bullet:
             parts.append(f"<p>{escape(line)}</p>")
@@ -75,25 +104,102 @@ def text_answer(answer: str) -> str:
     return f'<div class="ft-card ft-answer">{"".join(parts)}</div>'
 
 
+def summary_answer(name: str, text: str, summary: str) -> str:
+    """Numbered bullets, each with a warning of figures the transcript lacks, beside the marked transcript."""
+    lines = bullets(summary)
+    if not lines:
+        return empty("The model gave an empty answer.")
+    sources = bullet_sources(text, lines)
+    items, marks = [], []
+    for i, (line, spans) in enumerate(zip(lines, sources, strict=True), 1):
+        marks += [(span, str(i)) for span in spans]
+        link = f'<a href="#ft-{escape(name)}-{i}">source</a>' if spans else "<span>no source found</span>"
+        items.append(f"<li>{escape(line)} {link}{_unsupported(line, text)}</li>")
+    passage = marked(text, marks, f"ft-{name}")
+    return (
+        '<div class="ft-card ft-answer ft-beside"><div><h4>Summary</h4>'
+        f"<ol>{''.join(items)}</ol></div>"
+        f'<div><h4>Transcript</h4><div class="ft-passage" tabindex="0">{passage}</div></div></div>'
+    )
+
+
+def passage_answer(text: str, said: str) -> str:
+    """The answer, and its passage with the answer marked in it."""
+    if not said.strip():
+        return empty("The model gave an empty answer.")
+    spans = answer_spans(text, said)
+    if not spans:
+        where = "The passage does not have the words of this answer."
+    elif len(spans) == 1 and spans[0][1] - spans[0][0] >= len(said.strip(" .\n")) * 0.8:
+        where = "Where the answer stands:"
+    else:
+        where = "The parts of the answer that stand in the passage:"
+    passage = marked(text, [(span, "") for span in spans])
+    after = f'{_unsupported(said, text)}<h4>{where}</h4><div class="ft-passage" tabindex="0">{passage}</div>'
+    return f'<div class="ft-card ft-answer"><p class="ft-said">{escape(said.strip())}</p>{after}</div>'
+
+
+def _unsupported(said: str, text: str) -> str:
+    """A warning of the figures that an answer's text does not have; "" where there are none."""
+    wrong = list(dict.fromkeys(f"{figure.figure:g}" for figure in unsupported_figures(said, text)))
+    return f'<small class="ft-warning">not in the text: {escape(", ".join(wrong))}</small>' if wrong else ""
+
+
+def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> str:
+    """A text with spans marked; a mark with a label carries it, and its first one an id to go to.
+
+    Spans of several labels are one mark with all of them; a span inside another one is left to that.
+    """
+    labels: dict[Span, list[str]] = {}
+    for span, label in sorted(marks):
+        labels.setdefault(span, []).append(label)
+    html, place, seen = [], 0, set()
+    for (start, end), names in labels.items():
+        if start < place:
+            continue
+        html.append(escape(text[place:start]))
+        for label in names:
+            if anchor and label and label not in seen:
+                seen.add(label)
+                html.append(f'<span id="{escape(f"{anchor}-{label}")}"></span>')
+        number = "".join(f"<sup>{escape(label)}</sup>" for label in names if label)
+        html.append(f"<mark>{number}{escape(text[start:end])}</mark>")
+        place = end
+    return "".join(html) + escape(text[place:])
+
+
+# Numbers --------------------------------------------------------------------------------------------
+
+
 def number(value: float, unit: str) -> str:
     """A predicted number with its unit; a percentage has its sign, as a change."""
-    return f"{value:+.2f} %" if unit == "%" else f"{value:.2f} {unit}".rstrip()
+    value = round(value, 2) or 0.0  # never -0
+    return f"{value:+.2f} %" if unit == "%" and value else f"{value:.2f} {unit}".rstrip()
+
+
+def interval_of(prediction: Prediction) -> tuple[float, float] | None:
+    """Where most of a number's probability lies: its own interval, else the levels that hold 80 %."""
+    own = getattr(prediction, "interval", None)
+    if own is not None or not prediction.probabilities:
+        return own
+    levels = [float(level) for level in prediction.probabilities]
+    low, high = central_range(list(prediction.probabilities.values()))
+    return levels[low], levels[high]
 
 
 def number_answer(task: RegressionTask, prediction: Prediction) -> str:
-    """The expected number, a sentence about it, and a bar for the probability of each level."""
+    """The expected number with its interval on a scale, and a bar for the probability of each level."""
     value = number(float(prediction.value), task.unit)
     what = "change in price on the next trading day" if task.name == "regression" else "value"
     html = f'<div class="ft-number">{escape(value)}</div><p>Expected {what}: {escape(value)}.'
-    if not prediction.probabilities:
+    interval = interval_of(prediction)
+    if interval is None or not prediction.probabilities:
         return f'<div class="ft-card ft-answer">{html}</p></div>'
+    low, high = (number(bound, task.unit) for bound in interval)
+    where = f"at {low}" if low == high else f"between {low} and {high}"
+    html += f" The model puts 80 % of its probability {escape(where)}.</p>"
     levels, shares = list(prediction.probabilities), list(prediction.probabilities.values())
-    low, high = (f"{levels[i]} {task.unit}".rstrip() for i in central_range(shares))
-    where = f"on {low}" if low == high else f"between {low} and {high}"
-    html += (
-        f" The model puts at least 80 % of its probability {escape(where)}; "
-        f"the bars show the probability of each of its {len(levels)} levels.</p>"
-    )
+    html += _scale(float(prediction.value), interval, [float(level) for level in levels], task.unit)
     top = max(shares)
     bars = "".join(
         f'<div title="{escape(level)}: {share:.1%}"><i style="height:{100 * share / top:.1f}%"></i>'
@@ -103,7 +209,24 @@ def number_answer(task: RegressionTask, prediction: Prediction) -> str:
     many = " ft-many" if len(levels) > 7 else ""
     label = escape(", ".join(f"{level}: {share:.0%}" for level, share in prediction.probabilities.items()))
     spread = f'<div class="ft-spread{many}" role="img" aria-label="{label}">{bars}</div>'
-    return f'<div class="ft-card ft-answer">{html}{spread}</div>'
+    caption = f'<p class="ft-quiet">The probability of each of the {len(levels)} levels.</p>'
+    return f'<div class="ft-card ft-answer">{html}{spread}{caption}</div>'
+
+
+def _scale(value: float, interval: tuple[float, float], levels: Sequence[float], unit: str) -> str:
+    """The interval as a bar and the number as a dot, on a line from the lowest to the highest level."""
+    low, high = min(*levels, interval[0], value), max(*levels, interval[1], value)
+    if low == high:
+        return ""
+
+    def at(x: float) -> float:
+        return 100 * (x - low) / (high - low)
+
+    zero = f'<u style="left:{at(0):.1f}%"></u>' if low < 0 < high else ""
+    bar = f'<i style="left:{at(interval[0]):.1f}%;width:{at(interval[1]) - at(interval[0]):.1f}%"></i>'
+    dot = f'<b style="left:{at(value):.1f}%"></b>'
+    ends = f"<p><span>{escape(number(low, unit))}</span><span>{escape(number(high, unit))}</span></p>"
+    return f'<div class="ft-scale" aria-hidden="true"><div>{zero}{bar}{dot}</div>{ends}</div>'
 
 
 def central_range(shares: list[float]) -> tuple[int, int]:
@@ -112,3 +235,71 @@ def central_range(shares: list[float]) -> tuple[int, int]:
     low = next(i for i, mass in enumerate(total) if mass >= 0.1 * total[-1])
     high = next(i for i, mass in enumerate(total) if mass >= 0.9 * total[-1])
     return low, high
+
+
+# Files ----------------------------------------------------------------------------------------------
+
+
+class Html(str):
+    """Markup of our own making, with what is foreign in it escaped: a cell that is shown as it is."""
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    longest: int = 160,
+    names: Mapping[str, str] | None = None,
+) -> str:
+    """Rows as a table; a long cell is cut, and whole in its tooltip."""
+    head = "".join(
+        f"<th{_right(rows, name)}>{escape((names or {}).get(name, name.replace('_', ' ')))}</th>"
+        for name in columns
+    )
+    body = "".join(f"<tr>{''.join(_cell(row.get(name), longest) for name in columns)}</tr>" for row in rows)
+    inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="ft-scroll" tabindex="0">{inner}</div>'
+
+
+def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The class of the head of a column of numbers."""
+    first = next((row[name] for row in rows if row.get(name) is not None), None)
+    return " class=ft-n" if isinstance(first, int | float) and not isinstance(first, bool) else ""
+
+
+def _cell(value: Any, longest: int) -> str:
+    if isinstance(value, float):
+        return f'<td class="ft-n">{value:.3f}</td>'
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f'<td class="ft-n">{value:,}</td>'
+    if isinstance(value, Html):
+        return f'<td class="ft-long">{value}</td>'
+    text = "" if value is None else str(value)
+    if len(text) <= longest:
+        return f"<td{' class=ft-long' if len(text) > 32 else ''}>{escape(text)}</td>"
+    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:longest].rstrip())} …</td>'
+
+
+def frame(page: str, title: str) -> str:
+    """A whole HTML page in a frame that can reach neither this page nor a network."""
+    # Links within the page resolve against the base; a srcdoc's own would be this page's address.
+    head = f'<meta http-equiv="Content-Security-Policy" content="{FRAME_POLICY}"><base href="about:srcdoc">'
+    start = page.lower().find("<head")
+    cut = page.find(">", start) + 1 if start >= 0 else 0
+    held = page[:cut] + head + page[cut:]
+    return (
+        f'<iframe class="ft-frame" title="{escape(title)}" sandbox="allow-scripts" '
+        f'referrerpolicy="no-referrer" srcdoc="{escape(held)}"></iframe>'
+    )
+
+
+def markdown(text: str) -> str:
+    """Markdown as HTML: its front matter left out, its own tags shown as text, pictures never loaded."""
+    from markdown_it import MarkdownIt
+
+    if text.startswith("---\n"):
+        text = text.partition("\n---\n")[2] or text
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("<!--"))
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    html = parser.render(text).replace("<a href=", '<a target="_blank" rel="noopener noreferrer" href=')
+    html = html.replace("<table>", '<div class="ft-scroll"><table>').replace("</table>", "</table></div>")
+    return f'<div class="ft-markdown">{html}</div>'

@@ -1,0 +1,109 @@
+"""A file in, a CSV of answers out, with its progress and the rows that could not be answered."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fintune.demo import batch, render, texts
+from fintune.demo.task_tab import UNEXPECTED
+from fintune.errors import FintuneError
+from fintune.inference.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+ERRORS_SHOWN = 10
+
+
+def add(gr: Any, engine: Engine) -> None:
+    """Fill the tab that is open."""
+    tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
+    gr.HTML(
+        '<p class="ft-about">A CSV file with a column <code>text</code>, for Q&amp;A also '
+        f"<code>question</code>, and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. TSV, JSONL "
+        "and Parquet are read, too.</p>"
+    )
+    with gr.Row():
+        with gr.Column(min_width=300):
+            first = next(iter(tasks))
+            choice = gr.Radio(list(tasks), value=first, label="Task", elem_id="batch-task")
+            file = gr.File(
+                label="File",
+                file_types=[".csv", ".tsv", ".jsonl", ".json", ".parquet"],
+                height=140,
+                elem_id="batch-file",
+            )
+            button = gr.Button("Answer all rows", variant="primary", elem_id="batch-run")
+            stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
+        with gr.Column(min_width=300):
+            status = gr.HTML(
+                render.empty("Progress and the first answers will appear here."),
+                label="Progress",
+                show_label=True,
+                container=True,
+                elem_id="batch-status",
+            )
+            result = gr.File(label="Answers", visible=False, interactive=False, elem_id="batch-result")
+    preview = gr.HTML(visible=False, elem_id="batch-preview")
+    kept = tempfile.TemporaryDirectory(prefix="fintune-demo-")  # goes with the process
+
+    def run(name: str, path: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
+        hidden = gr.update(visible=False)
+        if not path:
+            yield render.notice("There is no file yet: choose one above."), hidden, hidden, hidden
+            return
+        folder = Path(tempfile.mkdtemp(dir=kept.name))
+        target = folder / f"{Path(path).stem}-{tasks[name].name}.csv"
+        progress = None
+        try:
+            for progress in batch.run(engine, tasks[name], path, target):
+                shown = gr.update(value=_preview(progress, tasks[name]), visible=bool(progress.rows))
+                yield _status(progress), hidden, shown, gr.update(visible=True)
+        except FintuneError as error:
+            said = str(error).replace(str(path), Path(path).name)
+            yield render.failure(said), hidden, hidden, hidden
+            return
+        except Exception:
+            logger.exception("The batch failed")
+            yield render.failure(UNEXPECTED), hidden, hidden, hidden
+            return
+        if progress is not None:
+            yield _status(progress), gr.update(value=str(target), visible=True), gr.skip(), hidden
+
+    running = button.click(
+        run,
+        [choice, file],
+        [status, result, preview, stop],
+        show_progress="hidden",  # the page has its own bar
+        concurrency_id="batch",
+        concurrency_limit=2,
+        api_visibility="private",
+    )
+    stop.click(
+        lambda: (render.notice("Stopped: nothing was kept."), gr.update(visible=False)),
+        None,
+        [status, stop],
+        cancels=[running],
+        queue=False,
+        api_visibility="private",
+    )
+
+
+def _status(progress: batch.Progress) -> str:
+    bar = render.progress(progress.done, progress.total, len(progress.errors), progress.seconds_left)
+    if not progress.errors:
+        return f'<div class="ft-card">{bar}</div>'
+    shown = progress.errors[:ERRORS_SHOWN]
+    errors = render.table([{"row": row["id"], "why": row["error"]} for row in shown], ["row", "why"])
+    more = len(progress.errors) - len(shown)
+    rest = f'<p class="ft-quiet">… and {more:,} more, in the file.</p>' if more else ""
+    return f'<div class="ft-card">{bar}<h4>Rows without an answer</h4>{errors}{rest}</div>'
+
+
+def _preview(progress: batch.Progress, task: Any) -> str:
+    names = [name for name in batch.columns(task) if name != "error"]
+    heads = {name: name.removeprefix("probability_") for name in names if name.startswith("probability_")}
+    return f"<h4>The first {len(progress.rows)} rows</h4>{render.table(progress.rows, names, names=heads)}"

@@ -1,0 +1,134 @@
+"""One task's tab: examples on top, text in on the left, the answer on the right (below it on a phone)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+from fintune.demo import render, texts
+from fintune.errors import DataError, FintuneError
+from fintune.inference.engine import Engine
+from fintune.tasks.base import Prediction, Record, Task
+
+logger = logging.getLogger(__name__)
+
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+"""Of events that ask the model: one at a time, whatever the tab."""
+UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo has the details."
+
+
+def add(gr: Any, engine: Engine, task: Task) -> None:
+    """Fill the tab that is open."""
+    gr.HTML(f'<p class="ft-about">{escape(texts.ABOUT.get(task.name, task.instruction))}</p>')
+    if obstacle := texts.obstacle(task):
+        gr.HTML(render.notice(obstacle))
+    inputs = boxes(gr, task)
+    empty = render.empty("The answer will appear here.")
+    records = texts.examples(task)
+    if records:
+        chosen = gr.Examples(
+            [[r.text, r.question][: len(inputs)] for r in records],
+            inputs,
+            example_labels=[texts.example_label(task, r) for r in records],
+            elem_id=f"{task.name}-examples",
+            preload=False,
+            api_visibility="private",
+        )
+    # A summary stands beside its transcript, so it has the page's width; others stand beside their text.
+    wide = task.type == "summarization"
+    with gr.Column() if wide else gr.Row():
+        with gr.Column(min_width=300):
+            for box in inputs:
+                box.render()
+            verb = texts.VERBS.get(task.type, "Run")
+            button = gr.Button(verb, variant="primary", elem_id=f"{task.name}-run")
+        with gr.Column(min_width=300):
+            note = gr.HTML(visible=False, elem_id=f"{task.name}-note")
+            answer = gr.HTML(
+                empty, label="Answer", show_label=True, container=True, elem_id=f"{task.name}-answer"
+            )
+    gr.on(
+        [button.click, *(box.submit for box in inputs)],
+        _answerer(gr, engine, task, empty),
+        inputs,
+        [answer, note],
+        show_progress_on=answer,
+        scroll_to_output=True,
+        api_visibility="private",
+        **MODEL,
+    )
+    if records:  # an answer must not stand beside a text it does not belong to
+        chosen.load_input_event.then(
+            lambda: (empty, gr.update(visible=False)),
+            None,
+            [answer, note],
+            queue=False,
+            api_visibility="private",
+        )
+
+
+def boxes(gr: Any, task: Task) -> list[Any]:
+    """The text boxes of a task, to be rendered where they belong."""
+    lines = texts.LINES.get(task.type, 3)
+    found = [
+        gr.Textbox(
+            label=texts.LABELS.get(task.name, "Text"),
+            lines=lines,
+            max_lines=max(12, lines),
+            placeholder="Paste a text here, or choose an example above.",
+            elem_id=f"{task.name}-text",
+            render=False,
+        )
+    ]
+    if task.type == "qa":
+        found.append(gr.Textbox(label="Question", elem_id=f"{task.name}-question", render=False))
+    return found
+
+
+def unanswerable(text: str, question: str | None) -> str | None:
+    """What is missing from the boxes, as a sentence; None when the model can be asked."""
+    if not text.strip():
+        return "There is no text yet: paste one, or choose an example."
+    if question is not None and not question.strip():
+        return "There is no question yet: type one, or choose an example."
+    return None
+
+
+def _answerer(gr: Any, engine: Engine, task: Task, empty: str) -> Callable[..., tuple[Any, Any]]:
+    """The function behind a tab's button: the boxes' texts in, the answer and the note out."""
+
+    def answer(text: str, question: str | None = None) -> tuple[Any, Any]:
+        def note(html: str) -> Any:
+            return gr.update(value=html, visible=bool(html))
+
+        if wanted := unanswerable(text, question):
+            return empty, note(render.notice(wanted))
+        record = Record(text, question=question)
+        try:
+            prediction, remark = ask(engine, task, record)
+        except FintuneError as error:
+            return empty, note(render.failure(str(error)))
+        except Exception:
+            logger.exception("The %s tab could not answer", task.name)
+            return empty, note(render.failure(UNEXPECTED))
+        return render.answer(task, record, prediction), note(render.notice(remark) if remark else "")
+
+    return answer
+
+
+def ask(engine: Engine, task: Task, record: Record, use_adapter: bool = True) -> tuple[Prediction, str]:
+    """The answer, and a note where the text was too long to be read whole.
+
+    Raises:
+        DataError: the record cannot be answered.
+    """
+    try:
+        return engine.predict(task.name, [record], use_adapter=use_adapter, truncate=False)[0], ""
+    except DataError:
+        prediction = engine.predict(task.name, [record], use_adapter=use_adapter, truncate=True)[0]
+    read = "the sentences that say most were read" if task.salience else "only its beginning was used"
+    return prediction, (
+        f"The text is longer than the {engine.template.max_length} tokens this model reads at once: {read}."
+    )

@@ -1,0 +1,110 @@
+"""Where in its text an answer comes from: an answer and a text in, character spans out.
+
+Works on what is written alone; it knows nothing of models, and a span is evidence, not proof.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from fintune.data.sentences import sentences
+from fintune.evaluation.numeric import Figure, figures
+
+Span = tuple[int, int]
+"""The first character and the one after the last."""
+
+SHARED_WORDS = 0.5
+"""A sentence is a bullet's source if it has this share of its words, or one of its figures."""
+LONGEST_ANSWER = 120
+"""Words of an answer that are aligned with its text."""
+_WORD = re.compile(r"\d[\d,.]*\d|\w+")
+_BULLET = re.compile(r"^[-•*]\s+")
+_COMMON = frozenset(
+    "a an and are as at be been by for from has have in is it its of on or our that the their this to was we "
+    "were will with".split()
+)
+
+
+def bullets(summary: str) -> list[str]:
+    """The lines of a summary without their dashes."""
+    lines = (_BULLET.sub("", line.strip()) for line in summary.splitlines())
+    return [line for line in lines if line and line not in "-•*"]
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Where each sentence stands."""
+    spans, start = [], 0
+    for sentence in sentences(text):
+        start = text.index(sentence, start)
+        spans.append((start, start + len(sentence)))
+        start += len(sentence)
+    return spans
+
+
+def bullet_sources(text: str, lines: Sequence[str]) -> list[list[Span]]:
+    """For each bullet the sentences that its figures and words stand in, in the text's order.
+
+    First the sentence that shares most, a figure counting as much as all words together; then, for each
+    figure that is not in it, the sentence that has it and shares most words. [] where nothing is shared.
+    """
+    spans = sentence_spans(text)
+    words = [_words(text[start:end]) for start, end in spans]
+    values = [_values(figures(text[start:end])) for start, end in spans]
+    return [[spans[i] for i in _sources(line, words, values)] for line in lines]
+
+
+def _sources(line: str, words: Sequence[set[str]], values: Sequence[set[str]]) -> list[int]:
+    wanted, left = _words(line), _values(figures(line))
+    alike = [len(wanted & found) / max(1, len(wanted)) for found in words]
+    chosen: list[int] = []
+    while True:
+        scores = [len(left & found) + share for found, share in zip(values, alike, strict=True)]
+        best = max(range(len(scores)), key=scores.__getitem__, default=None)
+        if best is None or best in chosen:
+            break
+        if not left & values[best] and (chosen or alike[best] < SHARED_WORDS):
+            break
+        chosen.append(best)
+        left -= values[best]
+        if not left:
+            break
+    return sorted(chosen)
+
+
+def answer_spans(text: str, answer: str) -> list[Span]:
+    """Where an answer stands in its text.
+
+    The answer word for word, whatever its case and spacing; else the longest runs of three or more words, or
+    with a figure, that both have; [] where there are none.
+    """
+    found = [match.group() for match in _WORD.finditer(answer)]
+    if not found:
+        return []
+    exact = re.search(r"(?<!\w)" + r"\W+".join(map(re.escape, found)) + r"(?!\w)", text, re.IGNORECASE)
+    if exact:
+        return [_with_signs(text, *exact.span())]
+    places = [match.span() for match in _WORD.finditer(text)]
+    here = [text[start:end].lower() for start, end in places]
+    there = [word.lower() for word in found[:LONGEST_ANSWER]]
+    spans = []
+    for block in SequenceMatcher(None, here, there, autojunk=False).get_matching_blocks():
+        run = here[block.a : block.a + block.size]
+        if len(run) >= 3 or any(word[0].isdigit() for word in run):
+            spans.append(_with_signs(text, places[block.a][0], places[block.a + block.size - 1][1]))
+    return spans
+
+
+def _with_signs(text: str, start: int, end: int) -> Span:
+    """The span with the currency before it and the percent sign after it."""
+    return start - (text[start - 1 : start] in ("$", "€", "£")), end + (text[end : end + 1] == "%")
+
+
+def _words(text: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(text)} - _COMMON
+
+
+def _values(found: Sequence[Figure]) -> set[str]:
+    """Figures by what they amount to: 1.2 bn is 1,200 million; signs and percent aside."""
+    return {f"{abs(figure.figure * figure.scale):.10g}" for figure in found}
