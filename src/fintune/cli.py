@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
 REPORT_DIR = "output/quality"
+STORE = "sqlite:///output/monitoring.db"
 COMPUTING = ("run", "train", "evaluate", "predict", "demo")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
 
@@ -41,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
         ("data", "list, download, prepare and check data", _data, _data_flags),
+        ("monitor", "drift of live answers, and what feedback says of them", _monitor, _monitor_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -211,6 +214,41 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         help="of a near duplicate (default: 0.8)",
     )
     _recipe_flags(clean)
+    feedback = actions.add_parser("from-feedback", help="wrong answers, with the right ones, to train on")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
+    feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
+    feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
+    _store_flag(feedback)
+
+
+def _monitor_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    profile = actions.add_parser(
+        "profile", help="the reference: an adapter's inputs and answers on test data"
+    )
+    profile.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    profile.add_argument("--split", choices=("validation", "test"), default="test", help="(default: test)")
+    profile.add_argument("--max", type=_count, metavar="N", help="examples per task at most")
+    _recipe_flags(profile)
+    drift = actions.add_parser("drift", help="the newest kept answers against the reference")
+    drift.add_argument("--model_path", metavar="DIR", help="the adapter's folder, with its profile.json")
+    drift.add_argument("--output_file", metavar="FILE", help="write it, as .json, .md or .html")
+    drift.add_argument("--strict", action="store_true", help="exit with 2 where there is drift")
+    _store_flag(drift)
+    feedback = actions.add_parser("feedback", help="how many answers were right, as feedback says")
+    feedback.add_argument(
+        "--forget", type=_count, metavar="DAYS", help="delete the predictions older than this first"
+    )
+    _store_flag(feedback)
+
+
+def _store_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store",
+        default=os.environ.get("FINTUNE_STORE", STORE),
+        metavar="URL",
+        help=f"where predictions are kept (default: FINTUNE_STORE, else {STORE}); also postgresql://…",
+    )
 
 
 def _count(text: str) -> int:
@@ -286,23 +324,27 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
+    """The recipe an adapter was trained by, unless another one is given."""
     from fintune.config import recipe_from
+    from fintune.models import manifest
+    from fintune.models.lora_config import check_adapter
+
+    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
+    if not trained or args.config:
+        return _recipe(args)
+    recipe = recipe_from(trained, _overrides(args), f"{model_path}/{manifest.NAME}")
+    return recipe.debugged() if args.debug else recipe
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from fintune.data.datasets import prepare
     from fintune.evaluation.evaluate import evaluate
     from fintune.evaluation.report import print_table
     from fintune.inference.engine import Engine
-    from fintune.models import manifest
-    from fintune.models.lora_config import check_adapter
 
     model_path = _adapter(args.model_path)
-    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
-    if trained and not args.config:
-        # An adapter is evaluated on the data of its own recipe, unless another recipe is given.
-        recipe = recipe_from(trained, _overrides(args), f"{model_path}/{manifest.NAME}")
-        recipe = recipe.debugged() if args.debug else recipe
-    else:
-        recipe = _recipe(args)
+    recipe = _trained_recipe(model_path, args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
     config = recipe.evaluation.tracked(args.use_wandb)
@@ -403,6 +445,10 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.decontaminate import decontaminate
 
         decontaminate(args.file, args.output_file, _recipe(args), task=args.task, threshold=args.threshold)
+    elif args.action == "from-feedback":
+        from fintune.monitoring.commands import from_feedback
+
+        from_feedback(args.store, args.task, args.output_file, everything=args.all)
     else:
         from fintune.data.datasets import prepare
 
@@ -420,6 +466,29 @@ def _data(args: argparse.Namespace) -> int:
         print(f"Prepared data: {prepared.folder}")
         if args.copy_to:
             print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+    return 0
+
+
+def _monitor(args: argparse.Namespace) -> int:
+    from fintune.monitoring import commands
+
+    if args.action == "feedback":
+        commands.show_feedback(args.store, args.forget)
+        return 0
+    model_path = _adapter(args.model_path)
+    if model_path is None:
+        raise DataError("The untuned base model has no profile: name an adapter with --model_path.")
+    if args.action == "drift":
+        status = commands.show_drift(model_path, args.store, args.output_file)
+        return 2 if args.strict and status == "drift" else 0
+    from fintune.data.datasets import prepare
+    from fintune.inference.engine import Engine
+    from fintune.monitoring.profile import make_profile
+
+    recipe = _trained_recipe(model_path, args)
+    prepared = prepare(recipe)
+    profile = make_profile(Engine.load(model_path, recipe), prepared, args.split, args.max)
+    print(f"Reference profile: {profile.save(model_path)}")
     return 0
 
 

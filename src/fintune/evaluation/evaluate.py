@@ -35,6 +35,7 @@ from fintune.evaluation.scores import Scores, details_of, example_scores, interv
 from fintune.evaluation.statistics import RESAMPLES, bootstrap_intervals, cluster_of
 from fintune.files import atomic_write, write_json, write_jsonl
 from fintune.models import card, manifest
+from fintune.monitoring.profile import Profile, profile_rows
 from fintune.provenance import machine, versions
 from fintune.tasks import Prediction, Record, Task
 
@@ -62,7 +63,7 @@ def evaluate(
     """Evaluate every prepared task, write the files and return the results as written.
 
     The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
-    adapter gets the headline figures.
+    adapter gets the headline figures, and its folder the profile that live answers are compared with.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -89,11 +90,14 @@ def evaluate(
         "published": [],
     }
     rows: list[dict[str, Any]] = []
+    reference = Profile({}, f"test split of {prepared.folder.name}")
     try:
         for task in tasks:
             runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
             entry, task_rows = runner.run(encoder, skipped)
             entry |= _source(prepared.manifest["tasks"][task.name])
+            if task_rows:
+                reference.tasks[task.name] = profile_rows(task, runner.test, task_rows)
             results["tasks"][task.name] = entry
             results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
@@ -107,6 +111,7 @@ def evaluate(
         raise
     if engine.adapter is not None:
         card.add_evaluation(engine.adapter, results, say)
+        reference.save(engine.adapter)
     uploads.upload(results, rows, output, config.report_to)
     return results
 
