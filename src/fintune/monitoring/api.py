@@ -110,9 +110,7 @@ def router(
     @routes.get("/monitoring/drift", summary="Live answers against the reference", response_model=None)
     def drift() -> dict[str, Any] | JSONResponse:
         if reference is None:
-            message = (
-                "This adapter has no reference profile: fintune monitor profile --model_path DIR  makes one."
-            )
+            message = "This adapter has no reference profile:  fintune monitor profile  makes one."
             return _refused(404, message, None, "no_reference")
         if window is not None:
             observed = window.tasks()

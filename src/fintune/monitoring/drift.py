@@ -30,8 +30,8 @@ WINDOW = 1000
 WATCH, DRIFT = 0.1, 0.2
 """PSI of labels and numbers."""
 WATCH_WORDS, DRIFT_WORDS = 0.015, 0.03
-"""Jensen-Shannon divergence of the vocabulary, in bits, less what chance gives it. Between samples of one public
-dataset it is at most 0.010, between two datasets at least 0.038 (docs/monitoring.md)."""
+"""Jensen-Shannon divergence of the vocabulary, in bits, less what chance gives it. Samples of one public
+dataset differ by 0.010 at most, samples of two by 0.038 at least (docs/monitoring.md)."""
 P_VALUE = 0.01
 BINS = 10
 LEVELS = ("too few", "stable", "watch", "drift")

@@ -35,6 +35,13 @@ class Metrics:
         self.requests = Counter(
             "fintune_requests", "Requests answered or refused, by outcome", ["task", "outcome"], **new
         )
+        self.http_requests = Counter(
+            "fintune_http_requests", "HTTP requests by route and status", ["route", "status"], **new
+        )
+        self.http_seconds = Histogram(
+            "fintune_http_request_seconds", "HTTP requests by route", ["route"], buckets=_SECONDS, **new
+        )
+        self.adapters = Gauge("fintune_adapters_loaded", "Adapters in memory", **new)
         self.seconds = Histogram(
             "fintune_request_seconds", "From arrival to answer", ["task"], buckets=_SECONDS, **new
         )
@@ -128,6 +135,11 @@ class Metrics:
             self.confidence.labels(task).observe(max(prediction.probabilities.values()))
             if prediction.value in prediction.probabilities:
                 self.answers.labels(task, str(prediction.value)).inc()
+
+    def observe_http(self, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; `route` is the pattern (/v1/tasks/{task}), never the path itself."""
+        self.http_requests.labels(route, str(status)).inc()
+        self.http_seconds.labels(route).observe(seconds)
 
     def observe_batch(self, task: str, size: int, seconds: float) -> None:
         """Count one batch of `size` requests that took `seconds` to compute."""

@@ -73,8 +73,8 @@ def _note(report: Mapping[str, Any]) -> str:
     (watch, drift), (watch_words, drift_words) = limits["psi"], limits["words_js"]
     return (
         f"PSI from {watch} on asks for a look and from {drift} on means drift, if the test's p is below "
-        f"{limits['p_value']}; for words, a Jensen-Shannon divergence from {watch_words} and {drift_words} bits on. "
-        f"Reference: {report['reference'] or 'unknown'}. Made {report['created']}."
+        f"{limits['p_value']}; for words, a Jensen-Shannon divergence from {watch_words} bits and from "
+        f"{drift_words} bits on. Reference: {report['reference'] or 'unknown'}. Made {report['created']}."
     )
 
 
