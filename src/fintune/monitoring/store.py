@@ -333,7 +333,7 @@ def _alone(database: Database) -> Iterator[None]:
 
 
 def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
-    """The rows that feedback teaches: `text`, `question`, `target`, `time` and `id`, oldest first.
+    """The rows that feedback teaches: `text`, `question`, `target`, `answered` (UTC) and `id`, oldest first.
 
     Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
     several on the same text and question the newest stands.
@@ -349,7 +349,7 @@ def training_rows(store: Store, task: str, *, everything: bool = False) -> list[
         rows[key] = {
             "text": item.text,
             "target": target,
-            "time": item.created.isoformat(timespec="seconds"),
+            "answered": item.created.isoformat(timespec="seconds"),
             "id": item.id,
         } | ({"question": item.question} if item.question else {})
     return list(rows.values())
