@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+from fintune.errors import ConfigError
 from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
+from fintune.monitoring.profile import NAME as PROFILE
 from fintune.monitoring.profile import Observation, Profile
 from fintune.monitoring.store import Store
 from fintune.tasks import Prediction
@@ -31,6 +35,26 @@ class Recorder:
         self.window = Window(window_size)
         self._refreshed = 0.0
         self._lock = threading.Lock()
+
+    @classmethod
+    def from_environment(cls, adapter: str | Path | None, metrics: Metrics = METRICS) -> Recorder:
+        """The recorder of a service.
+
+        FINTUNE_STORE is the store's URL; without it there is none. FINTUNE_KEEP_PREDICTIONS=1 is the consent
+        to keep texts and answers in it. The reference is the adapter's profile, if it has one.
+
+        Raises:
+            ConfigError: FINTUNE_KEEP_PREDICTIONS is not 0 or 1, or is 1 without a store.
+            DataError: the store cannot be opened, or the profile not be read.
+        """
+        url, consent = os.environ.get("FINTUNE_STORE"), os.environ.get("FINTUNE_KEEP_PREDICTIONS") or "0"
+        if consent not in ("0", "1"):
+            raise ConfigError(f"FINTUNE_KEEP_PREDICTIONS must be 0 or 1, got {consent!r}")
+        if consent == "1" and not url:
+            raise ConfigError("FINTUNE_KEEP_PREDICTIONS=1 needs FINTUNE_STORE, the URL of the store")
+        store = Store.open(url, keep=consent == "1") if url else None
+        profiled = adapter is not None and (Path(adapter) / PROFILE).is_file()
+        return cls(Profile.load(adapter) if adapter and profiled else None, store, metrics=metrics)
 
     def record(
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
