@@ -119,7 +119,7 @@ def router(
         else:
             return _refused(404, "This service keeps no answers to compare.", None, "no_store")
         report = compare(reference, observed)
-        report["live_scores"] = scores = store.scores() if store is not None else {}
+        report["live_scores"] = scores = store.live_scores() if store is not None else {}
         metrics.show_drift(report)
         metrics.show_accuracy(scores)
         return {"object": "monitoring.drift", **report}

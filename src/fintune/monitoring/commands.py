@@ -40,7 +40,7 @@ def show_drift(
     reference = Profile.load(model_path)
     store = open_store(url)
     report = compare(reference, store.observations(WINDOW))
-    report["live_scores"] = store.scores()
+    report["live_scores"] = store.live_scores()
     store.close()
     if output_file:
         say(f"Drift: {report['status']}. Report: {write_report(report, output_file)}")

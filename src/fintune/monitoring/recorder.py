@@ -76,7 +76,7 @@ class Recorder:
         if self.reference is None:
             return {"tasks": {}, "live_scores": {}}
         report = compare(self.reference, self.window.tasks())
-        report["live_scores"] = self.store.scores() if self.store is not None else {}
+        report["live_scores"] = self.store.live_scores() if self.store is not None else {}
         return report
 
     def exposition(self) -> bytes:

@@ -27,6 +27,8 @@ from fintune.tasks import Prediction
 DEFAULT_URL = "sqlite:///output/monitoring.db"
 WAIT_SECONDS = 30
 """How long a writer waits for another one (SQLite)."""
+LIVE_DAYS = 30
+"""How far back live accuracy looks."""
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK = 7_102_026
 """The key of PostgreSQL's advisory lock under which migrations run."""
@@ -233,6 +235,10 @@ class Store:
                 "mae": sum(errors) / len(errors) if errors else None,
             }
         return scores
+
+    def live_scores(self) -> dict[str, dict[str, Any]]:
+        """The scores of the predictions of the last LIVE_DAYS days."""
+        return self.scores(datetime.now(UTC) - timedelta(days=LIVE_DAYS))
 
     def observations(self, limit: int) -> dict[str, list[Observation]]:
         """The newest `limit` kept predictions of each task, as drift reads them."""
