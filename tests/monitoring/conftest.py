@@ -1,8 +1,10 @@
 """Stores to test with: a SQLite file, and a PostgreSQL of its own where one is installed."""
 
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,14 +25,13 @@ def _postgres_tools():
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory):
+def postgres_url():
     """The URL of a PostgreSQL server of this session; it refuses to run as root, so root lends it a user."""
-    import os
-
     tools = _postgres_tools()
     if tools is None:
         pytest.skip("PostgreSQL is not installed: its initdb and pg_ctl are not found")
-    folder = tmp_path_factory.mktemp("postgres")
+    # Not pytest's folder: every session that starts closes it to other users again.
+    folder = Path(tempfile.mkdtemp(prefix="fintune-postgres-"))
     run_as = {}
     if os.geteuid() == 0:
         import pwd
@@ -39,8 +40,6 @@ def postgres_url(tmp_path_factory):
             user = pwd.getpwnam("postgres")
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
         os.chown(folder, user.pw_uid, user.pw_gid)
         run_as = {"user": user.pw_uid, "group": user.pw_gid}
     port, data = free_port(), folder / "data"
@@ -49,8 +48,11 @@ def postgres_url(tmp_path_factory):
     subprocess.run([tools / "initdb", "-D", data, "-A", "trust", "-U", "fintune", "-E", "UTF8"], **quiet)
     start = [tools / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start"]
     subprocess.run(start, **quiet)
-    yield f"postgresql://fintune@127.0.0.1:{port}/postgres"
-    subprocess.run([tools / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
+    try:
+        yield f"postgresql://fintune@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([tools / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **quiet)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -88,7 +88,7 @@ def router(
             return _refused(404, message, "prediction_id", "prediction_not_found")
         if (problem := _unfit(body.target, task)) is not None:
             return _refused(422, problem, "target", "invalid_target")
-        key = getattr(request.state, "key_id", None)
+        key = getattr(getattr(request.state, "key", None), "id", None)  # as the service's gate sets it
         try:
             store.add_feedback(body.prediction_id, correct=body.correct, target=body.target, key_id=key)
         except DataError as error:  # deleted since
