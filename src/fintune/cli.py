@@ -189,6 +189,9 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--timeout", type=float, default=60, metavar="S", help="of a request (default: 60)")
     command.add_argument(
+        "--slow", type=float, default=10, metavar="S", help="a client may take to send it (default: 10)"
+    )
+    command.add_argument(
         "--max_body",
         type=_count,
         default=1_000_000,
@@ -461,6 +464,7 @@ def _serve(args: argparse.Namespace) -> int:
             max_wait=args.max_wait_ms / 1000,
             max_queue=args.max_queue,
             timeout=args.timeout,
+            slow=args.slow,
             max_body=args.max_body,
             max_tokens=args.max_tokens,
             cors=tuple(args.cors),

@@ -32,7 +32,7 @@ class Server:
         return self.process.wait(30)
 
 
-def start(*flags, keys, port=0):
+def _start(*flags, keys, port=0):
     command = [sys.executable, "-m", "fintune.cli", "serve", "--port", str(port), "--keys", str(keys)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system"}
     process = subprocess.Popen(
@@ -84,6 +84,12 @@ def adapters(tiny_base, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def start():
+    """A function: flags → a server of one's own, to be stopped."""
+    return _start
+
+
+@pytest.fixture(scope="session")
 def no_keys(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("keys") / "keys.json"
 
@@ -91,7 +97,7 @@ def no_keys(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(adapters, no_keys):
     """One for all tests that leave it as it is."""
-    running = start(
+    running = _start(
         "--model_path",
         adapters / "first",
         "--adapters",

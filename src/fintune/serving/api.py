@@ -80,6 +80,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False, description="A key of  fintune keys create"))],
     )
