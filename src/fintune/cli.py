@@ -18,8 +18,9 @@ from fintune.errors import DataError, FintuneError
 OUTPUT_DIR = "output/model"
 REPORT_DIR = "output/quality"
 STORE = "sqlite:///output/monitoring.db"
-COMPUTING = ("run", "train", "evaluate", "predict", "demo")
+COMPUTING = ("run", "train", "evaluate", "predict", "demo", "serve")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
+KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune/keys.json)"
 
 
 # The flags ------------------------------------------------------------------------------------------
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
+        ("serve", "serve the tasks and OpenAI's API over HTTP", _serve, _serve_flags),
+        ("keys", "make, list and revoke the API keys of the server", _keys, _keys_flags),
         ("data", "list, download, prepare and check data", _data, _data_flags),
         ("monitor", "drift of live answers, and what feedback says of them", _monitor, _monitor_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
@@ -157,6 +160,67 @@ def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
     command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+
+
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
+    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="adapters that requests may name, or folders that hold some",
+    )
+    command.add_argument(
+        "--max_adapters", type=_count, default=4, metavar="N", help="in memory at once (default: 4)"
+    )
+    command.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+    command.add_argument("--insecure", action="store_true", help="ask for no key, even on a public address")
+    command.add_argument(
+        "--rate", type=_count, default=0, metavar="N", help="requests a minute for each key (default: any)"
+    )
+    command.add_argument(
+        "--max_batch", type=_count, default=32, metavar="N", help="records computed together (default: 32)"
+    )
+    command.add_argument(
+        "--max_wait_ms", type=float, default=5, metavar="MS", help="wait for company so long (default: 5)"
+    )
+    command.add_argument(
+        "--max_queue", type=_count, default=512, metavar="N", help="records that may wait (default: 512)"
+    )
+    command.add_argument("--timeout", type=float, default=60, metavar="S", help="of a request (default: 60)")
+    command.add_argument(
+        "--slow", type=float, default=10, metavar="S", help="a client may take to send it (default: 10)"
+    )
+    command.add_argument(
+        "--max_body",
+        type=_count,
+        default=1_000_000,
+        metavar="BYTES",
+        help="of a request (default: 1,000,000)",
+    )
+    command.add_argument(
+        "--max_tokens", type=_count, default=512, metavar="N", help="written for a request (default: 512)"
+    )
+    command.add_argument(
+        "--cors", nargs="+", default=[], metavar="ORIGIN", help="origins whose pages may call the API"
+    )
+    command.add_argument("--log_text", action="store_true", help="write the texts of requests to the log too")
+
+
+def _keys_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--name", required=True, help="whose it is")
+    create.add_argument("--rate", type=_count, metavar="N", help="requests a minute (default: the server's)")
+    create.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    listing = actions.add_parser("list", help="the keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="make a key good for nothing, on running servers too")
+    revoke.add_argument("key", metavar="KEY", help="its id or its name")
+    for action in (create, listing, revoke):
+        action.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
@@ -421,6 +485,51 @@ def _demo(args: argparse.Namespace) -> int:
     from fintune.demo.app import launch
 
     launch(_adapter(args.model_path), args.port, args.host)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from fintune.serving.server import serve
+    from fintune.serving.settings import Settings
+
+    serve(
+        Settings(
+            model_path=_adapter(args.model_path),
+            adapters=tuple(args.adapters),
+            max_adapters=args.max_adapters,
+            host=args.host,
+            port=args.port,
+            keys=Path(args.keys) if args.keys else None,
+            insecure=args.insecure,
+            rate=args.rate,
+            max_batch=args.max_batch,
+            max_wait=args.max_wait_ms / 1000,
+            max_queue=args.max_queue,
+            timeout=args.timeout,
+            slow=args.slow,
+            max_body=args.max_body,
+            max_tokens=args.max_tokens,
+            cors=tuple(args.cors),
+            log_text=args.log_text,
+        )
+    )
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from fintune.serving import keys
+
+    path = Path(args.keys) if args.keys else keys.default_path()
+    if args.action == "create":
+        print(keys.create(path, args.name, args.rate, args.admin))
+        print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
+    elif args.action == "revoke":
+        print(f"Revoked {keys.revoke(path, args.key).id}.")
+    else:
+        for key in keys.load(path).values():
+            state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            rate = "server's rate" if key.rate is None else f"{key.rate}/min"
+            print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
     return 0
 
 
