@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from fintune.errors import DataError, FintuneError
 
 OUTPUT_DIR = "output/model"
 REPORT_DIR = "output/quality"
-COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live")
+STORE = "sqlite:///output/monitoring.db"
+COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live", "serve")
 MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
+KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune/keys.json)"
 
 
 # The flags ------------------------------------------------------------------------------------------
@@ -41,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         ("predict", "answer one text, or a file of them", _predict, _predict_flags),
         ("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
         ("live", "score headlines as they come, from feeds and Yahoo Finance", _live, _live_flags),
+        ("serve", "serve the tasks and OpenAI's API over HTTP", _serve, _serve_flags),
+        ("keys", "make, list and revoke the API keys of the server", _keys, _keys_flags),
         ("data", "list, download, prepare and check data", _data, _data_flags),
+        ("monitor", "drift of live answers, and what feedback says of them", _monitor, _monitor_flags),
         ("doctor", "check this machine and this installation", _doctor, None),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -200,6 +206,67 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
+    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="adapters that requests may name, or folders that hold some",
+    )
+    command.add_argument(
+        "--max_adapters", type=_count, default=4, metavar="N", help="in memory at once (default: 4)"
+    )
+    command.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+    command.add_argument("--insecure", action="store_true", help="ask for no key, even on a public address")
+    command.add_argument(
+        "--rate", type=_count, default=0, metavar="N", help="requests a minute for each key (default: any)"
+    )
+    command.add_argument(
+        "--max_batch", type=_count, default=32, metavar="N", help="records computed together (default: 32)"
+    )
+    command.add_argument(
+        "--max_wait_ms", type=float, default=5, metavar="MS", help="wait for company so long (default: 5)"
+    )
+    command.add_argument(
+        "--max_queue", type=_count, default=512, metavar="N", help="records that may wait (default: 512)"
+    )
+    command.add_argument("--timeout", type=float, default=60, metavar="S", help="of a request (default: 60)")
+    command.add_argument(
+        "--slow", type=float, default=10, metavar="S", help="a client may take to send it (default: 10)"
+    )
+    command.add_argument(
+        "--max_body",
+        type=_count,
+        default=1_000_000,
+        metavar="BYTES",
+        help="of a request (default: 1,000,000)",
+    )
+    command.add_argument(
+        "--max_tokens", type=_count, default=512, metavar="N", help="written for a request (default: 512)"
+    )
+    command.add_argument(
+        "--cors", nargs="+", default=[], metavar="ORIGIN", help="origins whose pages may call the API"
+    )
+    command.add_argument("--log_text", action="store_true", help="write the texts of requests to the log too")
+
+
+def _keys_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--name", required=True, help="whose it is")
+    create.add_argument("--rate", type=_count, metavar="N", help="requests a minute (default: the server's)")
+    create.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    listing = actions.add_parser("list", help="the keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="make a key good for nothing, on running servers too")
+    revoke.add_argument("key", metavar="KEY", help="its id or its name")
+    for action in (create, listing, revoke):
+        action.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+
+
 def _data_flags(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
@@ -255,6 +322,41 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         help="of a near duplicate (default: 0.8)",
     )
     _recipe_flags(clean)
+    feedback = actions.add_parser("from-feedback", help="wrong answers, with the right ones, to train on")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
+    feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
+    feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
+    _store_flag(feedback)
+
+
+def _monitor_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    profile = actions.add_parser(
+        "profile", help="the reference: an adapter's inputs and answers on test data"
+    )
+    profile.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    profile.add_argument("--split", choices=("validation", "test"), default="test", help="(default: test)")
+    profile.add_argument("--max", type=_count, metavar="N", help="examples per task at most")
+    _recipe_flags(profile)
+    drift = actions.add_parser("drift", help="the newest kept answers against the reference")
+    drift.add_argument("--model_path", metavar="DIR", help="the adapter's folder, with its profile.json")
+    drift.add_argument("--output_file", metavar="FILE", help="write it, as .json, .md or .html")
+    drift.add_argument("--strict", action="store_true", help="exit with 2 where there is drift")
+    _store_flag(drift)
+    feedback = actions.add_parser("feedback", help="how many answers were right, as feedback says")
+    feedback.add_argument(
+        "--forget", type=_count, metavar="DAYS", help="delete the predictions older than this first"
+    )
+    _store_flag(feedback)
+
+
+def _store_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store",
+        default=os.environ.get("FINTUNE_STORE", STORE),
+        metavar="URL",
+        help=f"where predictions are kept (default: FINTUNE_STORE, else {STORE}); also postgresql://…",
+    )
 
 
 def _count(text: str) -> int:
@@ -330,23 +432,27 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
+    """The recipe an adapter was trained by, unless another one is given."""
     from fintune.config import recipe_from
+    from fintune.models import manifest
+    from fintune.models.lora_config import check_adapter
+
+    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
+    if not trained or args.config:
+        return _recipe(args)
+    recipe = recipe_from(trained, _overrides(args), f"{model_path}/{manifest.NAME}")
+    return recipe.debugged() if args.debug else recipe
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from fintune.data.datasets import prepare
     from fintune.evaluation.evaluate import evaluate
     from fintune.evaluation.report import print_table
     from fintune.inference.engine import Engine
-    from fintune.models import manifest
-    from fintune.models.lora_config import check_adapter
 
     model_path = _adapter(args.model_path)
-    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
-    if trained and not args.config:
-        # An adapter is evaluated on the data of its own recipe, unless another recipe is given.
-        recipe = recipe_from(trained, _overrides(args), f"{model_path}/{manifest.NAME}")
-        recipe = recipe.debugged() if args.debug else recipe
-    else:
-        recipe = _recipe(args)
+    recipe = _trained_recipe(model_path, args)
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
     if args.export_lm_eval:
@@ -479,6 +585,51 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _serve(args: argparse.Namespace) -> int:
+    from fintune.serving.server import serve
+    from fintune.serving.settings import Settings
+
+    serve(
+        Settings(
+            model_path=_adapter(args.model_path),
+            adapters=tuple(args.adapters),
+            max_adapters=args.max_adapters,
+            host=args.host,
+            port=args.port,
+            keys=Path(args.keys) if args.keys else None,
+            insecure=args.insecure,
+            rate=args.rate,
+            max_batch=args.max_batch,
+            max_wait=args.max_wait_ms / 1000,
+            max_queue=args.max_queue,
+            timeout=args.timeout,
+            slow=args.slow,
+            max_body=args.max_body,
+            max_tokens=args.max_tokens,
+            cors=tuple(args.cors),
+            log_text=args.log_text,
+        )
+    )
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from fintune.serving import keys
+
+    path = Path(args.keys) if args.keys else keys.default_path()
+    if args.action == "create":
+        print(keys.create(path, args.name, args.rate, args.admin))
+        print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
+    elif args.action == "revoke":
+        print(f"Revoked {keys.revoke(path, args.key).id}.")
+    else:
+        for key in keys.load(path).values():
+            state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            rate = "server's rate" if key.rate is None else f"{key.rate}/min"
+            print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
+    return 0
+
+
 def _data(args: argparse.Namespace) -> int:
     if args.action == "download":
         from fintune.data.download import download
@@ -500,6 +651,10 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.data.decontaminate import decontaminate
 
         decontaminate(args.file, args.output_file, _recipe(args), task=args.task, threshold=args.threshold)
+    elif args.action == "from-feedback":
+        from fintune.monitoring.commands import from_feedback
+
+        from_feedback(args.store, args.task, args.output_file, everything=args.all)
     else:
         from fintune.data.datasets import prepare
 
@@ -517,6 +672,29 @@ def _data(args: argparse.Namespace) -> int:
         print(f"Prepared data: {prepared.folder}")
         if args.copy_to:
             print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+    return 0
+
+
+def _monitor(args: argparse.Namespace) -> int:
+    from fintune.monitoring import commands
+
+    if args.action == "feedback":
+        commands.show_feedback(args.store, args.forget)
+        return 0
+    model_path = _adapter(args.model_path)
+    if model_path is None:
+        raise DataError("The untuned base model has no profile: name an adapter with --model_path.")
+    if args.action == "drift":
+        status = commands.show_drift(model_path, args.store, args.output_file)
+        return 2 if args.strict and status == "drift" else 0
+    from fintune.data.datasets import prepare
+    from fintune.inference.engine import Engine
+    from fintune.monitoring.profile import make_profile
+
+    recipe = _trained_recipe(model_path, args)
+    prepared = prepare(recipe)
+    profile = make_profile(Engine.load(model_path, recipe), prepared, args.split, args.max)
+    print(f"Reference profile: {profile.save(model_path)}")
     return 0
 
 

@@ -37,6 +37,7 @@ from fintune.files import atomic_write, file_sha256, write_json, write_jsonl
 from fintune.inference.engine import configure
 from fintune.models import card, manifest
 from fintune.models.lora_config import WEIGHTS
+from fintune.monitoring.profile import Profile, profile_rows
 from fintune.provenance import git_commit, machine, versions
 from fintune.tasks import Prediction, Record, Task
 
@@ -64,8 +65,9 @@ def evaluate(
     """Evaluate every prepared task, write the files and return the results as written.
 
     The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
-    adapter gets the headline figures. An evaluation that was stopped goes on where it was: tasks whose
-    results stand in `output_file` under the same key (`resume_key`) are not asked again.
+    adapter gets the headline figures, and its folder the profile that live answers are compared with. An
+    evaluation that was stopped goes on where it was: tasks whose results stand in `output_file` under the
+    same key (`resume_key`) are not asked again.
 
     Args:
         max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
@@ -97,13 +99,18 @@ def evaluate(
     results["tasks"], rows, before = _kept(output, results)
     if results["tasks"]:
         say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
+    reference = Profile({}, f"test split of {prepared.folder.name}")
     try:
         for task in tasks:
-            if task.name in results["tasks"]:
-                continue
             runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
+            if task.name in results["tasks"]:
+                stand = [row for row in rows if row["task"] == task.name]
+                reference.tasks[task.name] = profile_rows(task, runner.test, stand)
+                continue
             entry, task_rows = runner.run(encoder, skipped)
             entry |= _source(prepared.manifest["tasks"][task.name])
+            if task_rows:
+                reference.tasks[task.name] = profile_rows(task, runner.test, task_rows)
             results["tasks"][task.name] = entry
             results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
@@ -117,6 +124,7 @@ def evaluate(
         raise
     if engine.adapter is not None:
         card.add_evaluation(engine.adapter, results, say)
+        reference.save(engine.adapter)
     uploads.upload(results, rows, output, config.report_to)
     return results
 

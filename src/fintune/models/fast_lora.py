@@ -150,6 +150,13 @@ def enable(model: Any) -> tuple[int, int]:
     return len(fast), len(layers)
 
 
+def disable(model: Any) -> None:
+    """Give every layer PEFT's own forward back, before another adapter is made fast."""
+    for module in model.modules():
+        if module.__dict__.pop("fintune_group", None) is not None:
+            module.__dict__.pop("forward", None)
+
+
 def _groups(model: Any, fast: list[Any]) -> list[_Group]:
     """The layers as siblings where they are such, else alone."""
     left = {id(layer): layer for layer in fast}

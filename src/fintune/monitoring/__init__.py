@@ -1,0 +1,1 @@
+"""What operators watch: metrics, drift, predictions with feedback, and traces."""

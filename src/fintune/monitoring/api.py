@@ -1,0 +1,127 @@
+"""The API's part that monitors: `POST /v1/feedback` and `GET /v1/monitoring/drift`.
+
+The service mounts the router behind its own keys and limits; here is no authentication. Errors have the shape
+of OpenAI's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fintune.errors import DataError
+from fintune.monitoring.drift import WINDOW, Window, compare
+from fintune.monitoring.metrics import METRICS, Metrics
+from fintune.monitoring.profile import Profile
+from fintune.monitoring.store import Store
+
+MAX_TARGET = 20_000
+"""Characters of a right answer."""
+
+
+class Feedback(BaseModel):
+    """What someone says of an answer: whether it was right, or what would have been."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [
+                {"prediction_id": "6f1c9d5e-3a1b-4c5e-9a50-0d5c8f3f2a11", "target": "negative"},
+                {"prediction_id": "6f1c9d5e-3a1b-4c5e-9a50-0d5c8f3f2a11", "correct": True},
+            ]
+        },
+    )
+
+    prediction_id: str = Field(min_length=1, max_length=36, description="The id that came with the answer.")
+    correct: bool | None = Field(None, strict=True, description="Whether the answer was right.")
+    target: str | float | None = Field(None, description="The right answer: a label, a text or a number.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Feedback:
+        if self.correct is None and self.target is None:
+            raise ValueError("give correct (true or false), or target, the right answer")
+        if (
+            isinstance(self.target, str)
+            and not 0 < len(self.target.strip()) <= len(self.target) <= MAX_TARGET
+        ):
+            raise ValueError(f"target must have 1 to {MAX_TARGET} characters")
+        return self
+
+
+def _refused(status: int, message: str, param: str | None, code: str) -> JSONResponse:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def router(
+    store: Store | None,
+    reference: Profile | None,
+    *,
+    window: Window | None = None,
+    metrics: Metrics = METRICS,
+) -> APIRouter:
+    """The routes over a store and a reference profile; either may be None, and its route then says so.
+
+    Args:
+        window: this process's newest answers; without one, drift reads the store's newest, which all
+            replicas share.
+        metrics: gets the drift gauges and the feedback counts.
+    """
+    routes = APIRouter(prefix="/v1", tags=["monitoring"])
+
+    @routes.post("/feedback", summary="Say whether an answer was right", status_code=201, response_model=None)
+    def feedback(body: Feedback, request: Request) -> dict[str, Any] | JSONResponse:
+        if store is None:
+            return _refused(
+                404, "This service keeps no predictions, so it takes no feedback.", None, "no_store"
+            )
+        task = store.task_of(body.prediction_id)
+        if task is None:
+            message = (
+                f"There is no prediction {body.prediction_id!r}: predictions are kept only with consent "
+                "switched on, and until they are deleted."
+            )
+            return _refused(404, message, "prediction_id", "prediction_not_found")
+        if (problem := _unfit(body.target, task)) is not None:
+            return _refused(422, problem, "target", "invalid_target")
+        key = getattr(getattr(request.state, "key", None), "id", None)  # as the service's gate sets it
+        try:
+            store.add_feedback(body.prediction_id, correct=body.correct, target=body.target, key_id=key)
+        except DataError as error:  # deleted since
+            return _refused(404, str(error), "prediction_id", "prediction_not_found")
+        verdict = {True: "right", False: "wrong", None: "target"}[body.correct]
+        metrics.feedback.labels(task, verdict).inc()
+        return {"object": "feedback", "prediction_id": body.prediction_id, "task": task}
+
+    def _unfit(target: str | float | None, task: str) -> str | None:
+        known = reference.tasks.get(task) if reference else None
+        if target is None or known is None:
+            return None
+        if known.labels and target not in known.labels:
+            return f"target must be one of {', '.join(known.labels)} for task {task}."
+        if "value" in known.numbers and isinstance(target, str):
+            return f"target must be a number for task {task}."
+        return None
+
+    @routes.get("/monitoring/drift", summary="Live answers against the reference", response_model=None)
+    def drift() -> dict[str, Any] | JSONResponse:
+        if reference is None:
+            message = "This adapter has no reference profile:  fintune monitor profile  makes one."
+            return _refused(404, message, None, "no_reference")
+        if window is not None:
+            observed = window.tasks()
+        elif store is not None:
+            observed = store.observations(WINDOW)
+        else:
+            return _refused(404, "This service keeps no answers to compare.", None, "no_store")
+        report = compare(reference, observed)
+        report["live_scores"] = scores = store.live_scores() if store is not None else {}
+        metrics.show_drift(report)
+        metrics.show_accuracy(scores)
+        return {"object": "monitoring.drift", **report}
+
+    return routes

@@ -1,0 +1,104 @@
+"""What `fintune monitor` and `fintune data from-feedback` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fintune.errors import ConfigError, DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from fintune.monitoring.store import Store
+
+
+def open_store(url: str, *, keep: bool = False, must_exist: bool = True) -> Store:
+    """The store at a URL.
+
+    Raises:
+        MissingExtraError: SQLAlchemy or Alembic is not installed.
+        DataError: there is no store, where one must exist already (SQLite), or it cannot be opened.
+    """
+    try:
+        from fintune.monitoring.store import Store
+    except ModuleNotFoundError:
+        raise MissingExtraError("The store of predictions", "monitor") from None
+    file = url.removeprefix("sqlite:///")
+    if must_exist and file != url and not Path(file).is_file():
+        raise DataError(f"There is no store {file}: name the one the service writes with --store.")
+    return Store.open(url, keep=keep)
+
+
+def show_drift(
+    model_path: str | Path, url: str, output_file: str | None, say: Callable[[str], None] = print
+) -> str:
+    """Compare a store's newest answers with an adapter's profile; returns the report's status."""
+    from fintune.monitoring.drift import WINDOW, compare
+    from fintune.monitoring.profile import Profile
+    from fintune.monitoring.report import markdown, write_report
+
+    reference = Profile.load(model_path)
+    store = open_store(url)
+    report = compare(reference, store.observations(WINDOW))
+    report["live_scores"] = store.live_scores()
+    store.close()
+    if output_file:
+        say(f"Drift: {report['status']}. Report: {write_report(report, output_file)}")
+    else:
+        say(markdown(report).rstrip())
+    return str(report["status"])
+
+
+def show_feedback(url: str, forget_days: float | None = None, say: Callable[[str], None] = print) -> None:
+    """The live scores by task; with `forget_days`, predictions older than that are deleted first."""
+    store = open_store(url)
+    if forget_days is not None:
+        say(f"{store.delete_older(forget_days):,} predictions older than {forget_days:g} days deleted.")
+    scores = store.scores()
+    store.close()
+    if not scores:
+        say("There is no feedback yet: it comes by POST /v1/feedback.")
+    for task, entry in sorted(scores.items()):
+        line = f"{task}: {entry['feedback']:,} answers with feedback"
+        if entry["accuracy"] is not None:
+            line += f", {entry['accuracy']:.1%} right"
+        if entry["mae"] is not None:
+            line += f", mean absolute error {entry['mae']:.3f}"
+        say(line)
+
+
+def from_feedback(
+    url: str, task: str, output_file: str, *, everything: bool = False, say: Callable[[str], None] = print
+) -> int:
+    """Write what feedback teaches of a task as a file to train on, .jsonl or .parquet; how many rows.
+
+    Raises:
+        ConfigError: the file's name has another ending.
+        DataError: there is nothing to write.
+    """
+    from fintune.files import atomic_file, write_jsonl
+    from fintune.monitoring.store import training_rows
+
+    path = Path(output_file)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"output_file must end in .jsonl or .parquet, got {output_file}")
+    store = open_store(url)
+    rows = [dict(row) for row in training_rows(store, task, everything=everything)]
+    known = sorted(store.scores())
+    store.close()
+    if not rows:
+        raise DataError(
+            f"There is no wrong answer of task {task!r} with its right one: feedback is there for "
+            f"{', '.join(known) or 'no task'}, and only feedback with a target teaches."
+        )
+    if path.suffix == ".jsonl":
+        write_jsonl(path, rows)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with atomic_file(path) as stream:
+            pq.write_table(pa.Table.from_pylist(rows), stream)
+    say(f"{len(rows):,} examples written to {path}. Look through them, then train:")
+    say(f"  fintune train --set data.tasks.{task}.file={path}")
+    return len(rows)

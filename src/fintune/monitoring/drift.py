@@ -1,0 +1,205 @@
+"""How far live traffic is from the reference profile: effect sizes, a two-sample test, a verdict.
+
+- PSI = Σ (p − q) ln(p / q) over labels, or over the reference's deciles of a number. By custom 0.1 asks for a
+  look and 0.2 means a shift; under no shift its mean is about (bins − 1)(1/n + 1/m) (Yurdakul, 2018), so
+  small windows are not judged.
+- Jensen-Shannon divergence in bits (Lin, 1991): 0 for equal distributions, 1 for disjoint ones.
+- Two-sample tests: chi-square of homogeneity for counts, Kolmogorov-Smirnov for numbers.
+
+With many answers any difference is significant, and with few a large one is chance: a verdict needs both.
+The vocabulary has an effect size alone (see `_words`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fintune.monitoring.profile import Observation, Profile, TaskProfile
+
+MIN_ANSWERS = 100
+"""Fewer are not judged."""
+WINDOW = 1000
+"""Answers of a task that are compared: the newest."""
+WATCH, DRIFT = 0.1, 0.2
+"""PSI of labels and numbers."""
+WATCH_WORDS, DRIFT_WORDS = 0.015, 0.03
+"""Jensen-Shannon divergence of the vocabulary, in bits, less what chance gives it. Samples of one public
+dataset differ by 0.010 at most, samples of two by 0.038 at least (docs/monitoring.md)."""
+P_VALUE = 0.01
+BINS = 10
+LEVELS = ("too few", "stable", "watch", "drift")
+"""From the least to the most alarming."""
+
+
+class Window:
+    """The newest answers of each task of one process, safe to use from several threads."""
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._size = size
+        self._tasks: dict[str, deque[Observation]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, task: str, observation: Observation) -> None:
+        """Keep one answer; the oldest beyond the window's size leaves."""
+        with self._lock:
+            self._tasks.setdefault(task, deque(maxlen=self._size)).append(observation)
+
+    def tasks(self) -> dict[str, list[Observation]]:
+        """A copy of what is kept, by task."""
+        with self._lock:
+            return {task: list(kept) for task, kept in self._tasks.items()}
+
+
+def population_stability(expected: ArrayLike, actual: ArrayLike) -> float:
+    """PSI of two sets of counts over the same bins; an empty bin counts as half an item.
+
+    Args:
+        expected: the reference's counts, (bins,).
+        actual: the window's counts, (bins,).
+    """
+    p, q = _shares(expected), _shares(actual)
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+def _shares(counts: ArrayLike) -> np.ndarray:
+    filled = np.maximum(np.asarray(counts, dtype=float), 0.5)
+    return filled / filled.sum()
+
+
+def jensen_shannon(first: ArrayLike, second: ArrayLike) -> float:
+    """The Jensen-Shannon divergence of two sets of counts over the same bins, in bits: from 0 to 1."""
+    from scipy.spatial.distance import jensenshannon
+
+    p, q = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if not p.sum() or not q.sum():
+        return 0.0
+    return float(np.nan_to_num(jensenshannon(p, q, base=2)) ** 2)
+
+
+def compare(
+    reference: Profile,
+    observed: Mapping[str, Iterable[Observation]],
+    *,
+    min_answers: int = MIN_ANSWERS,
+) -> dict[str, Any]:
+    """The report of live observations against the reference, task by task, ready for JSON.
+
+    A task that the reference lacks is left out. `status` of a task is the worst of its signals', and that
+    of the report the worst of its tasks'.
+    """
+    tasks = {}
+    for name, expected in reference.tasks.items():
+        actual = TaskProfile.of(observed.get(name, ()), list(expected.labels))
+        tasks[name] = _compare_task(expected, actual, min_answers)
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reference": reference.source,
+        "thresholds": {
+            "psi": [WATCH, DRIFT],
+            "words_js": [WATCH_WORDS, DRIFT_WORDS],
+            "p_value": P_VALUE,
+            "min_answers": min_answers,
+        },
+        "status": _worst(entry["status"] for entry in tasks.values()),
+        "tasks": tasks,
+    }
+
+
+def _worst(statuses: Iterable[str]) -> str:
+    return max(statuses, key=LEVELS.index, default=LEVELS[0])
+
+
+def _compare_task(expected: TaskProfile, actual: TaskProfile, min_answers: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"n": actual.n, "reference_n": expected.n, "status": "too few", "signals": {}}
+    if min(actual.n, expected.n) < min_answers:
+        return entry
+    signals = entry["signals"]
+    if expected.labels:
+        names = sorted(set(expected.labels) | set(actual.labels))
+        signals["labels"] = _counts(
+            [expected.labels.get(name, 0) for name in names], [actual.labels.get(name, 0) for name in names]
+        )
+        signals["labels"]["shares"] = {
+            name: [expected.labels.get(name, 0) / expected.n, actual.labels.get(name, 0) / actual.n]
+            for name in names
+        }
+    for name, values in expected.numbers.items():
+        if values and actual.numbers.get(name):
+            signals[name] = _numbers(values, actual.numbers[name])
+    signals["words"] = _words(expected, actual)
+    entry["status"] = _worst(found["status"] for found in signals.values())
+    return entry
+
+
+def _verdict(size: float, p_value: float, watch: float, drift: float) -> str:
+    if p_value >= P_VALUE or size < watch:
+        return "stable"
+    return "drift" if size >= drift else "watch"
+
+
+def _counts(expected: list[int], actual: list[int]) -> dict[str, Any]:
+    """Two sets of label counts."""
+    from scipy.stats import chi2_contingency
+
+    table = np.array([expected, actual])
+    table = table[:, table.sum(axis=0) > 0]
+    statistic, p_value = (0.0, 1.0) if table.shape[1] < 2 else chi2_contingency(table)[:2]
+    psi = population_stability(expected, actual)
+    return {
+        "psi": psi,
+        "js": jensen_shannon(expected, actual),
+        "test": {"name": "chi-square", "statistic": float(statistic), "p_value": float(p_value)},
+        "status": _verdict(psi, float(p_value), WATCH, DRIFT),
+    }
+
+
+def _numbers(expected: list[float], actual: list[float]) -> dict[str, Any]:
+    """Two samples of a number; PSI and divergence over the reference's deciles."""
+    from scipy.stats import ks_2samp
+
+    edges = np.unique(np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1]))
+    binned = [
+        np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+        for values in (expected, actual)
+    ]
+    found = ks_2samp(expected, actual, method="asymp")
+    psi = population_stability(*binned)
+    return {
+        "psi": psi,
+        "js": jensen_shannon(*binned),
+        "test": {
+            "name": "Kolmogorov-Smirnov",
+            "statistic": float(found.statistic),
+            "p_value": float(found.pvalue),
+        },
+        "medians": [float(np.median(expected)), float(np.median(actual))],
+        "status": _verdict(psi, float(found.pvalue), WATCH, DRIFT),
+    }
+
+
+def _words(expected: TaskProfile, actual: TaskProfile) -> dict[str, Any]:
+    """Two vocabularies, as the number of texts that hold a word of each hashed bucket.
+
+    Two samples of one source differ by about (buckets − 1)(1/a + 1/b) / (8 ln 2) bits, where `a` and `b` are
+    the sums of their counts; that is taken off. Words of a text come together, so a test that counts each as
+    a draw of its own would call every difference significant: there is none.
+    """
+    first, second = np.array(expected.words, dtype=float), np.array(actual.words, dtype=float)
+    js = 0.0
+    if first.sum() and second.sum():
+        used = int(((first + second) > 0).sum())
+        chance = (used - 1) * (1 / first.sum() + 1 / second.sum()) / (8 * np.log(2))
+        js = max(0.0, jensen_shannon(first, second) - float(chance))
+    return {
+        "psi": None,
+        "js": js,
+        "test": None,
+        "status": _verdict(js, 0.0, WATCH_WORDS, DRIFT_WORDS),
+    }

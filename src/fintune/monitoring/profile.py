@@ -1,0 +1,180 @@
+"""The reference profile: what a model's inputs and answers looked like when it was evaluated.
+
+It holds counts and numbers alone, no text and no word: words are counted in hashed buckets. It stands as
+`profile.json` in the adapter's folder, and live traffic is compared with it (`drift`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.errors import DataError
+from fintune.files import read_json, write_json
+from fintune.tasks import Record, Task
+
+if TYPE_CHECKING:
+    from fintune.data.datasets import PreparedDataset
+    from fintune.data.splits import Split
+    from fintune.inference.engine import Engine
+
+NAME = "profile.json"
+FORMAT = 1
+BUCKETS = 256
+"""Of hashed words."""
+KEPT = 1000
+"""Values kept of a numeric signal, evenly spaced in its order: enough for a two-sample test."""
+READ_WORDS = 400
+"""Words of a text whose buckets are counted; its length is counted in full."""
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What drift needs of one answered text."""
+
+    length: int
+    """Words of the text and its question."""
+    buckets: tuple[int, ...]
+    """The hashed bucket of each of its first words, case aside."""
+    label: str | None = None
+    confidence: float | None = None
+    """The probability of the chosen candidate."""
+    value: float | None = None
+    """The answer, where it is a number."""
+
+    @classmethod
+    def of(
+        cls, text: str, question: str | None, value: str | float, probabilities: Mapping[str, float] | None
+    ) -> Observation:
+        """The observation of one text and its answer."""
+        import xxhash
+
+        words = _WORD.findall(f"{text} {question or ''}".lower())
+        labelled = bool(probabilities) and value in (probabilities or {})
+        return cls(
+            len(words),
+            tuple(
+                xxhash.xxh32_intdigest(word.encode("utf-8", "replace")) % BUCKETS
+                for word in words[:READ_WORDS]
+            ),
+            str(value) if labelled else None,
+            max(probabilities.values()) if probabilities else None,
+            float(value) if isinstance(value, int | float) else None,
+        )
+
+
+@dataclass
+class TaskProfile:
+    """The signals of many observations of one task."""
+
+    n: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    words: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    """Texts that hold a word of each bucket: shape (BUCKETS,)."""
+    numbers: dict[str, list[float]] = field(default_factory=dict)
+    """Sorted values of `confidence`, `length` and `value`, at most KEPT of each."""
+
+    @classmethod
+    def of(cls, observations: Iterable[Observation], labels: Sequence[str] = ()) -> TaskProfile:
+        """The profile of some observations; `labels` names those that may come up, even if none did."""
+        profile = cls(labels={label: 0 for label in labels})
+        numbers: dict[str, list[float]] = {}
+        for seen in observations:
+            profile.n += 1
+            if seen.label is not None:
+                profile.labels[seen.label] = profile.labels.get(seen.label, 0) + 1
+            for bucket in set(seen.buckets):
+                profile.words[bucket] += 1
+            for name in ("confidence", "length", "value"):
+                if (number := getattr(seen, name)) is not None:
+                    numbers.setdefault(name, []).append(number)
+        profile.numbers = {name: _spaced(values) for name, values in numbers.items()}
+        return profile
+
+
+def _spaced(values: list[float]) -> list[float]:
+    """At most KEPT of the sorted values, evenly spaced."""
+    ordered = sorted(values)
+    if len(ordered) > KEPT:
+        ordered = [ordered[(2 * i + 1) * len(ordered) // (2 * KEPT)] for i in range(KEPT)]
+    return [round(value, 5) for value in ordered]
+
+
+@dataclass
+class Profile:
+    """The reference of one adapter."""
+
+    tasks: dict[str, TaskProfile]
+    source: str = ""
+    """Which data it was taken from."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `profile.json` into a folder."""
+        tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        return write_json(
+            Path(folder) / NAME,
+            {"format": FORMAT, "buckets": BUCKETS, "source": self.source, "tasks": tasks},
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Profile:
+        """Read the profile of an adapter's folder.
+
+        Raises:
+            DataError: there is none, or it is damaged or of another version.
+        """
+        path = Path(folder) / NAME
+        if not path.is_file():
+            raise DataError(
+                f"{folder} has no reference profile ({NAME}): make one with  "
+                f"fintune monitor profile --model_path {folder}"
+            )
+        raw = read_json(path)
+        try:
+            if (raw["format"], raw["buckets"]) != (FORMAT, BUCKETS):
+                raise ValueError(f"format {raw['format']}, {raw['buckets']} buckets")
+            tasks = {name: TaskProfile(**fields) for name, fields in raw["tasks"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path} cannot be read by this version of fintune ({error}): make it again with  "
+                f"fintune monitor profile --model_path {folder}"
+            ) from None
+        return cls(tasks, str(raw.get("source", "")))
+
+
+def profile_rows(task: Task, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> TaskProfile:
+    """The profile of records and what was answered (`prediction`, `probabilities`), in the same order."""
+    return TaskProfile.of(
+        (
+            Observation.of(record.text, record.question, row["prediction"], row["probabilities"])
+            for record, row in zip(records, rows, strict=True)
+        ),
+        task.candidates() if task.type == "classification" else [],
+    )
+
+
+def make_profile(
+    engine: Engine, prepared: PreparedDataset, split: Split = "test", limit: int | None = None
+) -> Profile:
+    """Answer a split of the prepared data and take the profile of it.
+
+    Args:
+        limit: examples per task at most, the first ones.
+
+    Raises:
+        DataError: the split holds no task that the model answers.
+    """
+    tasks = {}
+    for task in prepared.task_set():
+        records = prepared.records(task.name, split)[:limit]
+        if records and task.name in engine.tasks.names():
+            answers = engine.predict(task.name, records)
+            rows = [{"prediction": a.value, "probabilities": a.probabilities} for a in answers]
+            tasks[task.name] = profile_rows(engine.tasks[task.name], records, rows)
+    if not tasks:
+        raise DataError(f"{prepared.folder} has no {split} records of a task this model answers.")
+    return Profile(tasks, f"{split} split of {prepared.folder.name}")

@@ -1,0 +1,90 @@
+"""One object for the service: an answer in, and everything that watches answers knows of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fintune.errors import ConfigError
+from fintune.monitoring.drift import WINDOW, Window, compare
+from fintune.monitoring.metrics import METRICS, Metrics
+from fintune.monitoring.profile import NAME as PROFILE
+from fintune.monitoring.profile import Observation, Profile
+from fintune.monitoring.store import Store
+from fintune.tasks import Prediction
+
+REFRESH_SECONDS = 30.0
+"""How old the drift gauges may be when Prometheus reads them."""
+
+
+class Recorder:
+    """The window, the store (or None), the reference (or None) and the metrics of one process."""
+
+    def __init__(
+        self,
+        reference: Profile | None = None,
+        store: Store | None = None,
+        *,
+        metrics: Metrics = METRICS,
+        window_size: int = WINDOW,
+    ) -> None:
+        self.reference, self.store, self.metrics = reference, store, metrics
+        self.window = Window(window_size)
+        self._refreshed = 0.0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_environment(cls, adapter: str | Path | None, metrics: Metrics = METRICS) -> Recorder:
+        """The recorder of a service.
+
+        FINTUNE_STORE is the store's URL; without it there is none. FINTUNE_KEEP_PREDICTIONS=1 is the consent
+        to keep texts and answers in it. The reference is the adapter's profile, if it has one.
+
+        Raises:
+            ConfigError: FINTUNE_KEEP_PREDICTIONS is not 0 or 1, or is 1 without a store.
+            DataError: the store cannot be opened, or the profile not be read.
+        """
+        url, consent = os.environ.get("FINTUNE_STORE"), os.environ.get("FINTUNE_KEEP_PREDICTIONS") or "0"
+        if consent not in ("0", "1"):
+            raise ConfigError(f"FINTUNE_KEEP_PREDICTIONS must be 0 or 1, got {consent!r}")
+        if consent == "1" and not url:
+            raise ConfigError("FINTUNE_KEEP_PREDICTIONS=1 needs FINTUNE_STORE, the URL of the store")
+        store = Store.open(url, keep=consent == "1") if url else None
+        profiled = adapter is not None and (Path(adapter) / PROFILE).is_file()
+        return cls(Profile.load(adapter) if adapter and profiled else None, store, metrics=metrics)
+
+    def record(
+        self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
+    ) -> str | None:
+        """Take note of an answer; the id under which it is kept, or None where it is not.
+
+        The window holds numbers and hashed words alone; the text is written only by a store with consent.
+        This waits for the disk where there is a store: call it from a worker thread.
+        """
+        if self.reference is not None and task in self.reference.tasks:
+            seen = Observation.of(text, question, prediction.value, prediction.probabilities)
+            self.window.add(task, seen)
+        if self.store is None or not self.store.keep:
+            return None
+        return self.store.add_prediction(task, text, prediction, question=question, model=model)
+
+    def report(self) -> dict[str, Any]:
+        """The drift of this process's newest answers, and the live scores of all processes."""
+        if self.reference is None:
+            return {"tasks": {}, "live_scores": {}}
+        report = compare(self.reference, self.window.tasks())
+        report["live_scores"] = self.store.live_scores() if self.store is not None else {}
+        return report
+
+    def exposition(self) -> bytes:
+        """What /metrics answers, with drift and live accuracy not older than REFRESH_SECONDS."""
+        with self._lock:
+            if time.monotonic() - self._refreshed > REFRESH_SECONDS or not self._refreshed:
+                report = self.report()
+                self.metrics.show_drift(report)
+                self.metrics.show_accuracy(report["live_scores"])
+                self._refreshed = time.monotonic()
+        return self.metrics.render()

@@ -1,0 +1,361 @@
+"""Predictions and feedback in a database: SQLite by default, PostgreSQL by URL.
+
+Predictions are kept only where consent is switched on (`keep=True`); without it nothing of a request is
+written. Feedback joins a kept prediction by its id, and the newest one on a prediction counts. Several
+processes may write at once: SQLite in WAL mode with patience, PostgreSQL as it is. The tables are made and
+changed by the migrations in this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine as Database
+
+from fintune.errors import DataError, MissingExtraError
+from fintune.monitoring.profile import Observation
+from fintune.tasks import Prediction
+
+DEFAULT_URL = "sqlite:///output/monitoring.db"
+WAIT_SECONDS = 30
+"""How long a writer waits for another one (SQLite)."""
+LIVE_DAYS = 30
+"""How far back live accuracy looks."""
+MIGRATIONS = Path(__file__).with_name("migrations")
+LOCK = 7_102_026
+"""The key of PostgreSQL's advisory lock under which migrations run."""
+
+TABLES = sa.MetaData()
+PREDICTIONS = sa.Table(
+    "prediction",
+    TABLES,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("created", sa.DateTime, nullable=False, index=True),
+    sa.Column("task", sa.String(100), nullable=False, index=True),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("question", sa.Text),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("probabilities", sa.Text),
+)
+FEEDBACK = sa.Table(
+    "feedback",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column(
+        "prediction_id",
+        sa.String(36),
+        sa.ForeignKey("prediction.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    sa.Column("created", sa.DateTime, nullable=False),
+    sa.Column("correct", sa.Boolean),
+    sa.Column("target", sa.Text),
+    sa.Column("key_id", sa.String(100)),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A kept prediction with the newest feedback on it."""
+
+    id: str
+    created: datetime
+    task: str
+    text: str
+    question: str | None
+    value: str | float
+    correct: bool | None
+    """As the feedback says, or as its target and the answer compare; None of a number without either."""
+    target: str | float | None
+    key_id: str | None
+    """Who gave the feedback: the id of an API key, never the key."""
+
+
+class Store:
+    """One database of predictions and feedback."""
+
+    def __init__(self, database: Database, keep: bool) -> None:
+        self.database = database
+        self.keep = keep
+        """Whether predictions may be kept: the consent."""
+
+    @classmethod
+    def open(cls, url: str = DEFAULT_URL, *, keep: bool = False) -> Store:
+        """Connect, and bring the tables up to date.
+
+        Args:
+            url: as SQLAlchemy reads it: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
+            keep: switch consent on.
+
+        Raises:
+            DataError: the URL cannot be read, or no database answers there.
+            MissingExtraError: the database's driver is not installed.
+        """
+        try:
+            address = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise DataError("The store's URL cannot be read: write it like sqlite:///monitoring.db") from None
+        if address.drivername in ("postgresql", "postgres"):
+            address = address.set(drivername="postgresql+psycopg")
+        if address.drivername not in ("sqlite", "postgresql+psycopg"):
+            raise DataError(f"The store is SQLite or PostgreSQL, got a URL of {address.drivername}.")
+        try:
+            database = _connect(address)
+            _migrate(database)
+        except ModuleNotFoundError:
+            raise MissingExtraError("A store in PostgreSQL", "postgres") from None
+        except (sa.exc.OperationalError, sa.exc.DatabaseError) as error:
+            shown = address.render_as_string(hide_password=True)
+            first = str(error.orig).strip().splitlines()[0]
+            raise DataError(f"The store {shown} cannot be opened: {first}") from None
+        return cls(database, keep)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self.database.dispose()
+
+    def add_prediction(
+        self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
+    ) -> str:
+        """A new id for a prediction, which is kept under it if consent is on."""
+        name = str(uuid.uuid4())
+        if self.keep:
+            kinds = prediction.probabilities
+            row = {
+                "id": name,
+                "created": _now(),
+                "task": task,
+                "model": model,
+                "text": _storable(text),
+                "question": None if question is None else _storable(question),
+                "value": json.dumps(prediction.value),
+                "probabilities": json.dumps(dict(kinds)) if kinds else None,
+            }
+            with self.database.begin() as connection:
+                connection.execute(PREDICTIONS.insert(), row)
+        return name
+
+    def add_feedback(
+        self,
+        prediction_id: str,
+        *,
+        correct: bool | None = None,
+        target: str | float | None = None,
+        key_id: str | None = None,
+    ) -> None:
+        """Keep what someone says of a prediction: whether it was right, or what would have been.
+
+        Raises:
+            DataError: there is no such prediction, or neither `correct` nor `target` is given.
+        """
+        if correct is None and target is None:
+            raise DataError("Feedback needs correct (true or false), or target, the right answer.")
+        kept = _storable(target) if isinstance(target, str) else target
+        row = {
+            "prediction_id": prediction_id,
+            "created": _now(),
+            "correct": correct,
+            "target": None if kept is None else json.dumps(kept),
+            "key_id": key_id,
+        }
+        try:  # no look before: the database refuses what has no prediction
+            with self.database.begin() as connection:
+                connection.execute(FEEDBACK.insert(), row)
+        except sa.exc.IntegrityError:
+            raise DataError(
+                f"There is no prediction {prediction_id!r}: predictions are kept only with consent switched "
+                "on, and until they are deleted."
+            ) from None
+
+    def task_of(self, prediction_id: str) -> str | None:
+        """The task of a kept prediction; None where there is none of this id."""
+        with self.database.connect() as connection:
+            query = sa.select(PREDICTIONS.c.task).where(PREDICTIONS.c.id == prediction_id)
+            return connection.execute(query).scalar()
+
+    def judged(self, task: str | None = None, since: datetime | None = None) -> Iterator[Judged]:
+        """The predictions with feedback, oldest first, each with the newest of it."""
+        newest = (
+            sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.prediction_id).subquery()
+        )
+        query = (
+            sa.select(PREDICTIONS, FEEDBACK.c.correct, FEEDBACK.c.target, FEEDBACK.c.key_id)
+            .join(FEEDBACK, FEEDBACK.c.prediction_id == PREDICTIONS.c.id)
+            .join(newest, newest.c.id == FEEDBACK.c.id)
+            .order_by(PREDICTIONS.c.created, PREDICTIONS.c.id)
+        )
+        if task is not None:
+            query = query.where(PREDICTIONS.c.task == task)
+        if since is not None:
+            query = query.where(PREDICTIONS.c.created >= since.astimezone(UTC).replace(tzinfo=None))
+        with self.database.connect() as connection:
+            for row in connection.execute(query):
+                value, target = json.loads(row.value), json.loads(row.target or "null")
+                yield Judged(
+                    row.id,
+                    row.created.replace(tzinfo=UTC),
+                    row.task,
+                    row.text,
+                    row.question,
+                    value,
+                    _right(value, target, row.correct),
+                    target,
+                    row.key_id,
+                )
+
+    def scores(self, since: datetime | None = None) -> dict[str, dict[str, Any]]:
+        """By task: `feedback` (predictions judged), `accuracy` (share called right) and, of numbers, `mae`.
+
+        `accuracy` is null where no feedback says right or wrong, `mae` where no target is a number.
+        """
+        found: dict[str, list[Judged]] = {}
+        for item in self.judged(since=since):
+            found.setdefault(item.task, []).append(item)
+        scores = {}
+        for task, items in found.items():
+            verdicts = [item.correct for item in items if item.correct is not None]
+            errors = [
+                abs(item.target - item.value)
+                for item in items
+                if isinstance(item.target, int | float) and isinstance(item.value, int | float)
+            ]
+            scores[task] = {
+                "feedback": len(items),
+                "accuracy": sum(verdicts) / len(verdicts) if verdicts else None,
+                "mae": sum(errors) / len(errors) if errors else None,
+            }
+        return scores
+
+    def live_scores(self) -> dict[str, dict[str, Any]]:
+        """The scores of the predictions of the last LIVE_DAYS days."""
+        return self.scores(datetime.now(UTC) - timedelta(days=LIVE_DAYS))
+
+    def observations(self, limit: int) -> dict[str, list[Observation]]:
+        """The newest `limit` kept predictions of each task, as drift reads them."""
+        table = PREDICTIONS.c
+        with self.database.connect() as connection:
+            tasks = connection.execute(sa.select(table.task).distinct()).scalars().all()
+            found = {}
+            for task in tasks:
+                query = (
+                    sa.select(table.text, table.question, table.value, table.probabilities)
+                    .where(table.task == task)
+                    .order_by(table.created.desc(), table.id)
+                    .limit(limit)
+                )
+                found[task] = [
+                    Observation.of(text, question, json.loads(value), json.loads(kinds or "null"))
+                    for text, question, value, kinds in connection.execute(query)
+                ]
+        return found
+
+    def delete_prediction(self, prediction_id: str) -> bool:
+        """Forget a prediction and its feedback; whether there was one."""
+        with self.database.begin() as connection:
+            query = PREDICTIONS.delete().where(PREDICTIONS.c.id == prediction_id)
+            return connection.execute(query).rowcount > 0
+
+    def delete_older(self, days: float) -> int:
+        """Forget the predictions (and their feedback) made more than `days` days ago; how many."""
+        before = _now() - timedelta(days=days)
+        with self.database.begin() as connection:
+            return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
+
+
+def _now() -> datetime:
+    """UTC without a zone, which every database keeps alike."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _storable(text: str) -> str:
+    """The text without what PostgreSQL or UTF-8 cannot hold: NUL and lone surrogates."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def _right(value: Any, target: Any, correct: bool | None) -> bool | None:
+    """The feedback's own verdict, else whether a text's target is the answer; a number has none."""
+    if correct is not None or target is None:
+        return correct
+    if isinstance(value, str):
+        return " ".join(value.split()).lower() == " ".join(str(target).split()).lower()
+    return None
+
+
+def _connect(address: sa.URL) -> Database:
+    if address.drivername != "sqlite":
+        return sa.create_engine(address, pool_pre_ping=True)
+    if address.database and address.database != ":memory:":
+        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+    database = sa.create_engine(address, connect_args={"timeout": WAIT_SECONDS})
+
+    @sa.event.listens_for(database, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    return database
+
+
+def _migrate(database: Database) -> None:
+    """Run the migrations that the database lacks; of several processes one does it."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with _alone(database), database.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def _alone(database: Database) -> Iterator[None]:
+    """No other process migrates meanwhile."""
+    if database.dialect.name == "postgresql":
+        with database.connect() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+            try:
+                yield
+            finally:
+                connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
+    elif (file := database.url.database) and file != ":memory:":
+        from filelock import FileLock
+
+        with FileLock(f"{file}.lock", timeout=WAIT_SECONDS):
+            yield
+    else:
+        yield
+
+
+def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
+    """The rows that feedback teaches: `text`, `question`, `target`, `answered` (UTC) and `id`, oldest first.
+
+    Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
+    several on the same text and question the newest stands.
+    """
+    rows: dict[tuple[str, str | None], Mapping[str, Any]] = {}
+    for item in store.judged(task):
+        right = item.correct is True
+        target = item.value if right and item.target is None else item.target
+        if target is None or (right and not everything):
+            continue
+        key = (item.text, item.question)
+        rows.pop(key, None)  # so that the newest also comes last
+        rows[key] = {
+            "text": item.text,
+            "target": target,
+            "answered": item.created.isoformat(timespec="seconds"),
+            "id": item.id,
+        } | ({"question": item.question} if item.question else {})
+    return list(rows.values())

@@ -1,0 +1,414 @@
+"""The HTTP API: tasks, models, adapters, health, metrics and documentation. `openai_routes` has the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Any, TypeVar
+
+import swagger_ui_bundle
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from fintune import __version__
+from fintune.errors import FintuneError, ModelError
+from fintune.monitoring.metrics import METRICS, Outcome
+from fintune.serving import metrics, sources
+from fintune.serving.errors import ApiError
+from fintune.serving.gate import Gate
+from fintune.serving.keys import KeyRing
+from fintune.serving.queue import Answer, ModelThread
+from fintune.serving.schemas import (
+    AdapterInfo,
+    AdapterList,
+    BulletAnswer,
+    ErrorResponse,
+    Health,
+    ModelInfo,
+    ModelList,
+    TaskAnswer,
+    TaskInfo,
+    TaskList,
+    TaskRequest,
+    TaskResponse,
+)
+from fintune.serving.settings import Settings
+from fintune.tasks import Record, Task
+from fintune.tasks.base import QATask, SummarizationTask
+
+log = logging.getLogger("fintune.serving")
+router = APIRouter()
+OUTCOMES: dict[str | None, Outcome] = {
+    "overloaded": "overloaded",
+    "stopping": "unavailable",
+    "timeout": "timeout",
+    "client_closed_request": "cancelled",
+}
+"""What a refusal's code is in the metrics."""
+T = TypeVar("T")
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The request cannot be answered; the message says why.",
+        401: "No valid API key.",
+        404: "No such task or model.",
+        408: "The request did not arrive in time.",
+        413: "The request is too large.",
+        415: "The request is not declared as JSON.",
+        429: "Too many requests for this key; see Retry-After.",
+        503: "The queue is full; see Retry-After.",
+        504: "No answer in time.",
+    }.items()
+}
+
+
+def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> FastAPI:
+    """The application. `keys`: None asks for no key."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(thread.stop)
+
+    from fintune.monitoring.api import router as monitoring
+    from fintune.monitoring.recorder import Recorder
+    from fintune.serving.openai_routes import router as openai
+
+    app = FastAPI(
+        title="fintune",
+        version=__version__,
+        description="Finance tasks on one language model, and OpenAI's chat and completions API on the same.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=ERRORS,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="A key of  fintune keys create"))],
+    )
+    app.state.thread, app.state.settings = thread, settings
+    app.include_router(router)
+    app.include_router(openai)
+    recorder = Recorder.from_environment(settings.model_path)
+    app.state.recorder = recorder
+    app.include_router(monitoring(recorder.store, recorder.reference, window=recorder.window))
+    _add_docs(app)
+    _add_handlers(app)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(Gate, settings=settings, keys=keys)
+    return app
+
+
+# What routes use ------------------------------------------------------------------------------------
+
+
+def model_thread(request: Request) -> ModelThread:
+    return request.app.state.thread
+
+
+Thread = Annotated[ModelThread, Depends(model_thread)]
+
+
+async def attended(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "The client went away.", code="client_closed_request")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def task_of(thread: ModelThread, model: str, task: str) -> Task:
+    """The model's task.
+
+    Raises:
+        ApiError: 404, there is none of this name.
+    """
+    tasks = thread.models.tasks(model)
+    if task not in tasks.names():
+        known = ", ".join(tasks.names())
+        raise ApiError(404, f"There is no such task: there are {known}.", code="task_not_found", param="task")
+    return tasks[task]
+
+
+# Tasks ----------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/tasks/{task}", response_model=TaskResponse, tags=["tasks"])
+async def run_task(task: str, body: TaskRequest, request: Request, thread: Thread) -> Any:
+    """Answer one text, or several. In a list, what cannot be answered has an `error` in its place."""
+    limit = thread.settings.max_items
+    if (body.text is None) == (body.inputs is None) or (body.inputs and body.question is not None):
+        raise ApiError(400, "Send either text (and question), or inputs, a list of them.", param="text")
+    if body.inputs and len(body.inputs) > limit:
+        count = len(body.inputs)
+        raise ApiError(400, f"inputs has {count} texts, and {limit} are allowed at once.", param="inputs")
+    model = thread.models.check(body.model)
+    chosen = task_of(thread, model, task)
+    given = [(each.text, each.question) for each in body.inputs or []] or [(body.text or "", body.question)]
+    records = [Record(text=text, question=question) for text, question in given]
+    facts = request.state.facts
+    facts.update(model=model, task=task, items=len(records))
+    if thread.settings.log_text:
+        facts["texts"] = [record.text for record in records]
+    begun = time.perf_counter()
+    try:
+        answers = await attended(request, thread.predict(model, task, records, body.truncate))
+    except ApiError as error:
+        outcome = OUTCOMES.get(error.code, "error")
+        METRICS.observe_request(task, time.perf_counter() - begun, outcome)
+        raise
+    taken = time.perf_counter() - begun
+    ids = await asyncio.to_thread(_noted, request.app.state.recorder, model, task, records, answers, taken)
+    if body.inputs is None and isinstance(answers[0], str):
+        raise ApiError(400, answers[0], code="cannot_answer")
+    long = isinstance(chosen, SummarizationTask)
+    data = (
+        await asyncio.to_thread(_shown, chosen, records, answers)
+        if long
+        else _shown(chosen, records, answers)
+    )
+    for item, name in zip(data, ids, strict=True):
+        item.prediction_id = name
+    result = TaskResponse(model=model, task=task, data=data)
+    return JSONResponse(result.model_dump(exclude_none=True))
+
+
+def _noted(
+    recorder: Any, model: str, task: str, records: list[Record], answers: list[Answer], taken: float
+) -> list[str | None]:
+    """Count the answers, and the ids under which they are kept."""
+    ids: list[str | None] = []
+    for record, answer in zip(records, answers, strict=True):
+        if isinstance(answer, str):
+            METRICS.observe_request(task, taken, "invalid")
+            ids.append(None)
+            continue
+        METRICS.observe_request(task, taken, prediction=answer)
+        ids.append(recorder.record(task, record.text, answer, question=record.question, model=model))
+    return ids
+
+
+def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[TaskAnswer]:
+    """Answers as `fintune predict` has them, with a number's unit and the sources of a summary's bullets."""
+    from fintune.predict import as_dict
+
+    shown = []
+    for i, (record, answer) in enumerate(zip(records, answers, strict=True)):
+        if isinstance(answer, str):
+            shown.append(TaskAnswer(index=i, error=answer))
+            continue
+        item = TaskAnswer(index=i, **as_dict(task.name, answer))
+        item.unit = getattr(task, "unit", None) or None
+        if isinstance(task, SummarizationTask):
+            found = sources.bullets(str(answer.value), record.text)
+            item.bullets = [BulletAnswer.model_validate(vars(bullet)) for bullet in found]
+        shown.append(item)
+    return shown
+
+
+@router.get("/v1/tasks", response_model=TaskList, response_model_exclude_none=True, tags=["tasks"])
+async def list_tasks(thread: Thread, model: str | None = None) -> Any:
+    """The tasks that a model answers."""
+    name = thread.models.check(model)
+    infos = [
+        TaskInfo(
+            id=task.name,
+            type=task.type,
+            instruction=task.instruction,
+            labels=task.candidates() if task.type == "classification" else None,
+            unit=getattr(task, "unit", None) or None,
+            needs_question=isinstance(task, QATask),
+        )
+        for task in thread.models.tasks(name)
+    ]
+    return TaskList(model=name, data=infos)
+
+
+# Models and adapters --------------------------------------------------------------------------------
+
+
+def _model_ids(thread: ModelThread) -> list[str]:
+    names = thread.models.names()
+    names.sort(key=lambda name: name != thread.models.default)
+    return [
+        each for name in names for each in (name, *(f"{name}:{t.name}" for t in thread.models.tasks(name)))
+    ]
+
+
+@router.get("/v1/models", response_model=ModelList, tags=["models"])
+async def list_models(thread: Thread) -> Any:
+    """The base, the adapters, and each with a task (`NAME:TASK`, for chats). The default comes first."""
+    return ModelList(data=[ModelInfo(id=name) for name in _model_ids(thread)])
+
+
+@router.get("/v1/models/{model}", response_model=ModelInfo, tags=["models"])
+async def show_model(model: str, thread: Thread) -> Any:
+    """One of them."""
+    name, _, task = model.partition(":")
+    name = thread.models.check(name)
+    if task:
+        task_of(thread, name, task)
+    return ModelInfo(id=model)
+
+
+@router.get("/v1/adapters", response_model=AdapterList, tags=["models"])
+async def list_adapters(thread: Thread) -> Any:
+    """The adapters on disk, and which of them are in memory."""
+    loaded = thread.models.loaded()
+    return AdapterList(data=[AdapterInfo(id=n, loaded=n in loaded) for n in sorted(thread.models.folders())])
+
+
+def _manager(request: Request) -> None:
+    key = request.state.key
+    if key is not None and not key.admin:
+        raise ApiError(
+            403,
+            "This key may not manage adapters: use one made with --admin.",
+            "permission_error",
+            "not_admin",
+        )
+
+
+_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorResponse, "description": "No admin key."}}
+
+
+@router.post(
+    "/v1/adapters/{adapter}",
+    response_model=AdapterInfo,
+    tags=["models"],
+    responses=_FORBIDDEN,
+    dependencies=[Depends(_manager)],
+)
+async def load_adapter(adapter: str, thread: Thread) -> Any:
+    """Load an adapter now, not with the first request that names it."""
+    name = _adapter(thread, adapter)
+    await thread.control(lambda: thread.models.get(name))
+    return AdapterInfo(id=name, loaded=True)
+
+
+@router.delete(
+    "/v1/adapters/{adapter}",
+    response_model=AdapterInfo,
+    tags=["models"],
+    responses=_FORBIDDEN,
+    dependencies=[Depends(_manager)],
+)
+async def unload_adapter(adapter: str, thread: Thread) -> Any:
+    """Take an adapter out of memory. It is loaded again when a request names it."""
+    name = _adapter(thread, adapter)
+    await thread.control(lambda: thread.models.unload(name))
+    return AdapterInfo(id=name, loaded=False)
+
+
+def _adapter(thread: ModelThread, name: str) -> str:
+    if name not in thread.models.folders():
+        raise ApiError(404, "There is no adapter of this name: see /v1/adapters.", code="model_not_found")
+    return name
+
+
+# Operation ------------------------------------------------------------------------------------------
+
+
+@router.get("/healthz", response_model=Health, tags=["operation"])
+async def healthz() -> Any:
+    """Whether the process answers."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", response_model=Health, tags=["operation"])
+async def readyz(thread: Thread) -> Any:
+    """Whether the model does: 503 where it does not."""
+    if not thread.ready:
+        raise ApiError(503, "The model thread has ended.", "server_error", "stopping")
+    return Health(status="ok")
+
+
+@router.get("/metrics", tags=["operation"], response_class=Response)
+async def show_metrics(request: Request, thread: Thread) -> Any:
+    """Counters in Prometheus's text format."""
+    metrics.adapters.set(len(thread.models.loaded()))
+    text = await asyncio.to_thread(request.app.state.recorder.exposition)
+    return Response(text, media_type=metrics.CONTENT_TYPE)
+
+
+# Documentation and errors ---------------------------------------------------------------------------
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI from an installed package: the page loads nothing from another machine."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Any:
+        page = get_swagger_ui_html(
+            openapi_url="docs/openapi.json",
+            title="fintune API",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+        )
+        page.headers["Content-Security-Policy"] = "default-src 'self' 'unsafe-inline' data:"
+        return page
+
+    @app.get("/docs/openapi.json", include_in_schema=False)
+    async def schema() -> Any:
+        return {**app.openapi(), "openapi": "3.0.3"}  # the bundled page knows no 3.1
+
+    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path))
+
+
+def _add_handlers(app: FastAPI) -> None:
+    def answer(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, headers=error.headers)
+
+    @app.exception_handler(ApiError)
+    async def known(request: Request, error: ApiError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(FintuneError)
+    async def mistake(request: Request, error: FintuneError) -> JSONResponse:
+        if isinstance(error, ModelError):  # names folders of this machine
+            log.error("a model could not be used: %s", error)
+            message = "This model cannot be used: the server's log says why."
+            return answer(ApiError(500, message, "server_error", "model_error", "model"))
+        return answer(ApiError(400, str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
+        return answer(
+            ApiError(400, f"{where or 'the request'}: {first['msg']}"[:500], param=where[:100] or None)
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = "not_found" if error.status_code == 404 else "http_error"
+        return answer(
+            ApiError(error.status_code, f"{error.detail}.", code=kind, headers=dict(error.headers or {}))
+        )

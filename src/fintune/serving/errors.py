@@ -1,0 +1,48 @@
+"""What goes wrong with a request, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error; its message is one sentence for the caller."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def overloaded(seconds: float) -> ApiError:
+    """The queue is full; `seconds` is when there may be room."""
+    wait = str(max(1, math.ceil(seconds)))
+    message = f"The server has as many requests as it can hold: try again in {wait} s."
+    return ApiError(503, message, "server_error", "overloaded", headers={"Retry-After": wait})
+
+
+def timed_out(seconds: float) -> ApiError:
+    return ApiError(
+        504, f"There was no answer within {seconds:g} s: send less at once.", "server_error", "timeout"
+    )
+
+
+def stopping() -> ApiError:
+    message = "The server is stopping: try again in 5 s."
+    return ApiError(503, message, "server_error", "stopping", headers={"Retry-After": "5"})

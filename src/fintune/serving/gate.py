@@ -1,0 +1,200 @@
+"""What every request passes before its route: its id, host, key, size and JSON; and the log.
+
+Plain ASGI, so that streams and disconnections go through as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pydantic_core
+
+from fintune.serving import metrics
+from fintune.serving.errors import ApiError
+from fintune.serving.keys import Key, KeyRing, Limiter
+from fintune.serving.settings import LOOPBACK, Settings
+
+log = logging.getLogger("fintune.access")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+OPEN = ("/healthz", "/readyz")
+"""Asked by machines that hold no key."""
+_PATIENCE = 16
+"""Times the limit that is read of a body which is too large."""
+PUBLIC_DOCS = ("/docs", "/openapi.json")
+
+Scope = dict[str, Any]
+
+
+class Gate:
+    """An ASGI middleware."""
+
+    def __init__(self, app: Any, settings: Settings, keys: KeyRing | None) -> None:
+        """Args: keys: None asks for no key."""
+        self.app = app
+        self.settings = settings
+        self.keys = keys
+        self.limiter = Limiter()
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        asked = headers.get("x-request-id", "")
+        own = asked if _ID.fullmatch(asked) else secrets.token_hex(8)
+        facts: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=own, facts=facts)
+        status = 0
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(b"x-request-id", own.encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        try:
+            try:
+                key = self._admit(scope, headers)
+                scope["state"]["key"] = key
+                facts.update({"key": key.id} if key else {})
+                inner = receive
+                if scope["method"] in ("POST", "PUT", "PATCH"):
+                    inner = await self._body(headers, receive)
+                await self.app(scope, inner, answer)
+            except ApiError as error:
+                await respond(error, answer)
+            except ConnectionError:  # the client went away while it sent
+                status = status or 499
+            except Exception:
+                log.exception("request %s failed", own)
+                if status:
+                    raise
+                message = f"The server failed; its log has more under request {own}."
+                await respond(ApiError(500, message, "server_error", "internal_error"), answer)
+        finally:
+            taken = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "other")
+            metrics.observe_request(route, status or 499, taken)
+            fields = {
+                "request_id": own,
+                "method": scope["method"][:16],
+                "route": route,
+                "status": status or 499,
+                "ms": round(taken * 1000, 1),
+                "client": (scope.get("client") or ["?"])[0],
+                **facts,
+            }
+            log.info("request", extra={"fields": fields})
+
+    def _admit(self, scope: Scope, headers: dict[str, str]) -> Key | None:
+        """The caller's key, once it may ask.
+
+        Raises:
+            ApiError: 400 a foreign host name, 401 no good key, 429 too many requests.
+        """
+        host = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").lower()
+        if not self.settings.public and host and host not in LOOPBACK:
+            # A page elsewhere whose name points here (DNS rebinding) must not reach a local server.
+            raise ApiError(400, "The Host header names another machine than this one.", code="bad_host")
+        if scope["path"] in OPEN:
+            return None
+        if scope["path"].startswith(PUBLIC_DOCS) or scope["method"] == "OPTIONS":
+            return None
+        key = None
+        if self.keys is not None:
+            key = self.keys.find(headers.get("authorization", ""))
+            if key is None:
+                raise ApiError(
+                    401,
+                    "There is no valid API key in this request: send  Authorization: Bearer ft-…",
+                    "authentication_error",
+                    "invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        rate = self.settings.rate if key is None or key.rate is None else key.rate
+        if wait := self.limiter.take(key.id if key else "", rate):
+            raise ApiError(
+                429,
+                f"This key may make {rate} requests a minute: try again in {math.ceil(wait)} s.",
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                headers={"Retry-After": str(math.ceil(wait))},
+            )
+        return key
+
+    async def _body(self, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
+        """A `receive` that gives the whole body, once it is there, small enough and JSON.
+
+        Raises:
+            ApiError: 400 no JSON in UTF-8, 408 too slow, 413 too large, 415 not declared as JSON.
+        """
+        limit = self.settings.max_body
+        too_large = ApiError(413, f"The request is larger than {limit:,} bytes.", code="request_too_large")
+        declared = headers.get("content-length", "0")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise too_large
+        content_type = headers.get("content-type", "").split(";")[0].strip().lower()
+
+        async def read() -> bytes:
+            body, sent = bytearray(), 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError
+                part = message.get("body", b"")
+                sent += len(part)
+                body += part if sent <= limit else b""
+                last = not message.get("more_body", False)
+                # A client that still sends reads no answer: some of the rest is read and thrown away.
+                if sent > limit and (last or sent > _PATIENCE * limit):
+                    raise too_large
+                if last:
+                    return bytes(body)
+
+        try:
+            body = await asyncio.wait_for(read(), self.settings.slow)
+        except TimeoutError:
+            raise ApiError(
+                408, f"The request did not arrive within {self.settings.slow:g} s.", code="timeout"
+            ) from None
+        if body:
+            if content_type != "application/json":  # what a foreign page may not send unasked
+                raise ApiError(415, "Send JSON, with  Content-Type: application/json.", code="not_json")
+            try:
+                pydantic_core.from_json(body, allow_inf_nan=False)
+            except ValueError as error:
+                raise ApiError(
+                    400, f"The request is not valid JSON in UTF-8 ({error}).", code="not_json"
+                ) from None
+        given = False
+
+        async def replay() -> dict[str, Any]:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return replay
+
+
+async def respond(error: ApiError, send: Any) -> None:
+    """Send an error as a whole answer."""
+    body = json.dumps(error.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    if error.status in (408, 413):
+        raw.append((b"connection", b"close"))  # the rest of the body is not read
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

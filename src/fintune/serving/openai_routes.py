@@ -1,0 +1,271 @@
+"""OpenAI's chat and completions, whole or streamed as server-sent events.
+
+The model `NAME:TASK` answers its task: a label is one of the task's, whatever the messages say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from fintune.errors import FintuneError
+from fintune.inference.engine import Engine
+from fintune.serving.api import Thread, attended, task_of
+from fintune.serving.errors import ApiError
+from fintune.serving.generation import Sampling
+from fintune.serving.queue import Done, ModelThread
+from fintune.serving.schemas import (
+    AssistantMessage,
+    ChatChoice,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    CompletionResponse,
+    TextChoice,
+    Usage,
+)
+from fintune.tasks import Record, Task
+
+router = APIRouter(tags=["openai"])
+Pieces = AsyncIterator[str | Done]
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
+@router.post("/v1/chat/completions", response_model=ChatResponse, responses=_STREAM)
+async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
+    """Answer a chat, or with the model `NAME:TASK` the task on the last user message."""
+    if body.response_format and body.response_format.get("type", "text") != "text":
+        raise ApiError(400, "Only the response_format text is supported.", param="response_format")
+    name, _, task = body.model.partition(":")
+    model = thread.models.check(name)
+    asked = body.max_completion_tokens or body.max_tokens
+    sampling = _sampling(body, asked, thread)
+    messages = [
+        {"role": "system" if each.role == "developer" else each.role, "content": each.plain()}
+        for each in body.messages
+    ]
+    request.state.facts.update(model=model, **({"task": task} if task else {}))
+    if thread.settings.log_text:
+        request.state.facts["texts"] = [each["content"] for each in messages]
+    if task:
+        chosen = task_of(thread, model, task)
+        pieces = _task_pieces(thread, model, chosen, messages, sampling, asked)
+    else:
+        pieces = thread.write(
+            model, lambda engine: _chat_prompt(engine, messages, sampling, thread), sampling
+        )
+    return await _answer(request, pieces, body, "chatcmpl")
+
+
+@router.post("/v1/completions", response_model=CompletionResponse, responses=_STREAM)
+async def completions(body: CompletionRequest, request: Request, thread: Thread) -> Any:
+    """Go on from a prompt, as it is, without a chat's frame."""
+    model = thread.models.check(body.model)
+    sampling = _sampling(body, body.max_tokens or min(16, thread.settings.max_tokens), thread)
+    request.state.facts.update(model=model)
+    if thread.settings.log_text:
+        request.state.facts["texts"] = [body.prompt]
+
+    def prompt(engine: Engine) -> list[int]:
+        ids = engine.tokenizer(body.prompt, add_special_tokens=True, verbose=False)["input_ids"]
+        return _fitting(engine, ids, sampling, thread)
+
+    return await _answer(request, thread.write(model, prompt, sampling), body, "cmpl")
+
+
+# Prompts --------------------------------------------------------------------------------------------
+
+
+def _sampling(body: ChatRequest | CompletionRequest, asked: int | None, thread: ModelThread) -> Sampling:
+    limit = thread.settings.max_tokens
+    if asked is not None and asked > limit:
+        raise ApiError(400, f"max_tokens is {asked}, and {limit} are allowed.", param="max_tokens")
+    stops = body.stops()
+    if len(stops) > 4:
+        raise ApiError(400, f"stop has {len(stops)} texts, and 4 are allowed.", param="stop")
+    return Sampling(asked or limit, body.temperature, body.top_p, stops, body.seed)
+
+
+def _chat_prompt(
+    engine: Engine, messages: list[dict[str, str]], sampling: Sampling, thread: ModelThread
+) -> list[int]:
+    tokenizer = engine.tokenizer
+    if getattr(tokenizer, "chat_template", None):
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates refuse an order of roles by raising what they like
+            raise ApiError(
+                400, "The model's chat template does not take these roles in this order.", param="messages"
+            ) from error
+    else:
+        text = "".join(f"{each['role']}: {each['content']}\n" for each in messages) + "assistant:"
+    return _fitting(
+        engine, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], sampling, thread
+    )
+
+
+def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelThread) -> list[int]:
+    """The prompt as it is; the answer gets what room there is.
+
+    Raises:
+        ApiError: the prompt is empty, or leaves no room.
+    """
+    most = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None) or 1024
+    context = min(most, thread.settings.max_context)
+    if not ids or len(ids) >= context:
+        raise ApiError(
+            400,
+            f"The prompt has {len(ids)} tokens, and prompt and answer have room for {context}.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    sampling.max_tokens = min(sampling.max_tokens, context - len(ids))
+    return ids
+
+
+def _task_pieces(
+    thread: ModelThread,
+    model: str,
+    task: Task,
+    messages: list[dict[str, str]],
+    sampling: Sampling,
+    asked: int | None,
+) -> Pieces:
+    """The task's answer on the last user message; for a question, the message before it is the context."""
+    said = [each["content"] for each in messages if each["role"] == "user"]
+    if not said:
+        raise ApiError(400, "There is no message of the user.", param="messages")
+    record = Record(text=said[-1])
+    if task.type == "qa":
+        text, _, question = said[-1].rpartition("\n")
+        record = Record(text=text, question=question)
+    if task.decoding == "candidates":
+        return _label(thread, model, task, record)
+
+    def prompt(engine: Engine) -> list[int]:
+        most = engine.template.max_length
+        budget = min(task.max_new_tokens, most // 2)
+        sampling.max_tokens = min(budget, asked or budget)
+        if problem := task.input_problem(record):
+            raise ApiError(
+                400, f"This {task.name} example cannot be answered: {problem}.", code="cannot_answer"
+            )
+        return engine.template.prompt_ids(task, record, most - budget, True)[0]
+
+    return thread.write(model, prompt, sampling)
+
+
+async def _label(thread: ModelThread, model: str, task: Task, record: Record) -> Pieces:
+    from fintune.predict import as_dict
+
+    answer = (await thread.predict(model, task.name, [record], True))[0]
+    if isinstance(answer, str):
+        raise ApiError(400, answer, code="cannot_answer")
+    yield str(as_dict(task.name, answer)["prediction"])
+    yield Done("stop", 0, 0)
+
+
+# Answers --------------------------------------------------------------------------------------------
+
+
+async def _answer(request: Request, pieces: Pieces, body: ChatRequest | CompletionRequest, kind: str) -> Any:
+    own, created = f"{kind}-{secrets.token_hex(12)}", int(time.time())
+    if body.stream:
+        first = await attended(request, anext(pieces))  # what fails at once is an error with its status
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        chunk = _chat_chunk if kind == "chatcmpl" else _text_chunk
+        events = _events(pieces, first, chunk(own, created, body.model), usage)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+    text, done = await attended(request, _whole(pieces))
+    usage_ = _usage(done)
+    request.state.facts.update(tokens=usage_.total_tokens)
+    result: ChatResponse | CompletionResponse
+    common: dict[str, Any] = {"id": own, "created": created, "model": body.model, "usage": usage_}
+    if kind == "chatcmpl":
+        message = AssistantMessage(content=text)
+        result = ChatResponse(choices=[ChatChoice(message=message, finish_reason=done.finish)], **common)
+    else:
+        result = CompletionResponse(choices=[TextChoice(text=text, finish_reason=done.finish)], **common)
+    return JSONResponse(result.model_dump())
+
+
+async def _whole(pieces: Pieces) -> tuple[str, Done]:
+    text = ""
+    async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+        async for piece in pieces:
+            if isinstance(piece, Done):
+                return text, _checked(piece)
+            text += piece
+    raise AssertionError("a text ends with Done")
+
+
+def _checked(done: Done) -> Done:
+    if done.finish == "cancelled":
+        raise ApiError(504, "There was no whole answer in time.", "server_error", "timeout")
+    return done
+
+
+def _usage(done: Done) -> Usage:
+    total = done.prompt_tokens + done.completion_tokens
+    return Usage(
+        prompt_tokens=done.prompt_tokens, completion_tokens=done.completion_tokens, total_tokens=total
+    )
+
+
+Chunk = Callable[[str | None, str | None], dict[str, Any]]
+"""(A piece of text, why it ended) → an event's data."""
+
+
+def _chat_chunk(own: str, created: int, model: str) -> Chunk:
+    begun = False
+
+    def chunk(text: str | None, finish: str | None) -> dict[str, Any]:
+        nonlocal begun
+        delta = {**({} if begun else {"role": "assistant"}), **({} if text is None else {"content": text})}
+        begun = True
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        common = {"id": own, "object": "chat.completion.chunk", "created": created, "model": model}
+        return {**common, "choices": [choice]}
+
+    return chunk
+
+
+def _text_chunk(own: str, created: int, model: str) -> Chunk:
+    def chunk(text: str | None, finish: str | None) -> dict[str, Any]:
+        choice = {"index": 0, "text": text or "", "finish_reason": finish, "logprobs": None}
+        common = {"id": own, "object": "text_completion", "created": created, "model": model}
+        return {**common, "choices": [choice]}
+
+    return chunk
+
+
+async def _events(pieces: Pieces, first: str | Done, chunk: Chunk, usage: bool) -> AsyncIterator[str]:
+    """Server-sent events: a chunk a piece, the end and its reason, perhaps the usage, and [DONE]."""
+    import json
+
+    def event(data: dict[str, Any]) -> str:
+        return f"data: {json.dumps(data)}\n\n"
+
+    piece = first
+    async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+        try:
+            while not isinstance(piece, Done):
+                yield event(chunk(piece, None))
+                piece = await anext(pieces)
+            _checked(piece)
+        except (ApiError, FintuneError) as error:  # the status is sent already: the error is an event
+            known = error if isinstance(error, ApiError) else ApiError(400, str(error))
+            yield event(known.body())
+            return
+    yield event(chunk(None, piece.finish))
+    if usage:
+        yield event({**chunk(None, None), "choices": [], "usage": _usage(piece).model_dump()})
+    yield "data: [DONE]\n\n"

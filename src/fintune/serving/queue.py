@@ -1,0 +1,312 @@
+"""Requests of many callers, one model thread: batches by task and model, texts a step at a time between them.
+
+Callers are coroutines of an event loop. What waits is bounded, what nobody waits for is dropped, and what is
+too late is not begun. Knows engines and tasks, nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fintune.errors import DataError, FintuneError
+from fintune.inference.engine import Engine
+from fintune.serving import metrics
+from fintune.serving.adapters import Models
+from fintune.serving.errors import ApiError, overloaded, stopping, timed_out
+from fintune.serving.generation import Group, Sampling, Writing
+from fintune.serving.settings import Settings
+from fintune.tasks import Prediction, Record
+
+log = logging.getLogger("fintune.serving")
+Answer = Prediction | str
+"""A prediction, or the sentence that says why there is none."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """What one request wants of the model thread; jobs of one `key` are computed together."""
+
+    key: tuple[str, ...]
+    size: int
+    work: Any
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Any]
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+    dropped: bool = False
+
+    def send(self, event: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody waits
+            self.dropped = True
+
+    def given_up(self) -> bool:
+        return self.dropped or time.monotonic() > self.deadline
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a text: why it ended, and its tokens."""
+
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ModelThread:
+    """The one thread that computes, and the queue before it."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models = models
+        self.settings = settings
+        self._waiting: deque[_Job] = deque()
+        self._size = 0
+        self._groups: list[tuple[str, Group, list[_Job]]] = []
+        self._rate = 10.0
+        self._stop = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="fintune-model", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        return self._thread.is_alive() and not self._stop
+
+    @property
+    def length(self) -> int:
+        """Records that wait."""
+        return self._size
+
+    def stop(self) -> None:
+        """Finish what is there, then end the thread."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify()
+        self._thread.join(self.settings.grace)
+
+    # For callers ------------------------------------------------------------------------------------
+
+    async def predict(
+        self, model: str, task: str, records: Sequence[Record], truncate: bool = False
+    ) -> list[Answer]:
+        """An answer for each record.
+
+        Raises:
+            ApiError: 503 at once when the queue is full, 504 when there is no answer in time.
+        """
+        job = self._submit(("task", model, task, str(truncate)), len(records), list(records))
+        return await self._result(job)
+
+    async def control(self, work: Callable[[], Any]) -> Any:
+        """The result of a function that runs on the model thread."""
+        return await self._result(self._submit(("control", str(id(work))), 0, work))
+
+    async def write(
+        self, model: str, prompt: Callable[[Engine], list[int]], sampling: Sampling
+    ) -> AsyncIterator[str | Done]:
+        """Pieces of a text as they are written, then `Done`. A caller that stops listening stops the writing.
+
+        Args:
+            prompt: its token ids, computed on the model thread.
+        """
+        job = self._submit(("write", model), 1, (prompt, sampling))
+        try:
+            while True:
+                event = await self._event(job)
+                yield event
+                if isinstance(event, Done):
+                    return
+        finally:
+            job.dropped = True
+
+    async def _result(self, job: _Job) -> Any:
+        try:
+            return await self._event(job)
+        finally:
+            job.dropped = True
+
+    async def _event(self, job: _Job) -> Any:
+        left = job.deadline - time.monotonic()
+        try:
+            event = await asyncio.wait_for(job.events.get(), max(0.0, left))
+        except TimeoutError:
+            raise timed_out(self.settings.timeout) from None
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def _submit(self, key: tuple[str, ...], size: int, work: Any) -> _Job:
+        deadline = time.monotonic() + self.settings.timeout
+        job = _Job(key, size, work, asyncio.get_running_loop(), asyncio.Queue(), deadline)
+        with self._changed:
+            if not self.ready:
+                raise stopping()
+            if self._size + size > self.settings.max_queue:
+                self._forget_the_dropped()
+            if self._size + size > self.settings.max_queue:
+                raise overloaded(self._size / self._rate)
+            self._waiting.append(job)
+            self._size += size
+            metrics.queue_length.set(self._size)
+            self._changed.notify()
+        return job
+
+    # The thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            jobs = self._next()
+            if jobs is None:
+                return
+            if jobs:
+                self._begin(jobs)
+            for entry in list(self._groups):
+                self._advance(entry)
+
+    def _next(self) -> list[_Job] | None:
+        """The jobs to compute now: the oldest and those like it. None to end; [] where only texts are on."""
+        with self._changed:
+            while True:
+                self._forget_the_dropped()
+                busy = sum(len(group.writings) for _, group, _ in self._groups)
+                room = self.settings.max_batch - busy
+                jobs: list[_Job] = []
+                first = next((j for j in self._waiting if j.key[0] != "write" or room > 0), None)
+                if first is not None:
+                    limit = room if first.key[0] == "write" else self.settings.max_batch
+                    count = 0
+                    for job in self._waiting:
+                        if job.key == first.key and (not jobs or count + job.size <= limit):
+                            jobs.append(job)
+                            count += job.size
+                    spare = first.arrived + self.settings.max_wait - time.monotonic()
+                    if count >= limit or spare <= 0 or busy or self._stop or first.key[0] == "control":
+                        taken = {id(job) for job in jobs}
+                        self._waiting = deque(job for job in self._waiting if id(job) not in taken)
+                        self._size -= count
+                        metrics.queue_length.set(self._size)
+                        return jobs
+                    self._changed.wait(spare)
+                elif busy:
+                    return []
+                elif self._stop:
+                    return None
+                else:
+                    self._changed.wait()
+
+    def _forget_the_dropped(self) -> None:
+        if any(job.given_up() for job in self._waiting):
+            self._waiting = deque(job for job in self._waiting if not job.given_up())
+            self._size = sum(job.size for job in self._waiting)
+            metrics.queue_length.set(self._size)
+
+    def _begin(self, jobs: list[_Job]) -> None:
+        kind, *rest = jobs[0].key
+        started = time.monotonic()
+        count = sum(job.size for job in jobs)
+        try:
+            if kind == "control":
+                jobs[0].send(jobs[0].work())
+            elif kind == "task":
+                model, task, truncate = rest
+                self._answer(jobs, model, task, truncate == "True")
+                taken = time.monotonic() - started
+                self._rate += 0.2 * (count / max(taken, 1e-3) - self._rate)
+                metrics.observe_batch(task, count, taken)
+            else:
+                self._start_writing(jobs, rest[0])
+        except Exception as error:
+            _fail(jobs, error)
+
+    def _answer(self, jobs: list[_Job], model: str, task: str, truncate: bool) -> None:
+        engine, use_adapter = self.models.get(model)
+        records = [record for job in jobs for record in job.work]
+
+        def go_on(done: int) -> None:
+            if all(job.given_up() for job in jobs):
+                raise _NobodyWaitsError
+
+        def predict(some: list[Record]) -> list[Prediction]:
+            return engine.predict(
+                task,
+                some,
+                use_adapter=use_adapter,
+                batch_size=self.settings.max_batch,
+                truncate=truncate,
+                on_done=go_on,
+            )
+
+        answers: list[Answer] = []
+        try:
+            answers += predict(records)
+        except _NobodyWaitsError:
+            return
+        except DataError:  # of one record; the others have answers
+            for record in records:
+                try:
+                    answers += predict([record])
+                except _NobodyWaitsError:
+                    return
+                except DataError as error:
+                    answers.append(str(error).replace("pass --truncate", "send truncate: true"))
+        for job in jobs:
+            job.send(answers[: job.size])
+            del answers[: job.size]
+
+    def _start_writing(self, jobs: list[_Job], model: str) -> None:
+        engine, use_adapter = self.models.get(model)
+        begun: list[_Job] = []
+        writings: list[Writing] = []
+        for job in jobs:
+            make_prompt, sampling = job.work
+            try:
+                writings.append(Writing(make_prompt(engine), sampling, job.send, job.given_up))
+                begun.append(job)
+            except (ApiError, FintuneError) as error:
+                job.send(error)
+        if not begun:
+            return
+        metrics.batch_size.labels("text").observe(len(begun))
+        for job, writing in zip(begun, writings, strict=True):
+            job.work = writing
+        self._groups.append((model, Group(engine, use_adapter, writings), begun))
+
+    def _advance(self, entry: tuple[str, Group, list[_Job]]) -> None:
+        model, group, jobs = entry
+        try:
+            # Another model may have answered since the last step, and this one been loaded anew.
+            group.engine, group.use_adapter = self.models.get(model)
+            more = group.step()
+        except Exception as error:
+            _fail(jobs, error)
+            self._groups.remove(entry)
+            return
+        for job in [job for job in jobs if job.work.finish]:
+            jobs.remove(job)
+            writing: Writing = job.work
+            metrics.tokens.labels("text", "prompt").inc(len(writing.prompt))
+            metrics.tokens.labels("text", "completion").inc(len(writing.ids))
+            job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids)))
+        if not more:
+            self._groups.remove(entry)
+
+
+class _NobodyWaitsError(Exception):
+    pass
+
+
+def _fail(jobs: list[_Job], error: Exception) -> None:
+    """Tell every caller; what is no mistake of theirs is logged, and its details stay here."""
+    if not isinstance(error, ApiError | FintuneError):
+        log.error("the model failed", exc_info=error)
+        error = ApiError(500, "The model failed: see the server's log.", "server_error", "internal_error")
+    for job in jobs:
+        job.send(error)

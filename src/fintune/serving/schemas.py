@@ -1,0 +1,255 @@
+"""What the API takes and gives, as pydantic models with the examples that its documentation shows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_TEXT = "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Lenient(BaseModel):
+    """Clients of OpenAI's API send fields of their own, which change nothing here."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+# Tasks ----------------------------------------------------------------------------------------------
+
+
+class Input(_Strict):
+    """One text, with a question where the task asks for one."""
+
+    text: str
+    question: str | None = None
+
+
+class TaskRequest(_Strict):
+    """One text, or several as `inputs`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"text": _TEXT},
+                {"inputs": [{"text": _TEXT}, {"text": "Sales fell 4 %."}], "truncate": True},
+                {"text": "Revenue was $5.2 billion.", "question": "What was revenue?"},
+            ]
+        },
+    )
+
+    text: str | None = None
+    question: str | None = None
+    inputs: list[Input] | None = Field(None, min_length=1)
+    model: str | None = Field(None, description="An adapter, or the base; the server's default without it.")
+    truncate: bool = Field(False, description="Shorten a text that does not fit, instead of an error.")
+
+
+class BulletAnswer(BaseModel):
+    """A bullet of a summary and the sentences its numbers come from."""
+
+    text: str
+    numbers: int = Field(description="How many numbers it has.")
+    supported: int = Field(description="How many of them stand in the text that was summarized.")
+    sources: list[str] = Field(description="The sentences they stand in.")
+
+
+class TaskAnswer(BaseModel):
+    """An answer, or `error`. Which of the fields there are depends on the task."""
+
+    index: int
+    prediction: str | float | None = None
+    probabilities: dict[str, float] | None = Field(None, description="Of each label, or level of a number.")
+    interval: list[float] | None = Field(None, description="Low and high end of a number's interval.")
+    unit: str | None = None
+    token_probability: float | None = None
+    bullets: list[BulletAnswer] | None = None
+    prediction_id: str | None = Field(None, description="To send feedback with, where answers are kept.")
+    error: str | None = None
+
+
+class TaskResponse(BaseModel):
+    """Answers in the order of the inputs."""
+
+    object: Literal["list"] = "list"
+    model: str
+    task: str
+    data: list[TaskAnswer]
+
+
+class TaskInfo(BaseModel):
+    """What a task is and what it answers with."""
+
+    id: str
+    object: Literal["task"] = "task"
+    type: str
+    instruction: str
+    labels: list[str] | None = None
+    unit: str | None = None
+    needs_question: bool = False
+
+
+class TaskList(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[TaskInfo]
+
+
+# OpenAI's -------------------------------------------------------------------------------------------
+
+
+class Part(_Lenient):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Lenient):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def plain(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Lenient):
+    include_usage: bool = False
+
+
+class _Writing(_Lenient):
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, takes the likeliest tokens.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: Literal[1] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        words = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(word for word in words if word)
+
+
+class ChatRequest(_Writing):
+    """A chat. The model `NAME:TASK` takes the last user message as the task's text."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "smollm2-135m-instruct",
+                    "messages": [{"role": "user", "content": "What is a bond?"}],
+                    "max_tokens": 64,
+                },
+                {"model": "model:sentiment", "messages": [{"role": "user", "content": _TEXT}]},
+            ]
+        },
+    )
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    tools: list[Any] | None = Field(None, max_length=0, description="Not supported.")
+    response_format: dict[str, Any] | None = Field(None, description="Only `text` is supported.")
+
+
+class CompletionRequest(_Writing):
+    """Text that goes on from a prompt."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [{"model": "smollm2-135m-instruct", "prompt": "Net sales rose", "max_tokens": 16}]
+        },
+    )
+
+    prompt: str = Field(min_length=1)
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int = 0
+    message: AssistantMessage
+    finish_reason: str
+    logprobs: None = None
+
+
+class ChatResponse(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextChoice(BaseModel):
+    index: int = 0
+    text: str
+    finish_reason: str
+    logprobs: None = None
+
+
+class CompletionResponse(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ModelInfo(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "fintune"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class AdapterInfo(BaseModel):
+    id: str
+    object: Literal["adapter"] = "adapter"
+    loaded: bool
+
+
+class AdapterList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AdapterInfo]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "stopping"]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error shape."""
+
+    error: ErrorDetail

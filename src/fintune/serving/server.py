@@ -1,0 +1,104 @@
+"""`fintune serve`: the model loaded, the address taken, the API served until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from fintune.errors import ConfigError, MissingExtraError
+from fintune.serving.settings import Settings
+
+
+def serve(settings: Settings) -> None:
+    """Serve until interrupted or terminated; what runs then is finished first.
+
+    Raises:
+        FintuneError: the address is taken, other machines could connect without a key, the model cannot be
+            loaded, or FastAPI is not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import swagger_ui_bundle  # noqa: F401
+        import uvicorn
+    except ModuleNotFoundError:
+        raise MissingExtraError("The API", "serve") from None
+    from fintune.serving import logs
+    from fintune.serving.keys import KeyRing, default_path
+
+    keys = KeyRing(settings.keys or default_path())
+    protected = keys.any() and not settings.insecure
+    if settings.public and not protected and not settings.insecure:
+        raise ConfigError(
+            f"--host is {settings.host}, which other machines can reach, and there is no API key: "
+            "make one with  fintune keys create --name NAME  (or pass --insecure)."
+        )
+    listener = _listen(settings.host, settings.port)
+    from fintune.serving.adapters import Models
+    from fintune.serving.api import build
+    from fintune.serving.queue import ModelThread
+
+    print(f"Loading {settings.model_path or 'the untuned base model'} …", flush=True)
+    models = Models(settings.model_path, settings.adapters, settings.max_adapters)
+    app = build(settings, ModelThread(models, settings), keys if protected else None)
+    logs.configure()
+    config = uvicorn.Config(
+        app,
+        http=_protocol(settings.slow),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.grace),
+        backlog=1024,
+    )
+    host, port = listener.getsockname()[:2]
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    access = "a key is needed" if protected else "no key is needed"
+    print(f"The API of {', '.join(models.names())} is at {where} ({access}; {where}/docs; Ctrl+C stops it).")
+    print(end="", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--host {host} --port {port} cannot be listened on ({error}): choose another."
+        ) from None
+
+
+def _protocol(slow: float) -> Any:
+    """uvicorn's HTTP protocol that closes a connection whose request line and headers take too long."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        _alarm: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._alarm = self.loop.call_later(slow, self._close_idle)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            idle = self.cycle is None or self.cycle.response_complete
+            if not idle and self._alarm:
+                self._alarm.cancel()
+                self._alarm = None
+            elif idle and self._alarm is None:  # the beginning of another request
+                self._alarm = self.loop.call_later(slow, self._close_idle)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._alarm:
+                self._alarm.cancel()
+            super().connection_lost(exc)
+
+        def _close_idle(self) -> None:
+            self._alarm = None
+            if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+                self.transport.close()
+
+    return Protocol

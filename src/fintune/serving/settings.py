@@ -1,0 +1,57 @@
+"""What an operator may vary in a server, in one place, with the defaults of `fintune serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits and addresses of one server; times are in seconds."""
+
+    model_path: str | Path | None = None
+    """The adapter that answers where a request names no model; None is the untuned base."""
+    adapters: tuple[str | Path, ...] = ()
+    """Adapter folders, or folders that hold some; they are chosen by name and loaded when asked for."""
+    max_adapters: int = 4
+    """Adapters in memory at once; the one unused for longest makes room."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    """The file of API keys; None is `keys.default_path()`."""
+    insecure: bool = False
+    """Ask for no key, whatever the address."""
+    rate: int = 0
+    """Requests a minute that a key (or, without keys, everyone together) may make; 0 is no limit."""
+    max_batch: int = 32
+    """Records of one task computed together."""
+    max_wait: float = 0.005
+    """How long an idle model waits for company for a request."""
+    max_queue: int = 512
+    """Records that wait at most; what comes on top is refused at once."""
+    timeout: float = 60.0
+    """From a request's arrival to its answer."""
+    max_body: int = 1_000_000
+    """Bytes of a request's body."""
+    max_items: int = 128
+    """Records of one request."""
+    max_tokens: int = 512
+    """Tokens that one request may have written."""
+    max_context: int = 4096
+    """Tokens of a chat's prompt and answer together, where the base has room for so many."""
+    slow: float = 10.0
+    """How long a client may take to send its request."""
+    grace: float = 30.0
+    """How long a server that stops finishes what it has begun."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may call the API from a browser."""
+    log_text: bool = False
+    """Whether the log has the texts of requests too."""
+
+    @property
+    def public(self) -> bool:
+        """Whether other machines can connect."""
+        return self.host not in LOOPBACK

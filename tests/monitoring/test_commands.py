@@ -1,0 +1,91 @@
+"""`fintune monitor` and `fintune data from-feedback`, from the command line on."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from fintune.cli import main
+from fintune.config import Recipe
+from fintune.data.datasets import prepare
+from fintune.monitoring.profile import Profile
+from fintune.monitoring.store import Store
+from fintune.tasks import Prediction
+
+
+@pytest.fixture
+def store_url(tmp_path):
+    url = f"sqlite:///{tmp_path}/monitoring.db"
+    store = Store.open(url, keep=True)
+    for i, target in enumerate(["positive", "negative", "neutral"] * 10):
+        text = f"The company number {i} reported its result for the year."
+        kept = store.add_prediction(
+            "sentiment", text, Prediction("neutral", {"neutral": 0.9, "positive": 0.1})
+        )
+        store.add_feedback(kept, target=target)
+    store.close()
+    return url
+
+
+def test_wrong_answers_become_a_file_that_prepares_as_training_data(store_url, workdir, capsys):
+    command = ["data", "from-feedback", "--task", "sentiment", "--store", store_url]
+    assert main([*command, "--output_file", "wrong.parquet"]) == 0
+    assert main([*command, "--output_file", "all.jsonl", "--all"]) == 0
+    assert "20 examples written" in capsys.readouterr().out
+    assert set(pq.read_table("wrong.parquet")["target"].to_pylist()) == {"positive", "negative"}
+    prepared = prepare(
+        Recipe.model_validate(
+            {
+                "multi_task": {"task_weights": {"sentiment": 1.0}},
+                "data": {"prepared_dir": "prepared", "tasks": {"sentiment": {"file": "all.jsonl"}}},
+            }
+        )
+    )
+    records = [r for split in ("train", "validation", "test") for r in prepared.records("sentiment", split)]
+    assert len(records) == 30
+
+
+def test_feedback_shows_the_live_scores_and_forgets_on_request(store_url, capsys):
+    assert main(["monitor", "feedback", "--store", store_url, "--forget", "30"]) == 0
+    out = capsys.readouterr().out
+    assert "0 predictions older than 30 days deleted" in out
+    assert "sentiment: 30 answers with feedback, 33.3% right" in out
+
+
+def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
+    command = ["data", "from-feedback", "--output_file", "x.jsonl", "--store"]
+    assert main([*command, "sqlite:///nowhere.db", "--task", "sentiment"]) == 1
+    assert main([*command, store_url, "--task", "qa"]) == 1
+    assert (
+        main(["data", "from-feedback", "--store", store_url, "--task", "qa", "--output_file", "x.csv"]) == 1
+    )
+    errors = capsys.readouterr().err.splitlines()
+    assert ["no store nowhere.db" in errors[0], "feedback is there for sentiment" in errors[1]] == [
+        True,
+        True,
+    ]
+    assert "must end in .jsonl or .parquet" in errors[2]
+
+
+def test_an_evaluated_adapter_has_a_profile_and_drift_is_measured_against_it(
+    tiny_recipe, store_url, workdir, capsys
+):
+    """Train, evaluate, and compare what the service kept, as an operator would."""
+    import yaml
+
+    recipe = tiny_recipe(multi_task={"task_weights": {"sentiment": 1.0}})
+    recipe.data.tasks["sentiment"].max_test = None
+    (workdir / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    assert main(["train", "--config", "recipe.yaml", "--output_dir", "model"]) == 0
+    assert main(["evaluate", "--model_path", "model", "--output_file", "results.json"]) == 0
+    profile = Profile.load("model").tasks["sentiment"]
+    assert profile.n == len(prepare(recipe).records("sentiment", "test"))
+    assert sum(profile.labels.values()) == profile.n
+
+    assert main(["monitor", "profile", "--model_path", "model", "--max", "5"]) == 0
+    assert Profile.load("model").tasks["sentiment"].n == 5
+    command = ["monitor", "drift", "--model_path", "model", "--store", store_url, "--strict"]
+    assert main([*command, "--output_file", "drift.json"]) == 0
+    report = json.loads((workdir / "drift.json").read_text())
+    assert report["tasks"]["sentiment"] == {"n": 30, "reference_n": 5, "status": "too few", "signals": {}}
+    assert report["live_scores"]["sentiment"]["feedback"] == 30

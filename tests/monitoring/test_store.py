@@ -1,0 +1,147 @@
+"""Predictions and feedback in SQLite and in PostgreSQL."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from fintune.errors import DataError
+from fintune.monitoring.store import MIGRATIONS, PREDICTIONS, TABLES, Store, training_rows
+from fintune.tasks import Prediction
+
+NEUTRAL = Prediction("neutral", {"positive": 0.1, "neutral": 0.9})
+
+
+@pytest.fixture
+def store(url):
+    store = Store.open(url, keep=True)
+    yield store
+    store.close()
+
+
+def rows(store):
+    with store.database.connect() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar()
+
+
+def test_without_consent_nothing_is_written_and_feedback_finds_nothing(url):
+    store = Store.open(url)
+    name = store.add_prediction("sentiment", "profit rose", NEUTRAL)
+    assert rows(store) == 0
+    with pytest.raises(DataError, match="consent"):
+        store.add_feedback(name, correct=True)
+    store.close()
+
+
+def test_the_newest_feedback_counts_and_a_target_decides_whether_the_answer_was_right(store):
+    names = [store.add_prediction("sentiment", f"text {i}", NEUTRAL) for i in range(4)]
+    store.add_feedback(names[0], correct=False)
+    store.add_feedback(names[0], correct=True)
+    store.add_feedback(names[1], target=" Neutral ")
+    store.add_feedback(names[2], target="negative", key_id="desk-7")
+    number = store.add_prediction("regression", "news", Prediction(0.5))
+    store.add_feedback(number, target=-1.0)
+    scores = store.scores()
+    assert scores["sentiment"] == {"feedback": 3, "accuracy": pytest.approx(2 / 3), "mae": None}
+    assert scores["regression"] == {"feedback": 1, "accuracy": None, "mae": 1.5}
+    assert [item.key_id for item in store.judged("sentiment")] == [None, None, "desk-7"]
+    assert store.scores(since=datetime.now(UTC) + timedelta(hours=1)) == {}
+
+
+def test_wrong_answers_become_training_rows_and_the_newest_stands(store):
+    first, second, right = (store.add_prediction("sentiment", t, NEUTRAL) for t in ("same", "same", "other"))
+    store.add_feedback(first, target="positive")
+    store.add_feedback(second, target="negative")
+    store.add_feedback(right, correct=True)
+    store.add_feedback(store.add_prediction("sentiment", "who knows", NEUTRAL), correct=False)
+    assert [(row["text"], row["target"]) for row in training_rows(store, "sentiment")] == [
+        ("same", "negative")
+    ]
+    everything = training_rows(store, "sentiment", everything=True)
+    assert [(row["text"], row["target"]) for row in everything] == [
+        ("same", "negative"),
+        ("other", "neutral"),
+    ]
+
+
+def test_two_processes_open_and_write_one_store_at_once_and_lose_nothing(url):
+    count = 60
+    command = [sys.executable, Path(__file__).with_name("writer.py"), url, str(count)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, name], **pipes) for name in ("one", "two")]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n", writer.stderr.read()
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, complaint = writer.communicate(timeout=60)
+        assert writer.returncode == 0, complaint
+    store = Store.open(url)
+    assert rows(store) == 2 * count
+    kept = {item.text: item.correct for item in store.judged("sentiment")}
+    assert kept == {f"{name} {i}": i % 2 == 0 for name in ("one", "two") for i in range(count)}
+    store.close()
+
+
+def test_hostile_texts_come_back_and_change_nothing(store):
+    text = "'; DROP TABLE prediction; --\0 \ud800 \N{PILE OF POO} {{7*7}} %s"
+    name = store.add_prediction("qa", text, Prediction("ok"), question="why\0?")
+    store.add_feedback(name, target="no\0pe")
+    (item,) = store.judged("qa")
+    assert item.text == "'; DROP TABLE prediction; --� ? \N{PILE OF POO} {{7*7}} %s"
+    assert (item.question, item.target) == ("why�?", "no�pe")
+    with pytest.raises(DataError, match="There is no prediction"):
+        store.add_feedback("' OR 1=1 --", correct=True)
+
+
+def test_forgetting_takes_the_feedback_along(store):
+    old, new = (store.add_prediction("sentiment", text, NEUTRAL) for text in ("old", "new"))
+    store.add_feedback(old, correct=True)
+    with store.database.begin() as connection:
+        before = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=40)
+        connection.execute(PREDICTIONS.update().where(PREDICTIONS.c.id == old), {"created": before})
+    assert store.delete_older(30) == 1
+    assert store.scores() == {} and rows(store) == 1
+    assert store.delete_prediction(new) and not store.delete_prediction(new)
+
+
+def test_the_newest_kept_answers_are_what_drift_reads(store):
+    for text in ("one two", "one two three"):
+        store.add_prediction("sentiment", text, NEUTRAL)
+    (seen,) = store.observations(1)["sentiment"]
+    assert (seen.length, seen.label, seen.confidence) == (3, "neutral", 0.9)
+
+
+def test_the_migrations_make_the_tables_the_code_expects_and_can_be_undone(url):
+    from alembic import command
+    from alembic.autogenerate import compare_metadata
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+
+    store = Store.open(url)
+    Store.open(url).close()  # a second time changes nothing
+    with store.database.begin() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), TABLES) == []
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with store.database.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert sa.inspect(store.database).get_table_names() == ["alembic_version"]
+    store.close()
+
+
+def test_a_store_that_cannot_be_opened_says_why_without_its_password(tmp_path):
+    with pytest.raises(DataError, match="cannot be opened") as error:
+        Store.open("postgresql://fintune:hunter2@127.0.0.1:1/x")
+    assert "hunter2" not in str(error.value)
+    (tmp_path / "text.db").write_text("this is no database, but long enough to look like one " * 20)
+    with pytest.raises(DataError, match="not a database"):
+        Store.open(f"sqlite:///{tmp_path}/text.db")
+    for url in ("mysql://x/y", "no url"):
+        with pytest.raises(DataError):
+            Store.open(url)
