@@ -104,6 +104,8 @@ def server(adapters, no_keys):
         adapters,
         "--max_body",
         100_000,
+        "--max_tokens",
+        64,
         "--timeout",
         "30",
         keys=no_keys,

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -248,8 +250,6 @@ def test_a_slow_client_is_let_go_and_keeps_nobody_waiting(adapters, no_keys, sta
 
 
 def test_the_documentation_loads_nothing_from_elsewhere(client):
-    import re
-
     page = client.get("/docs").text
     links = re.findall(r'(?:src|href|url)["\']?[=:]\s*["\']([^"\']+)', page)
     assert links and not any(link.startswith(("http", "//")) for link in links)
@@ -259,11 +259,11 @@ def test_the_documentation_loads_nothing_from_elsewhere(client):
     assert schema["components"]["schemas"]["TaskRequest"]["examples"]
 
 
-def test_schemathesis_finds_no_server_error(server):
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
-    command = [os.path.join(os.path.dirname(sys.executable), "schemathesis"), *command[3:]]
+def test_schemathesis_finds_no_server_error(server, tmp_path):
     checks = "not_a_server_error,response_schema_conformance,content_type_conformance"
-    command += ["--checks", checks, "--max-examples", "8", "--phases", "examples,fuzzing", "--seed", "1"]
-    command += ["--request-timeout", "30", "--exclude-path-regex", "^/v1/(chat|completions)"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json"]
+    command += ["--checks", checks, "--phases", "examples,fuzzing", "--max-examples", "8", "--seed", "1"]
+    command += ["--request-timeout", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 50
