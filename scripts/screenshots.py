@@ -10,6 +10,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,7 @@ def main() -> None:
                     )
                     page.goto(url)
                     open_tab(page, tab)
-                    use(page, arguments.output_dir if arguments.all else Path("/tmp"))
+                    use(page, Path(tempfile.mkdtemp()))
                     page.mouse.move(0, 0)
                     page.wait_for_timeout(700)
                     shoot(page, arguments.output_dir / f"demo-{name}-{setting}.png")
