@@ -62,10 +62,11 @@ def test_optional_files_are_read_where_they_are(tmp_path):
 
 
 def test_the_flag_of_data_prepare_reaches_the_recipe(tmp_path):
-    from fintune.cli import _overrides, _parser, _underscored
+    from fintune.cli import _parser, _underscored
+    from fintune.commands.common import overrides
 
     path = tmp_path / "r.yaml"
     path.write_text("training: {seed: 1}\n")
     for flags, expected in (([], False), (["--commercial-only"], True)):
         args = _parser().parse_args(list(_underscored(["data", "prepare", *flags])))
-        assert load_recipe(path, _overrides(args)).data.commercial_only is expected
+        assert load_recipe(path, overrides(args)).data.commercial_only is expected

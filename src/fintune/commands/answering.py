@@ -1,0 +1,172 @@
+"""`fintune evaluate`, `report`, `compare` and `predict`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fintune.commands.common import MODEL_PATH_HELP, Command, adapter_of, count, recipe_flags, trained_recipe
+from fintune.errors import DataError
+
+
+def _evaluate_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument(
+        "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
+    )
+    command.add_argument("--max_test", type=count, metavar="N", help="test examples per task at most")
+    command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases too")
+    command.add_argument(
+        "--export_lm_eval",
+        metavar="DIR",
+        help="write the label tasks for lm-evaluation-harness to a folder, and evaluate nothing",
+    )
+    recipe_flags(command)
+
+
+def _report_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("results", metavar="RESULTS.json", help="what fintune evaluate wrote")
+    command.add_argument(
+        "--output_file", metavar="HTML", help="the report (default: beside the results, as .html)"
+    )
+
+
+def _compare_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "runs", nargs="+", metavar="RESULTS", help="results files, or the folders that hold them: A B"
+    )
+    command.add_argument("--task", metavar="TASK", help="one task only")
+    command.add_argument("--metric", metavar="METRIC", help="one metric only, such as macro_f1")
+    command.add_argument(
+        "--seeds", action="store_true", help="mean and standard deviation over runs of one recipe"
+    )
+    command.add_argument("--output_file", metavar="FILE", help="write it too, as .json or .md")
+
+
+def _predict_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
+    command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
+    command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument(
+        "--input_file",
+        metavar="PATH",
+        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
+    )
+    command.add_argument(
+        "--output_file",
+        metavar="PATH",
+        help="where answers go: JSON lines, or with a / at its end Parquet files (default: standard output)",
+    )
+    command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
+    command.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="answer a file with Ray: of a cluster (auto, HOST:PORT), or without ADDRESS of this machine",
+    )
+    command.add_argument(
+        "--workers", type=count, metavar="N", help="of --ray (default: one a GPU, else one for 4 CPU cores)"
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from fintune.data.datasets import prepare
+    from fintune.evaluation.evaluate import evaluate
+    from fintune.evaluation.report import print_table
+    from fintune.inference.engine import Engine
+
+    model_path = adapter_of(args.model_path)
+    recipe = trained_recipe(model_path, args)
+    prepared = prepare(recipe)
+    engine = Engine.load(model_path, recipe)
+    if args.export_lm_eval:
+        from fintune.evaluation.lm_eval import export
+
+        names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
+        records = {name: prepared.records(name, "test")[: args.max_test] for name in names}
+        tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
+        print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
+        return 0
+    config = recipe.evaluation.tracked(args.use_wandb)
+    results = evaluate(engine, prepared, config, Path(args.output_file), max_test=args.max_test)
+    print_table(results)
+    print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from fintune.evaluation.page import write_report
+
+    print(f"Report: {write_report(args.results, args.output_file)}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fintune.evaluation import comparison, comparison_tables
+    from fintune.evaluation.runs import Run
+
+    if not args.seeds and len(args.runs) != 2:
+        raise DataError(
+            f"fintune compare takes two runs, got {len(args.runs)}: name A and B, or add --seeds for several."
+        )
+    output = comparison_tables.check_output(args.output_file) if args.output_file else None
+    runs = [Run.load(path) for path in args.runs]
+    if args.seeds:
+        compared = comparison.spread(runs, task=args.task, metric=args.metric)
+    else:
+        compared = comparison.compare(*runs, task=args.task, metric=args.metric)
+    comparison_tables.print_comparison(compared)
+    if output:
+        comparison_tables.write(output, compared)
+        print(f"Comparison: {output}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if (args.text is None) == (args.input_file is None):
+        raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
+    if (args.ray or args.workers) and not (args.ray and args.input_file):
+        raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
+    if args.input_file:
+        return _predict_file(args)
+    from fintune.inference.engine import Engine
+    from fintune.predict import show
+
+    engine = Engine.load(adapter_of(args.model_path))
+    text = sys.stdin.read() if args.text == "-" else args.text
+    show(engine, args.task, text, args.question, args.truncate)
+    return 0
+
+
+def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.readers.row_files import row_files
+    from fintune.data.storage import shown
+    from fintune.inference.engine import Engine
+    from fintune.predict import predict_file
+
+    row_files(args.input_file, "--input_file")  # before the model is loaded
+    model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
+    if args.ray:
+        from fintune.cluster import predict_on_ray
+
+        count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)
+    else:
+        count = predict_file(Engine.load(model_path), args.task, *files, args.truncate)
+    if args.output_file:
+        print(f"{count} answers written to {shown(args.output_file)}")
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags
+    ),
+    Command(
+        "report", "the HTML report of a results file, made again without the model", _report, _report_flags
+    ),
+    Command("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
+    Command("predict", "answer one text, or a file of them", _predict, _predict_flags),
+)

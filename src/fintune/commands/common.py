@@ -1,0 +1,101 @@
+"""What the commands share: the recipe's flags, and the adapter that is meant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.errors import FintuneError
+
+OUTPUT_DIR = "output/model"
+MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
+STORE = "sqlite:///output/monitoring.db"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after `fintune`."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def recipe_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="YAML", help="the recipe (default: configs/default.yaml)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
+    )
+    command.add_argument(
+        "--data_dir",
+        metavar="DIR",
+        help="folder of public datasets, looked in before FINTUNE_DATA_DIR and data/raw",
+    )
+    command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
+
+
+def count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return value
+
+
+def recipe_of(args: argparse.Namespace) -> Any:
+    from fintune.config import default_recipe_path, load_recipe
+
+    recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
+    return recipe.debugged() if args.debug else recipe
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    commercial = ["data.commercial_only=true"] if getattr(args, "commercial_only", False) else []
+    return [*args.set, *([f"data.dir={args.data_dir}"] if args.data_dir else []), *commercial]
+
+
+def adapter_of(model_path: str | None) -> str | Path | None:
+    """The adapter given, else the newest under output/, else None: the untuned base, and it says so."""
+    from fintune.inference.engine import newest_adapter
+
+    if model_path:
+        return model_path
+    try:
+        return newest_adapter()
+    except FintuneError:
+        print("There is no adapter under output/: the untuned base model answers.", file=sys.stderr)
+        return None
+
+
+def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
+    """The recipe an adapter was trained by, unless another one is given."""
+    from fintune.config import recipe_from
+    from fintune.models import manifest
+    from fintune.models.lora_config import check_adapter
+
+    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
+    if not trained or args.config:
+        return recipe_of(args)
+    recipe = recipe_from(trained, overrides(args), f"{model_path}/{manifest.NAME}")
+    return recipe.debugged() if args.debug else recipe
+
+
+def store_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store",
+        default=os.environ.get("FINTUNE_STORE", STORE),
+        metavar="URL",
+        help=f"where predictions are kept (default: FINTUNE_STORE, else {STORE}); also postgresql://…",
+    )

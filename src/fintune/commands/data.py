@@ -1,0 +1,121 @@
+"""`fintune data` and its actions."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+from fintune.commands.common import Command, count, recipe_flags, recipe_of, store_flag
+
+REPORT_DIR = "output/quality"
+
+
+def _data_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
+    listing.add_argument("--data_dir", metavar="DIR")
+    download = actions.add_parser("download", help="fetch public datasets into data/raw")
+    download.add_argument(
+        "--dataset",
+        action="append",
+        metavar="NAME",
+        help="one dataset, or all (the default); may be repeated",
+    )
+    download.add_argument("--data_dir", default="data/raw", metavar="DIR", help="(default: data/raw)")
+    prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
+    recipe_flags(prepare)
+    prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    prepare.add_argument(
+        "--commercial_only",
+        action="store_true",
+        help="leave out the datasets whose licence does not allow commercial use",
+    )
+    prepare.add_argument(
+        "--strict", action="store_true", help="fail where training texts stand in a test set, of any dataset"
+    )
+    prepare.add_argument(
+        "--workers", type=count, metavar="N", help="processes that read (default: one a core)"
+    )
+    prepare.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="read on a Ray cluster; without ADDRESS, on a Ray started here",
+    )
+    prepare.add_argument(
+        "--copy_to", metavar="PATH", help="write it as partitioned Parquet too: a folder, s3://, gs://, …"
+    )
+    mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
+    recipe_flags(mix)
+    report = actions.add_parser("report", help="the quality of the prepared data, for people and machines")
+    recipe_flags(report)
+    report.add_argument(
+        "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
+    )
+    clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
+    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
+    clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
+    clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
+    clean.add_argument(
+        "--threshold",
+        type=float,
+        default=0.8,
+        metavar="S",
+        help="of a near duplicate (default: 0.8)",
+    )
+    recipe_flags(clean)
+    feedback = actions.add_parser("from-feedback", help="wrong answers, with the right ones, to train on")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
+    feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
+    feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
+    store_flag(feedback)
+
+
+def _data(args: argparse.Namespace) -> int:
+    if args.action == "download":
+        from fintune.data.download import download
+
+        return 1 if download(args.dataset, Path(args.data_dir), print) else 0
+    if args.action == "list":
+        from fintune.data.sources import list_datasets
+
+        list_datasets(args.data_dir)
+    elif args.action == "mix":
+        from fintune.data.mix import show
+
+        show(recipe_of(args))
+    elif args.action == "report":
+        from fintune.data.report import report
+
+        report(recipe_of(args), Path(args.output_dir))
+    elif args.action == "decontaminate":
+        from fintune.data.decontaminate import decontaminate
+
+        decontaminate(args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold)
+    elif args.action == "from-feedback":
+        from fintune.monitoring.commands import from_feedback
+
+        from_feedback(args.store, args.task, args.output_file, everything=args.all)
+    else:
+        from fintune.data.datasets import prepare
+
+        mapper = None
+        if args.ray:
+            from fintune.cluster import ray_map
+
+            mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
+        recipe = recipe_of(args)
+        prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
+        if args.strict:
+            from fintune.data.report import refuse_leaks
+
+            refuse_leaks(prepared, recipe)
+        print(f"Prepared data: {prepared.folder}")
+        if args.copy_to:
+            print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+    return 0
+
+
+COMMANDS = (Command("data", "list, download, prepare and check data", _data, _data_flags),)

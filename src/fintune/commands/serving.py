@@ -1,0 +1,276 @@
+"""`fintune demo`, `live`, `serve`, `keys` and `monitor`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fintune.commands.common import (
+    MODEL_PATH_HELP,
+    Command,
+    adapter_of,
+    count,
+    recipe_flags,
+    store_flag,
+    trained_recipe,
+)
+from fintune.errors import DataError
+
+KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune/keys.json)"
+
+
+def _demo_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--live_dir",
+        default="output/live",
+        metavar="DIR",
+        help="what fintune live writes (default: output/live)",
+    )
+
+
+def _live_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "action",
+        nargs="?",
+        choices=("run", "score"),
+        default="run",
+        help="run (the default), or score: what was answered against what prices did after it",
+    )
+    command.add_argument(
+        "--feed", action="append", metavar="URL", help="an RSS or Atom feed; may be repeated"
+    )
+    command.add_argument("--yahoo", metavar="SYMBOLS", help="news on these stocks, such as AAPL,MSFT")
+    command.add_argument("--config", metavar="YAML", help="such as configs/live.yaml; flags come first")
+    command.add_argument("--tasks", metavar="TASKS", help="(default: headline,sentiment)")
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--output", metavar="DIR", help="where answers are kept (default: output/live)")
+    command.add_argument("--interval", type=float, metavar="S", help="seconds between polls (default: 300)")
+    command.add_argument("--once", action="store_true", help="poll each source once, and end")
+    command.add_argument("--webhook", metavar="URL", help="where alerts go, signed")
+    command.add_argument(
+        "--allow_network",
+        action="append",
+        metavar="CIDR",
+        help="a private network that feeds and webhook may be in, such as 127.0.0.0/8; may be repeated",
+    )
+    command.add_argument(
+        "--prices",
+        metavar="DIR",
+        help="of score: SYMBOL.csv files (default: Yahoo Finance, through yfinance)",
+    )
+
+
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    command.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
+    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="adapters that requests may name, or folders that hold some",
+    )
+    command.add_argument(
+        "--max_adapters", type=count, default=4, metavar="N", help="in memory at once (default: 4)"
+    )
+    command.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+    command.add_argument("--insecure", action="store_true", help="ask for no key, even on a public address")
+    command.add_argument(
+        "--rate", type=count, default=0, metavar="N", help="requests a minute for each key (default: any)"
+    )
+    command.add_argument(
+        "--max_batch", type=count, default=32, metavar="N", help="records computed together (default: 32)"
+    )
+    command.add_argument(
+        "--max_wait_ms", type=float, default=5, metavar="MS", help="wait for company so long (default: 5)"
+    )
+    command.add_argument(
+        "--max_queue", type=count, default=512, metavar="N", help="records that may wait (default: 512)"
+    )
+    command.add_argument("--timeout", type=float, default=60, metavar="S", help="of a request (default: 60)")
+    command.add_argument(
+        "--slow", type=float, default=10, metavar="S", help="a client may take to send it (default: 10)"
+    )
+    command.add_argument(
+        "--max_body",
+        type=count,
+        default=1_000_000,
+        metavar="BYTES",
+        help="of a request (default: 1,000,000)",
+    )
+    command.add_argument(
+        "--max_tokens", type=count, default=512, metavar="N", help="written for a request (default: 512)"
+    )
+    command.add_argument(
+        "--cors", nargs="+", default=[], metavar="ORIGIN", help="origins whose pages may call the API"
+    )
+    command.add_argument("--log_text", action="store_true", help="write the texts of requests to the log too")
+
+
+def _keys_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make a key and print it, this once")
+    create.add_argument("--name", required=True, help="whose it is")
+    create.add_argument("--rate", type=count, metavar="N", help="requests a minute (default: the server's)")
+    create.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    listing = actions.add_parser("list", help="the keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="make a key good for nothing, on running servers too")
+    revoke.add_argument("key", metavar="KEY", help="its id or its name")
+    for action in (create, listing, revoke):
+        action.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+
+
+def _monitor_flags(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    profile = actions.add_parser(
+        "profile", help="the reference: an adapter's inputs and answers on test data"
+    )
+    profile.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    profile.add_argument("--split", choices=("validation", "test"), default="test", help="(default: test)")
+    profile.add_argument("--max", type=count, metavar="N", help="examples per task at most")
+    recipe_flags(profile)
+    drift = actions.add_parser("drift", help="the newest kept answers against the reference")
+    drift.add_argument("--model_path", metavar="DIR", help="the adapter's folder, with its profile.json")
+    drift.add_argument("--output_file", metavar="FILE", help="write it, as .json, .md or .html")
+    drift.add_argument("--strict", action="store_true", help="exit with 2 where there is drift")
+    store_flag(drift)
+    feedback = actions.add_parser("feedback", help="how many answers were right, as feedback says")
+    feedback.add_argument(
+        "--forget", type=count, metavar="DAYS", help="delete the predictions older than this first"
+    )
+    store_flag(feedback)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from fintune.demo.app import launch
+
+    launch(adapter_of(args.model_path), args.port, args.host, args.live_dir)
+    return 0
+
+
+def _live(args: argparse.Namespace) -> int:
+    from fintune.live.config import load_live_config
+
+    flags = {
+        "feeds": args.feed,
+        "yahoo_news": args.yahoo and _names(args.yahoo),
+        "tasks": args.tasks and _names(args.tasks),
+        "output": args.output,
+        "interval": args.interval,
+        "allow_networks": args.allow_network,
+        "alerts.webhook": args.webhook,
+        "alerts.allow_networks": args.allow_network,
+    }
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if args.action == "score":
+        return _live_score(args, changes)
+    config = load_live_config(args.config, changes)
+    from fintune.live.run import run_live
+
+    count = run_live(adapter_of(args.model_path), config, once=args.once)
+    print(f"{count} new items; answers: {config.output}")
+    return 0
+
+
+def _live_score(args: argparse.Namespace, changes: dict[str, Any]) -> int:
+    from fintune.live import scorecard
+    from fintune.live.config import LiveConfig, load_live_config
+    from fintune.live.market import FolderPrices, Prices
+
+    output = load_live_config(args.config, changes).output if args.config else args.output
+    prices: Prices
+    if args.prices:
+        prices = FolderPrices(args.prices)
+    else:
+        from fintune.live.yahoo import YahooPrices
+
+        prices = YahooPrices()
+    scorecard.show(scorecard.score(output or LiveConfig().output, prices))
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from fintune.serving.server import serve
+    from fintune.serving.settings import Settings
+
+    serve(
+        Settings(
+            model_path=adapter_of(args.model_path),
+            adapters=tuple(args.adapters),
+            max_adapters=args.max_adapters,
+            host=args.host,
+            port=args.port,
+            keys=Path(args.keys) if args.keys else None,
+            insecure=args.insecure,
+            rate=args.rate,
+            max_batch=args.max_batch,
+            max_wait=args.max_wait_ms / 1000,
+            max_queue=args.max_queue,
+            timeout=args.timeout,
+            slow=args.slow,
+            max_body=args.max_body,
+            max_tokens=args.max_tokens,
+            cors=tuple(args.cors),
+            log_text=args.log_text,
+        )
+    )
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from fintune.serving import keys
+
+    path = Path(args.keys) if args.keys else keys.default_path()
+    if args.action == "create":
+        print(keys.create(path, args.name, args.rate, args.admin))
+        print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
+    elif args.action == "revoke":
+        print(f"Revoked {keys.revoke(path, args.key).id}.")
+    else:
+        for key in keys.load(path).values():
+            state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            rate = "server's rate" if key.rate is None else f"{key.rate}/min"
+            print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
+    return 0
+
+
+def _monitor(args: argparse.Namespace) -> int:
+    from fintune.monitoring import commands
+
+    if args.action == "feedback":
+        commands.show_feedback(args.store, args.forget)
+        return 0
+    model_path = adapter_of(args.model_path)
+    if model_path is None:
+        raise DataError("The untuned base model has no profile: name an adapter with --model_path.")
+    if args.action == "drift":
+        status = commands.show_drift(model_path, args.store, args.output_file)
+        return 2 if args.strict and status == "drift" else 0
+    from fintune.data.datasets import prepare
+    from fintune.inference.engine import Engine
+    from fintune.monitoring.profile import make_profile
+
+    recipe = trained_recipe(model_path, args)
+    prepared = prepare(recipe)
+    profile = make_profile(Engine.load(model_path, recipe), prepared, args.split, args.max)
+    print(f"Reference profile: {profile.save(model_path)}")
+    return 0
+
+
+COMMANDS = (
+    Command("demo", "open the demo, a page to try every task in a browser", _demo, _demo_flags),
+    Command("live", "score headlines as they come, from feeds and Yahoo Finance", _live, _live_flags),
+    Command("serve", "serve the tasks and OpenAI's API over HTTP", _serve, _serve_flags),
+    Command("keys", "make, list and revoke the API keys of the server", _keys, _keys_flags),
+    Command("monitor", "drift of live answers, and what feedback says of them", _monitor, _monitor_flags),
+)

@@ -1,0 +1,78 @@
+"""`fintune run`, `plan` and `train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fintune.commands.common import OUTPUT_DIR, Command, recipe_flags, recipe_of
+
+
+def _training_flags(command: argparse.ArgumentParser) -> None:
+    recipe_flags(command)
+    command.add_argument(
+        "--output_dir",
+        default=OUTPUT_DIR,
+        metavar="DIR",
+        help=f"the adapter's folder (default: {OUTPUT_DIR})",
+    )
+    command.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases too")
+    command.add_argument(
+        "--resume_from_checkpoint",
+        nargs="?",
+        const="latest",
+        metavar="DIR",
+        help="go on from a checkpoint; without DIR, from the newest in the output folder",
+    )
+    command.add_argument("--verbose", action="store_true", help="show the log on the console too, in detail")
+
+
+def _run_flags(command: argparse.ArgumentParser) -> None:
+    _training_flags(command)
+    command.add_argument(
+        "--output_file", metavar="JSON", help="the results (default: results.json in the output folder)"
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from fintune.planning import show
+
+    show(recipe_of(args))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from fintune.training.run import train
+
+    train(
+        recipe_of(args),
+        args.output_dir,
+        resume=args.resume_from_checkpoint,
+        use_wandb=args.use_wandb,
+        verbose=args.verbose,
+    )
+    print(f"Next: fintune evaluate --model_path {args.output_dir}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from fintune.pipeline import run
+
+    run(
+        recipe_of(args),
+        Path(args.output_dir),
+        output_file=Path(args.output_file) if args.output_file else None,
+        resume=args.resume_from_checkpoint,
+        use_wandb=args.use_wandb,
+        verbose=args.verbose,
+    )
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
+    ),
+    Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, recipe_flags),
+    Command("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
+)
