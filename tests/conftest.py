@@ -9,6 +9,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
 
 
+@pytest.fixture
+def wandb_anew():
+    """W&B without what an earlier test made of it: it keeps folder and mode for the life of a process."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fintune[track]'")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """A folder with a random two-layer Llama (3.2 M parameters, fp32) and SmolLM2's tokenizer."""

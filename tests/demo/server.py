@@ -36,7 +36,7 @@ def main(port: int, live_dir: str, adapter: str | None = None) -> None:
     engine = Engine.load(recipe=RECIPE)
     engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
     engine.tasks["summarization"].max_new_tokens = 24  # so that the tests are fast
-    engine.tasks["qa"].max_new_tokens = 12
+    engine.tasks["qa"].max_new_tokens = 20
     serve(build(engine, live_dir), port)
 
 

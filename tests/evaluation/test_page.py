@@ -243,8 +243,7 @@ def test_tensorboard_gets_every_metric(results_file, tmp_path):
     assert "test/results/text_summary" in events.Tags()["tensors"]
 
 
-def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="W&B is not installed")
+def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch, wandb_anew):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     rows = read_predictions(output_files(results_file)["predictions"])

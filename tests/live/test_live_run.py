@@ -1,5 +1,6 @@
 """A whole live run on loopback: real feeds, a real model, and whatever can go wrong between them."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -329,7 +330,9 @@ def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_
     command = [sys.executable, "-m", "fintune.cli", "live", "--feed", f"{server.url}/feed", "--output", "out"]
     command += ["--tasks", "headline", "--interval", "5", "--allow-network", "127.0.0.0/8"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        # A shell's background jobs ignore the signal, and so would what they start.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, preexec_fn=heed)
         try:
             for title in ("First news", "Second news"):
                 deadline = time.monotonic() + 60

@@ -195,8 +195,7 @@ def test_lora_plus_moves_b_by_the_ratio(tiny_recipe, workdir):
             torch.testing.assert_close(plus[name], 4 * plain[name], rtol=1e-3, atol=1e-6)
 
 
-def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fintune[track]'")
+def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch, wandb_anew):
     monkeypatch.setenv("NETRC", str(workdir / "no-netrc"))
     monkeypatch.setenv("HOME", str(workdir))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):

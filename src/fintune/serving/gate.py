@@ -142,7 +142,7 @@ class Gate:
         limit = self.settings.max_body
         too_large = ApiError(413, f"The request is larger than {limit:,} bytes.", code="request_too_large")
         declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared[:20]) > limit:
+        if declared.isdigit() and int(declared[:20]) > _PATIENCE * limit:
             raise too_large
         content_type = headers.get("content-type", "").split(";")[0].strip().lower()
 
