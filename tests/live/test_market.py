@@ -1,14 +1,16 @@
 """Which move an answer forecasts: nothing known after a close may be held against the move that it began."""
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fintune.data.readers.stocknet import close_of as stocknet_close
+from fintune.data.sessions import close_of
 from fintune.errors import DataError
-from fintune.live.market import FolderPrices, close_of, move_after
+from fintune.live.market import FolderPrices, move_after
 
 CLOSES = {"2026-03-02": 100.0, "2026-03-03": 110.0, "2026-03-04": 99.0, "2026-03-06": 99.0}
 LATER = datetime(2026, 3, 10, tzinfo=UTC)
@@ -53,6 +55,9 @@ def test_both_closes_of_a_move_come_after_the_answer(known, closes):
 @given(st.dates(datetime(2014, 1, 1).date(), datetime(2015, 12, 31).date()))
 def test_closes_are_those_of_the_training_data(day):
     if day.weekday() < 5:
+        halves = {"2014-07-03", "2014-11-28", "2014-12-24", "2015-11-27", "2015-12-24"}  # as the exchange had
+        local = close_of(day.isoformat()).astimezone(ZoneInfo("America/New_York"))
+        assert local.date() == day and local.hour == (13 if day.isoformat() in halves else 16)
         assert close_of(day.isoformat()) == datetime.fromisoformat(stocknet_close(day.isoformat()))
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fintune.cli import main
+from fintune.data.sessions import close_of
 from fintune.errors import DataError
 from fintune.live import page
-from fintune.live.market import close_of
 from fintune.live.scorecard import score
 from fintune.live.store import Store
 

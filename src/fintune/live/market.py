@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import bisect
 import csv
-import functools
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from zoneinfo import ZoneInfo
 
+from fintune.data.sessions import close_of
 from fintune.errors import DataError
 
-_NEW_YORK = ZoneInfo("America/New_York")
 _SETTLED = timedelta(minutes=30)
 """After a close, until the day's price is taken for its last."""
 _LONGEST_GAP = timedelta(days=7)
@@ -77,23 +75,6 @@ class FolderPrices:
                 if first <= day <= last and price > 0:
                     found[day.isoformat()] = price
         return found
-
-
-@functools.cache
-def close_of(day: str) -> datetime:
-    """When New York's exchange closes on a day: at 16:00, on half days at 13:00.
-
-    Half days by NYSE's rule: the day after Thanksgiving, Christmas Eve, and July 3 if July 4 is a weekday.
-    """
-    on = date.fromisoformat(day)
-    first = date(on.year, 11, 1)
-    thanksgiving = first + timedelta(days=(3 - first.weekday()) % 7 + 21)
-    half = (
-        on == thanksgiving + timedelta(days=1)
-        or (on.month, on.day) == (12, 24)
-        or ((on.month, on.day) == (7, 3) and date(on.year, 7, 4).weekday() < 5)
-    )
-    return datetime.combine(on, time(13 if half else 16), _NEW_YORK).astimezone(UTC)
 
 
 def move_after(known: datetime, closes: Closes, now: datetime) -> Move | None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import bisect
 import csv
-import functools
 import io
 import json
 import re
@@ -24,8 +23,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
+from fintune.data import sessions
 from fintune.data.quality import Dropped, Split
 from fintune.data.readers.archives import members
 from fintune.tasks.base import Record
@@ -40,9 +39,6 @@ _ENDS: tuple[tuple[Split, str], ...] = (
     ("validation", "2015-10-01"),
     ("test", "2016-01-01"),
 )
-_NEW_YORK = ZoneInfo("America/New_York")
-_HALF_DAYS = {"2014-07-03", "2014-11-28", "2014-12-24", "2015-11-27", "2015-12-24"}
-"""Days on which the exchange closed at 13:00."""
 _NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTHS = {name: f"{month:02}" for month, name in enumerate(_NAMES, start=1)}
 _FILE = r"(?:tweet/preprocessed/(?P<stock>[^/]+)/(?P<day>\d{4}-\d\d-\d\d)|price/raw/(?P<priced>[^/]+)\.csv)"
@@ -76,12 +72,9 @@ def stocknet_movement(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record
         yield Dropped(f"moves from {DOWN} % to {UP} %, neither up nor down", path.name, count=small)
 
 
-@functools.cache
 def close_of(day: str) -> str:
     """When New York's exchange closes on a day, in UTC: `2015-07-31T20:00:00+00:00`."""
-    hour = 13 if day in _HALF_DAYS else 16
-    local = datetime.combine(date.fromisoformat(day), datetime.min.time(), _NEW_YORK).replace(hour=hour)
-    return local.astimezone(UTC).isoformat()
+    return sessions.close_of(day).isoformat()
 
 
 def _read(path: Path, max_words: int, view: str, source: str) -> Iterator[Record | Dropped]:
