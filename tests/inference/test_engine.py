@@ -1,5 +1,7 @@
 """The engine: labels by exact likelihood, whatever the batch; texts by greedy decoding; clear refusals."""
 
+import math
+
 import pytest
 import torch
 
@@ -139,6 +141,30 @@ def test_contextual_calibration_divides_by_the_answer_to_inputs_without_content(
         expected = torch.tensor(list(before.probabilities.values())) / free
         expected = (expected / expected.sum()).tolist()
         assert list(after.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_calibration_keeps_every_answer_and_lowers_the_nll_and_leaves_the_untuned_base_alone(
+    engine, monkeypatch
+):
+    from fintune.config import EvaluationConfig
+    from fintune.inference.calibration import calibrate
+
+    records = some("headline", 24)
+    task = engine.tasks["headline"]
+    monkeypatch.setattr(task, "temperature", 1.0)  # and back afterwards
+    untuned = engine.predict("headline", records, use_adapter=False)
+    before = engine.predict("headline", records)
+    chosen = calibrate(engine, {"headline": records}, EvaluationConfig(label_normalization="none"))
+    assert chosen == {"headline": {"normalization": "none", "temperature": round(task.temperature, 4)}}
+    after = engine.predict("headline", records)
+    assert [a.value for a in after] == [b.value for b in before]
+
+    def nll(answers):
+        return -sum(math.log(a.probabilities[r.target]) for a, r in zip(answers, records, strict=True))
+
+    assert nll(after) < nll(before) - 0.1
+    again = engine.predict("headline", records, use_adapter=False)
+    assert [a.probabilities for a in again] == [a.probabilities for a in untuned]
 
 
 def test_every_answer_carries_a_probability_or_an_interval(engine):

@@ -172,8 +172,9 @@ def test_the_quantiles_of_even_levels_are_those_of_the_even_distribution_and_gre
     assert task.decide([0.0] * 7 + [0.1, 0.0, 0.0]).value == 7.0
 
 
-def test_a_label_tasks_normalization_is_kept_with_it():
+def test_what_validation_chose_for_a_label_task_is_kept_with_it():
     task = ClassificationTask("mood", "Say.", ["good", "bad"])
-    assert "normalization" not in task.to_dict()
-    task.normalization = "tokens"
-    assert task_from_dict(task.to_dict()).normalization == "tokens"
+    assert not {"normalization", "temperature"} & set(task.to_dict())
+    task.normalization, task.temperature = "tokens", 0.5
+    kept = task_from_dict(task.to_dict())
+    assert (kept.normalization, kept.temperature) == ("tokens", 0.5)

@@ -146,6 +146,7 @@ class Engine:
             was_training = self.model.training
             self.model.eval()
             self._free: dict[Task, list[float]] = {}
+            self._tuned = use_adapter
             try:
                 reserve = self._completion_budget(chosen)
                 prompts = [
@@ -200,7 +201,8 @@ class Engine:
         """Decide by log p(candidate | prompt), calibrated where the task says so."""
         free = self._content_free(task)
         scores = self._log_likelihoods(task, prompts, prefix)
-        return [task.decide([s - c for s, c in zip(each, free, strict=True)]) for each in scores]
+        heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
+        return [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
 
     def _log_likelihoods(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[list[float]]:
         """For each prompt that of each candidate; its mean over tokens where the task is normalized."""

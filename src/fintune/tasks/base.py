@@ -94,6 +94,8 @@ class Task:
     """Which sentences stand for a text that does not fit; with None its end is cut off."""
     normalization: Normalization = "none"
     """Candidates are compared by log p of all their tokens, or by its mean over the tokens."""
+    temperature: float = 1.0
+    """The adapter's log-likelihoods are divided by it (Guo et al., 2017), which changes no answer."""
     calibration: Literal["none", "contextual"] = "none"
     """contextual: labels are compared after dividing by what the model says of an input without content."""
     text_format: TextFormat | None = None
@@ -187,14 +189,20 @@ class ClassificationTask(Task):
     type = "classification"
     decoding: Decoding = "candidates"
     headline_metrics = ("accuracy", "macro_f1")
-    learnt = ("normalization",)
+    learnt = ("normalization", "temperature")
 
     def __init__(
-        self, name: str, instruction: str, labels: Sequence[str], normalization: Normalization = "none"
+        self,
+        name: str,
+        instruction: str,
+        labels: Sequence[str],
+        normalization: Normalization = "none",
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(name, instruction)
         self.labels = tuple(labels)
         self.normalization = normalization
+        self.temperature = temperature
 
     def problem(self, record: Record) -> str | None:
         problem = super().problem(record)
@@ -217,7 +225,8 @@ class ClassificationTask(Task):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        chosen = {} if self.normalization == "none" else {"normalization": self.normalization}
+        chosen: dict[str, Any] = {"normalization": self.normalization, "temperature": self.temperature}
+        chosen = {name: value for name, value in chosen.items() if value not in ("none", 1.0)}
         return {**super().to_dict(), "labels": list(self.labels), **chosen}
 
 

@@ -140,8 +140,8 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
 
+    from fintune.inference.calibration import CALIBRATION_EXAMPLES, calibrate
     from fintune.inference.engine import Engine
-    from fintune.inference.normalization import NORMALIZATION_EXAMPLES, choose_normalization
     from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
@@ -241,8 +241,8 @@ def train(
         "matrix_peak_flops": round(trainer.meter.peak),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
-    scored = {name: prepared.records(name, "validation")[:NORMALIZATION_EXAMPLES] for name in plan.per_epoch}
-    facts["label_normalization"] = choose_normalization(engine, scored, recipe.evaluation)
+    scored = {name: prepared.records(name, "validation")[:CALIBRATION_EXAMPLES] for name in plan.per_epoch}
+    facts["label_scoring"] = calibrate(engine, scored, recipe.evaluation)
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
     staging = output_dir / ".adapter-in-writing"
     if state.is_main_process:
