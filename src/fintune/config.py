@@ -266,6 +266,8 @@ class DataConfig(_Section):
     dir: str | None = None
     """The public datasets' folder; None is FINTUNE_DATA_DIR, else data/raw, else the built-in sample."""
     prepared_dir: str = "data/processed"
+    seed: int | None = Field(None, ge=0)
+    """Of splits and limits; None is `training.seed`. Set it to compare training seeds on one test set."""
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
@@ -351,6 +353,10 @@ class Recipe(_Section):
     """Python modules to import because they register tasks."""
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def data_seed(self) -> int:
+        return self.training.seed if self.data.seed is None else self.data.seed
 
     @model_validator(mode="after")
     def _pissa_needs_full_weights(self) -> Recipe:

@@ -151,7 +151,7 @@ def prepare(
     _refuse_foreign(folder)
 
     manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
-    manifest.update(seed=recipe.training.seed, tasks={}, files={})
+    manifest.update(seed=recipe.data_seed, tasks={}, files={})
     with (
         atomic_folder(folder) as staging,
         tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as scratch,
@@ -172,7 +172,7 @@ def prepare(
                 clipped = splits.bounds(rows, config.winsorize) if numeric else None
                 for split in SPLITS:
                     path = staging / task.name / f"{split}.parquet"
-                    rows.write(split, path, recipe.training.seed, clipped if split == "train" else None)
+                    rows.write(split, path, recipe.data_seed, clipped if split == "train" else None)
                     manifest["files"][f"{task.name}/{split}.parquet"] = file_sha256(path)
             shutil.rmtree(home)
             task.fit(_read(staging / task.name / "train.parquet", "train", FIT_ROWS))
@@ -273,7 +273,7 @@ def _splits(
     Returns:
         Split → label → its number of records, before any limit.
     """
-    seed, embargo, near = recipe.training.seed, recipe.data.embargo_days, recipe.data.near_duplicates
+    seed, embargo, near = recipe.data_seed, recipe.data.embargo_days, recipe.data.near_duplicates
 
     def carve(into: Split, fraction: float) -> None:
         if splits.timed(rows, "train"):
@@ -350,8 +350,8 @@ def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[
     parts = {
         "format": _FORMAT,
         "code": code.hexdigest(),
-        "seed": recipe.training.seed,
-        "data": recipe.data.model_dump(exclude={"dir", "prepared_dir", "tasks"}),
+        "seed": recipe.data_seed,
+        "data": recipe.data.model_dump(exclude={"dir", "prepared_dir", "seed", "tasks"}),
         "tasks": [
             {
                 "task": task.to_dict(),
