@@ -101,6 +101,30 @@ def test_an_item_is_answered_as_fintune_predict_answers_it(server, started, engi
     assert list(run.store.rows()) == list(rows.values())
 
 
+def test_answers_are_kept_in_the_database_of_the_service_too_and_its_loss_stops_nothing(
+    server, started, tmp_path
+):
+    pytest.importorskip("sqlalchemy", reason="the extra monitor is not installed")
+    from fintune.monitoring.recorder import Recorder
+    from fintune.monitoring.store import PREDICTIONS
+    from fintune.monitoring.store import Store as Database
+
+    server.routes["/feed"] = Reply(rss("Acme raises guidance"))
+    database = Database.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
+    run = started()
+    run.recorder = Recorder(store=database)
+    rows = run.round()
+    assert {task: seen[0].label for task, seen in database.observations(10).items() if seen[0].label} == {
+        row["task"]: row["prediction"] for row in rows if row["prediction"]
+    }
+    with database.database.begin() as connection:
+        PREDICTIONS.drop(connection)
+    server.routes["/feed"] = Reply(rss("Acme lowers guidance"))
+    run.clock.forward(hours=1)
+    assert titles(run.round()) == ["Acme lowers guidance"]
+    database.close()
+
+
 def test_repetitions_exact_and_near_are_answered_once(server, started):
     long = "Acme Corporation raises its full year guidance after a strong second quarter in Europe"
     copies = [long, f"{long} - Wire", long.upper(), long.replace("second", "third")]

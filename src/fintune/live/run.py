@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ConfigError, FintuneError, ModelError
 from fintune.evaluation.scores import interval_of
@@ -29,6 +30,9 @@ from fintune.live.view import View
 from fintune.live.web import Limits, session
 from fintune.predict import answers
 from fintune.tasks.base import Prediction, Record
+
+if TYPE_CHECKING:
+    from fintune.monitoring.recorder import Recorder
 
 POLLED_AT_ONCE = 8
 ANSWERED_AT_ONCE = 32
@@ -93,11 +97,13 @@ class LiveRun:
         *,
         hook: Webhook | None = None,
         view: View | None = None,
+        recorder: Recorder | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Raises ConfigError, DataError or ModelError: a task is unknown or cannot be answered."""
         self.engine, self.config, self.store = engine, config, store
         self.providers, self.hook, self.view, self.clock = list(providers), hook, view, clock
+        self.recorder = recorder
         _check_tasks(engine, config)
         names = [provider.name for provider in self.providers]
         if len(set(names)) < len(names):
@@ -195,10 +201,22 @@ class LiveRun:
         seen = utc(self.clock())
         for place, item in enumerate(items):
             for task in self.config.tasks:
+                self._record(task, texts[place], lines[task][place])
                 row = _row(item, task, lines[task][place], seen)
                 if not item.published or item.published >= days_ago(self.clock(), KEPT_DAYS):
                     row["alert"] = fired(self.config.alerts.rules, row)  # old news alarms nobody
                 yield row
+
+    def _record(self, task: str, text: str, line: dict[str, Any]) -> None:
+        """Keep an answer where the service keeps its own, so that feedback and drift see it."""
+        if self.recorder and "error" not in line:
+            answer = Prediction(line["prediction"], line.get("probabilities"))
+            model = self.engine.adapter.name if self.engine.adapter else self.engine.base_name
+            try:
+                self.recorder.record(task, text, answer, model=model)
+            except Exception as error:  # a database that is down must not end the run: the folder has it all
+                if self.view:
+                    self.view.note(f"FINTUNE_STORE keeps nothing now: {plain(error, 200)}")
 
     def _alert(self) -> None:
         now = self.clock().timestamp()
@@ -229,9 +247,14 @@ def run_live(model_path: Any, config: LiveConfig, *, once: bool) -> int:
     if config.alerts.webhook:
         hook = Webhook(config.alerts.webhook, session(networks(config.alerts.allow_networks), config.proxy))
     providers = providers_of(config)
+    recorder = None
+    if os.environ.get("FINTUNE_STORE"):
+        from fintune.monitoring.recorder import Recorder
+
+        recorder = Recorder.from_environment(model_path)
     engine = Engine.load(model_path)
     with Store(config.output) as store, View(config.tasks, live=not once) as view:
-        run = LiveRun(engine, config, store, providers, hook=hook, view=view)
+        run = LiveRun(engine, config, store, providers, hook=hook, view=view, recorder=recorder)
         if not once:
             run.forever()
         rows = run.round(everything=True)
