@@ -39,19 +39,6 @@ def test_a_certain_number_is_on_one_level_and_a_custom_task_has_its_own_unit():
     assert "Expected value: 1.00 bp." in html and "probability at 1.00 bp." in html
 
 
-def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
-    assert render.central_range([0.1, 0.1, 0.6, 0.1, 0.1]) == (0, 3)
-    assert render.central_range([0.09, 0.09, 0.64, 0.09, 0.09]) == (1, 3)
-    assert render.central_range([1.0]) == (0, 0)
-
-
-def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
-    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
-    assert render.interval_of(prediction) == (0.0, 2.0)
-    object.__setattr__(prediction, "interval", (-0.5, 2.25))
-    assert render.interval_of(prediction) == (-0.5, 2.25)
-
-
 def test_labels_are_bars_from_the_most_to_the_least_probable():
     html = render.label_answer(Prediction("b", {"a": 0.25, "b": 0.75}))
     assert html.index("<span>b</span>") < html.index("<span>a</span>")
