@@ -288,13 +288,12 @@ def _splits(
     splits.remove_leaks(rows, "train", "validation")
     splits.remove_duplicates(rows)
     if near:
-        splits.remove_near_leaks(rows, "validation", "test", near)
-        splits.remove_near_leaks(rows, "train", "test", near)
+        splits.remove_near_leaks(rows, ("validation", "train"), "test", near)
     if not rows.count("validation"):
         carve("validation", recipe.data.validation_fraction)
         splits.remove_leaks(rows, "train", "validation")
     if near:
-        splits.remove_near_leaks(rows, "train", "validation", near)
+        splits.remove_near_leaks(rows, ("train",), "validation", near)
     splits.embargo(rows, "validation", "test", embargo)
     splits.embargo(rows, "train", "test", embargo)
     splits.embargo(rows, "train", "validation", embargo)
