@@ -18,6 +18,12 @@ def test_lines_with_a_dash_become_one_list_and_other_lines_paragraphs():
     )
 
 
+def test_a_minus_before_a_figure_is_no_bullet():
+    assert "<p>-5 % growth</p><ul><li>-3 % in Asia</li></ul>" in render.text_answer(
+        "-5 % growth\n- -3 % in Asia"
+    )
+
+
 def test_a_generated_tag_is_shown_and_not_obeyed():
     html = render.text_answer("- <img src=x onerror=alert(1)>")
     assert "<img" not in html and "&lt;img src=x" in html

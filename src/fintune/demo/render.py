@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fintune.data.sentences import bullet_lines, without_bullet
 from fintune.evaluation.numeric import unsupported_figures
 from fintune.evaluation.scores import interval_of
-from fintune.inference.grounding import Span, answer_spans, bullet_sources, bullets
+from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks.base import Prediction, Record, RegressionTask, Task
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -92,13 +93,13 @@ def text_answer(text: str) -> str:
     """A text as it was generated; lines that begin with a dash become bullet points."""
     parts: list[str] = []
     for line in filter(None, (line.strip() for line in text.splitlines())):
-        bullet = line[:1] in "-•*" and line.strip("-•* ")
-        if not bullet:
+        point = without_bullet(line)
+        if point in ("", line):
             parts.append(f"<p>{escape(line)}</p>")
         elif parts and parts[-1].endswith("</ul>"):
-            parts[-1] = f"{parts[-1].removesuffix('</ul>')}<li>{escape(line.lstrip('-•* '))}</li></ul>"
+            parts[-1] = f"{parts[-1].removesuffix('</ul>')}<li>{escape(point)}</li></ul>"
         else:
-            parts.append(f"<ul><li>{escape(line.lstrip('-•* '))}</li></ul>")
+            parts.append(f"<ul><li>{escape(point)}</li></ul>")
     if not parts:
         return empty("The model gave an empty answer.")
     return f'<div class="ft-card ft-answer">{"".join(parts)}</div>'
@@ -106,7 +107,7 @@ def text_answer(text: str) -> str:
 
 def summary_answer(name: str, text: str, summary: str) -> str:
     """Numbered bullets, each with a warning of figures the transcript lacks, beside the marked transcript."""
-    lines = bullets(summary)
+    lines = bullet_lines(summary)
     if not lines:
         return empty("The model gave an empty answer.")
     sources = bullet_sources(text, lines)
