@@ -32,7 +32,6 @@ __all__ = [
     "DATASETS",
     "SAMPLE",
     "Source",
-    "data_folder",
     "data_folders",
     "describe_sources",
     "download",
@@ -152,11 +151,6 @@ def data_folders(data: DataConfig) -> Folders:
     if data.dir:
         folders = {Path(data.dir): "data.dir", **folders}
     return list(folders.items())
-
-
-def data_folder(data: DataConfig) -> tuple[Path, str]:
-    """The first of `data_folders`."""
-    return data_folders(data)[0]
 
 
 def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
