@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from loopback import Loopback
 
 
-class FileServer:
+class FileServer(Loopback):
     """Serves `files` (path → bytes); `faults` (path → list) are used up, one a GET.
 
     A fault is a whole number (cut after so many bytes), ("status", code, headers), ("drip", seconds between
@@ -70,20 +71,8 @@ class FileServer:
                     self.send_header("Content-Length", "0")
                 self.end_headers()
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        super().__init__(Handler)
 
     def gets(self, path):
         """The Range of every GET of a path, "" where it had none."""
         return [asked for method, seen, asked in self.seen if method == "GET" and seen == path]
-
-    def __enter__(self):
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()

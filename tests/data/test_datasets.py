@@ -219,6 +219,19 @@ def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refus
     assert "sentiment: 1 train texts also in test, nearly (left out)" in capsys.readouterr().err
 
 
+def test_near_repetitions_of_test_leave_validation_and_train_and_each_says_how_many():
+    text = "Operating profit of the {} unit rose to 13.1 million euros from 8.7 million a year earlier"
+    own_file([(text.format("northern"), "positive"), *rows(9, 100)], "test.csv")
+    own_file([(text.format("northern") + " , it said", "positive"), *rows(9, 200)], "validation.csv")
+    train = [*rows(60), (text.format("northern") + " , he said", "positive")]
+    entry, _ = prepare_own(train, test_file="test.csv", validation_file="validation.csv")
+    assert entry["dropped"] == {
+        "validation texts also in test, nearly": 1,
+        "train texts also in test, nearly": 1,
+    }
+    assert entry["counts"] == {"train": 60, "validation": 9, "test": 10}
+
+
 def test_shuffling_and_changing_the_future_changes_no_byte_of_training():
     def dated(future):
         past = [(f"Unit {i} reported.", i % 7 - 3, f"2024-01-{1 + i // 4:02}") for i in range(100)]

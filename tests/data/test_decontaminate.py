@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.datasets import prepare
 from fintune.data.decontaminate import decontaminate
+from fintune.data.registry import Dataset
 from fintune.errors import ConfigError, DataError
 
 TEST = "Acme Tools raises its outlook for the year after a strong third quarter in Europe"
@@ -142,6 +144,25 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(public, workdir, 
     with pytest.raises((DataError, ConfigError), match=error):
         decontaminate(name, output, public, task=task, say=silent)
     assert sorted(path.name for path in workdir.iterdir()) == ["own.csv", "own.txt", "raw"]
+
+
+def test_test_sets_are_found_in_every_data_folder_and_each_dataset_is_read_once(public, workdir, monkeypatch):
+    folder = workdir / "second" / "financial_phrasebank"
+    folder.mkdir(parents=True)
+    (folder / "Sentences_50Agree.txt").write_text(f"{CLEAN}@positive\n")
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(workdir / "second"))
+    reads, read = Counter(), Dataset.read
+
+    def counted(dataset, folder):
+        reads[dataset.name] += 1
+        return read(dataset, folder)
+
+    monkeypatch.setattr(Dataset, "read", counted)
+    (workdir / "own.csv").write_text(f"text\n{CLEAN}\n{TEST}\nSomething else\n")
+    found = decontaminate(workdir / "own.csv", workdir / "clean.csv", public, say=silent)
+    assert found.test_sets["financial_phrasebank"] == found.test_sets["twitter_financial_news"] == 1
+    assert [row["row"] for row in found.removed] == [1, 2]
+    assert set(reads.values()) == {1}  # PhraseBank too, which has no official test split
 
 
 def test_the_command_prints_counts(public, workdir, capsys):

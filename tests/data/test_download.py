@@ -317,6 +317,24 @@ def test_a_run_without_data_and_network_knows_it_within_three_seconds_and_says_w
     assert text == f"the built-in sample ({why})"
 
 
+def test_under_commercial_only_no_other_licence_is_downloaded_and_a_stand_in_at_hand_is_taken(
+    no_network, monkeypatch
+):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    said = []
+    wanted = recipe("sentiment", commercial_only=True)
+    fetch_missing(wanted, said.append)
+    assert "twitter_sentiment" in said[0] and not any("financial_phrasebank" in line for line in said)
+    assert "built-in sample" in describe_sources(wanted, task_set(wanted))
+    write("data/raw")
+    assert describe_sources(wanted, task_set(wanted)) == "twitter_sentiment"
+
+    said = []
+    left_out = recipe("regression", commercial_only=True, tasks={"regression": {"dataset": "fiqa_sa"}})
+    assert fetch_missing(left_out, said.append) == "" and said == []
+    assert describe_sources(left_out, task_set(left_out)) == ""
+
+
 @pytest.mark.parametrize("variable", ["FINTUNE_OFFLINE", "HF_HUB_OFFLINE"])
 def test_a_run_told_to_stay_offline_tries_nothing(monkeypatch, variable):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

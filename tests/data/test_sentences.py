@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.data.sentences import sentences
+from fintune.data.sentences import bullet_lines, sentences
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,19 @@ from fintune.data.sentences import sentences
 )  # fmt: skip
 def test_text_is_split_into_sentences(text, expected):
     assert list(sentences(text)) == expected
+
+
+def test_a_bullet_is_taken_off_and_the_minus_of_a_figure_is_none():
+    text = " - revenue up\n•  costs flat\n* * star\n-5 % growth\n- -3 % in Asia\n\n-\n**bold** words\na - b"
+    assert bullet_lines(text) == [
+        "revenue up",
+        "costs flat",
+        "* star",
+        "-5 % growth",
+        "-3 % in Asia",
+        "**bold** words",
+        "a - b",
+    ]
 
 
 @given(st.text(alphabet="ab .\nAB!", max_size=200), st.integers(1, 30))

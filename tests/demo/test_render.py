@@ -18,6 +18,12 @@ def test_lines_with_a_dash_become_one_list_and_other_lines_paragraphs():
     )
 
 
+def test_a_minus_before_a_figure_is_no_bullet():
+    assert "<p>-5 % growth</p><ul><li>-3 % in Asia</li></ul>" in render.text_answer(
+        "-5 % growth\n- -3 % in Asia"
+    )
+
+
 def test_a_generated_tag_is_shown_and_not_obeyed():
     html = render.text_answer("- <img src=x onerror=alert(1)>")
     assert "<img" not in html and "&lt;img src=x" in html
@@ -37,19 +43,6 @@ def test_a_price_move_is_a_signed_percentage_with_the_range_of_most_of_its_proba
 def test_a_certain_number_is_on_one_level_and_a_custom_task_has_its_own_unit():
     html = move([0.01, 0.98, 0.01], unit="bp", name="spread_change")
     assert "Expected value: 1.00 bp." in html and "probability at 1.00 bp." in html
-
-
-def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
-    assert render.central_range([0.1, 0.1, 0.6, 0.1, 0.1]) == (0, 3)
-    assert render.central_range([0.09, 0.09, 0.64, 0.09, 0.09]) == (1, 3)
-    assert render.central_range([1.0]) == (0, 0)
-
-
-def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
-    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
-    assert render.interval_of(prediction) == (0.0, 2.0)
-    object.__setattr__(prediction, "interval", (-0.5, 2.25))
-    assert render.interval_of(prediction) == (-0.5, 2.25)
 
 
 def test_labels_are_bars_from_the_most_to_the_least_probable():

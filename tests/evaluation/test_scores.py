@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fintune.evaluation.calibration import aurc, expected_calibration_error
-from fintune.evaluation.scores import details_of, example_scores, interval_of, metrics_of
+from fintune.evaluation.scores import central_range, details_of, example_scores, interval_of, metrics_of
 from fintune.evaluation.strategy import strategy
 from fintune.tasks import Prediction, Record, known_tasks
 
@@ -77,6 +77,19 @@ def test_numbers_get_rank_direction_and_interval():
     )  # no move is left out, a forecast of 0 is wrong
     assert interval_of(predictions[0]) == (-1, 1)
     assert metrics["interval_coverage"] == 0.5 and metrics["mean_interval_width"] == 2
+
+
+def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
+    assert central_range([0.1, 0.1, 0.6, 0.1, 0.1]) == (0, 3)
+    assert central_range([0.09, 0.09, 0.64, 0.09, 0.09]) == (1, 3)
+    assert central_range([1.0]) == (0, 0)
+
+
+def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
+    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
+    assert interval_of(prediction) == (0.0, 2.0)
+    object.__setattr__(prediction, "interval", (-0.5, 2.25))
+    assert interval_of(prediction) == (-0.5, 2.25)
 
 
 def test_one_forecast_for_all_has_no_rank_correlation():

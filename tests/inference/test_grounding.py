@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.inference.grounding import answer_spans, bullet_sources, bullets, sentence_spans
+from fintune.data.sentences import bullet_lines
+from fintune.inference.grounding import answer_spans, bullet_sources, sentence_spans
 
 CALL = (
     "Operator: Good morning. Revenue came to $519 million, up 20.9 percent. We visited 12 clients.\n"
@@ -18,7 +19,7 @@ def found(text, spans):
 
 
 def test_each_bullet_has_the_sentences_of_its_figures():
-    lines = bullets(
+    lines = bullet_lines(
         "- revenue of $519 million, adjusted eps $2.59\n- outlook $10.17 to $10.77\n-\n- we like cats"
     )
     assert lines == [
@@ -50,6 +51,10 @@ def test_of_a_rephrased_answer_the_runs_it_shares_with_the_text_are_found():
 
 @given(st.text(alphabet="ab .!?1\n$%", max_size=60), st.text(alphabet="ab .1\n-", max_size=20))
 def test_spans_are_in_order_and_within_the_text(text, answer):
-    for spans in (sentence_spans(text), answer_spans(text, answer), *bullet_sources(text, bullets(answer))):
+    for spans in (
+        sentence_spans(text),
+        answer_spans(text, answer),
+        *bullet_sources(text, bullet_lines(answer)),
+    ):
         assert all(0 <= start < end <= len(text) for start, end in spans)
         assert all(a[1] <= b[0] for a, b in pairwise(spans))

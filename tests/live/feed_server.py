@@ -1,9 +1,10 @@
 """A web server on loopback that behaves as its test says: feeds, faults, redirects, and a webhook."""
 
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from xml.sax.saxutils import escape
+
+from loopback import Loopback
 
 
 @dataclass
@@ -15,7 +16,7 @@ class Reply:
     headers: dict = field(default_factory=dict)
 
 
-class Server:
+class Server(Loopback):
     """`routes`: path → a Reply, or a function of the request (method, path, headers, body) that makes one."""
 
     def __init__(self):
@@ -53,21 +54,8 @@ class Server:
 
             do_POST = do_GET
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        super().__init__(Handler)
         self.server.handle_error = lambda *_: None  # clients that leave early are part of the tests
-        self.port = self.server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self):
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 def rss(*titles, extra="", date="Mon, 02 Mar 2026 15:00:00 GMT"):

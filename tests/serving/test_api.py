@@ -115,11 +115,15 @@ def test_a_summarys_bullets_name_the_sentences_of_their_numbers():
     assert (first.numbers, first.supported) == (2, 2)
     assert first.sources == ["Revenue was $5.2 billion, up 8 %.", "Margins were 31 percent."]
     assert (second.numbers, second.supported, second.sources) == (1, 0, [])
+    assert [bullet.text for bullet in bullets("-5 % growth\n- -3 % in Asia", source)] == [
+        "-5 % growth",
+        "-3 % in Asia",
+    ]
 
 
 def test_a_summary_comes_as_bullets(client):
     answer = client.post("/v1/tasks/summarization", json={"text": " ".join(TEXTS)}).json()["data"][0]
-    lines = [line.strip().lstrip("-•* ").strip() for line in answer["prediction"].splitlines()]
+    lines = [re.sub(r"^[-•*](\s+|$)", "", line.strip()) for line in answer["prediction"].splitlines()]
     assert [bullet["text"] for bullet in answer["bullets"]] == [line for line in lines if line]
 
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from fintune.commands.common import MODEL_PATH_HELP, Command, adapter_of, count, recipe_flags, trained_recipe
+from fintune.commands.common import Command, adapter_of, count, model_path_flag, recipe_flags, trained_recipe
 from fintune.errors import DataError
 
 
 def _evaluate_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    model_path_flag(command)
     command.add_argument(
         "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
@@ -48,7 +48,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
     command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
-    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    model_path_flag(command)
     command.add_argument(
         "--input_file",
         metavar="PATH",

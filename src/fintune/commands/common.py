@@ -92,6 +92,16 @@ def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> A
     return recipe.debugged() if args.debug else recipe
 
 
+def model_path_flag(command: argparse.ArgumentParser, help: str = MODEL_PATH_HELP) -> None:
+    command.add_argument("--model_path", metavar="DIR", help=help)
+
+
+def address_flags(command: argparse.ArgumentParser, port: int, more: str = "") -> None:
+    """`--port` and `--host`; `more` is what the help says of the port besides its default."""
+    command.add_argument("--port", type=int, default=port, help=f"(default: {port}{more})")
+    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+
+
 def store_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--store",

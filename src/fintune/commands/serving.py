@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fintune.commands.common import (
-    MODEL_PATH_HELP,
     Command,
     adapter_of,
+    address_flags,
     count,
+    model_path_flag,
     recipe_flags,
     store_flag,
     trained_recipe,
@@ -22,9 +23,8 @@ KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
-    command.add_argument("--port", type=int, default=7860, help="(default: 7860)")
-    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    model_path_flag(command)
+    address_flags(command, 7860)
     command.add_argument(
         "--live_dir",
         default="output/live",
@@ -47,7 +47,7 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yahoo", metavar="SYMBOLS", help="news on these stocks, such as AAPL,MSFT")
     command.add_argument("--config", metavar="YAML", help="such as configs/live.yaml; flags come first")
     command.add_argument("--tasks", metavar="TASKS", help="(default: headline,sentiment)")
-    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    model_path_flag(command)
     command.add_argument("--output", metavar="DIR", help="where answers are kept (default: output/live)")
     command.add_argument("--interval", type=float, metavar="S", help="seconds between polls (default: 300)")
     command.add_argument("--once", action="store_true", help="poll each source once, and end")
@@ -66,9 +66,8 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _serve_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
-    command.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
-    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    model_path_flag(command)
+    address_flags(command, 8000, "; 0 takes a free one")
     command.add_argument(
         "--adapters",
         nargs="+",
@@ -131,12 +130,12 @@ def _monitor_flags(command: argparse.ArgumentParser) -> None:
     profile = actions.add_parser(
         "profile", help="the reference: an adapter's inputs and answers on test data"
     )
-    profile.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    model_path_flag(profile)
     profile.add_argument("--split", choices=("validation", "test"), default="test", help="(default: test)")
     profile.add_argument("--max", type=count, metavar="N", help="examples per task at most")
     recipe_flags(profile)
     drift = actions.add_parser("drift", help="the newest kept answers against the reference")
-    drift.add_argument("--model_path", metavar="DIR", help="the adapter's folder, with its profile.json")
+    model_path_flag(drift, "the adapter's folder, with its profile.json")
     drift.add_argument("--output_file", metavar="FILE", help="write it, as .json, .md or .html")
     drift.add_argument("--strict", action="store_true", help="exit with 2 where there is drift")
     store_flag(drift)

@@ -20,12 +20,11 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
 from fintune.data import splits
-from fintune.data.licences import commercial_dataset
 from fintune.data.quality import Report, Split, refuse_empty, refuse_unknown_labels
-from fintune.data.registry import DATASETS, check_views
+from fintune.data.registry import check_views
 from fintune.data.rows import Rows
 from fintune.data.shards import Map, Part, read_parts
-from fintune.data.sources import SAMPLE, Source, find_source
+from fintune.data.sources import SAMPLE, Source, licensed_source
 from fintune.data.storage import locate, refuse_full, write_parquet
 from fintune.errors import DataError
 from fintune.files import atomic_folder, file_sha256, read_json, write_json
@@ -188,18 +187,11 @@ def _sources(
     """Each task's source; `data.commercial_only` may put another in its place, or leave the task out."""
     sources = {}
     for task in tasks:
-        config = configs[task.name]
-        source = find_source(task.name, config, recipe.data, task)
-        if recipe.data.commercial_only and source.dataset in DATASETS:
-            name, line = commercial_dataset(task, source.dataset)
-            if line:
-                say(line)
-            if name is None:
-                continue
-            if name != source.dataset:
-                config = config.model_copy(update={"dataset": name})
-                source = find_source(task.name, config, recipe.data, task)
-        sources[task.name] = source
+        source, line = licensed_source(task.name, configs[task.name], recipe.data, task)
+        if line:
+            say(line)
+        if source is not None:
+            sources[task.name] = source
     if not sources:
         raise DataError(
             "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
@@ -288,13 +280,12 @@ def _splits(
     splits.remove_leaks(rows, "train", "validation")
     splits.remove_duplicates(rows)
     if near:
-        splits.remove_near_leaks(rows, "validation", "test", near)
-        splits.remove_near_leaks(rows, "train", "test", near)
+        splits.remove_near_leaks(rows, ("validation", "train"), "test", near)
     if not rows.count("validation"):
         carve("validation", recipe.data.validation_fraction)
         splits.remove_leaks(rows, "train", "validation")
     if near:
-        splits.remove_near_leaks(rows, "train", "validation", near)
+        splits.remove_near_leaks(rows, ("train",), "validation", near)
     splits.embargo(rows, "validation", "test", embargo)
     splits.embargo(rows, "train", "test", embargo)
     splits.embargo(rows, "train", "validation", embargo)

@@ -16,7 +16,7 @@ from fintune.data.datasets import PreparedDataset
 from fintune.data.near_duplicates import THRESHOLD, Index, without_links
 from fintune.data.quality import text_key
 from fintune.data.registry import DATASETS, Dataset
-from fintune.data.sources import data_folder
+from fintune.data.sources import data_folders, whole_in
 from fintune.tasks.base import Record
 
 WORDS_IN_TWEET = 4
@@ -106,7 +106,7 @@ def public_and_prepared(
     Args:
         ignore: sources of prepared tasks that are left out, as the manifest names them.
     """
-    folder, _ = data_folder(data)
+    folders = data_folders(data)
     entries = prepared.manifest["tasks"].items() if prepared else ()
     tasks = {entry["dataset"]: task for task, entry in entries}
     held_out = HeldOut(threshold)
@@ -115,7 +115,7 @@ def public_and_prepared(
         task = tasks.pop(dataset.name, None)
         if tuple(dataset.paths) in taken:  # another view of files whose test split is in already
             continue
-        if all((folder / path).is_file() for path in dataset.paths):
+        if (folder := whole_in(dataset, folders)) is not None:
             for record in _test_records(dataset, folder, prepared, task):
                 held_out.add(dataset.name, record)
             taken.add(tuple(dataset.paths))
@@ -131,14 +131,18 @@ def public_and_prepared(
 def _test_records(
     dataset: Dataset, folder: Path, prepared: PreparedDataset | None, task: str | None
 ) -> Iterator[Record]:
+    """The official test split, else the prepared one, else every record; the dataset is read once."""
     official = False
+    others: list[Record] = []
     for item in dataset.read(folder):
-        if isinstance(item, Record) and item.split == "test":
+        if not isinstance(item, Record):
+            continue
+        if item.split == "test":
             official = True
+            others.clear()
             yield item
-    if official:
-        return
-    if prepared and task:
+        elif not official and not task:
+            others.append(item)
+    if prepared and task and not official:
         yield from prepared.records(task, "test")
-    else:
-        yield from (item for item in dataset.read(folder) if isinstance(item, Record))
+    yield from others

@@ -1,4 +1,7 @@
-"""A text into sentences, one at a time, so that a text of any length can be read in one pass."""
+"""A text into sentences, one at a time, so that a text of any length can be read in one pass.
+
+And a text of bullet points into its lines.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Iterable, Iterator
 _ABBREVIATION = re.compile(r"(?:\b(?:Inc|Corp|Co|Ltd|No|Mr|Mrs|Ms|Dr|St|vs|approx|[A-Z])|\.[A-Za-z])\.$")
 _BOUNDARY = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9$€£])|\n+")
 _LONGEST_ABBREVIATION = 8
+_BULLET = re.compile(r"[-•*](\s+|$)")
+"""With the space after it, so that the minus of «-5 %» is none."""
 
 
 def sentences(text: str | Iterable[str], longest: int | None = None) -> Iterator[str]:
@@ -40,3 +45,15 @@ def _pieces(text: str, start: int, end: int, longest: int | None) -> Iterator[st
         if piece := text[start:stop].strip():
             yield piece
         start = stop
+
+
+def without_bullet(line: str) -> str:
+    """A line without the space around it and the dash, dot or star before it; "" where there is no more."""
+    line = line.strip()
+    mark = _BULLET.match(line)
+    return line[mark.end() :] if mark else line
+
+
+def bullet_lines(text: str) -> list[str]:
+    """The lines of a text without their bullets; blank ones, and bullets without words, are left out."""
+    return [line for line in map(without_bullet, text.splitlines()) if line]

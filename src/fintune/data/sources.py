@@ -19,6 +19,7 @@ from typing import Any
 from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
 from fintune.data.download import DEFAULT_DIR, QUICK, download, get, is_set
 from fintune.data.encoding import repaired
+from fintune.data.licences import commercial_dataset
 from fintune.data.quality import Dropped
 from fintune.data.readers.row_files import RowFile
 from fintune.data.registry import DATASETS, DEFAULTS, Dataset
@@ -31,12 +32,12 @@ __all__ = [
     "DATASETS",
     "SAMPLE",
     "Source",
-    "data_folder",
     "data_folders",
     "describe_sources",
     "download",
     "fetch_missing",
     "find_source",
+    "licensed_source",
     "list_datasets",
 ]
 
@@ -100,6 +101,35 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
     return replace(source, repair=data.repair_encoding)
 
 
+def licensed_source(
+    name: str, config: TaskDataConfig, data: DataConfig, task: Task
+) -> tuple[Source | None, str]:
+    """`find_source` under `data.commercial_only`, and the line that says what that changed; "" if nothing.
+
+    Where the dataset's licence does not allow commercial use: the source of its stand-in, or None if the task
+    is to be left out. A default that no folder holds is the built-in sample, unless its stand-in is there.
+
+    Raises:
+        ConfigError, DataError: as `find_source`.
+    """
+    wanted = _wanted(name, config)
+    if not data.commercial_only or wanted not in DATASETS:
+        return find_source(name, config, data, task), ""
+    if config.dataset:
+        _dataset(name, wanted, task)  # of another type, it is refused and not left out
+    chosen, line = commercial_dataset(task, wanted)
+    if not config.dataset:
+        source = find_source(name, config, data, task)
+        if chosen == wanted or (
+            source.dataset == SAMPLE
+            and (chosen is None or whole_in(DATASETS[chosen], data_folders(data)) is None)
+        ):
+            return source, ""
+    if chosen is None:
+        return None, line
+    return find_source(name, config.model_copy(update={"dataset": chosen}), data, task), line
+
+
 def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
     if config.file:
         return _own_files(name, config, task)
@@ -123,24 +153,32 @@ def data_folders(data: DataConfig) -> Folders:
     return list(folders.items())
 
 
-def data_folder(data: DataConfig) -> tuple[Path, str]:
-    """The first of `data_folders`."""
-    return data_folders(data)[0]
-
-
 def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
     """Download the public datasets that a recipe's tasks would take and that no folder holds.
 
-    A machine without a network is found out within three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1
-    skip the attempt. Nothing is raised: a run can do without.
+    With `data.commercial_only` these are the ones whose licence allows commercial use. A machine without a
+    network is found out within three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1 skip the attempt. A
+    download that fails raises nothing: a run can do without.
 
     Returns:
         Why datasets are still missing; "" where none is.
+
+    Raises:
+        ConfigError: the recipe names a task that nobody defines.
     """
-    wanted = [_wanted(name, recipe.data.tasks.get(name)) for name in recipe.multi_task.task_weights]
+    from fintune.tasks import task_set
+
+    wanted = []
+    for task in task_set(recipe):
+        name = _wanted(task.name, recipe.data.tasks.get(task.name))
+        if recipe.data.commercial_only and name in DATASETS:
+            name = commercial_dataset(task, name)[0] or ""
+        wanted.append(name)
     folders = data_folders(recipe.data)
     missing = [
-        name for name in dict.fromkeys(wanted) if name in DATASETS and not _holds_all(DATASETS[name], folders)
+        name
+        for name in dict.fromkeys(wanted)
+        if name in DATASETS and whole_in(DATASETS[name], folders) is None
     ]
     if not missing or _wrong_folder(folders):
         return ""
@@ -171,7 +209,9 @@ def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> st
         if task.name not in BUILT_IN_TASKS and not config.dataset and not config.file:
             named.append(f"the plug-in's data for {task.name}")
             continue
-        source = find_source(task.name, config, recipe.data, task)
+        source, _ = licensed_source(task.name, config, recipe.data, task)
+        if source is None:
+            continue
         if source.dataset != SAMPLE:
             named.append(source.dataset)
         else:
@@ -237,8 +277,12 @@ def _lookup(dataset: Dataset, folders: Folders) -> tuple[Path, str] | None:
     return None
 
 
-def _holds_all(dataset: Dataset, folders: Folders) -> bool:
-    return any(all((folder / file).is_file() for file in dataset.paths) for folder, _ in folders)
+def whole_in(dataset: Dataset, folders: Folders) -> Path | None:
+    """The first folder with all files that a dataset cannot be read without."""
+    for folder, _ in folders:
+        if all((folder / file).is_file() for file in dataset.paths):
+            return folder
+    return None
 
 
 def _public(dataset: Dataset, folders: Folders) -> Source:
@@ -328,7 +372,7 @@ def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = prin
     say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<6} licence; home")
     for dataset in DATASETS.values():
         part = "in part" if _lookup(dataset, folders) else "no"
-        state = "yes" if _holds_all(dataset, folders) else part
+        state = "yes" if whole_in(dataset, folders) else part
         say(
             f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} {state:<6} "
             f"{dataset.licence}; {dataset.home}"

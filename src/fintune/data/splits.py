@@ -6,7 +6,7 @@ Every function changes a table of `Rows` in SQL, so that none holds more in memo
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from fintune.data.quality import Split
@@ -23,27 +23,28 @@ def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
         rows.drop(reason, f"split = $split AND {column} IN ({there})", split=split, held_out=held_out)
 
 
-def remove_near_leaks(rows: Rows, split: Split, held_out: Split, threshold: float) -> None:
-    """Drop the rows of `split` whose text is nearly one of `held_out`; memory grows with the latter alone."""
+def remove_near_leaks(rows: Rows, among: Sequence[Split], held_out: Split, threshold: float) -> None:
+    """Drop the rows of some splits whose text is nearly one of `held_out`, which alone takes memory."""
     from fintune.data.near_duplicates import Index
 
     index = Index(threshold)
     for _, name, text in rows.texts(held_out):
         index.add(name, text)
-    found = (
-        (row, match.id, match.similarity)
-        for row, _, text in rows.texts(split)
-        if (match := index.query(text)) is not None
-    )
-    rows.db.execute("CREATE OR REPLACE TABLE near (row BIGINT, id VARCHAR, similarity DOUBLE)")
-    while batch := list(islice(found, 1_000)):
-        rows.db.executemany("INSERT INTO near VALUES (?, ?, ?)", batch)
-    rows.drop(
-        f"{split} texts also in {held_out}, nearly",
-        "row IN (SELECT row FROM near)",
-        why="(SELECT printf('%.0f %% of it stands in %s', 100 * n.similarity, n.id) FROM near n "
-        "WHERE n.row = r.row)",
-    )
+    for split in among:
+        found = (
+            (row, match.id, match.similarity)
+            for row, _, text in rows.texts(split)
+            if (match := index.query(text)) is not None
+        )
+        rows.db.execute("CREATE OR REPLACE TABLE near (row BIGINT, id VARCHAR, similarity DOUBLE)")
+        while batch := list(islice(found, 1_000)):
+            rows.db.executemany("INSERT INTO near VALUES (?, ?, ?)", batch)
+        rows.drop(
+            f"{split} texts also in {held_out}, nearly",
+            "row IN (SELECT row FROM near)",
+            why="(SELECT printf('%.0f %% of it stands in %s', 100 * n.similarity, n.id) FROM near n "
+            "WHERE n.row = r.row)",
+        )
 
 
 def remove_duplicates(rows: Rows) -> None:

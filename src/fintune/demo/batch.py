@@ -17,8 +17,8 @@ from typing import Any
 from fintune.data.quality import Dropped
 from fintune.data.readers.own_file import read_inputs
 from fintune.data.readers.row_files import RowFile, row_files
-from fintune.demo.render import interval_of
 from fintune.errors import DataError
+from fintune.evaluation.scores import interval_of
 from fintune.inference.engine import Engine
 from fintune.predict import answers
 from fintune.tasks.base import Prediction, Record, Task

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import accumulate
 from typing import Any
 
+from fintune.data.sentences import bullet_lines, without_bullet
 from fintune.evaluation.numeric import unsupported_figures
-from fintune.inference.grounding import Span, answer_spans, bullet_sources, bullets
+from fintune.evaluation.scores import interval_of
+from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks.base import Prediction, Record, RegressionTask, Task
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -92,13 +93,13 @@ def text_answer(text: str) -> str:
     """A text as it was generated; lines that begin with a dash become bullet points."""
     parts: list[str] = []
     for line in filter(None, (line.strip() for line in text.splitlines())):
-        bullet = line[:1] in "-•*" and line.strip("-•* ")
-        if not bullet:
+        point = without_bullet(line)
+        if point in ("", line):
             parts.append(f"<p>{escape(line)}</p>")
         elif parts and parts[-1].endswith("</ul>"):
-            parts[-1] = f"{parts[-1].removesuffix('</ul>')}<li>{escape(line.lstrip('-•* '))}</li></ul>"
+            parts[-1] = f"{parts[-1].removesuffix('</ul>')}<li>{escape(point)}</li></ul>"
         else:
-            parts.append(f"<ul><li>{escape(line.lstrip('-•* '))}</li></ul>")
+            parts.append(f"<ul><li>{escape(point)}</li></ul>")
     if not parts:
         return empty("The model gave an empty answer.")
     return f'<div class="ft-card ft-answer">{"".join(parts)}</div>'
@@ -106,7 +107,7 @@ def text_answer(text: str) -> str:
 
 def summary_answer(name: str, text: str, summary: str) -> str:
     """Numbered bullets, each with a warning of figures the transcript lacks, beside the marked transcript."""
-    lines = bullets(summary)
+    lines = bullet_lines(summary)
     if not lines:
         return empty("The model gave an empty answer.")
     sources = bullet_sources(text, lines)
@@ -177,16 +178,6 @@ def number(value: float, unit: str) -> str:
     return f"{value:+.2f} %" if unit == "%" and value else f"{value:.2f} {unit}".rstrip()
 
 
-def interval_of(prediction: Prediction) -> tuple[float, float] | None:
-    """Where most of a number's probability lies: its own interval, else the levels that hold 80 %."""
-    own = getattr(prediction, "interval", None)
-    if own is not None or not prediction.probabilities:
-        return own
-    levels = [float(level) for level in prediction.probabilities]
-    low, high = central_range(list(prediction.probabilities.values()))
-    return levels[low], levels[high]
-
-
 def number_answer(task: RegressionTask, prediction: Prediction) -> str:
     """The expected number with its interval on a scale, and a bar for the probability of each level."""
     value = number(float(prediction.value), task.unit)
@@ -227,14 +218,6 @@ def _scale(value: float, interval: tuple[float, float], levels: Sequence[float],
     dot = f'<b style="left:{at(value):.1f}%"></b>'
     ends = f"<p><span>{escape(number(low, unit))}</span><span>{escape(number(high, unit))}</span></p>"
     return f'<div class="ft-scale" aria-hidden="true"><div>{zero}{bar}{dot}</div>{ends}</div>'
-
-
-def central_range(shares: list[float]) -> tuple[int, int]:
-    """The first and last index of the middle of a distribution: at most a tenth is left out at either end."""
-    total = list(accumulate(shares))
-    low = next(i for i, mass in enumerate(total) if mass >= 0.1 * total[-1])
-    high = next(i for i, mass in enumerate(total) if mass >= 0.9 * total[-1])
-    return low, high
 
 
 # Files ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fintune.data.sentences import bullet_lines
 from fintune.errors import ConfigError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _ENCODED_TOGETHER = 16
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_BULLET = re.compile(r"^\s*[-•*]\s+", re.MULTILINE)
 
 
 def _check(targets: Sequence[Any], predictions: Sequence[Any]) -> None:
@@ -249,7 +249,7 @@ def bertscore_examples(
     # bert-score's own loader guesses the model from its path and its layer from a table: load it here.
     model, tokenizer = _load_encoder(encoder)
     pairs = [
-        (_BULLET.sub("", t).strip(), _BULLET.sub("", p).strip())
+        ("\n".join(bullet_lines(t)), "\n".join(bullet_lines(p)))
         for t, p in zip(targets, predictions, strict=True)
     ]
     weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from fintune.evaluation import calibration
 from fintune.evaluation.metrics import score_examples
 from fintune.evaluation.numeric import numeric_match, supported_numbers, tatqa_scores
+from fintune.tasks.base import INTERVAL
 
 if TYPE_CHECKING:
     from fintune.tasks import Prediction, Record, Task
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 Scores = dict[str, list[float]]
 """Measure → its value on each example; nan where it does not apply to that example."""
 
-INTERVAL_LEVEL = 0.8
 TATQA_KINDS = frozenset({"span", "multi-span", "arithmetic", "count"})
 METRIC_OF = {
     "correct": "accuracy",
@@ -36,24 +37,27 @@ _COUNTS = ("numbers", "numbers_supported")
 
 
 def interval_of(prediction: Prediction) -> tuple[float, float] | None:
-    """The central 80 % interval of a number: the prediction's own, else from its levels' probabilities.
-
-    From levels: the smallest level whose cumulative probability reaches 0.1, and that which reaches 0.9.
-    """
-    given = getattr(prediction, "interval", None)
-    if given is not None:
-        return float(given[0]), float(given[1])
+    """The central 80 % interval of a number: the prediction's own, else from its levels' probabilities."""
+    if prediction.interval is not None:
+        return float(prediction.interval[0]), float(prediction.interval[1])
     if not prediction.probabilities:
         return None
     levels = sorted((float(level), p) for level, p in prediction.probabilities.items())
-    tail, reached, low = (1 - INTERVAL_LEVEL) / 2, 0.0, None
-    for level, p in levels:
-        reached += p
-        if low is None and reached >= tail - 1e-9:
-            low = level
-        if reached >= 1 - tail - 1e-9:
-            return (level if low is None else low), level
-    return (levels[0][0] if low is None else low), levels[-1][0]
+    low, high = central_range([p for _, p in levels])
+    return levels[low][0], levels[high][0]
+
+
+def central_range(shares: Sequence[float]) -> tuple[int, int]:
+    """The first and last index of the middle of a distribution: at most a tenth is left out at either end.
+
+    The first whose cumulative share reaches 0.1 of the total, and that which reaches 0.9.
+    """
+    total = list(accumulate(shares))
+    tail = (1 - INTERVAL) / 2
+    # A sum that rounding keeps just below a bound has reached it.
+    low = next(i for i, mass in enumerate(total) if mass >= tail * total[-1] - 1e-9)
+    high = next(i for i, mass in enumerate(total) if mass >= (1 - tail) * total[-1] - 1e-9)
+    return low, high
 
 
 def example_scores(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> Scores:

@@ -121,7 +121,7 @@ def greedy(
             input_ids=tokens[:, None],
             position_ids=positions[:, None],
             attention_mask=tokens.new_zeros(1, 1, 1, 1),  # a 4-d mask is passed through untouched
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             layout=Decode(hidden[:, None, None, :used]),
         ).logits[:, -1]
@@ -209,7 +209,7 @@ def _prefill(
             begin += own
         index = torch.tensor(places, device=model.device)
         into = slice(part[0], part[-1] + 1)
-        for i, layer in enumerate(found.past_key_values.layers):
+        for i, layer in enumerate(found.cache.layers):
             if i == len(buffers):
                 heads, dim = layer.keys.shape[1], layer.keys.shape[3]
                 shape = (len(prompts), heads, longest + room, dim)

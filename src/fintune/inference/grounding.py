@@ -20,17 +20,10 @@ SHARED_WORDS = 0.5
 LONGEST_ANSWER = 120
 """Words of an answer that are aligned with its text."""
 _WORD = re.compile(r"\d[\d,.]*\d|\w+")
-_BULLET = re.compile(r"^[-•*]\s+")
 _COMMON = frozenset(
     "a an and are as at be been by for from has have in is it its of on or our that the their this to was we "
     "were will with".split()
 )
-
-
-def bullets(summary: str) -> list[str]:
-    """The lines of a summary without their dashes."""
-    lines = (_BULLET.sub("", line.strip()) for line in summary.splitlines())
-    return [line for line in lines if line and line not in "-•*"]
 
 
 def sentence_spans(text: str) -> list[Span]:

@@ -48,7 +48,7 @@ class PrefixStore:
             self._known.clear()
         if key not in self._known:
             ids = torch.tensor([key[1]], device=model.device)
-            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).cache
             if len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
             self._known[key] = Prefix(length, [(layer.keys, layer.values) for layer in cache.layers])

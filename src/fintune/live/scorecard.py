@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.evaluation.scores import INTERVAL_LEVEL, example_scores, mean
+from fintune.evaluation.scores import example_scores, mean
 from fintune.evaluation.statistics import bootstrap_intervals
 from fintune.files import write_json
 from fintune.live.market import Closes, Prices, move_after
 from fintune.live.store import Row, Store, days_ago, write_table
-from fintune.tasks.base import Prediction, Record, RegressionTask
+from fintune.tasks.base import INTERVAL, Prediction, Record, RegressionTask
 
 SCORECARD_FORMAT = 1
 FEW_DAYS = 30
@@ -97,7 +97,7 @@ def _closes(prices: Prices, symbol: str, rows: list[Row], now: datetime) -> Clos
 def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]:
     """The figures: each with its value, 95 % interval and number of answers."""
     days = {move["day"] for _, move in joined}
-    card: dict[str, Any] = {"n": len(joined), "trading_days": len(days), "interval_level": INTERVAL_LEVEL}
+    card: dict[str, Any] = {"n": len(joined), "trading_days": len(days), "interval_level": INTERVAL}
     if not joined:
         return card | {"figures": {}}
     judge = RegressionTask(task, "", unit="%")

@@ -115,7 +115,7 @@ def row_inputs(row: Any, by_blocks: bool = True, cache: Any | None = None) -> di
         "use_cache": cache is not None,
     }
     if cache is not None:
-        inputs["past_key_values"] = cache
+        inputs["cache"] = cache
     if by_blocks:
         # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
         inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fintune.data.sentences import sentences
+from fintune.data.sentences import bullet_lines, sentences
 from fintune.evaluation.numeric import figures, unsupported_figures
 
 MOST = 5
@@ -30,10 +30,7 @@ def bullets(summary: str, source: str) -> Iterator[Bullet]:
     """
     parts = [part for part in sentences(source) if any(c.isalnum() for c in part)]
     words = [set(part.lower().split()) for part in parts]
-    for line in summary.splitlines():
-        text = line.strip().lstrip("-•* ").strip()
-        if not text:
-            continue
+    for text in bullet_lines(summary):
         numbers = figures(text)
         own = set(text.lower().split())
         held = []

@@ -7,13 +7,13 @@ read the same `Task`, so what is trained is what is evaluated is what is served.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from fintune.data.salience import Salience
+from fintune.data.sentences import bullet_lines
 from fintune.errors import DataError
 
 Decoding = Literal["candidates", "text"]
@@ -365,10 +365,6 @@ class QATask(Task):
         return qa_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])
 
 
-_BULLET = re.compile(r"^[-•*](\s+|$)")
-"""With the space after it, so that the minus of «-5 %» is none."""
-
-
 class SummarizationTask(Task):
     """A long text in, bullet points out, one a line."""
 
@@ -381,8 +377,7 @@ class SummarizationTask(Task):
             self.salience = self.salience.fit((record.text, str(record.target)) for record in records)
 
     def completion(self, record: Record) -> str:
-        lines = (_BULLET.sub("", line.strip()) for line in str(record.target).splitlines())
-        return "\n".join(f"- {line}" for line in lines if line)
+        return "\n".join(f"- {line}" for line in bullet_lines(str(record.target)))
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
         from fintune.evaluation.metrics import summarization_metrics
