@@ -11,6 +11,7 @@ from fintune.commands.common import (
     MODEL_PATH_HELP,
     Command,
     adapter_of,
+    backend_flag,
     count,
     recipe_flags,
     store_flag,
@@ -67,6 +68,7 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
 
 def _serve_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model_path", metavar="DIR", help=MODEL_PATH_HELP)
+    backend_flag(command)
     command.add_argument("--port", type=int, default=8000, help="(default: 8000; 0 takes a free one)")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
     command.add_argument(
@@ -206,6 +208,7 @@ def _serve(args: argparse.Namespace) -> int:
     serve(
         Settings(
             model_path=adapter_of(args.model_path),
+            backend=args.backend,
             adapters=tuple(args.adapters),
             max_adapters=args.max_adapters,
             host=args.host,
