@@ -91,7 +91,7 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     engine = Engine(
         model, load_tokenizer("smollm2-135m-instruct"), task_set(Recipe()), 1024, "random weights"
     )
-    assert engine.by_blocks
+    assert engine.builtin.by_blocks
     draw = random.Random(0)
     shared = [draw.randrange(49152) for _ in range(PREFIX)]
 
@@ -109,8 +109,8 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
         begun = time.perf_counter()
         for row, weights in zip(step.rows, step.weights, strict=True):
             row = row.to(device)
-            with mixed_precision(model, engine.peft_forwards):
-                nll = likelihood.target_nll(model, row, engine.by_blocks, engine.head)
+            with mixed_precision(model, engine.builtin.peft_forwards):
+                nll = likelihood.target_nll(model, row, engine.builtin.by_blocks, engine.builtin.head)
             (weights.to(device) * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()

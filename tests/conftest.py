@@ -49,6 +49,29 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def random_adapter(tiny_base, tmp_path_factory):
+    """A folder with an adapter of random weights on the tiny base, which answers quite otherwise."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fintune.config import Recipe
+    from fintune.models import manifest
+    from fintune.tasks import task_set
+
+    folder = tmp_path_factory.mktemp("adapter") / "own"
+    raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 256}}
+    recipe = Recipe.model_validate(raw)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(folder)
+    manifest.write(folder, recipe, task_set(recipe), seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def model():
     """A random two-layer Llama in fp64 with block attention, for what must hold to the last digits."""
     import torch

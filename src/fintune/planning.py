@@ -16,7 +16,7 @@ from typing import Any
 from fintune.config import Recipe
 from fintune.data.templates import TokenizedExample
 from fintune.errors import ModelError
-from fintune.inference.engine import ROW_TOKENS
+from fintune.inference.backends.builtin import ROW_TOKENS
 
 ADAPTER_BYTES = 16
 """A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""

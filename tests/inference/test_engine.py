@@ -51,7 +51,7 @@ def test_predictions_do_not_depend_on_the_batch_nor_on_the_order(engine):
 def test_without_block_attention_the_answers_are_the_same(engine, monkeypatch):
     records = some("headline", 4)
     fast = engine.predict("headline", records)
-    monkeypatch.setattr(engine, "by_blocks", False)
+    monkeypatch.setattr(engine.builtin, "by_blocks", False)
     plain = engine.predict("headline", records)
     for a, b in zip(fast, plain, strict=True):
         assert list(a.probabilities.values()) == pytest.approx(list(b.probabilities.values()), rel=1e-3)
@@ -185,18 +185,18 @@ def test_every_answer_carries_a_probability_or_an_interval(engine):
 def test_a_kept_prefix_serves_later_calls_and_one_that_is_not_kept_follows_the_weights(engine):
     record = some("sentiment", 1)
     first = engine.predict("sentiment", record)[0]
-    assert engine.prefixes._known and engine.predict("sentiment", record)[0] == first
-    keeper, weight = engine.prefixes, engine.model.model.layers[0].self_attn.k_proj.weight
-    engine.prefixes = type(keeper)(keep=False)
+    assert engine.builtin.prefixes._known and engine.predict("sentiment", record)[0] == first
+    keeper, weight = engine.builtin.prefixes, engine.model.model.layers[0].self_attn.k_proj.weight
+    engine.builtin.prefixes = type(keeper)(keep=False)
     engine.predict("sentiment", record)
     with torch.no_grad():
         weight *= 2
     try:
         after = engine.predict("sentiment", record)[0]
-        engine.by_blocks = False
+        engine.builtin.by_blocks = False
         plain = engine.predict("sentiment", record)[0]
     finally:
-        engine.by_blocks, engine.prefixes = True, keeper
+        engine.builtin.by_blocks, engine.builtin.prefixes = True, keeper
         with torch.no_grad():
             weight /= 2
     assert after != first
@@ -208,7 +208,7 @@ def test_bullets_and_copied_passages_are_what_is_written(engine, monkeypatch, by
     from fintune.inference.formats import allowed_tokens
     from fintune.tasks.base import TextFormat
 
-    monkeypatch.setattr(engine, "by_blocks", by_blocks)
+    monkeypatch.setattr(engine.builtin, "by_blocks", by_blocks)
     summary, qa = engine.tasks["summarization"], engine.tasks["qa"]
     monkeypatch.setattr(summary, "text_format", TextFormat(bullets=3, bullet_tokens=6))
     for answer in engine.predict("summarization", some("summarization", 2)):

@@ -18,7 +18,7 @@ prompts = st.lists(
 def test_texts_are_those_of_generate_whenever_each_of_them_ends(model, prompts, end, budget, row_tokens):
     model.eval()
     with torch.no_grad():
-        prefix = PrefixStore().find(model, [*prompts, [1, 2, 0]], adapter=True)
+        prefix = PrefixStore().get(model, [1, 2], adapter=True)
         found = greedy(model, prompts, prefix, budget, end, row_tokens)
         plain = greedy_plain(model, prompts, budget, end, pad=0)
         for prompt, own, reference in zip(prompts, found, plain, strict=True):
@@ -43,7 +43,7 @@ def test_a_constraint_chooses_among_the_allowed_tokens_of_each_text(model):
         return [wanted[row][len(sofar)]] if len(sofar) < 3 else [30]
 
     with torch.no_grad():
-        prefix = PrefixStore().find(model.eval(), prompts, adapter=True)
+        prefix = PrefixStore().get(model.eval(), [1, 2], adapter=True)
         found = greedy(model, prompts, prefix, 9, 30, 99, allowed)
     assert [each.ids for each in found] == wanted
     assert all(len(each.log_probabilities) == 4 and 0 < each.probability < 1 for each in found)

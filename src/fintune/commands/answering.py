@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from fintune.commands.common import Command, adapter_of, count, model_path_flag, recipe_flags, trained_recipe
+from fintune.commands.common import (
+    Command,
+    adapter_of,
+    backend_flag,
+    count,
+    model_path_flag,
+    recipe_flags,
+    trained_recipe,
+)
 from fintune.errors import DataError
 
 
@@ -49,6 +57,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
     model_path_flag(command)
+    backend_flag(command)
     command.add_argument(
         "--input_file",
         metavar="PATH",
@@ -130,12 +139,16 @@ def _predict(args: argparse.Namespace) -> int:
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
+    if args.ray and args.backend != "builtin":
+        raise DataError(
+            f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
+        )
     if args.input_file:
         return _predict_file(args)
     from fintune.inference.engine import Engine
     from fintune.predict import show
 
-    engine = Engine.load(adapter_of(args.model_path))
+    engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
     text = sys.stdin.read() if args.text == "-" else args.text
     show(engine, args.task, text, args.question, args.truncate)
     return 0
@@ -154,7 +167,8 @@ def _predict_file(args: argparse.Namespace) -> int:
 
         count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)
     else:
-        count = predict_file(Engine.load(model_path), args.task, *files, args.truncate)
+        engine = Engine.load(model_path, backend=args.backend)
+        count = predict_file(engine, args.task, *files, args.truncate)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

@@ -44,6 +44,17 @@ def recipe_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
 
 
+def backend_flag(command: argparse.ArgumentParser) -> None:
+    from fintune.inference.backends import NAMES
+
+    command.add_argument(
+        "--backend",
+        choices=NAMES,
+        default="builtin",
+        help="what computes (default: builtin); llama.cpp takes a folder of fintune export --format gguf",
+    )
+
+
 def count(text: str) -> int:
     try:
         value = int(text)

@@ -11,6 +11,7 @@ from fintune.commands.common import (
     Command,
     adapter_of,
     address_flags,
+    backend_flag,
     count,
     model_path_flag,
     recipe_flags,
@@ -67,6 +68,7 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
 
 def _serve_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
+    backend_flag(command)
     address_flags(command, 8000, "; 0 takes a free one")
     command.add_argument(
         "--adapters",
@@ -205,6 +207,7 @@ def _serve(args: argparse.Namespace) -> int:
     serve(
         Settings(
             model_path=adapter_of(args.model_path),
+            backend=args.backend,
             adapters=tuple(args.adapters),
             max_adapters=args.max_adapters,
             host=args.host,

@@ -1,11 +1,10 @@
 """Records in, predictions out: labels and numbers scored by likelihood, texts generated in batches.
 
-The engine knows models and tasks, and nothing of files of data, metrics or web servers.
+The engine knows tasks and asks a backend with token ids; nothing of files of data, metrics or web servers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -15,16 +14,13 @@ from typing import Any
 
 from fintune.config import EvaluationConfig, Recipe
 from fintune.errors import DataError, ModelError
-from fintune.inference.prefix import Prefix, PrefixStore
+from fintune.inference.backends import Backend
+from fintune.inference.backends.builtin import Builtin
 from fintune.tasks import Prediction, Record, Task, TaskSet
 from fintune.tasks.base import RegressionTask, TextFormat, softmax
 
-ROW_TOKENS = 8192
-"""Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
-DECODED_TOKENS = 4 * ROW_TOKENS
-"""Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
 
 
 class Engine:
@@ -41,33 +37,40 @@ class Engine:
         batch_size: int = 16,
         keep_prefixes: bool = False,
     ) -> None:
-        from fintune.data.templates import PromptTemplate
-        from fintune.models import attention, fast_lora, fast_norm, likelihood, lora_config
+        """
+        Args:
+            model: a causal LM of Transformers, or a `Backend`.
+            keep_prefixes: of earlier calls, which needs weights that do not change.
+        """
+        import torch
 
-        self.model = model
+        from fintune.data.templates import PromptTemplate
+
+        own = isinstance(model, torch.nn.Module)
+        self.backend: Backend = Builtin(model, tokenizer.pad_token_id, keep_prefixes) if own else model
         self.tokenizer = tokenizer
         self.tasks = tasks
         self.base_name = base_name
         self.adapter = adapter
         self.batch_size = batch_size
-        self.prefixes = PrefixStore(keep_prefixes)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
-        self.template = PromptTemplate(tokenizer, min(max_length, context))
-        self.by_blocks = attention.enable(model)
-        self.fast_layers = fast_lora.enable(model)
-        fast_norm.enable(model)
-        with lora_config.mixed_precision(model, self.peft_forwards):
-            self.head = likelihood.frozen_head(model)
+        self.template = PromptTemplate(tokenizer, min(max_length, self.backend.context or max_length))
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, model_path: str | Path | None = None, recipe: Recipe | None = None) -> Engine:
-        """An adapter folder with its base model, or, without one, the recipe's untuned base.
+    def load(
+        cls, model_path: str | Path | None = None, recipe: Recipe | None = None, backend: str = "builtin"
+    ) -> Engine:
+        """An adapter folder with its base model, an exported folder, or else the recipe's untuned base.
 
-        An adapter keeps its own recipe; only `evaluation` is taken from the one given.
+        What was trained keeps its own recipe; only `evaluation` is taken from the one given.
+
+        Args:
+            backend: one of `backends.NAMES`; `llama.cpp` takes a folder that has a GGUF file.
 
         Raises:
-            ModelError: the folder is missing, damaged or no adapter, or the base cannot be loaded.
+            ModelError: the folder is missing, damaged or not what the backend takes, or the base cannot be
+                loaded.
+            MissingExtraError: the backend is not installed.
         """
         from fintune.config import default_recipe_path, load_recipe
         from fintune.models import base, lora_config, manifest
@@ -78,19 +81,27 @@ class Engine:
             tasks = task_set(recipe)
             folder = None
         else:
-            folder = lora_config.check_adapter(model_path)
-            asked = recipe
-            recipe, tasks = manifest.read(folder, recipe)
+            asked, exported = recipe, manifest.read_exported(model_path)
+            folder = None if exported else lora_config.check_adapter(model_path)
+            recipe, tasks = exported or manifest.read(model_path, recipe)
             if asked is not None:
                 recipe = recipe.model_copy(update={"evaluation": asked.evaluation})
         configure(tasks, recipe.evaluation)
         precision = base.choose_precision(recipe.training)
+        model: Any
+        if backend == "llama.cpp":
+            from fintune.inference.backends.llamacpp import LlamaCpp
+
+            model = LlamaCpp.load(model_path, recipe.training.max_length)
+        else:
+            if folder is None and model_path and any(Path(model_path).glob("*.gguf")):
+                raise ModelError(f"{model_path} holds a GGUF file: ask it with --backend llama.cpp.")
+            model = base.load_base_model(recipe.base_model, precision.dtype)
+            model = lora_config.load_adapter(model, folder) if folder else model
+            model.eval()
         tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-        model = base.load_base_model(recipe.base_model, precision.dtype)
-        if folder is not None:
-            model = lora_config.load_adapter(model, folder)
         return cls(
-            model.eval(),
+            model,
             tokenizer,
             tasks,
             recipe.training.max_length,
@@ -101,10 +112,15 @@ class Engine:
         )
 
     @property
-    def peft_forwards(self) -> bool:
-        """Whether some LoRA layers are not on the fast path."""
-        fast, layers = self.fast_layers
-        return fast < layers
+    def builtin(self) -> Builtin:
+        """The backend, where it is the built-in one: what training, and adapters by name, work on."""
+        assert isinstance(self.backend, Builtin)
+        return self.backend
+
+    @property
+    def model(self) -> Any:
+        """The model of Transformers that the built-in backend asks."""
+        return self.builtin.model
 
     def answer(self, task: str, text: str, question: str | None = None, truncate: bool = True) -> Prediction:
         """The prediction for one text."""
@@ -130,10 +146,6 @@ class Engine:
         Raises:
             DataError: an unknown task, a prompt that does not fit, or a number task without levels.
         """
-        import torch
-
-        from fintune.models.lora_config import mixed_precision
-
         chosen = self.tasks[task]
         for record in records:
             if problem := chosen.input_problem(record):
@@ -141,35 +153,27 @@ class Engine:
                 raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
-        precision = mixed_precision(self.model, self.peft_forwards)
-        with self._lock, torch.no_grad(), self._adapter_in_use(use_adapter), precision:
-            was_training = self.model.training
-            self.model.eval()
+        with self._lock, self.backend.session(use_adapter):
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
-            try:
-                reserve = self._completion_budget(chosen)
-                prompts = [
-                    self.template.prompt_ids(chosen, r, self.template.max_length - reserve, truncate)[0]
-                    for r in records
-                ]
-                prefix = self._prefix(chosen, prompts, use_adapter)
-                for batch in self._batches(prompts, batch_size or self.batch_size, chosen, prefix.length):
-                    own = [records[i] for i in batch]
-                    answers = run(chosen, own, [prompts[i] for i in batch], prefix)
-                    results.update(zip(batch, answers, strict=True))
-                    if on_done:
-                        on_done(len(batch))
-            finally:
-                self.model.train(was_training)
+            reserve = self._completion_budget(chosen)
+            prompts = [
+                self.template.prompt_ids(chosen, r, self.template.max_length - reserve, truncate)[0]
+                for r in records
+            ]
+            shared = self._shared(chosen, prompts)
+            for batch in self._batches(prompts, batch_size or self.batch_size, chosen, shared):
+                own = [records[i] for i in batch]
+                answers = run(chosen, own, [prompts[i] for i in batch], shared)
+                results.update(zip(batch, answers, strict=True))
+                if on_done:
+                    on_done(len(batch))
         return [results[i] for i in range(len(records))]
 
-    def _prefix(self, task: Task, prompts: list[list[int]], use_adapter: bool) -> Prefix:
-        """What every prompt of the task begins with, computed once."""
-        if not self.by_blocks:
-            return Prefix()
+    def _shared(self, task: Task, prompts: list[list[int]]) -> int:
+        """How many tokens every prompt of the task begins with, where the backend computes them once."""
         other = self.template.prompt_ids(task, Record(text="?", question="?"), self.template.max_length)[0]
-        return self.prefixes.find(self.model, [*prompts, other], use_adapter)
+        return self.backend.shared([*prompts, other])
 
     def _completion_budget(self, task: Task) -> int:
         if task.decoding == "text":
@@ -179,11 +183,11 @@ class Engine:
     def _batches(self, prompts: list[list[int]], size: int, task: Task, shared: int) -> list[list[int]]:
         """Indices grouped by similar length, at most `size` a batch and as many tokens as may be computed
         together (the `shared` ones of the prefix are not)."""
-        limit, answers = DECODED_TOKENS, 0
-        if task.decoding == "candidates":
-            limit = ROW_TOKENS
+        scoring = task.decoding == "candidates"
+        size, limit = self.backend.batch_limits(size, scoring)
+        answers = 0
+        if scoring:
             answers = sum(len(self.template.completion_ids(c)) - 1 for c in task.candidates())
-            size = size if self.by_blocks else 1
         batches: list[list[int]] = []
         tokens = 0
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
@@ -196,20 +200,18 @@ class Engine:
         return batches
 
     def _score(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], prefix: Prefix
+        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
     ) -> list[Prediction]:
         """Decide by log p(candidate | prompt), calibrated where the task says so."""
         free = self._content_free(task)
-        scores = self._log_likelihoods(task, prompts, prefix)
+        scores = self._log_likelihoods(task, prompts, shared)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
         return [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
 
-    def _log_likelihoods(self, task: Task, prompts: list[list[int]], prefix: Prefix) -> list[list[float]]:
+    def _log_likelihoods(self, task: Task, prompts: list[list[int]], shared: int = 0) -> list[list[float]]:
         """For each prompt that of each candidate; its mean over tokens where the task is normalized."""
-        from fintune.inference.scoring import log_likelihoods
-
         answers = [self.template.completion_ids(candidate) for candidate in task.candidates()]
-        scores = log_likelihoods(self.model, prompts, answers, self.by_blocks, self.head, prefix)
+        scores = self.backend.log_likelihoods(prompts, answers, shared)
         if task.normalization == "none":
             return scores
         return [[s / len(a) for s, a in zip(each, answers, strict=True)] for each in scores]
@@ -223,34 +225,25 @@ class Engine:
         if task not in self._free:
             records = [Record(text=text) for text in CONTENT_FREE]
             prompts = [self.template.prompt_ids(task, r, self.template.max_length)[0] for r in records]
-            shares = [softmax(each) for each in self._log_likelihoods(task, prompts, Prefix())]
+            shares = [softmax(each) for each in self._log_likelihoods(task, prompts)]
             means = [sum(share[i] for share in shares) / len(shares) for i in range(count)]
             self._free[task] = [math.log(max(mean, 1e-12)) for mean in means]
         return self._free[task]
 
     def _generate(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], prefix: Prefix
+        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
     ) -> list[Prediction]:
         """Greedy decoding until end of text or `task.max_new_tokens`, in the task's format."""
         from fintune.inference.formats import allowed_tokens
-        from fintune.inference.generation import greedy, greedy_plain
 
         budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
         allowed = allowed_tokens(task.text_format, self.tokenizer, [r.text for r in records])
-        if self.by_blocks:
-            found = greedy(self.model, prompts, prefix, budget, end, ROW_TOKENS, allowed)
-        else:
-            found = greedy_plain(self.model, prompts, budget, end, self.tokenizer.pad_token_id, allowed)
+        found = self.backend.generate(prompts, budget, end, allowed, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         return [
             replace(task.parse(text), token_probability=each.probability)
             for text, each in zip(texts, found, strict=True)
         ]
-
-    def _adapter_in_use(self, use_adapter: bool) -> Any:
-        if use_adapter or not hasattr(self.model, "disable_adapter"):
-            return contextlib.nullcontext()
-        return self.model.disable_adapter()
 
 
 def configure(tasks: TaskSet, config: EvaluationConfig) -> None:

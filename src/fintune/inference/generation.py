@@ -82,7 +82,7 @@ def greedy(
 
     Args:
         model: with block attention (`attention.enable`).
-        prefix: what all prompts begin with, as `PrefixStore.find` gave it.
+        prefix: what all prompts begin with, as `PrefixStore.get` gave it.
         end: the id of the end-of-text token.
         row_tokens: prompt tokens computed in one forward pass at most (one prompt may be longer).
         allowed: which tokens may come next, where not all may.
@@ -99,7 +99,7 @@ def greedy(
     writing = [True] * len(rows)
     for step in range(max_new_tokens):
         sofar = [answers[row].ids for row in rows]
-        tokens, log_probabilities = _most_likely(logits, rows, sofar, allowed)
+        tokens, log_probabilities = most_likely(logits, rows, sofar, allowed)
         for place, (token, value) in enumerate(zip(tokens.tolist(), log_probabilities.tolist(), strict=True)):
             if writing[place]:
                 answers[rows[place]].log_probabilities.append(value)
@@ -169,7 +169,7 @@ def greedy_plain(
     return answers
 
 
-def _most_likely(
+def most_likely(
     logits: Any, rows: Sequence[int], sofar: Sequence[Sequence[int]], allowed: Allowed | None
 ) -> tuple[Any, Any]:
     """(B,) the likeliest of the tokens that may come next, and (B,) its log-probability among all tokens."""

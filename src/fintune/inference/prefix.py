@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fintune.data.batching import common_prefix_length
-
 KEPT = 16
 """Prefixes kept at once: a task has one with the adapter and one without."""
 
@@ -30,26 +28,28 @@ class Prefix:
 
 
 class PrefixStore:
-    """The prefixes of one model. With `keep` they outlive a call, which needs weights that do not change."""
+    """The prefixes of one model. With `keep` they outlive `begin`, which needs weights that do not change."""
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
         self._known: dict[tuple[bool, tuple[int, ...]], Prefix] = {}
 
-    def find(self, model: Any, prompts: Sequence[Sequence[int]], adapter: bool) -> Prefix:
-        """The prefix that all `prompts` share; computed by `model` if it is not known yet."""
-        import torch
-
-        length = common_prefix_length(prompts) if len(prompts) > 1 else 0
-        if length == 0:
-            return Prefix()
-        key = (adapter, tuple(prompts[0][:length]))
+    def begin(self) -> None:
+        """Forget what earlier calls computed, unless it is kept."""
         if not self.keep:
             self._known.clear()
+
+    def get(self, model: Any, ids: Sequence[int], adapter: bool) -> Prefix:
+        """The prefix of these tokens; computed by `model` if it is not known yet."""
+        import torch
+
+        if not ids:
+            return Prefix()
+        key = (adapter, tuple(ids))
         if key not in self._known:
-            ids = torch.tensor([key[1]], device=model.device)
-            cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).cache
+            row = torch.tensor([key[1]], device=model.device)
+            cache = model(input_ids=row, use_cache=True, logits_to_keep=1).cache
             if len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
-            self._known[key] = Prefix(length, [(layer.keys, layer.values) for layer in cache.layers])
+            self._known[key] = Prefix(len(ids), [(layer.keys, layer.values) for layer in cache.layers])
         return self._known[key]

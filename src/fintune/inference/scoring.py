@@ -24,7 +24,7 @@ def log_likelihoods(
     Args:
         by_blocks: the model has block attention; without it each pair is a forward pass of its own.
         head: the LM head that `likelihood.frozen_head` found, or None.
-        prefix: what all prompts begin with, as `PrefixStore.find` gave it.
+        prefix: what all prompts begin with, as `PrefixStore.get` gave it.
     """
     from fintune.data.batching import pack
     from fintune.models.likelihood import span_log_likelihoods, target_nll

@@ -74,13 +74,11 @@ def resolve(name: str) -> str | Path:
     Raises:
         ModelError: the name looks like a path, and nothing is there.
     """
-    if name == EMBEDDED:
-        return convert_gguf(embedded_gguf())
-    path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
+    if gguf := source_gguf(name):
+        if not gguf.is_file():
             raise ModelError(f"base_model.name is {name}, but there is no such file.")
-        return convert_gguf(path)
+        return convert_gguf(gguf)
+    path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"base_model.name is the folder {name}, but it has no config.json: no model.")
@@ -88,6 +86,14 @@ def resolve(name: str) -> str | Path:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"base_model.name is {name}, but there is no such folder or file.")
     return name
+
+
+def source_gguf(name: str) -> Path | None:
+    """The GGUF that a recipe's `base_model.name` stands for; None where it is no GGUF."""
+    if name == EMBEDDED:
+        return embedded_gguf()
+    path = Path(name).expanduser()
+    return path if path.suffix.lower() == ".gguf" else None
 
 
 def convert_gguf(gguf: Path) -> Path:
@@ -151,6 +157,23 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def model_type(config: BaseModelConfig) -> str:
+    """Transformers' name of the base's architecture, without loading its weights.
+
+    Raises:
+        ModelError: nothing loads under that name.
+    """
+    import transformers
+
+    try:
+        found = transformers.AutoConfig.from_pretrained(resolve(config.name), revision=config.revision)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(_cannot_load(config.name, error)) from error
+    return str(found.get_text_config().model_type)
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:

@@ -100,6 +100,12 @@ def check_adapter(folder: str | Path) -> Path:
     return folder
 
 
+def rank(folder: str | Path) -> int:
+    """The largest rank of an adapter's layers."""
+    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+
+
 def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
     """The base model with the adapter of `folder`; raises what `check_adapter` raises."""
     import peft

@@ -35,6 +35,15 @@ def read_raw(folder: str | Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def read_exported(folder: str | Path) -> tuple[Recipe, TaskSet] | None:
+    """The same as `read` of a folder that `fintune export` wrote, its base the folder itself; else None."""
+    if not read_raw(folder).get("exported"):
+        return None
+    recipe, tasks = read(folder)
+    base = BaseModelConfig(name=str(Path(folder).absolute()))
+    return recipe.model_copy(update={"base_model": base}), tasks
+
+
 def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, TaskSet]:
     """The recipe and the tasks of an adapter.
 

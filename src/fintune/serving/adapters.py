@@ -26,6 +26,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Models:
     """What can be asked: the untuned base, and each adapter. The base is that of the default model."""
 
+    texts: int | None = None
+    """Texts that the backend can write at once; None is any number."""
+
     def __init__(
         self,
         model_path: str | Path | None = None,
@@ -155,7 +158,7 @@ class Models:
             from fintune.models import fast_lora
 
             fast_lora.disable(engine.model)
-            self._untuned.model = self._plain = engine.model.unload()
+            self._untuned.builtin.model = self._plain = engine.model.unload()
         return True
 
     def _load(self, name: str) -> None:
@@ -182,7 +185,7 @@ class Models:
         self._active = name
         engine = self._engine(model.eval(), tasks, recipe, folder)
         self._loaded[name] = inner, engine
-        self._untuned.model = model
+        self._untuned.builtin.model = model
         while len(self._loaded) > self.max_loaded:
             self.unload(next(iter(self._loaded)))
 
@@ -208,7 +211,7 @@ class Models:
         fast = fast_lora.enable(model)
         for own, engine in self._loaded.values():
             if own == inner:
-                engine.fast_layers = fast
+                engine.builtin.fast_layers = fast
 
 
 def _adapters_in(place: Path) -> Iterator[Path]:

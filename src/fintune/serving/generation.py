@@ -1,12 +1,11 @@
 """Text, a token a step, for several callers at once: each with its own limits, sampling and stops.
 
-A group starts together and keeps one cache; between its steps the model is free for others. Knows models and
+A group starts together and keeps one cache; between its steps the model is free for others. Knows engines and
 token ids, nothing of HTTP.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,54 +85,35 @@ class Writing:
 
 
 class Group:
-    """Texts that advance together, left-padded, over one cache."""
+    """Texts that advance together."""
 
     def __init__(self, engine: Engine, use_adapter: bool, writings: Sequence[Writing]) -> None:
-        import torch
-        from transformers import DynamicCache
-
         self.engine = engine
         self.use_adapter = use_adapter
         self.writings = list(writings)
-        longest = max(len(each.prompt) for each in writings)
-        pad = engine.tokenizer.pad_token_id
-        rows = [[pad] * (longest - len(each.prompt)) + list(each.prompt) for each in writings]
-        mask = [[0] * (longest - len(each.prompt)) + [1] * len(each.prompt) for each in writings]
-        self._ids = torch.tensor(rows, device=engine.model.device)
-        self._mask = torch.tensor(mask, device=engine.model.device)
-        self._cache = DynamicCache()
+        self._tokens: list[int] | None = None
+        self._texts = engine.backend.begin([each.prompt for each in writings])
 
     def step(self) -> bool:
         """One token for every text; False when all are at their end."""
-        import torch
-
-        from fintune.models.lora_config import mixed_precision
-
         self._keep([i for i, each in enumerate(self.writings) if not self._left(each)])
         if not self.writings:
             return False
-        model, tokenizer = self.engine.model, self.engine.tokenizer
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -self._ids.shape[1] :]
-        off = contextlib.nullcontext() if self.use_adapter else _without_adapter(model)
-        with torch.no_grad(), off, mixed_precision(model, self.engine.peft_forwards):
-            logits = model(
-                input_ids=self._ids,
-                attention_mask=self._mask,
-                position_ids=positions,
-                cache=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+        backend, tokenizer = self.engine.backend, self.engine.tokenizer
+        with backend.session(self.use_adapter):
+            logits = backend.advance(self._texts, self._tokens)
 
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
 
         end = tokenizer.eos_token_id
-        chosen = [each.take(row, end, decode) for each, row in zip(self.writings, logits, strict=True)]
-        self._ids = torch.tensor(chosen, device=model.device)[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(chosen), 1)], dim=1)
+        self._tokens = [each.take(row, end, decode) for each, row in zip(self.writings, logits, strict=True)]
         self._keep([i for i, each in enumerate(self.writings) if each.finish is None])
         return bool(self.writings)
+
+    def end(self) -> None:
+        """Free what the texts take, wherever they are."""
+        self._keep([])
 
     @staticmethod
     def _left(writing: Writing) -> bool:
@@ -142,17 +122,10 @@ class Group:
         return writing.finish is not None
 
     def _keep(self, rows: list[int]) -> None:
-        """Drop the texts that are at their end, with their part of the cache."""
-        import torch
-
+        """Drop the texts that are at their end."""
         if len(rows) == len(self.writings):
             return
         self.writings = [self.writings[i] for i in rows]
-        index = torch.tensor(rows, dtype=torch.int64, device=self._ids.device)
-        self._ids, self._mask = self._ids[index], self._mask[index]
-        if rows and self._cache.get_seq_length():
-            self._cache.batch_select_indices(index)
-
-
-def _without_adapter(model: Any) -> Any:
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+        if self._tokens is not None:
+            self._tokens = [self._tokens[i] for i in rows]
+        self.engine.backend.keep(self._texts, rows)

@@ -116,8 +116,7 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     Raises:
         ApiError: the prompt is empty, or leaves no room.
     """
-    most = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None) or 1024
-    context = min(most, thread.settings.max_context)
+    context = min(engine.backend.context or 1024, thread.settings.max_context)
     if not ids or len(ids) >= context:
         raise ApiError(
             400,

@@ -21,6 +21,7 @@ from fintune.serving import metrics
 from fintune.serving.adapters import Models
 from fintune.serving.errors import ApiError, overloaded, stopping, timed_out
 from fintune.serving.generation import Group, Sampling, Writing
+from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
 from fintune.tasks import Prediction, Record
 
@@ -64,7 +65,7 @@ class Done:
 class ModelThread:
     """The one thread that computes, and the queue before it."""
 
-    def __init__(self, models: Models, settings: Settings) -> None:
+    def __init__(self, models: Models | OneModel, settings: Settings) -> None:
         self.models = models
         self.settings = settings
         self._waiting: deque[_Job] = deque()
@@ -116,7 +117,18 @@ class ModelThread:
 
         Args:
             prompt: its token ids, computed on the model thread.
+
+        Raises:
+            ApiError: 400, the backend writes no texts a token at a time.
         """
+        if self.models.texts == 0:
+            raise ApiError(
+                400,
+                f"With the backend {self.settings.backend} this server answers tasks alone: ask "
+                "/v1/tasks, or name a task that has labels.",
+                code="not_supported",
+                param="model",
+            )
         job = self._submit(("write", model), 1, (prompt, sampling))
         try:
             while True:
@@ -177,7 +189,8 @@ class ModelThread:
             while True:
                 self._forget_the_dropped()
                 busy = sum(len(group.writings) for _, group, _ in self._groups)
-                room = self.settings.max_batch - busy
+                most = self.settings.max_batch
+                room = (most if self.models.texts is None else min(most, self.models.texts)) - busy
                 jobs: list[_Job] = []
                 first = next((j for j in self._waiting if j.key[0] != "write" or room > 0), None)
                 if first is not None:
@@ -286,6 +299,7 @@ class ModelThread:
             group.engine, group.use_adapter = self.models.get(model)
             more = group.step()
         except Exception as error:
+            group.end()
             _fail(jobs, error)
             self._groups.remove(entry)
             return

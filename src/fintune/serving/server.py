@@ -36,10 +36,15 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     from fintune.serving.adapters import Models
     from fintune.serving.api import build
+    from fintune.serving.one_model import OneModel
     from fintune.serving.queue import ModelThread
 
     print(f"Loading {settings.model_path or 'the untuned base model'} …", flush=True)
-    models = Models(settings.model_path, settings.adapters, settings.max_adapters)
+    models: Models | OneModel
+    if settings.backend == "builtin":
+        models = Models(settings.model_path, settings.adapters, settings.max_adapters)
+    else:
+        models = OneModel(settings)
     app = build(settings, ModelThread(models, settings), keys if protected else None)
     logs.configure()
     config = uvicorn.Config(

@@ -152,21 +152,21 @@ def train(
         for name, records in held_out.items()
     }
     engine = Engine(model, tokenizer, tasks, recipe.training.max_length, recipe.base_model.name)
-    logger.info("%d of %d LoRA layers take the fast path", *engine.fast_layers)
+    logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
     if recipe.training.torch_compile:
         count = fast_norm.enable(model, compiled=True)
         say(f"{count} normalizations are compiled: the first step takes longer.")
-    if recipe.training.regression_loss_weight and not engine.by_blocks:
+    if recipe.training.regression_loss_weight and not engine.builtin.by_blocks:
         raise ConfigError(
             f"training.regression_loss_weight is {recipe.training.regression_loss_weight}, but "
             f"{recipe.base_model.name} cannot compute several answers to one prompt in a row: set it to 0."
         )
-    share = recipe.training.shared_prefix and engine.by_blocks
+    share = recipe.training.shared_prefix and engine.builtin.by_blocks
     builder = StepBuilder(
         plan.examples,
         plan.schedule,
         plan.loss_weights,
-        recipe.training.per_device_train_batch_size if engine.by_blocks else 1,
+        recipe.training.per_device_train_batch_size if engine.builtin.by_blocks else 1,
         recipe.training.row_tokens,
         share,
         state.process_index,

@@ -111,8 +111,8 @@ class MultiTaskTrainer(transformers.Trainer):
     def _row_nll(self, model: Any, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(spans,) mean negative log-likelihood of each completion in a row, and (spans,) log-likelihood."""
         row = row.to(self.args.device)
-        with mixed_precision(self.model, self.engine.peft_forwards):
-            nll = target_nll(model, row, self.engine.by_blocks, self.engine.head)
+        with mixed_precision(self.model, self.engine.builtin.peft_forwards):
+            nll = target_nll(model, row, self.engine.builtin.by_blocks, self.engine.builtin.head)
         return span_mean_nll(nll, row.owner, row.spans), span_log_likelihoods(nll, row.owner, row.spans)
 
     def get_train_dataloader(self) -> Any:

@@ -1,0 +1,68 @@
+"""The one model of a server whose backend has no adapters by name, in the place of `adapters.Models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fintune.errors import ConfigError
+from fintune.inference.engine import Engine
+from fintune.serving.errors import ApiError
+from fintune.serving.settings import Settings
+from fintune.tasks import TaskSet
+
+
+class OneModel:
+    """What `Models` is to its callers, for one engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load it.
+
+        Raises:
+            ConfigError: adapters are named too.
+            FintuneError: as of `Engine.load`.
+        """
+        if settings.adapters:
+            raise ConfigError(
+                f"--adapters is given, and --backend {settings.backend} answers as one model: leave it out, "
+                "or use --backend builtin."
+            )
+        self._backend = settings.backend
+        self._engine = Engine.load(settings.model_path, backend=settings.backend)
+        path = settings.model_path or self._engine.base_name
+        self.base = self.default = Path(path).resolve().name
+        self.texts = self._engine.backend.texts
+
+    def folders(self) -> dict[str, Path]:
+        """Adapters: none."""
+        return {}
+
+    def names(self) -> list[str]:
+        return [self.default]
+
+    def loaded(self) -> list[str]:
+        return []
+
+    def check(self, name: str | None) -> str:
+        """The model's name.
+
+        Raises:
+            ApiError: 404, another model is asked for.
+        """
+        if name not in (None, self.default):
+            raise ApiError(
+                404,
+                f"There is no model of this name: this server has {self.default} alone, for its backend "
+                f"{self._backend} takes no adapters by name.",
+                code="model_not_found",
+                param="model",
+            )
+        return self.default
+
+    def tasks(self, name: str) -> TaskSet:
+        return self._engine.tasks
+
+    def get(self, name: str) -> tuple[Engine, bool]:
+        return self._engine, True
+
+    def unload(self, name: str) -> bool:
+        return False
