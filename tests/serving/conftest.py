@@ -32,9 +32,9 @@ class Server:
         return self.process.wait(30)
 
 
-def _start(*flags, keys, port=0):
+def _start(*flags, keys, port=0, **more):
     command = [sys.executable, "-m", "fintune.cli", "serve", "--port", str(port), "--keys", str(keys)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system", **more}
     process = subprocess.Popen(
         [*command, *map(str, flags)],
         stdout=subprocess.PIPE,

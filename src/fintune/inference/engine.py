@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ from fintune.tasks.base import RegressionTask, TextFormat, softmax
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The tokens of one answer."""
+
+    prompt: int
+    shared: int
+    """Of the prompt: those that every prompt of the task begins with."""
+    completion: int
 
 
 class Engine:
@@ -86,7 +96,6 @@ class Engine:
             recipe, tasks = exported or manifest.read(model_path, recipe)
             if asked is not None:
                 recipe = recipe.model_copy(update={"evaluation": asked.evaluation})
-        configure(tasks, recipe.evaluation)
         precision = base.choose_precision(recipe.training)
         model: Any
         if backend == "llama.cpp":
@@ -100,13 +109,19 @@ class Engine:
             model = lora_config.load_adapter(model, folder) if folder else model
             model.eval()
         tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+        return cls.of(model, tokenizer, tasks, recipe, folder)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, tasks: TaskSet, recipe: Recipe, adapter: Path | None) -> Engine:
+        """The engine that answers as the recipe says, with a model that will not change."""
+        configure(tasks, recipe.evaluation)
         return cls(
             model,
             tokenizer,
             tasks,
             recipe.training.max_length,
             recipe.base_model.name,
-            folder,
+            adapter,
             recipe.evaluation.batch_size,
             keep_prefixes=True,
         )
@@ -135,6 +150,7 @@ class Engine:
         batch_size: int | None = None,
         truncate: bool = True,
         on_done: Callable[[int], None] | None = None,
+        usage: dict[int, Usage] | None = None,
     ) -> list[Prediction]:
         """Predictions in the order of `records`.
 
@@ -142,6 +158,7 @@ class Engine:
             use_adapter: False answers with the untuned base model.
             truncate: cut texts that do not fit the context; False raises instead.
             on_done: called with the number of records done since the last call.
+            usage: is given each record's, by its place in `records`.
 
         Raises:
             DataError: an unknown task, a prompt that does not fit, or a number task without levels.
@@ -165,7 +182,10 @@ class Engine:
             for batch in self._batches(prompts, batch_size or self.batch_size, chosen, shared):
                 own = [records[i] for i in batch]
                 answers = run(chosen, own, [prompts[i] for i in batch], shared)
-                results.update(zip(batch, answers, strict=True))
+                for i, (answer, written) in zip(batch, answers, strict=True):
+                    results[i] = answer
+                    if usage is not None:
+                        usage[i] = Usage(len(prompts[i]), shared, written)
                 if on_done:
                     on_done(len(batch))
         return [results[i] for i in range(len(records))]
@@ -201,12 +221,14 @@ class Engine:
 
     def _score(
         self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
-    ) -> list[Prediction]:
-        """Decide by log p(candidate | prompt), calibrated where the task says so."""
+    ) -> list[tuple[Prediction, int]]:
+        """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
         free = self._content_free(task)
         scores = self._log_likelihoods(task, prompts, shared)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
-        return [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
+        return [
+            (task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]), 0) for each in scores
+        ]
 
     def _log_likelihoods(self, task: Task, prompts: list[list[int]], shared: int = 0) -> list[list[float]]:
         """For each prompt that of each candidate; its mean over tokens where the task is normalized."""
@@ -232,8 +254,8 @@ class Engine:
 
     def _generate(
         self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
-    ) -> list[Prediction]:
-        """Greedy decoding until end of text or `task.max_new_tokens`, in the task's format."""
+    ) -> list[tuple[Prediction, int]]:
+        """Greedy decoding until end of text or `task.max_new_tokens`, in its format; and how many tokens."""
         from fintune.inference.formats import allowed_tokens
 
         budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
@@ -241,7 +263,7 @@ class Engine:
         found = self.backend.generate(prompts, budget, end, allowed, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         return [
-            replace(task.parse(text), token_probability=each.probability)
+            (replace(task.parse(text), token_probability=each.probability), len(each.ids))
             for text, each in zip(texts, found, strict=True)
         ]
 

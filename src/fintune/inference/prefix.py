@@ -32,6 +32,7 @@ class PrefixStore:
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
+        self.hits = self.misses = 0
         self._known: dict[tuple[bool, tuple[int, ...]], Prefix] = {}
 
     def begin(self) -> None:
@@ -46,7 +47,10 @@ class PrefixStore:
         if not ids:
             return Prefix()
         key = (adapter, tuple(ids))
-        if key not in self._known:
+        if key in self._known:
+            self.hits += 1
+        else:
+            self.misses += 1
             row = torch.tensor([key[1]], device=model.device)
             cache = model(input_ids=row, use_cache=True, logits_to_keep=1).cache
             if len(self._known) >= KEPT:

@@ -146,9 +146,9 @@ class Metrics:
         self.batch.labels(task).observe(size)
         self.batch_seconds.labels(task).observe(seconds)
 
-    def observe_cache(self, hit: bool) -> None:
-        """Count one look into the prefix cache."""
-        self.cache.labels("hit" if hit else "miss").inc()
+    def observe_cache(self, hit: bool, times: int = 1) -> None:
+        """Count so many looks into the prefix cache."""
+        self.cache.labels("hit" if hit else "miss").inc(times)
 
     def set_queue(self, length: int) -> None:
         """Say how many requests wait for a batch now."""

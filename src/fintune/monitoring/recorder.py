@@ -73,9 +73,7 @@ class Recorder:
 
     def report(self) -> dict[str, Any]:
         """The drift of this process's newest answers, and the live scores of all processes."""
-        if self.reference is None:
-            return {"tasks": {}, "live_scores": {}}
-        report = compare(self.reference, self.window.tasks())
+        report = compare(self.reference, self.window.tasks()) if self.reference else {"tasks": {}}
         report["live_scores"] = self.store.live_scores() if self.store is not None else {}
         return report
 

@@ -55,12 +55,24 @@ def flush() -> None:
         getattr(trace.get_tracer_provider(), "force_flush", lambda: None)()
 
 
+def here() -> Any:
+    """The trace that this code runs in, for a `span` of another thread; None without the extra."""
+    if find_spec("opentelemetry") is None:
+        return None
+    from opentelemetry import context
+
+    return context.get_current()
+
+
 @contextlib.contextmanager
-def span(name: str, headers: Any = None, **attributes: str | float | bool) -> Iterator[Any]:
+def span(
+    name: str, headers: Any = None, within: Any = None, **attributes: str | float | bool
+) -> Iterator[Any]:
     """A span around the block, with its error if there is one; yields the span, or None without the extra.
 
     Args:
         headers: a request's headers; a `traceparent` among them makes this span part of the caller's trace.
+        within: what `here` said elsewhere: the span is part of that trace.
     """
     if find_spec("opentelemetry") is None:
         yield None
@@ -68,7 +80,7 @@ def span(name: str, headers: Any = None, **attributes: str | float | bool) -> It
     from opentelemetry import trace
     from opentelemetry.propagate import extract
 
-    context = extract(dict(headers)) if headers is not None else None
+    context = extract(dict(headers)) if headers is not None else within
     tracer = trace.get_tracer("fintune")
     with tracer.start_as_current_span(name, context=context, attributes=attributes) as current:
         yield current

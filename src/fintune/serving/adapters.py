@@ -183,22 +183,11 @@ class Models:
             raise ModelError(f"The adapter {name} does not fit: {str(error).splitlines()[0]}") from error
         self._activate(inner, model)
         self._active = name
-        engine = self._engine(model.eval(), tasks, recipe, folder)
+        engine = Engine.of(model.eval(), self._untuned.tokenizer, tasks, recipe, folder)
         self._loaded[name] = inner, engine
         self._untuned.builtin.model = model
         while len(self._loaded) > self.max_loaded:
             self.unload(next(iter(self._loaded)))
-
-    def _engine(self, model: Any, tasks: TaskSet, recipe: Recipe, folder: Path) -> Engine:
-        return Engine(
-            model,
-            self._untuned.tokenizer,
-            tasks,
-            recipe.training.max_length,
-            recipe.base_model.name,
-            folder,
-            recipe.evaluation.batch_size,
-        )
 
     def _activate(self, inner: str, model: Any = None) -> None:
         """Let this adapter's layers compute, on their fast path where they have one."""

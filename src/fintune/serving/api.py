@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 
 from fintune import __version__
 from fintune.errors import FintuneError, ModelError
-from fintune.monitoring.metrics import METRICS, Outcome
-from fintune.serving import metrics, sources
+from fintune.monitoring import tracing
+from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
+from fintune.serving import notes, sources
 from fintune.serving.errors import ApiError
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
@@ -47,13 +48,6 @@ from fintune.tasks.base import QATask, SummarizationTask
 
 log = logging.getLogger("fintune.serving")
 router = APIRouter()
-OUTCOMES: dict[str | None, Outcome] = {
-    "overloaded": "overloaded",
-    "stopping": "unavailable",
-    "timeout": "timeout",
-    "client_closed_request": "cancelled",
-}
-"""What a refusal's code is in the metrics."""
 T = TypeVar("T")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -79,6 +73,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(thread.stop)
+        await asyncio.to_thread(tracing.flush)  # uvicorn ends the process by the signal it got
 
     from fintune.monitoring.api import router as monitoring
     from fintune.monitoring.recorder import Recorder
@@ -178,13 +173,16 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
         facts["texts"] = [record.text for record in records]
     begun = time.perf_counter()
     try:
-        answers = await attended(request, thread.predict(model, task, records, body.truncate))
+        found = await attended(request, thread.predict(model, task, records, body.truncate))
     except ApiError as error:
-        outcome = OUTCOMES.get(error.code, "error")
-        METRICS.observe_request(task, time.perf_counter() - begun, outcome)
+        notes.refusal(task, error, time.perf_counter() - begun)
         raise
     taken = time.perf_counter() - begun
-    ids = await asyncio.to_thread(_noted, request.app.state.recorder, model, task, records, answers, taken)
+    facts["queue_seconds"] = round(found[0].queue_seconds, 4)
+    ids = await asyncio.to_thread(
+        notes.answers, request.app.state.recorder, model, task, records, found, taken
+    )
+    answers = [each.answer for each in found]
     if body.inputs is None and isinstance(answers[0], str):
         raise ApiError(400, answers[0], code="cannot_answer")
     long = isinstance(chosen, SummarizationTask)
@@ -197,21 +195,6 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
         item.prediction_id = name
     result = TaskResponse(model=model, task=task, data=data)
     return JSONResponse(result.model_dump(exclude_none=True))
-
-
-def _noted(
-    recorder: Any, model: str, task: str, records: list[Record], answers: list[Answer], taken: float
-) -> list[str | None]:
-    """Count the answers, and the ids under which they are kept."""
-    ids: list[str | None] = []
-    for record, answer in zip(records, answers, strict=True):
-        if isinstance(answer, str):
-            METRICS.observe_request(task, taken, "invalid")
-            ids.append(None)
-            continue
-        METRICS.observe_request(task, taken, prediction=answer)
-        ids.append(recorder.record(task, record.text, answer, question=record.question, model=model))
-    return ids
 
 
 def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[TaskAnswer]:
@@ -352,9 +335,9 @@ async def readyz(thread: Thread) -> Any:
 @router.get("/metrics", tags=["operation"], response_class=Response)
 async def show_metrics(request: Request, thread: Thread) -> Any:
     """Counters in Prometheus's text format."""
-    metrics.adapters.set(len(thread.models.loaded()))
+    METRICS.adapters.set(len(thread.models.loaded()))
     text = await asyncio.to_thread(request.app.state.recorder.exposition)
-    return Response(text, media_type=metrics.CONTENT_TYPE)
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 # Documentation and errors ---------------------------------------------------------------------------

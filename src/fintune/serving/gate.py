@@ -17,7 +17,7 @@ from typing import Any
 
 import pydantic_core
 
-from fintune.serving import metrics
+from fintune.monitoring.metrics import METRICS
 from fintune.serving.errors import ApiError
 from fintune.serving.keys import Key, KeyRing, Limiter
 from fintune.serving.settings import LOOPBACK, Settings
@@ -63,14 +63,14 @@ class Gate:
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
 
+        asks = scope["method"] in ("POST", "PUT", "PATCH")
+        METRICS.in_flight.inc(asks)
         try:
             try:
                 key = self._admit(scope, headers)
                 scope["state"]["key"] = key
                 facts.update({"key": key.id} if key else {})
-                inner = receive
-                if scope["method"] in ("POST", "PUT", "PATCH"):
-                    inner = await self._body(headers, receive)
+                inner = await self._body(headers, receive) if asks else receive
                 await self.app(scope, inner, answer)
             except ApiError as error:
                 await respond(error, answer)
@@ -83,9 +83,10 @@ class Gate:
                 message = f"The server failed; its log has more under request {own}."
                 await respond(ApiError(500, message, "server_error", "internal_error"), answer)
         finally:
+            METRICS.in_flight.dec(asks)
             taken = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            metrics.observe_request(route, status or 499, taken)
+            METRICS.observe_http(route, status or 499, taken)
             fields = {
                 "request_id": own,
                 "method": scope["method"][:16],

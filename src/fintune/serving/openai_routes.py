@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
+from fintune.serving import notes
 from fintune.serving.api import Thread, attended, task_of
 from fintune.serving.errors import ApiError
 from fintune.serving.generation import Sampling
@@ -53,13 +54,17 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
     request.state.facts.update(model=model, **({"task": task} if task else {}))
     if thread.settings.log_text:
         request.state.facts["texts"] = [each["content"] for each in messages]
+    recorder = request.app.state.recorder
     if task:
         chosen = task_of(thread, model, task)
-        pieces = _task_pieces(thread, model, chosen, messages, sampling, asked)
+        record = _record(chosen, messages)
+        pieces = _task_pieces(thread, model, chosen, record, sampling, asked)
+        pieces = notes.text(pieces, recorder, model, chosen, record)
     else:
         pieces = thread.write(
             model, lambda engine: _chat_prompt(engine, messages, sampling, thread), sampling
         )
+        pieces = notes.text(pieces, recorder, model)
     return await _answer(request, pieces, body, "chatcmpl")
 
 
@@ -76,7 +81,8 @@ async def completions(body: CompletionRequest, request: Request, thread: Thread)
         ids = engine.tokenizer(body.prompt, add_special_tokens=True, verbose=False)["input_ids"]
         return _fitting(engine, ids, sampling, thread)
 
-    return await _answer(request, thread.write(model, prompt, sampling), body, "cmpl")
+    pieces = notes.text(thread.write(model, prompt, sampling), request.app.state.recorder, model)
+    return await _answer(request, pieces, body, "cmpl")
 
 
 # Prompts --------------------------------------------------------------------------------------------
@@ -128,22 +134,21 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     return ids
 
 
-def _task_pieces(
-    thread: ModelThread,
-    model: str,
-    task: Task,
-    messages: list[dict[str, str]],
-    sampling: Sampling,
-    asked: int | None,
-) -> Pieces:
-    """The task's answer on the last user message; for a question, the message before it is the context."""
+def _record(task: Task, messages: list[dict[str, str]]) -> Record:
+    """What a task is asked: the last user message; of a question's, its last line is the question."""
     said = [each["content"] for each in messages if each["role"] == "user"]
     if not said:
         raise ApiError(400, "There is no message of the user.", param="messages")
-    record = Record(text=said[-1])
     if task.type == "qa":
         text, _, question = said[-1].rpartition("\n")
-        record = Record(text=text, question=question)
+        return Record(text=text, question=question)
+    return Record(text=said[-1])
+
+
+def _task_pieces(
+    thread: ModelThread, model: str, task: Task, record: Record, sampling: Sampling, asked: int | None
+) -> Pieces:
+    """The task's answer, a token a step where it is written."""
     if task.decoding == "candidates":
         return _label(thread, model, task, record)
 
@@ -163,11 +168,12 @@ def _task_pieces(
 async def _label(thread: ModelThread, model: str, task: Task, record: Record) -> Pieces:
     from fintune.predict import as_dict
 
-    answer = (await thread.predict(model, task.name, [record], True))[0]
-    if isinstance(answer, str):
-        raise ApiError(400, answer, code="cannot_answer")
-    yield str(as_dict(task.name, answer)["prediction"])
-    yield Done("stop", 0, 0)
+    found = (await thread.predict(model, task.name, [record], True))[0]
+    if isinstance(found.answer, str):
+        raise ApiError(400, found.answer, code="cannot_answer")
+    yield str(as_dict(task.name, found.answer)["prediction"])
+    prompt, cached = found.prompt_tokens or 0, found.cached_tokens
+    yield Done("stop", prompt, 0, found.queue_seconds, cached, found.answer)
 
 
 # Answers --------------------------------------------------------------------------------------------
@@ -188,12 +194,13 @@ async def _answer(request: Request, pieces: Pieces, body: ChatRequest | Completi
     request.state.facts.update(tokens=usage_.total_tokens)
     result: ChatResponse | CompletionResponse
     common: dict[str, Any] = {"id": own, "created": created, "model": body.model, "usage": usage_}
+    common["prediction_id"] = done.prediction_id
     if kind == "chatcmpl":
         message = AssistantMessage(content=text)
         result = ChatResponse(choices=[ChatChoice(message=message, finish_reason=done.finish)], **common)
     else:
         result = CompletionResponse(choices=[TextChoice(text=text, finish_reason=done.finish)], **common)
-    return JSONResponse(result.model_dump())
+    return JSONResponse(result.model_dump(exclude=set() if done.prediction_id else {"prediction_id"}))
 
 
 async def _whole(pieces: Pieces) -> tuple[str, Done]:
@@ -264,7 +271,8 @@ async def _events(pieces: Pieces, first: str | Done, chunk: Chunk, usage: bool) 
             known = error if isinstance(error, ApiError) else ApiError(400, str(error))
             yield event(known.body())
             return
-    yield event(chunk(None, piece.finish))
+    kept = {"prediction_id": piece.prediction_id} if piece.prediction_id else {}
+    yield event({**chunk(None, piece.finish), **kept})
     if usage:
         yield event({**chunk(None, None), "choices": [], "usage": _usage(piece).model_dump()})
     yield "data: [DONE]\n\n"

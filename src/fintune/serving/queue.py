@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fintune.errors import DataError, FintuneError
-from fintune.inference.engine import Engine
-from fintune.serving import metrics
+from fintune.inference.engine import Engine, Usage
+from fintune.monitoring import tracing
+from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
 from fintune.serving.errors import ApiError, overloaded, stopping, timed_out
 from fintune.serving.generation import Group, Sampling, Writing
@@ -41,6 +42,8 @@ class _Job:
     events: asyncio.Queue[Any]
     deadline: float
     arrived: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    trace: Any = field(default_factory=tracing.here)
     dropped: bool = False
 
     def send(self, event: Any) -> None:
@@ -54,12 +57,31 @@ class _Job:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """An answer, and what it took."""
+
+    answer: Answer
+    queue_seconds: float
+    """From the request's arrival to the start of its batch."""
+    prompt_tokens: int | None = None
+    """None where there is no answer."""
+    cached_tokens: int = 0
+    """Of the prompt: those that were not computed again."""
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Done:
-    """The end of a text: why it ended, and its tokens."""
+    """The end of a text: why it ended, what it took, and, once it is noted, under which id it is kept."""
 
     finish: str
     prompt_tokens: int
     completion_tokens: int
+    queue_seconds: float = 0.0
+    cached_tokens: int = 0
+    prediction: Prediction | None = None
+    """Of a task that scores its answers."""
+    prediction_id: str | None = None
 
 
 class ModelThread:
@@ -97,7 +119,7 @@ class ModelThread:
 
     async def predict(
         self, model: str, task: str, records: Sequence[Record], truncate: bool = False
-    ) -> list[Answer]:
+    ) -> list[Answered]:
         """An answer for each record.
 
         Raises:
@@ -167,7 +189,7 @@ class ModelThread:
                 raise overloaded(self._size / self._rate)
             self._waiting.append(job)
             self._size += size
-            metrics.queue_length.set(self._size)
+            METRICS.set_queue(self._size)
             self._changed.notify()
         return job
 
@@ -205,7 +227,7 @@ class ModelThread:
                         taken = {id(job) for job in jobs}
                         self._waiting = deque(job for job in self._waiting if id(job) not in taken)
                         self._size -= count
-                        metrics.queue_length.set(self._size)
+                        METRICS.set_queue(self._size)
                         return jobs
                     self._changed.wait(spare)
                 elif busy:
@@ -219,21 +241,26 @@ class ModelThread:
         if any(job.given_up() for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.given_up())
             self._size = sum(job.size for job in self._waiting)
-            metrics.queue_length.set(self._size)
+            METRICS.set_queue(self._size)
 
     def _begin(self, jobs: list[_Job]) -> None:
         kind, *rest = jobs[0].key
         started = time.monotonic()
+        for job in jobs:
+            job.started = started
         count = sum(job.size for job in jobs)
         try:
             if kind == "control":
                 jobs[0].send(jobs[0].work())
             elif kind == "task":
                 model, task, truncate = rest
-                self._answer(jobs, model, task, truncate == "True")
+                waited = round(started - jobs[0].arrived, 4)
+                facts: dict[str, Any] = {"task": task, "model": model, "size": count, "waited": waited}
+                with tracing.span("batch", within=jobs[0].trace, **facts):
+                    self._answer(jobs, model, task, truncate == "True")
                 taken = time.monotonic() - started
                 self._rate += 0.2 * (count / max(taken, 1e-3) - self._rate)
-                metrics.observe_batch(task, count, taken)
+                METRICS.observe_batch(task, count, taken)
             else:
                 self._start_writing(jobs, rest[0])
         except Exception as error:
@@ -247,29 +274,44 @@ class ModelThread:
             if all(job.given_up() for job in jobs):
                 raise _NobodyWaitsError
 
-        def predict(some: list[Record]) -> list[Prediction]:
-            return engine.predict(
+        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
+
+        def predict(first: int, some: list[Record]) -> list[Answered]:
+            usage: dict[int, Usage] = {}
+            hits, misses = engine.backend.lookups()
+            answers = engine.predict(
                 task,
                 some,
                 use_adapter=use_adapter,
                 batch_size=self.settings.max_batch,
                 truncate=truncate,
                 on_done=go_on,
+                usage=usage,
             )
+            more_hits, more_misses = engine.backend.lookups()
+            METRICS.observe_cache(True, more_hits - hits)
+            METRICS.observe_cache(False, more_misses - misses)
+            found = []
+            for i, answer in enumerate(answers):
+                used = usage[i]
+                cached = used.shared if i >= more_misses - misses else 0
+                found.append(Answered(answer, waited[first + i], used.prompt, cached, used.completion))
+            return found
 
-        answers: list[Answer] = []
+        answers: list[Answered] = []
         try:
-            answers += predict(records)
+            answers += predict(0, records)
         except _NobodyWaitsError:
             return
         except DataError:  # of one record; the others have answers
-            for record in records:
+            for i, record in enumerate(records):
                 try:
-                    answers += predict([record])
+                    answers += predict(i, [record])
                 except _NobodyWaitsError:
                     return
                 except DataError as error:
-                    answers.append(str(error).replace("pass --truncate", "send truncate: true"))
+                    why = str(error).replace("pass --truncate", "send truncate: true")
+                    answers.append(Answered(why, waited[i]))
         for job in jobs:
             job.send(answers[: job.size])
             del answers[: job.size]
@@ -287,7 +329,7 @@ class ModelThread:
                 job.send(error)
         if not begun:
             return
-        metrics.batch_size.labels("text").observe(len(begun))
+        METRICS.batch.labels("text").observe(len(begun))
         for job, writing in zip(begun, writings, strict=True):
             job.work = writing
         self._groups.append((model, Group(engine, use_adapter, writings), begun))
@@ -306,9 +348,8 @@ class ModelThread:
         for job in [job for job in jobs if job.work.finish]:
             jobs.remove(job)
             writing: Writing = job.work
-            metrics.tokens.labels("text", "prompt").inc(len(writing.prompt))
-            metrics.tokens.labels("text", "completion").inc(len(writing.ids))
-            job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids)))
+            waited = job.started - job.arrived
+            job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids), waited))
         if not more:
             self._groups.remove(entry)
 

@@ -197,6 +197,8 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prediction_id: str | None = None
+    """Not OpenAI's: for feedback, where the answer to a task is kept."""
 
 
 class TextChoice(BaseModel):
@@ -213,6 +215,8 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: Usage
+    prediction_id: str | None = None
+    """Not OpenAI's: for feedback, where the answer to a task is kept."""
 
 
 class ModelInfo(BaseModel):

@@ -23,6 +23,7 @@ def serve(settings: Settings) -> None:
         import uvicorn
     except ModuleNotFoundError:
         raise MissingExtraError("The API", "serve") from None
+    from fintune.monitoring import tracing
     from fintune.serving import logs
     from fintune.serving.keys import KeyRing, default_path
 
@@ -47,6 +48,7 @@ def serve(settings: Settings) -> None:
         models = OneModel(settings)
     app = build(settings, ModelThread(models, settings), keys if protected else None)
     logs.configure()
+    tracing.configure()
     config = uvicorn.Config(
         app,
         http=_protocol(settings.slow),

@@ -39,6 +39,9 @@ class Backend(Protocol):
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many of the tokens that all `prompts` begin with are computed once; for the calls below."""
 
+    def lookups(self) -> tuple[int, int]:
+        """How often what prompts share was known, and how often it had to be computed, since the start."""
+
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:

@@ -89,6 +89,9 @@ class Builtin:
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
         return common_prefix_length(prompts) if self.by_blocks and len(prompts) > 1 else 0
 
+    def lookups(self) -> tuple[int, int]:
+        return self.prefixes.hits, self.prefixes.misses
+
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:

@@ -180,6 +180,9 @@ class LlamaCpp:
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
         return 0  # each prompt keeps what it shares with the one before it
 
+    def lookups(self) -> tuple[int, int]:
+        return 0, 0
+
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:

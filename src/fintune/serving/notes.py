@@ -1,0 +1,113 @@
+"""What is noted of every answer, whichever route gave it: metrics, drift, and with consent the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from fintune.monitoring.metrics import METRICS, Outcome
+from fintune.monitoring.recorder import Recorder
+from fintune.serving.errors import ApiError
+from fintune.serving.queue import Answered, Done
+from fintune.tasks import Record, Task
+
+PLAIN = "text"
+"""The task of chats and completions that name none, in the metrics."""
+_OUTCOMES: dict[str | None, Outcome] = {
+    "overloaded": "overloaded",
+    "stopping": "unavailable",
+    "timeout": "timeout",
+    "client_closed_request": "cancelled",
+    "cannot_answer": "invalid",
+    "context_length_exceeded": "invalid",
+}
+
+
+def refusal(task: str, error: ApiError, seconds: float) -> None:
+    """Count a request without an answer, `seconds` after it arrived."""
+    METRICS.observe_request(task, seconds, _OUTCOMES.get(error.code, "error"))
+
+
+def answers(
+    recorder: Recorder, model: str, task: str, records: list[Record], found: list[Answered], seconds: float
+) -> list[str | None]:
+    """Note the answers to some records; returns the ids under which they are kept, None where they are not.
+
+    This waits for the disk where there is a store: call it from a worker thread.
+    """
+    ids: list[str | None] = []
+    for record, each in zip(records, found, strict=True):
+        if isinstance(each.answer, str):
+            METRICS.observe_request(task, seconds, "invalid")
+            ids.append(None)
+            continue
+        METRICS.observe_request(
+            task,
+            seconds,
+            prediction=each.answer,
+            input_tokens=each.prompt_tokens,
+            cached_tokens=each.cached_tokens,
+            completion_tokens=each.completion_tokens,
+            queue_seconds=each.queue_seconds,
+        )
+        ids.append(recorder.record(task, record.text, each.answer, question=record.question, model=model))
+    return ids
+
+
+async def text(
+    pieces: AsyncIterator[str | Done],
+    recorder: Recorder,
+    model: str,
+    task: Task | None = None,
+    record: Record | None = None,
+) -> AsyncIterator[str | Done]:
+    """The pieces of a text as they come; at their end the whole is noted, and `Done` knows its id.
+
+    Args:
+        task: what `record` was asked for; None is a plain chat, which is counted and not kept.
+    """
+    name, begun, whole = task.name if task else PLAIN, time.perf_counter(), ""
+    outcome: Outcome = "cancelled"  # unless it comes to an end below
+    try:
+        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                if not isinstance(piece, Done):
+                    whole += piece
+                    yield piece
+                    continue
+                outcome = "timeout" if piece.finish == "cancelled" else "ok"
+                prediction = piece.prediction or (task.parse(whole) if task else None)
+                if outcome == "ok":
+                    METRICS.observe_request(
+                        name,
+                        time.perf_counter() - begun,
+                        prediction=prediction,
+                        input_tokens=piece.prompt_tokens,
+                        cached_tokens=piece.cached_tokens,
+                        completion_tokens=piece.completion_tokens,
+                        queue_seconds=piece.queue_seconds,
+                    )
+                    if task and record and prediction:
+                        kept = await asyncio.to_thread(
+                            recorder.record,
+                            task.name,
+                            record.text,
+                            prediction,
+                            question=record.question,
+                            model=model,
+                        )
+                        piece = replace(piece, prediction_id=kept)
+                yield piece
+                return
+    except ApiError as error:
+        outcome = _OUTCOMES.get(error.code, "error")
+        raise
+    except Exception:
+        outcome = "error"
+        raise
+    finally:
+        if outcome != "ok":
+            METRICS.observe_request(name, time.perf_counter() - begun, outcome)
