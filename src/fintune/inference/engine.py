@@ -69,8 +69,8 @@ class Engine:
         Raises:
             ModelError: the folder is missing, damaged or no adapter, or the base cannot be loaded.
         """
-        from fintune.config import default_recipe_path, load_recipe
         from fintune.models import base, lora_config, manifest
+        from fintune.recipes import default_recipe_path, load_recipe
         from fintune.tasks import task_set
 
         if model_path is None:
