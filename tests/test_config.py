@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fintune.config import load_recipe, recipe_from
 from fintune.errors import ConfigError
+from fintune.recipes import load_recipe, recipe_from
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "live.yaml")
@@ -106,7 +106,7 @@ def test_a_missing_recipe_is_named(tmp_path):
 
 
 def test_a_recipe_is_validated_without_importing_torch():
-    code = "import sys, fintune.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, fintune.recipes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

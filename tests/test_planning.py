@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fintune.cli import main
-from fintune.config import load_recipe
 from fintune.planning import advice, estimate
+from fintune.recipes import load_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

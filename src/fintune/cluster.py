@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fintune.config import Recipe, default_recipe_path, load_recipe
+from fintune.config import Recipe
 from fintune.data.inputs import CHUNK, chunks
 from fintune.data.quality import Dropped
 from fintune.data.readers.row_files import RowFile, row_files
 from fintune.data.storage import locate
 from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
+from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import Record, Task, TaskSet
 
 LOCAL = "local"

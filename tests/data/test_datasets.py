@@ -12,11 +12,12 @@ import pytest
 
 from fintune import tasks
 from fintune.cli import main
-from fintune.config import Recipe, load_recipe
+from fintune.config import Recipe
 from fintune.data import shards
 from fintune.data.datasets import load_prepared, prepare
 from fintune.data.readers import row_files
 from fintune.errors import ConfigError, DataError
+from fintune.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TASKS = ["sentiment", "headline", "summarization", "qa", "regression"]

@@ -8,8 +8,10 @@ import pytest
 
 from fintune.cli import main
 from fintune.config import Recipe
+from fintune.data import report
 from fintune.data.datasets import prepare
-from fintune.data.report import build, leaks, write
+from fintune.data.report import build, leaks, refuse_leaks, write
+from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 
 CHROMIUM = shutil.which("chromium")
@@ -107,16 +109,23 @@ def test_leaks_are_sentences_and_clean_data_has_none(measured, workdir):
     assert leaks(build(prepare(clean, say=lambda line: None), None, clean)) == []
 
 
+def test_strict_refuses_what_the_report_calls_leaks_and_measures_nothing_else(measured, recipe, monkeypatch):
+    monkeypatch.setattr(report, "_split", None)  # what is measured of a split alone
+    with pytest.raises(DataError) as refused:
+        refuse_leaks(prepare(recipe, say=lambda line: None), recipe)
+    assert str(refused.value).split("\n  ")[1:] == leaks(measured)
+
+
 def test_what_another_datasets_test_set_holds_is_a_leak_across_datasets(recipe, workdir):
     folder = workdir / "raw" / "twitter_financial_news"
     folder.mkdir(parents=True)
     (folder / "sent_train.csv").write_text('text,label\n"A training text",1\n')
     (folder / "sent_valid.csv").write_text(f'text,label\n"{sentence(3, "rose")}",1\n"Nothing alike",1\n')
     recipe.data.dir = str(workdir / "raw")
-    report = build(prepare(recipe, say=lambda line: None), None, recipe)
-    assert report["across"]["test_sets"] == {"twitter_financial_news": 2, "way: own.csv": 8}
-    assert report["across"]["train"][0]["found"]["twitter_financial_news"]["exact"] == 1
-    assert "way: 1 exact repetitions of twitter_financial_news's test texts in train" in leaks(report)
+    found = build(prepare(recipe, say=lambda line: None), None, recipe)
+    assert found["across"]["test_sets"] == {"twitter_financial_news": 2, "way: own.csv": 8}
+    assert found["across"]["train"][0]["found"]["twitter_financial_news"]["exact"] == 1
+    assert "way: 1 exact repetitions of twitter_financial_news's test texts in train" in leaks(found)
 
 
 def test_the_json_is_plain_and_a_second_report_is_the_same_to_the_byte(measured, tmp_path, recipe):

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.config import load_recipe
 from fintune.data.licences import commercial_dataset, commercial_use
 from fintune.data.registry import DATASETS, DEFAULTS, check_views
 from fintune.errors import ConfigError
+from fintune.recipes import load_recipe
 from fintune.tasks import known_tasks
 from fintune.tasks.base import ClassificationTask
 

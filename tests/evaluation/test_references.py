@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from fintune.data.sample import sample_records
 from fintune.errors import ConfigError
 from fintune.evaluation.other_models import OtherModel, label_columns
 from fintune.evaluation.published import PUBLISHED, published_for
-from fintune.evaluation.references import LEXICON_PACKAGE, lexicon_system, tfidf_system
+from fintune.evaluation.references import LEXICON_PACKAGE, lexicon_system, tfidf_system, tone
 from fintune.tasks import Record, known_tasks
 from fintune.tasks.base import ClassificationTask
 
@@ -102,6 +103,20 @@ def test_the_finance_lexicon_reads_the_tone():
     train = [Record(text=text, target=move) for text, move in zip(texts, (3.0, -1.0, 1.0), strict=True)]
     _, numbers = lexicon_system(TASKS["regression"], train, test)
     assert [p.value for p in numbers] == pytest.approx([3, -1, 1])  # a line through three points on a line
+
+
+def test_tones_are_those_of_the_package_whole_text_by_whole_text():
+    package = pytest.importorskip(LEXICON_PACKAGE, reason="pip install 'fintune[lexicon]'")
+    lexicon = package.LM()
+    records = sample_records("summarization", sizes=(12, 0, 0))
+    texts = ["LOSS, loss-making LoSSes!", "5 % gain isn't a gain", "İ ΣΑΣ É", "the", ""]
+    texts += [record.text for record in records]
+    tones = [tone(text) for text in texts]
+    for text, value in zip(texts, tones, strict=True):
+        counts = lexicon.get_score(lexicon.tokenize(text))
+        both = counts["Positive"] + counts["Negative"]
+        assert value == ((counts["Positive"] - counts["Negative"]) / both if both else 0)
+    assert len(set(tones)) > 5
 
 
 @pytest.mark.parametrize(

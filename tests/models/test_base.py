@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fintune.config import BaseModelConfig, TrainingConfig, load_recipe
+from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
 from fintune.models import base
 from fintune.models.lora_config import add_adapter, count_parameters
+from fintune.recipes import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

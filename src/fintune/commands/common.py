@@ -66,7 +66,7 @@ def count(text: str) -> int:
 
 
 def recipe_of(args: argparse.Namespace) -> Any:
-    from fintune.config import default_recipe_path, load_recipe
+    from fintune.recipes import default_recipe_path, load_recipe
 
     recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
     return recipe.debugged() if args.debug else recipe
@@ -92,9 +92,9 @@ def adapter_of(model_path: str | None) -> str | Path | None:
 
 def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
     """The recipe an adapter was trained by, unless another one is given."""
-    from fintune.config import recipe_from
     from fintune.models import manifest
     from fintune.models.lora_config import check_adapter
+    from fintune.recipes import recipe_from
 
     trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
     if not trained or args.config:

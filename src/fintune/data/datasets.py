@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune import __version__
-from fintune.config import Recipe, TaskDataConfig, default_recipe_path, load_recipe
+from fintune.config import Recipe, TaskDataConfig
 from fintune.data import splits
 from fintune.data.quality import Report, Split, refuse_empty, refuse_unknown_labels
 from fintune.data.registry import check_views
@@ -28,6 +28,7 @@ from fintune.data.sources import SAMPLE, Source, licensed_source
 from fintune.data.storage import locate, refuse_full, write_parquet
 from fintune.errors import DataError
 from fintune.files import atomic_folder, file_sha256, read_json, write_json
+from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_from_dict, task_set
 from fintune.tasks.base import Record, Task, TaskSet
 

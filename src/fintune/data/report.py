@@ -17,7 +17,7 @@ from fintune.data import encoding
 from fintune.data.datasets import SPLITS, PreparedDataset
 from fintune.data.held_out import Found, HeldOut, public_and_prepared
 from fintune.data.near_duplicates import THRESHOLD, pairs, shingles, similarity
-from fintune.data.quality import text_key
+from fintune.data.quality import Split, text_key
 from fintune.data.registry import DATASETS
 from fintune.data.templates import PromptTemplate
 from fintune.errors import DataError
@@ -33,6 +33,8 @@ SHOWN = 160
 NEAR_ROWS = 200_000
 """Rows of a split, from its beginning, among which near duplicates are looked for, in memory."""
 BINS = 24
+
+Splits = dict[Split, list[Record]]
 
 
 def build(
@@ -50,23 +52,10 @@ def build(
         `across`: what the training texts of each task repeat of every test set there is.
     """
     template = PromptTemplate(tokenizer, recipe.training.max_length) if tokenizer is not None else None
-    held_out = public_and_prepared(recipe.data, prepared, threshold)
-    tasks: dict[str, Any] = {}
-    across: list[dict[str, Any]] = []
-    for task in prepared.task_set():
-        entry = prepared.manifest["tasks"][task.name]
-        splits = {split: prepared.records(task.name, split) for split in SPLITS}
-        tasks[task.name] = {
-            "type": task.type,
-            **{key: entry[key] for key in ("dataset", "source", "licence", "dropped", "dropped_examples")},
-            "splits": {
-                split: _split(task, records, template, threshold) for split, records in splits.items()
-            },
-            "leaks": _between_splits(splits, threshold),
-        }
-        across.append(
-            {"task": task.name, "dataset": entry["dataset"], "found": _across(splits["train"], held_out)}
-        )
+
+    def measure(task: Task, splits: Splits) -> dict[str, Any]:
+        return {split: _split(task, records, template, threshold) for split, records in splits.items()}
+
     return {
         "schema": SCHEMA,
         "fintune": __version__,
@@ -74,13 +63,41 @@ def build(
         "key": prepared.manifest["key"],
         "threshold": threshold,
         "max_length": recipe.training.max_length,
-        "tasks": tasks,
-        "across": {"test_sets": dict(held_out.records), "train": across},
+        **_found(prepared, recipe, threshold, measure),
     }
 
 
+def _found(
+    prepared: PreparedDataset,
+    recipe: Recipe,
+    threshold: float,
+    measure: Callable[[Task, Splits], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """`tasks` and `across` of the report: the leaks, and what `measure` says of a task's splits."""
+    held_out = public_and_prepared(recipe.data, prepared, threshold)
+    tasks: dict[str, Any] = {}
+    across: list[dict[str, Any]] = []
+    for task in prepared.task_set():
+        entry = prepared.manifest["tasks"][task.name]
+        splits: Splits = {split: prepared.records(task.name, split) for split in SPLITS}
+        tasks[task.name] = {
+            "type": task.type,
+            **{key: entry[key] for key in ("dataset", "source", "licence", "dropped", "dropped_examples")},
+            **({"splits": measure(task, splits)} if measure else {}),
+            "leaks": _between_splits(splits, threshold),
+        }
+        across.append(
+            {"task": task.name, "dataset": entry["dataset"], "found": _across(splits["train"], held_out)}
+        )
+    return {"tasks": tasks, "across": {"test_sets": dict(held_out.records), "train": across}}
+
+
 def leaks(report: dict[str, Any]) -> list[str]:
-    """One sentence a leak: what was removed before, what remains between splits, and between datasets."""
+    """One sentence a leak: what was removed before, what remains between splits, and between datasets.
+
+    Args:
+        report: what `build` returned; `tasks` and `across` are enough.
+    """
     sentences = []
     for name, task in report["tasks"].items():
         for reason, count in task["dropped"].items():
@@ -105,7 +122,7 @@ def _one_source(dataset: str, other: str) -> bool:
 
 def refuse_leaks(prepared: PreparedDataset, recipe: Recipe) -> None:
     """Raise a DataError that lists what of the training data stands in a test set; see `leaks`."""
-    if sentences := leaks(build(prepared, None, recipe)):
+    if sentences := leaks(_found(prepared, recipe, THRESHOLD)):
         raise DataError(
             "--strict allows no leak, but there are these (fintune data report names them):\n  "
             + "\n  ".join(sentences)
@@ -299,7 +316,7 @@ def _shown(value: object) -> str:
 # Between splits and datasets ------------------------------------------------------------------------
 
 
-def _between_splits(splits: dict[Any, list[Record]], threshold: float) -> list[dict[str, Any]]:
+def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
     """What the texts of one split repeat of another that it should not know: whole texts, not statements."""
     held_out = HeldOut(threshold, whole=True)
     for split in ("validation", "test"):

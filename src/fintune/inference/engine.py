@@ -82,8 +82,8 @@ class Engine:
                 loaded.
             MissingExtraError: the backend is not installed.
         """
-        from fintune.config import default_recipe_path, load_recipe
         from fintune.models import base, lora_config, manifest
+        from fintune.recipes import default_recipe_path, load_recipe
         from fintune.tasks import task_set
 
         if model_path is None:

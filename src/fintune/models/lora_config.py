@@ -150,8 +150,8 @@ def test_model_loading() -> None:
     """Load the default base model with a new adapter and say a word with it (the guide's debug command)."""
     import time
 
-    from fintune.config import default_recipe_path, load_recipe
     from fintune.models.base import choose_precision, load_base_model, load_tokenizer
+    from fintune.recipes import default_recipe_path, load_recipe
 
     recipe = load_recipe(default_recipe_path())
     start = time.perf_counter()

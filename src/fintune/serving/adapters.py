@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe, default_recipe_path, load_recipe
+from fintune.config import Recipe
 from fintune.errors import ConfigError, ModelError
 from fintune.inference.engine import Engine
 from fintune.models import manifest
 from fintune.models.lora_config import WEIGHTS, check_adapter
+from fintune.recipes import default_recipe_path, load_recipe
 from fintune.serving.errors import ApiError
 from fintune.tasks import TaskSet
 

@@ -140,8 +140,8 @@ def test_the_datas_system_message_stands_in_the_prompt_in_place_of_the_tasks():
 def test_the_example_recipe_makes_a_sixth_task_without_code(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from fintune.config import load_recipe
     from fintune.data.datasets import prepare
+    from fintune.recipes import load_recipe
 
     monkeypatch.chdir(Path(__file__).parents[3])
     config = load_recipe("configs/examples/instruction.yaml", [f"data.prepared_dir={tmp_path}/prepared"])
