@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe, default_recipe_path, load_recipe
+from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
 from fintune.models import base, gguf_file, lora_config, manifest
+from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_set
 
 FORMATS = ("merged", "gguf")
