@@ -48,9 +48,8 @@ def tiny_base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def random_adapter(tiny_base, tmp_path_factory):
-    """A folder with an adapter of random weights on the tiny base, which answers quite otherwise."""
+def make_random_adapter(base, folder):
+    """An adapter of random weights, which answers quite otherwise than its base; returns its folder."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM
@@ -59,16 +58,27 @@ def random_adapter(tiny_base, tmp_path_factory):
     from fintune.models import manifest
     from fintune.tasks import task_set
 
-    folder = tmp_path_factory.mktemp("adapter") / "own"
-    raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 256}}
+    raw = {"base_model": {"name": str(base)}, "training": {"bf16": False, "max_length": 256}}
     recipe = Recipe.model_validate(raw)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
     peft.get_peft_model(model, config).save_pretrained(folder)
     manifest.write(folder, recipe, task_set(recipe), seed=7)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_adapter(tiny_base, tmp_path_factory):
+    """`make_random_adapter` on the tiny base."""
+    return make_random_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "own")
+
+
+@pytest.fixture(scope="session")
+def random_adapter_on():
+    """A function: a base's folder and a new one → `make_random_adapter`."""
+    return make_random_adapter
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def test_tasks_and_texts_are_those_of_the_builtin_backend(running, random_adapte
 
     engine = Engine.load(random_adapter)
     text = "Operating profit rose to EUR 13.1 mn."
-    answer = httpx.post(f"{running.url}/v1/tasks/sentiment", json={"text": text}, timeout=60).json()
+    (answer,) = httpx.post(f"{running.url}/v1/tasks/sentiment", json={"text": text}, timeout=60).json()[
+        "data"
+    ]
     wanted = engine.answer("sentiment", text)
     assert answer["prediction"] == wanted.value
     assert answer["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-4)

@@ -102,6 +102,14 @@ class Engine:
             from fintune.inference.backends.llamacpp import LlamaCpp
 
             model = LlamaCpp.load(model_path, recipe.training.max_length)
+        elif backend == "vllm":
+            from fintune.inference.backends.vllm import Vllm
+
+            name, revision = recipe.base_model.name, recipe.base_model.revision
+            rank = lora_config.rank(folder) if folder else 0
+            dtype = str(precision.dtype).removeprefix("torch.")
+            length = recipe.training.max_length
+            model = Vllm(base.resolve(name), folder, rank, length, revision, dtype=dtype)
         else:
             if folder is None and model_path and any(Path(model_path).glob("*.gguf")):
                 raise ModelError(f"{model_path} holds a GGUF file: ask it with --backend llama.cpp.")

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from fintune.data.batching import pack
 from fintune.inference.prefix import Prefix
 from fintune.models.attention import Decode
-from fintune.models.likelihood import row_inputs
+from fintune.models.likelihood import cache_name, row_inputs
 
 Allowed = Callable[[int, Sequence[int]], Any]
 """(Number of the prompt, the tokens it has so far) → the tokens that may come next, as a list or a tensor;
@@ -121,7 +121,7 @@ def greedy(
             input_ids=tokens[:, None],
             position_ids=positions[:, None],
             attention_mask=tokens.new_zeros(1, 1, 1, 1),  # a 4-d mask is passed through untouched
-            cache=cache,
+            **{cache_name(): cache},
             use_cache=True,
             layout=Decode(hidden[:, None, None, :used]),
         ).logits[:, -1]
@@ -209,7 +209,7 @@ def _prefill(
             begin += own
         index = torch.tensor(places, device=model.device)
         into = slice(part[0], part[-1] + 1)
-        for i, layer in enumerate(found.cache.layers):
+        for i, layer in enumerate(getattr(found, cache_name()).layers):
             if i == len(buffers):
                 heads, dim = layer.keys.shape[1], layer.keys.shape[3]
                 shape = (len(prompts), heads, longest + room, dim)

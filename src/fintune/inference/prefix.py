@@ -44,6 +44,8 @@ class PrefixStore:
         """The prefix of these tokens; computed by `model` if it is not known yet."""
         import torch
 
+        from fintune.models.likelihood import cache_name
+
         if not ids:
             return Prefix()
         key = (adapter, tuple(ids))
@@ -52,7 +54,7 @@ class PrefixStore:
         else:
             self.misses += 1
             row = torch.tensor([key[1]], device=model.device)
-            cache = model(input_ids=row, use_cache=True, logits_to_keep=1).cache
+            cache = getattr(model(input_ids=row, use_cache=True, logits_to_keep=1), cache_name())
             if len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
             self._known[key] = Prefix(len(ids), [(layer.keys, layer.values) for layer in cache.layers])

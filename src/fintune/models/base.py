@@ -93,7 +93,7 @@ def source_gguf(name: str) -> Path | None:
     if name == EMBEDDED:
         return embedded_gguf()
     path = Path(name).expanduser()
-    return path if path.suffix.lower() == ".gguf" else None
+    return path if path.suffix.lower() == ".gguf" and not path.is_dir() else None
 
 
 def convert_gguf(gguf: Path) -> Path:

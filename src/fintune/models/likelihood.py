@@ -7,6 +7,7 @@ only, `CHUNK` of them at a time, and no logits are kept for the backward pass.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,15 @@ def target_nll(
         return model(**inputs).logits
 
 
+@functools.cache
+def cache_name() -> str:
+    """What Transformers calls a model's cache: `cache` since 5.24, before that `past_key_values`."""
+    import transformers
+
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return "cache" if release >= (5, 24) else "past_key_values"
+
+
 def row_inputs(row: Any, by_blocks: bool = True, cache: Any | None = None) -> dict[str, Any]:
     """What a model's forward is told of a row; arguments as of `target_nll`."""
     inputs = {
@@ -115,7 +125,7 @@ def row_inputs(row: Any, by_blocks: bool = True, cache: Any | None = None) -> di
         "use_cache": cache is not None,
     }
     if cache is not None:
-        inputs["cache"] = cache
+        inputs[cache_name()] = cache
     if by_blocks:
         # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
         inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from fintune.inference.generation import Allowed, Generated
 
-NAMES = ("builtin", "llama.cpp")
+NAMES = ("builtin", "llama.cpp", "vllm")
 
 
 class Backend(Protocol):

@@ -131,6 +131,8 @@ class Builtin:
     def advance(self, texts: _Texts, tokens: Sequence[int] | None) -> Any:
         import torch
 
+        from fintune.models.likelihood import cache_name
+
         if tokens is not None:
             texts.ids = torch.tensor(tokens, device=self.model.device)[:, None]
             texts.mask = torch.cat([texts.mask, texts.mask.new_ones(len(tokens), 1)], dim=1)
@@ -139,7 +141,7 @@ class Builtin:
             input_ids=texts.ids,
             attention_mask=texts.mask,
             position_ids=positions,
-            cache=texts.cache,
+            **{cache_name(): texts.cache},
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]

@@ -1,0 +1,155 @@
+"""The backend of vLLM, for GPUs: the base on vLLM's engine, the adapter as its LoRA request."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from fintune.inference.generation import Allowed, Generated
+
+AT_ONCE = 4096
+"""Prompts handed over in one call: vLLM makes its own batches of them."""
+AT_MOST = 128
+"""Tokens whose likelihood vLLM tells of one request."""
+RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The ranks vLLM has room for."""
+_GREEDY = {"temperature": 0, "detokenize": False}
+
+
+class Vllm:
+    """A base in vLLM, perhaps with one adapter."""
+
+    texts = 0
+
+    def __init__(
+        self,
+        base: str | Path,
+        adapter: Path | None,
+        rank: int,
+        max_length: int,
+        revision: str | None = None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            base: a hub id, or a folder of safetensors.
+            rank: of the adapter.
+            max_length: tokens of a prompt and its answer.
+            options: of vLLM's `LLM`.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+            ModelError: vLLM cannot load the model here.
+        """
+        try:
+            import vllm
+            from vllm.lora.request import LoRARequest
+        except ModuleNotFoundError:
+            raise MissingExtraError("--backend vllm", "vllm") from None
+        if adapter is not None:
+            room = min((each for each in RANKS if each >= rank), default=RANKS[-1])
+            options |= {"enable_lora": True, "max_lora_rank": room}
+        self.context: int | None = max_length
+        try:
+            self._llm = vllm.LLM(
+                model=str(base),
+                revision=revision,
+                max_model_len=max_length,
+                generation_config="vllm",  # not the sampling that the model's folder may ask for
+                **options,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise ModelError(f"vLLM cannot load {base}: {''.join(reason)}") from error
+        self._sampling = vllm.SamplingParams
+        self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
+        self._request = self._adapter
+
+    @contextlib.contextmanager
+    def session(self, use_adapter: bool = True) -> Iterator[None]:
+        self._request = self._adapter if use_adapter else None
+        yield
+
+    def batch_limits(self, size: int, scoring: bool) -> tuple[int, int]:
+        return AT_ONCE, AT_ONCE * (self.context or 0)
+
+    def shared(self, prompts: Sequence[Sequence[int]]) -> int:
+        return 0  # vLLM finds common beginnings by itself
+
+    def lookups(self) -> tuple[int, int]:
+        return 0, 0
+
+    def log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
+    ) -> list[list[float]]:
+        # Not by prompt_logprobs: vLLM gets those wrong, or stops, with a LoRA (its issues 16668, 29955), and
+        # computes the prompt again for every answer.
+        wanted = next_tokens(answers)
+        found = self._llm.generate(
+            [{"prompt_token_ids": [*prompt, *start]} for prompt in prompts for start, _ in wanted],
+            [self._sampling(max_tokens=1, logprob_token_ids=ids, **_GREEDY) for _, ids in wanted]
+            * len(prompts),
+            use_tqdm=False,
+            lora_request=self._request,
+        )
+        rows = iter([output.outputs[0].logprobs[0] for output in found])
+        scores = []
+        for _ in prompts:
+            known = {}
+            for (start, ids), row in zip(wanted, rows, strict=False):
+                known.update({(*start, token): float(row[token].logprob) for token in ids})
+            scores.append(
+                [sum(known[(*a[:i], token)] for i, token in enumerate(a)) for a in map(tuple, answers)]
+            )
+        return scores
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        end: int,
+        allowed: Allowed | None,
+        shared: int = 0,
+    ) -> list[Generated]:
+        from fintune.inference.generation import Generated
+
+        if allowed is not None:
+            raise ModelError(
+                "--backend vllm cannot keep texts to a format: take the task out of evaluation.formats, or "
+                "use --backend builtin."
+            )
+        found = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            self._sampling(max_tokens=max_new_tokens, stop_token_ids=[end], logprobs=0, **_GREEDY),
+            use_tqdm=False,
+            lora_request=self._request,
+        )
+        answers = []
+        for output in found:
+            ids = list(output.outputs[0].token_ids)
+            values = [row[token].logprob for row, token in zip(output.outputs[0].logprobs, ids, strict=True)]
+            answers.append(Generated([token for token in ids if token != end], values))
+        return answers
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> Any:
+        raise ModelError("--backend vllm writes no text a token at a time: serve it with vLLM's own server.")
+
+    advance = keep = begin
+
+
+def next_tokens(answers: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Every beginning of an answer, the empty one too, and up to `AT_MOST` of the tokens that come next."""
+    found: dict[tuple[int, ...], dict[int, None]] = {}
+    for answer in answers:
+        for i, token in enumerate(answer):
+            found.setdefault(tuple(answer[:i]), {})[token] = None
+    return [
+        (start, list(tokens)[i : i + AT_MOST])
+        for start, tokens in found.items()
+        for i in range(0, len(tokens), AT_MOST)
+    ]
