@@ -102,4 +102,4 @@ def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, 
     one, two = load_file(workdir / "one.safetensors"), load_file(workdir / "two.safetensors")
     assert one.keys() == two.keys() and any("lora_B" in name and one[name].abs().max() > 1e-3 for name in one)
     for name in one:  # rows cut otherwise differ by half of that: the order of sums
-        assert (two[name] - one[name]).norm() < 1e-4 * one[name].norm(), name
+        assert (two[name] - one[name]).norm() < 1e-3 * one[name].norm(), name
