@@ -119,14 +119,18 @@ class Metrics:
         if queue_seconds is not None:
             self.wait.labels(task).observe(queue_seconds)
         if input_tokens is not None:
-            self.input_tokens.labels(task).observe(input_tokens)
-            self.tokens.labels(task, "prompt").inc(input_tokens)
-        if cached_tokens:
-            self.tokens.labels(task, "cached").inc(cached_tokens)
-        if completion_tokens:
-            self.tokens.labels(task, "completion").inc(completion_tokens)
+            self.observe_tokens(task, input_tokens, cached_tokens, completion_tokens)
         if prediction is not None:
             self._observe_answer(task, prediction)
+
+    def observe_tokens(self, task: str, prompt: int, cached: int = 0, completion: int = 0) -> None:
+        """Count the tokens of one request: of its prompt, `cached` of them not computed again, and written."""
+        self.input_tokens.labels(task).observe(prompt)
+        self.tokens.labels(task, "prompt").inc(prompt)
+        if cached:
+            self.tokens.labels(task, "cached").inc(cached)
+        if completion:
+            self.tokens.labels(task, "completion").inc(completion)
 
     def _observe_answer(self, task: str, prediction: Prediction) -> None:
         if isinstance(prediction.value, int | float):

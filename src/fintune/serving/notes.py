@@ -81,13 +81,13 @@ async def text(
                 outcome = "timeout" if piece.finish == "cancelled" else "ok"
                 prediction = piece.prediction or (task.parse(whole) if task else None)
                 if outcome == "ok":
+                    scored = piece.prediction is not None  # the model thread counts what it writes
                     METRICS.observe_request(
                         name,
                         time.perf_counter() - begun,
                         prediction=prediction,
-                        input_tokens=piece.prompt_tokens,
+                        input_tokens=piece.prompt_tokens if scored else None,
                         cached_tokens=piece.cached_tokens,
-                        completion_tokens=piece.completion_tokens,
                         queue_seconds=piece.queue_seconds,
                     )
                     if task and record and prediction:

@@ -162,7 +162,7 @@ def _task_pieces(
             )
         return engine.template.prompt_ids(task, record, most - budget, True)[0]
 
-    return thread.write(model, prompt, sampling)
+    return thread.write(model, prompt, sampling, task.name)
 
 
 async def _label(thread: ModelThread, model: str, task: Task, record: Record) -> Pieces:

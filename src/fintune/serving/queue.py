@@ -43,6 +43,8 @@ class _Job:
     deadline: float
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
+    label: str = ""
+    """Of a text: what its tokens are counted under."""
     trace: Any = field(default_factory=tracing.here)
     dropped: bool = False
 
@@ -133,12 +135,13 @@ class ModelThread:
         return await self._result(self._submit(("control", str(id(work))), 0, work))
 
     async def write(
-        self, model: str, prompt: Callable[[Engine], list[int]], sampling: Sampling
+        self, model: str, prompt: Callable[[Engine], list[int]], sampling: Sampling, label: str = "text"
     ) -> AsyncIterator[str | Done]:
         """Pieces of a text as they are written, then `Done`. A caller that stops listening stops the writing.
 
         Args:
             prompt: its token ids, computed on the model thread.
+            label: what its tokens are counted under, those of a text that is given up, too.
 
         Raises:
             ApiError: 400, the backend writes no texts a token at a time.
@@ -151,7 +154,7 @@ class ModelThread:
                 code="not_supported",
                 param="model",
             )
-        job = self._submit(("write", model), 1, (prompt, sampling))
+        job = self._submit(("write", model), 1, (prompt, sampling), label)
         try:
             while True:
                 event = await self._event(job)
@@ -177,9 +180,9 @@ class ModelThread:
             raise event
         return event
 
-    def _submit(self, key: tuple[str, ...], size: int, work: Any) -> _Job:
+    def _submit(self, key: tuple[str, ...], size: int, work: Any, label: str = "") -> _Job:
         deadline = time.monotonic() + self.settings.timeout
-        job = _Job(key, size, work, asyncio.get_running_loop(), asyncio.Queue(), deadline)
+        job = _Job(key, size, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
         with self._changed:
             if not self.ready:
                 raise stopping()
@@ -348,6 +351,7 @@ class ModelThread:
         for job in [job for job in jobs if job.work.finish]:
             jobs.remove(job)
             writing: Writing = job.work
+            METRICS.observe_tokens(job.label, len(writing.prompt), completion=len(writing.ids))
             waited = job.started - job.arrived
             job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids), waited))
         if not more:
