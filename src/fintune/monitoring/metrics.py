@@ -124,7 +124,7 @@ class Metrics:
             self._observe_answer(task, prediction)
 
     def observe_tokens(self, task: str, prompt: int, cached: int = 0, completion: int = 0) -> None:
-        """Count the tokens of one request: of its prompt, `cached` of them not computed again, and written."""
+        """Count one request's tokens: of its prompt, of these the `cached` ones, and of what was written."""
         self.input_tokens.labels(task).observe(prompt)
         self.tokens.labels(task, "prompt").inc(prompt)
         if cached:
