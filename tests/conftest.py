@@ -9,6 +9,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that it does not stand alone at the end of several processes' work."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture
 def wandb_anew():
     """W&B without what an earlier test made of it: it keeps folder and mode for the life of a process."""

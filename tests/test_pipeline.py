@@ -25,7 +25,8 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    output = run(str(ROOT / "run_training.py"), "--debug", "--set", "evaluation.base_model_max_test=2")
+    fewer = ("evaluation.base_model_max_test=1", "evaluation.max_validation=2")
+    output = run(str(ROOT / "run_training.py"), "--debug", "--set", fewer[0], "--set", fewer[1])
     lines = output.splitlines()
     assert lines[0] == "This run uses the built-in sample (HF_HUB_OFFLINE is set)."  # by conftest.py
     assert lines[-1].startswith("Done in ") and "with the built-in sample" in lines[-1]
