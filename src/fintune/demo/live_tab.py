@@ -62,19 +62,21 @@ def scorecard(card: Mapping[str, Any]) -> str:
 
 def items(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `fintune.live.page.rows` as a table with a column for each task that answered."""
+    order = [*texts.TITLES]
     tasks = list(dict.fromkeys(task for row in rows for task in row["answers"]))
+    tasks.sort(key=lambda task: order.index(task) if task in order else len(order))
     shown = [
         {
-            "seen": f"{row['seen'][:10]} {row['seen'][11:16]}",
-            "source": row["source"],
             "news": _news(row),
             **{task: _answer(row["answers"][task]) for task in tasks if task in row["answers"]},
+            "source": row["source"],
+            "seen": f"{row['seen'][:10]} {row['seen'][11:16]}",
         }
         for row in rows
     ]
     count = f"The newest {len(rows):,} items" if len(rows) > 1 else "The newest item"
     names = {"seen": "seen (UTC)", **{task: texts.TITLES.get(task, task) for task in tasks}}
-    table = render.table(shown, ["seen", "source", "news", *tasks], names=names)
+    table = render.table(shown, ["news", *tasks, "source", "seen"], names=names)
     return f'<p class="ft-quiet" role="status">{count}.</p>{table}'
 
 
