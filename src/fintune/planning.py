@@ -20,8 +20,8 @@ from fintune.inference.backends.builtin import ROW_TOKENS
 
 ADAPTER_BYTES = 16
 """A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""
-UTILISATION = {"cpu": 0.17, "cuda": 0.4}
-"""The share of the matrix peak that training reaches: on a CPU with AMX as benchmarks/training.py measured it
+UTILISATION = {"cpu": 0.4, "cpu with AMX": 0.17, "cuda": 0.4}
+"""The share of the matrix peak that training reaches: on CPUs as benchmarks/training.py measured it
 (docs/LOG.md), on a GPU assumed."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Python with its libraries, or a CUDA context."""
@@ -61,6 +61,14 @@ class Estimate:
         return held + max(self.activation_bytes, self.validation_bytes)
 
 
+def _kind(device: str) -> str:
+    """The key of `UTILISATION`. Matrix units raise the peak far more than what else a step does."""
+    import torch
+
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
+    return "cpu with AMX" if device == "cpu" and capabilities.get("amx_bf16") else device
+
+
 def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     """What a run of the recipe needs on this machine; `device` (cpu or cuda) overrides what it computes on.
 
@@ -92,7 +100,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
         flops = FlopCount(model)(work.tokens, work.targets)
         if recipe.training.gradient_checkpointing:
             flops += work.tokens * 2 * linear  # the forward pass is computed again
-        seconds = flops / (matrix_peak() * UTILISATION[device])
+        seconds = flops / (matrix_peak() * UTILISATION[_kind(device)])
     return Estimate(
         trainable_parameters=trainable,
         all_parameters=total,

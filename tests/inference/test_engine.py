@@ -106,6 +106,35 @@ def test_a_trained_adapter_answers_every_task_and_the_untuned_base_still_answers
     assert list(untuned.probabilities.values()) == pytest.approx(list(base.probabilities.values()), rel=1e-4)
 
 
+def test_a_merged_adapter_answers_as_peft_does_also_after_the_untuned_base_was_asked(
+    random_adapter, tiny_base
+):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    from fintune.models import manifest
+
+    recipe, tasks = manifest.read(random_adapter)
+    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), random_adapter)
+    merged = Engine.load(random_adapter)
+    peft_engine = Engine.of(plain.eval(), merged.tokenizer, tasks, recipe, random_adapter)
+    records = some("headline", 4)
+
+    def both(use_adapter):
+        asked = [e.predict("headline", records, use_adapter=use_adapter) for e in (merged, peft_engine)]
+        return [[list(p.probabilities.values()) for p in found] for found in asked]
+
+    seen = []
+    for use_adapter in (True, False, True, False):
+        ours, theirs = both(use_adapter)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+        seen.append(ours)
+    assert seen[0][0] != pytest.approx(seen[1][0], rel=0.05)
+    layers = [module for module in merged.model.modules() if hasattr(module, "merged_adapters")]
+    assert layers and all(layer.merged for layer in layers)
+
+
 def test_labels_can_be_compared_by_the_mean_of_their_tokens(engine, monkeypatch):
     task, records = engine.tasks["headline"], some("headline", 3)
     lengths = [len(engine.template.completion_ids(label)) for label in task.labels]

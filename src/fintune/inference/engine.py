@@ -114,7 +114,9 @@ class Engine:
             if folder is None and model_path and any(Path(model_path).glob("*.gguf")):
                 raise ModelError(f"{model_path} holds a GGUF file: ask it with --backend llama.cpp.")
             model = base.load_base_model(recipe.base_model, precision.dtype)
-            model = lora_config.load_adapter(model, folder) if folder else model
+            if folder:
+                model = lora_config.load_adapter(model, folder)
+                lora_config.merge(model)
             model.eval()
         tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
         return cls.of(model, tokenizer, tasks, recipe, folder)

@@ -121,6 +121,38 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         ) from error
 
 
+def merge(model: Any) -> None:
+    """Add the adapter to fp32 weights in place, so that a layer is one product; PEFT can take it off again.
+
+    Nothing is done in a lower precision, where the sum would be rounded and answers would change, over
+    quantized weights, or where the adapter covers embeddings, which the head may share.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.dtype != torch.float32 or getattr(model, "is_quantized", False):
+        return
+    if not any(isinstance(end, BaseTunerLayer) for end in ends):
+        model.merge_adapter()
+
+
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The untuned base, also under a merged adapter, which is merged again afterwards."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules())
+    if merged:
+        model.unmerge_adapter()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        if merged:
+            model.merge_adapter()
+
+
 @contextlib.contextmanager
 def mixed_precision(model: Any, peft_forwards: bool = True) -> Iterator[None]:
     """Compute products in the frozen weights' dtype while the adapter's own weights stay fp32.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -46,8 +47,9 @@ def _numel(parameter: Any) -> int:
     return int(parameter.numel()) * (2 if packed else 1)
 
 
+@functools.cache
 def matrix_peak() -> float:
-    """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s.
+    """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s; measured once a process.
 
     A precision that is far slower than the best so far is given up: without hardware for it, a CPU computes
     bfloat16 a hundred times slower than fp32.

@@ -65,11 +65,11 @@ class Builtin:
     def session(self, use_adapter: bool = True) -> Iterator[None]:
         import torch
 
-        from fintune.models.lora_config import mixed_precision
+        from fintune.models.lora_config import mixed_precision, without_adapter
 
         model, was_training = self.model, self.model.training
         off = not use_adapter and hasattr(model, "disable_adapter")
-        adapter = model.disable_adapter() if off else contextlib.nullcontext()
+        adapter = without_adapter(model) if off else contextlib.nullcontext()
         with torch.no_grad(), adapter, mixed_precision(model, self.peft_forwards):
             if was_training:
                 model.eval()
