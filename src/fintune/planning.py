@@ -27,9 +27,9 @@ RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Python with its libraries, or a CUDA context."""
 LOGIT_BYTES = 10
 """A logit of the chunk at hand: in fp32 twice, and in the model's dtype."""
-KEPT = {"cpu": (1.5, 2.2), "cuda": (1.0, 1.0)}
-"""What the allocator holds for each byte of activations and of a validation: mimalloc keeps what was freed
-in other sizes. Measured on three recipes (docs/LOG.md)."""
+KEPT = {"cpu": (1.5, 2.2), "cpu in fp32": (2.0, 4.4), "cuda": (1.0, 1.0)}
+"""What the allocator holds for each byte of 2-byte activations and of a validation: mimalloc keeps what was
+freed in other sizes. Measured on three recipes in bfloat16 and one in fp32 (docs/LOG.md)."""
 SAMPLED = 300
 """Steps of a long epoch that stand for all."""
 CHARACTERS_PER_TOKEN = 4
@@ -92,7 +92,8 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     work = _work(recipe)
     rows = work.rows if work else [_largest_row(recipe)]
-    kept, kept_of_validation = KEPT[device]
+    width = _bytes_per_value(recipe, device)
+    kept, kept_of_validation = KEPT["cpu in fp32" if (device, width) == ("cpu", 4) else device]
     activations = round(max(_row_bytes(row, recipe, text, device) for row in rows) * kept)
     validation = round(_validation_bytes(recipe, text) * kept_of_validation)
     seconds = None
@@ -105,7 +106,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
         trainable_parameters=trainable,
         all_parameters=total,
         adapter_bytes=4 * trainable,
-        weight_bytes=round(linear * _bytes_per_weight(recipe) + other * 2),
+        weight_bytes=round(linear * _bytes_per_weight(recipe, width) + other * width),
         optimizer_bytes=ADAPTER_BYTES * trainable,
         activation_bytes=activations,
         validation_bytes=validation,
@@ -148,10 +149,17 @@ def _weights(model: Any) -> tuple[int, int]:
     return linear, sum(p.numel() for p in model.parameters()) - linear
 
 
-def _bytes_per_weight(recipe: Recipe) -> float:
+def _bytes_per_value(recipe: Recipe, device: str) -> int:
+    """Of what is computed: 2, but 4 on a CPU that computes in fp32."""
+    from fintune.models.base import choose_precision
+
+    return 2 if device == "cuda" else choose_precision(recipe.training).dtype.itemsize
+
+
+def _bytes_per_weight(recipe: Recipe, width: int) -> float:
     if recipe.base_model.load_in_4bit:
         return 0.5 + 0.016  # NF4, its scales quantized too (Dettmers et al., 2023, section 3)
-    return 1.0 if recipe.base_model.load_in_8bit else 2.0
+    return 1.0 if recipe.base_model.load_in_8bit else width
 
 
 @dataclass(frozen=True)
