@@ -76,6 +76,7 @@ def measure(system: str, task: str, count: int, adapter: str, data_dir: str | No
     model = lora_config.load_adapter(model, adapter).eval()
     tokenizer = base.load_tokenizer(BaseModelConfig().name)
     if system == "fintune":
+        lora_config.merge(model)  # as Engine.load does
         engine = Engine(model, tokenizer, tasks, 1024, "base", Path(adapter), BATCH)
 
         def run(part: list[Any]) -> list[str]:
