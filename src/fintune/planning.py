@@ -93,7 +93,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     work = _work(recipe)
     rows = work.rows if work else [_largest_row(recipe)]
     width = _bytes_per_value(recipe, device)
-    kept, kept_of_validation = KEPT["cpu in fp32" if (device, width) == ("cpu", 4) else device]
+    kept, kept_of_validation = KEPT["cpu in fp32" if width == 4 else device]
     activations = round(max(_row_bytes(row, recipe, text, device) for row in rows) * kept)
     validation = round(_validation_bytes(recipe, text) * kept_of_validation)
     seconds = None

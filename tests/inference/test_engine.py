@@ -135,6 +135,26 @@ def test_a_merged_adapter_answers_as_peft_does_also_after_the_untuned_base_was_a
     assert layers and all(layer.merged for layer in layers)
 
 
+def test_an_adapter_that_is_no_number_leaves_the_untuned_base_as_it_is(random_adapter, tiny_base, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(random_adapter, tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    weights[min(weights)][0, 0] = math.nan
+    save_file(weights, broken / "adapter_model.safetensors", {"format": "pt"})
+    records = some("headline", 2)
+    whole, ours = (
+        [
+            list(p.probabilities.values())
+            for p in Engine.load(f).predict("headline", records, use_adapter=False)
+        ]
+        for f in (random_adapter, broken)
+    )
+    assert ours[0] == pytest.approx(whole[0], rel=1e-3) and ours[1] == pytest.approx(whole[1], rel=1e-3)
+
+
 def test_labels_can_be_compared_by_the_mean_of_their_tokens(engine, monkeypatch):
     task, records = engine.tasks["headline"], some("headline", 3)
     lengths = [len(engine.template.completion_ids(label)) for label in task.labels]

@@ -125,15 +125,17 @@ def merge(model: Any) -> None:
     """Add the adapter to fp32 weights in place, so that a layer is one product; PEFT can take it off again.
 
     Nothing is done in a lower precision, where the sum would be rounded and answers would change, over
-    quantized weights, or where the adapter covers embeddings, which the head may share.
+    quantized weights, where the adapter covers embeddings, which the head may share, or where it holds what
+    is no number, which could not be taken off again.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if model.dtype != torch.float32 or getattr(model, "is_quantized", False):
         return
-    if not any(isinstance(end, BaseTunerLayer) for end in ends):
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapter = (p for name, p in model.named_parameters() if "lora_" in name)
+    if not any(isinstance(end, BaseTunerLayer) for end in ends) and all(p.isfinite().all() for p in adapter):
         model.merge_adapter()
 
 
