@@ -84,6 +84,9 @@ class LoraConfig(_Section):
     """true: B = 0 (Hu et al., 2021); `pissa`: from the singular vectors of W (Meng et al., 2024), or
     `pissa_niter_16`: from an approximation of them in so many iterations, which is much faster."""
 
+    init_adapter: str | None = None
+    """A saved adapter of the same shape and base to go on from, instead of new weights."""
+
     @property
     def pissa(self) -> bool:
         return isinstance(self.init_lora_weights, str)
@@ -97,6 +100,10 @@ class LoraConfig(_Section):
         if self.pissa and (self.use_dora or self.bias != "none"):
             other = "use_dora: true" if self.use_dora else f"bias: {self.bias}"
             raise ValueError(f"init_lora_weights: {self.init_lora_weights} and {other} exclude each other")
+        if self.pissa and self.init_adapter:
+            raise ValueError(
+                f"init_lora_weights: {self.init_lora_weights} and init_adapter exclude each other: keep one"
+            )
         return self
 
 
@@ -285,6 +292,8 @@ class TextFormatConfig(_Section):
     """At most so many tokens in each of them."""
     copy_spans: bool = False
     """The answer is a passage of the record's text, word for word."""
+    source_numbers: bool = False
+    """Every number of the answer, as it is written, stands in the record's text or question."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> TextFormatConfig:

@@ -1,9 +1,12 @@
 """The engine: labels by exact likelihood, whatever the batch; texts by greedy decoding; clear refusals."""
 
 import math
+import re
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fintune.data.sample import sample_records
 from fintune.errors import DataError, ModelError
@@ -265,7 +268,7 @@ def test_bullets_and_copied_passages_are_what_is_written(engine, monkeypatch, by
         assert 1 <= len(lines) <= 3 and all(line.startswith("-") and len(line) > 1 for line in lines)
     (dash,), (line,) = (engine.tokenizer(text)["input_ids"] for text in ("-", "\n"))
     end = engine.tokenizer.eos_token_id
-    allowed = allowed_tokens(summary.text_format, engine.tokenizer, [""])
+    allowed = allowed_tokens(summary.text_format, engine.tokenizer, [Record(text="")])
     bullet = [dash, 11, 12, 13, 14, 15]
     assert list(allowed(0, bullet)) == [line, end] and list(allowed(0, [*bullet, line])) == [dash]
     assert list(allowed(0, [*bullet, line, *bullet, line, *bullet])) == [end]
@@ -273,3 +276,33 @@ def test_bullets_and_copied_passages_are_what_is_written(engine, monkeypatch, by
     records = some("qa", 3)
     for record, answer in zip(records, engine.predict("qa", records), strict=True):
         assert answer.value and answer.value in record.text
+
+
+@given(
+    st.lists(st.from_regex(r"[0-9]{1,3}(,[0-9]{3})?(\.[0-9]{1,2})?", fullmatch=True), max_size=4),
+    st.randoms(),
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_drawn_has_the_sources_numbers_alone(engine, numbers, random):
+    """Any walk through the tokens that may come next, digits and points taken where they may, writes numbers
+    of the source; and the source's own sentence may be written."""
+    from fintune.inference.formats import allowed_tokens
+    from fintune.tasks.base import TextFormat
+
+    source = "Sales of " + " and ".join(f"{number}, or more." for number in numbers)
+    tokenizer = engine.tokenizer
+    allowed = allowed_tokens(TextFormat(source_numbers=True), tokenizer, [Record(text=source)])
+    ids = tokenizer(source)["input_ids"]
+    assert all(token in allowed(0, ids[:i]) for i, token in enumerate(ids))
+    (word,) = tokenizer("and")["input_ids"]
+    parts = [i for sign in "0123456789.," for i in tokenizer(sign)["input_ids"]]
+    drawn = []
+    for _ in range(25):
+        may = set(allowed(0, drawn).tolist())
+        likely = [i for i in parts if i in may]
+        take = likely and (word not in may or random.random() < 0.8)
+        drawn.append(random.choice(likely) if take else word)
+    while word not in allowed(0, drawn):
+        drawn.append(next(i for i in parts if i in allowed(0, drawn)))
+    written = re.findall(r"[0-9]+(?:[.,][0-9]+)*", tokenizer.decode(drawn))
+    assert set(written) <= {form for number in numbers for form in (number, number.replace(",", ""))}

@@ -166,6 +166,34 @@ def test_pissa_resumes_to_the_same_weights_and_its_plain_adapter_does_what_was_t
     assert float(loss) == pytest.approx(facts["validation"]["eval_sentiment_loss"], rel=1e-4)
 
 
+def test_training_goes_on_from_a_saved_adapter_of_the_same_shape(tiny_recipe, workdir, capsys):
+    first = tiny_recipe(multi_task={"task_weights": {"sentiment": 1}})
+    train(first, workdir / "first", progress=False)
+
+    def then(**lora):
+        lora["init_adapter"] = str(workdir / "first")
+        return tiny_recipe(
+            lora_config=lora, multi_task={"task_weights": {"qa": 1}}, training={"learning_rate": 1e-12}
+        )
+
+    train(then(lora_dropout=0.3), workdir / "second", progress=False)
+    assert "Going on from the adapter" in capsys.readouterr().out
+    before, after = weights(workdir / "first"), weights(workdir / "second")
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
+    assert json.loads((workdir / "second" / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+    train(then(lora_dropout=0.3), workdir / "second", resume="latest", progress=False)  # its own checkpoint
+
+    with pytest.raises(ConfigError, match=r"whose r is 4, but lora_config\.r is 8: set it to 4, or leave"):
+        train(then(r=8), workdir / "third", progress=False)
+    config = workdir / "first" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "another"}))
+    with pytest.raises(ConfigError, match=r"an adapter of another, but base_model\.name is"):
+        train(then(), workdir / "third", progress=False)
+    with pytest.raises(ModelError, match="There is no adapter at"):
+        train(tiny_recipe(lora_config={"init_adapter": "nowhere"}), workdir / "third", progress=False)
+
+
 def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, workdir, monkeypatch):
     from fintune.models import fast_norm
 

@@ -269,7 +269,7 @@ class Engine:
         from fintune.inference.formats import allowed_tokens
 
         budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
-        allowed = allowed_tokens(task.text_format, self.tokenizer, [r.text for r in records])
+        allowed = allowed_tokens(task.text_format, self.tokenizer, records)
         found = self.backend.generate(prompts, budget, end, allowed, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         return [

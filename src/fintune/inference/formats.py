@@ -1,36 +1,50 @@
-"""Formats of generated text as the tokens that may come next: bullet points, or a passage of the text.
+"""Formats of generated text as the tokens that may come next: bullets, a passage of the text, its numbers.
 
 Knows tokenizers and token ids, no models.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from fintune.inference.generation import Allowed
-from fintune.tasks.base import TextFormat
+from fintune.tasks.base import Record, TextFormat
 
 
-def allowed_tokens(text_format: TextFormat | None, tokenizer: Any, texts: Sequence[str]) -> Allowed | None:
+def allowed_tokens(
+    text_format: TextFormat | None, tokenizer: Any, records: Sequence[Record]
+) -> Allowed | None:
     """What `generation.greedy` asks before each token; None where nothing is constrained.
 
     Args:
-        texts: the text of each record, from which passages may be copied.
+        records: those that are answered, whose texts passages and numbers may be copied from.
     """
     if text_format is None:
         return None
+    shape: Allowed | None = None
     if text_format.copy_spans:
-        passages = [_Passage(tokenizer, text) for text in texts]
-        return lambda row, sofar: passages[row].next(sofar)
-    if text_format.bullets:
+        passages = [_Passage(tokenizer, record.text) for record in records]
+        shape = lambda row, sofar: passages[row].next(sofar)  # noqa: E731
+    elif text_format.bullets:
         bullets = _Bullets(tokenizer, text_format.bullets, text_format.bullet_tokens)
-        return lambda row, sofar: bullets.next(sofar)
-    return None
+        shape = lambda row, sofar: bullets.next(sofar)  # noqa: E731
+    if not text_format.source_numbers:
+        return shape
+    numbers = [_Numbers(tokenizer, f"{record.text}\n{record.question or ''}") for record in records]
+    return lambda row, sofar: numbers[row].next(sofar, shape(row, sofar) if shape else None)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@lru_cache(maxsize=1)
+def _pieces(tokenizer: Any) -> list[str]:
+    """The text of each token of the vocabulary."""
+    return tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
 
 
 class _Bullets:
@@ -43,12 +57,11 @@ class _Bullets:
         self.end = tokenizer.eos_token_id
         (self.line,) = _ids(tokenizer, "\n")
         self.dash = _ids(tokenizer, "-")[0]
-        size = len(tokenizer)
-        pieces = tokenizer.batch_decode([[i] for i in range(size)])
+        pieces = _pieces(tokenizer)
         # Tokens with a line end inside another text would begin lines that are not counted.
         hidden = {i for i, piece in enumerate(pieces) if "\n" in piece and i != self.line}
         special = set(tokenizer.all_special_ids) - {self.end}
-        inside = [i for i in range(size) if i not in hidden and i not in special]
+        inside = [i for i in range(len(pieces)) if i not in hidden and i not in special]
         self.any = torch.tensor(inside)
         self.no_line = torch.tensor([i for i in inside if i != self.line])
         self.word = torch.tensor([i for i in inside if i not in (self.line, self.end)])
@@ -87,3 +100,61 @@ class _Passage:
         for token in sofar[1:]:
             at = [i + 1 for i in at if i < len(self.ids) and self.ids[i] == token]
         return sorted({self.ids[i] for i in at if i < len(self.ids)} | {self.end})
+
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_OPEN = re.compile(r"\d[\d.,]*$")
+
+
+@lru_cache(maxsize=1)
+def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str]]:
+    """(V,) which tokens are no part of a number, and the pieces of those that may be."""
+    import torch
+
+    pieces = _pieces(tokenizer)
+    part = {i: piece for i, piece in enumerate(pieces) if piece in (".", ",") or _NUMBER.search(piece)}
+    plain = torch.ones(len(pieces), dtype=torch.bool)
+    plain[list(part)] = False
+    return plain, part
+
+
+class _Numbers:
+    """Any text whose numbers, as they are written, stand in the source; thousands' commas may be left out."""
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self.tokenizer = tokenizer
+        self.plain, self.part = _by_digits(tokenizer)
+        found = set(_NUMBER.findall(source))
+        self.known = found | {number.replace(",", "") for number in found}
+        self.begun = {number[:i] for number in self.known for i in range(1, len(number) + 1)}
+
+    def next(self, sofar: Sequence[int], among: Any = None) -> Any:
+        """The tokens that may come next, of those in `among` where it is given.
+
+        Where none of them may (a bullet of its full length that ends inside a number), `among` itself.
+        """
+        import torch
+
+        begin = len(sofar)
+        while begin and sofar[begin - 1] in self.part:
+            begin -= 1
+        number = _OPEN.search(self.tokenizer.decode(list(sofar[begin:])))
+        before = number.group() if number else ""
+        mask = self.plain.clone() if self._fits(before + " ") else torch.zeros_like(self.plain)
+        mask[[i for i, piece in self.part.items() if self._fits(before + piece)]] = True
+        if among is None:
+            return mask.nonzero()[:, 0]
+        among = torch.as_tensor(among)
+        kept = among[mask[among]]
+        return kept if len(kept) else among
+
+    def _fits(self, text: str) -> bool:
+        """Whether each number of the text is the source's, or one that ends the text the beginning of one."""
+        *ended, last = [*_NUMBER.finditer(text)] or [None]
+        if last is None:
+            return True
+        after = text[last.end() :]
+        fits = last.group() in (self.begun if not after else self.known)
+        if after in (".", ","):  # a full stop, or the point of a number that goes on
+            fits = fits or last.group() + after in self.begun
+        return fits and all(number.group() in self.known for number in ended)  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import LoraConfig
-from fintune.errors import ModelError
+from fintune.errors import ConfigError, ModelError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -119,6 +119,61 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         raise ModelError(
             f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
         ) from error
+
+
+SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
+"""What an adapter and the recipe that trains it further must agree on."""
+
+
+def check_start(lora: LoraConfig, base: str) -> Path:
+    """The folder of `lora.init_adapter`, once it is plain that the recipe can go on from it.
+
+    Args:
+        base: the base model's public name.
+
+    Raises:
+        ConfigError: the adapter has another shape than the recipe's, or another base.
+        ModelError: as `check_adapter`.
+    """
+    folder = check_adapter(lora.init_adapter or "")
+    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    begin = f"lora_config.init_adapter is {folder}, "
+    for key in SHAPE:
+        wanted, found = getattr(lora, key), saved.get(key)
+        if isinstance(wanted, list) and isinstance(found, list):
+            wanted, found = sorted(wanted), sorted(found)
+        if found != wanted:
+            raise ConfigError(
+                f"{begin}whose {key} is {found}, but lora_config.{key} is {wanted}: set it to {found}, or "
+                "leave out init_adapter."
+            )
+    if saved.get("rank_pattern") or saved.get("alpha_pattern"):
+        raise ConfigError(f"{begin}whose layers differ in rank or alpha: leave out init_adapter.")
+    if (found := saved.get("base_model_name_or_path")) != base:
+        raise ConfigError(
+            f"{begin}an adapter of {found}, but base_model.name is {base}: name its base there, or leave "
+            "out init_adapter."
+        )
+    return folder
+
+
+def start_from(model: Any, lora: LoraConfig, folder: Path, seed: int) -> Any:
+    """The base model with the recipe's adapter and the weights of `folder`, to be trained further."""
+    import peft
+    from safetensors.torch import load_file
+
+    model = add_adapter(model, lora, seed)
+    try:
+        found = peft.set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ModelError(
+            f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
+        ) from error
+    if odd := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
+        raise ModelError(
+            f"The adapter at {folder} does not fit its base model: only one of the two has {odd[0]}."
+        )
+    return model
 
 
 def merge(model: Any) -> None:

@@ -78,6 +78,8 @@ class TextFormat:
     """At most so many tokens in each of them, the dash included."""
     copy_spans: bool = False
     """The answer is a passage of the record's text, word for word."""
+    source_numbers: bool = False
+    """Every number of the answer, as it is written, stands in the record's text or question."""
 
 
 class Task:

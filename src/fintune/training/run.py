@@ -101,6 +101,8 @@ def train(
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
     checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
+    if recipe.lora_config.init_adapter and not checkpoint:
+        lora_config.check_start(recipe.lora_config, base.public_name(recipe.base_model.name))
     report_to = wandb() if use_wandb else []
 
     import torch
@@ -265,12 +267,16 @@ def train(
 
 def _adapted(model: Any, recipe: Recipe, checkpoint: Path | None, say: Say) -> tuple[Any, Any]:
     """The base with a new adapter, or the checkpoint's; and, with PiSSA, A₀ and B₀, which saving needs."""
-    from fintune.models import lora_config, pissa
+    from fintune.models import base, lora_config, pissa
 
     lora, seed = recipe.lora_config, recipe.training.seed
     if not lora.pissa:
         if checkpoint:
             return lora_config.load_adapter(model, checkpoint, trainable=True), None
+        if lora.init_adapter:
+            folder = lora_config.check_start(lora, base.public_name(recipe.base_model.name))
+            say(f"Going on from the adapter {folder}.")
+            return lora_config.start_from(model, lora, folder, seed), None
         return lora_config.add_adapter(model, lora, seed), None
     if checkpoint:
         model = lora_config.add_adapter(model, lora.plain(), seed)
