@@ -293,7 +293,7 @@ class TextFormatConfig(_Section):
     copy_spans: bool = False
     """The answer is a passage of the record's text, word for word."""
     source_numbers: bool = False
-    """Every number of the answer, as it is written, stands in the record's text or question."""
+    """Every number of the answer, with its scale, stands in the record's text or question."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> TextFormatConfig:

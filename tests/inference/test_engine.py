@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fintune.data.sample import sample_records
 from fintune.errors import DataError, ModelError
+from fintune.evaluation.numeric import unsupported_figures
 from fintune.inference.engine import Engine, newest_adapter
 from fintune.tasks import Record
 
@@ -304,5 +305,44 @@ def test_whatever_is_drawn_has_the_sources_numbers_alone(engine, numbers, random
         drawn.append(random.choice(likely) if take else word)
     while word not in allowed(0, drawn):
         drawn.append(next(i for i in parts if i in allowed(0, drawn)))
+    assert not unsupported_figures(tokenizer.decode(drawn), source)
     written = re.findall(r"[0-9]+(?:[.,][0-9]+)*", tokenizer.decode(drawn))
     assert set(written) <= {form for number in numbers for form in (number, number.replace(",", ""))}
+
+
+@pytest.mark.parametrize(
+    "text, may, may_not",
+    [
+        ("rose to $777", ["."], [" and", ",", " billion"]),
+        ("rose to $777.1", [" billion"], [" million", " and", "2"]),
+        ("in Q3", [" and", "."], ["4"]),
+        ("for the 2", ["nd"], [" and", " billion"]),
+        ("up 4", ["%", " and", "."], [" million", "5"]),
+        ("1", [","], [" and"]),
+        ("1,2", ["0"], [" and", "1"]),
+    ],
+)
+def test_a_number_keeps_the_scale_of_its_source(engine, text, may, may_not):
+    from fintune.inference.formats import allowed_tokens
+    from fintune.tasks.base import TextFormat
+
+    source = "In Q3, the 2nd of them, sales of 1,200 shops were $777.1 billion, up 4 percent."
+    allowed = allowed_tokens(TextFormat(source_numbers=True), engine.tokenizer, [Record(text=source)])
+    ids = engine.tokenizer
+    found = set(allowed(0, ids(text)["input_ids"]).tolist())
+    assert all(ids(piece)["input_ids"][0] in found for piece in may)
+    assert not any(ids(piece)["input_ids"][0] in found for piece in may_not)
+
+
+def test_a_number_that_the_limit_of_tokens_cuts_is_left_out(engine, monkeypatch):
+    from fintune.inference.formats import without_cut_number
+    from fintune.tasks.base import TextFormat
+
+    assert without_cut_number("- sales rose\n- to $77") == "- sales rose\n- to"
+    assert without_cut_number("- up 4 percent") == "- up 4 percent"
+    summary = engine.tasks["summarization"]
+    monkeypatch.setattr(summary, "text_format", TextFormat(source_numbers=True))
+    monkeypatch.setattr(summary, "max_new_tokens", 9)
+    records = some("summarization", 4)
+    for record, answer in zip(records, engine.predict("summarization", records), strict=True):
+        assert not unsupported_figures(str(answer.value), record.text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from fintune.evaluation.metrics import ARTICLES
 
-_SCALES = {
+SCALES = {
     "hundred": 1e2,
     "k": 1e3,
     "thousand": 1e3,
@@ -29,7 +29,7 @@ _SCALES = {
     "trillion": 1e12,
 }
 _PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage point")
-_UNITS = "|".join(re.escape(unit) for unit in sorted([*_SCALES, *_PERCENT], key=len, reverse=True))
+_UNITS = "|".join(re.escape(unit) for unit in sorted([*SCALES, *_PERCENT], key=len, reverse=True))
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
 _FIGURE = re.compile(
     rf"(?<![\w.])(?<!\d,)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*(?P<sign>[-+−–](?!\s))?\s*{_CURRENCY}?\s*(?P<inner>[-−–])?"
@@ -72,7 +72,7 @@ def _figure(match: re.Match[str]) -> Figure:
     negative |= bool(match["open"]) and bool(match["close"] or match["after"])
     return Figure(
         figure=-float(digits) if negative else float(digits),
-        scale=_SCALES.get(unit, 1.0),
+        scale=SCALES.get(unit, 1.0),
         percent=inside_percent or unit in _PERCENT,
         decimals=len(digits.partition(".")[2]),
     )
@@ -174,7 +174,8 @@ def _set_scores(expected: Sequence[str], got: Sequence[str]) -> tuple[float, flo
     return float(list(expected) == list(got)), 2 * shared / (len(set(expected)) + len(set(got)))
 
 
-def _key(value: float) -> str:
+def value_key(value: float) -> str:
+    """A value as it is looked up: without its sign, in ten digits."""
     return f"{abs(value):.10g}"
 
 
@@ -191,6 +192,11 @@ def supported_numbers(text: str, source: str) -> tuple[int, int]:
 
 def unsupported_figures(text: str, source: str) -> list[Figure]:
     """The numbers of a text that do not occur in its source, by the rules of `supported_numbers`."""
-    known = {_key(figure.figure * figure.scale) for figure in figures(source)}
-    known |= {_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}
-    return [figure for figure in figures(text) if _key(figure.figure * figure.scale) not in known]
+    known = stated_values(source)
+    return [figure for figure in figures(text) if value_key(figure.figure * figure.scale) not in known]
+
+
+def stated_values(source: str) -> set[str]:
+    """The values that a text states, by the rules of `supported_numbers`; each as `value_key` writes it."""
+    known = {value_key(figure.figure * figure.scale) for figure in figures(source)}
+    return known | {value_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}

@@ -266,12 +266,15 @@ class Engine:
         self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
     ) -> list[tuple[Prediction, int]]:
         """Greedy decoding until end of text or `task.max_new_tokens`, in its format; and how many tokens."""
-        from fintune.inference.formats import allowed_tokens
+        from fintune.inference.formats import allowed_tokens, without_cut_number
 
         budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
         allowed = allowed_tokens(task.text_format, self.tokenizer, records)
         found = self.backend.generate(prompts, budget, end, allowed, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
+        if task.text_format and task.text_format.source_numbers:
+            for i, each in enumerate(found):
+                texts[i] = without_cut_number(texts[i]) if len(each.ids) == budget else texts[i]
         return [
             (replace(task.parse(text), token_probability=each.probability), len(each.ids))
             for text, each in zip(texts, found, strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from fintune.evaluation.numeric import SCALES, stated_values, value_key
 from fintune.inference.generation import Allowed
 from fintune.tasks.base import Record, TextFormat
 
@@ -103,30 +104,35 @@ class _Passage:
 
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_OPEN = re.compile(r"\d[\d.,]*$")
+_LAST_WORD = re.compile(r"\S*$")
+_CUT = re.compile(r"\S*\d\S*$")
 
 
 @lru_cache(maxsize=1)
-def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str]]:
-    """(V,) which tokens are no part of a number, and the pieces of those that may be."""
+def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str], dict[int, float], Any]:
+    """(V,) which tokens are no part of a number; the pieces of those that may be; the scale of each that is a
+    unit (million); and (V,) which begin with a letter, and so end a number inside a word (2nd)."""
     import torch
 
     pieces = _pieces(tokenizer)
     part = {i: piece for i, piece in enumerate(pieces) if piece in (".", ",") or _NUMBER.search(piece)}
+    units = {i: SCALES[p.strip().lower()] for i, p in enumerate(pieces) if p.strip().lower() in SCALES}
     plain = torch.ones(len(pieces), dtype=torch.bool)
     plain[list(part)] = False
-    return plain, part
+    return plain, part, units, torch.tensor([piece[:1].isalpha() for piece in pieces])
 
 
 class _Numbers:
-    """Any text whose numbers, as they are written, stand in the source; thousands' commas may be left out."""
+    """Any text whose numbers, with their scales, the source states (`numeric.supported_numbers`), and whose
+    digits it has; thousands' commas may be left out."""
 
     def __init__(self, tokenizer: Any, source: str) -> None:
         self.tokenizer = tokenizer
-        self.plain, self.part = _by_digits(tokenizer)
+        self.plain, self.part, self.units, self.letters = _by_digits(tokenizer)
         found = set(_NUMBER.findall(source))
-        self.known = found | {number.replace(",", "") for number in found}
-        self.begun = {number[:i] for number in self.known for i in range(1, len(number) + 1)}
+        self.written = found | {number.replace(",", "") for number in found}
+        self.begun = {number[:i] for number in self.written for i in range(1, len(number) + 1)}
+        self.values = stated_values(source)
 
     def next(self, sofar: Sequence[int], among: Any = None) -> Any:
         """The tokens that may come next, of those in `among` where it is given.
@@ -138,9 +144,14 @@ class _Numbers:
         begin = len(sofar)
         while begin and sofar[begin - 1] in self.part:
             begin -= 1
-        number = _OPEN.search(self.tokenizer.decode(list(sofar[begin:])))
-        before = number.group() if number else ""
+        before = _LAST_WORD.findall(self.tokenizer.decode(list(sofar[max(0, begin - 1) :])))[0]
         mask = self.plain.clone() if self._fits(before + " ") else torch.zeros_like(self.plain)
+        *_, last = [*_NUMBER.findall(before)] or [""]
+        if last and before.endswith(last):  # letters or a unit may follow
+            if last in self.written:
+                mask |= self.plain & self.letters
+            for token, scale in self.units.items():
+                mask[token] = self._states(last, scale)
         mask[[i for i, piece in self.part.items() if self._fits(before + piece)]] = True
         if among is None:
             return mask.nonzero()[:, 0]
@@ -150,11 +161,25 @@ class _Numbers:
 
     def _fits(self, text: str) -> bool:
         """Whether each number of the text is the source's, or one that ends the text the beginning of one."""
-        *ended, last = [*_NUMBER.finditer(text)] or [None]
-        if last is None:
-            return True
-        after = text[last.end() :]
-        fits = last.group() in (self.begun if not after else self.known)
-        if after in (".", ","):  # a full stop, or the point of a number that goes on
-            fits = fits or last.group() + after in self.begun
-        return fits and all(number.group() in self.known for number in ended)  # type: ignore[union-attr]
+        for number in _NUMBER.finditer(text):
+            after = text[number.end() :]
+            ahead = text[: number.start()][-1:]
+            if ahead in (".", ","):  # it would be read as a fraction
+                return False
+            whole = number.group() in self.written if ahead.isalpha() else self._states(number.group())
+            begun = after in ("", ".", ",") and number.group() + after in self.begun
+            if not (begun or (after and whole)):
+                return False
+        return True
+
+    def _states(self, number: str, scale: float = 1.0) -> bool:
+        try:
+            value = float(number.replace(",", "")) * scale
+        except ValueError:  # 1.2.3
+            return scale == 1 and number in self.written
+        return number in self.written and value_key(value) in self.values
+
+
+def without_cut_number(text: str) -> str:
+    """The text without a last word that has digits, which the limit of tokens may have cut."""
+    return _CUT.sub("", text).rstrip()
