@@ -1,4 +1,4 @@
-"""What validation decides about labels: how their likelihoods are compared, and how sure the model is."""
+"""What validation decides: how labels are compared, and how sure of labels and numbers the model is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import get_args
 from fintune.config import EvaluationConfig
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record
-from fintune.tasks.base import ClassificationTask, Normalization, softmax
+from fintune.tasks.base import INTERVAL, ClassificationTask, Normalization, RegressionTask, softmax
 
 CALIBRATION_EXAMPLES = 300
 """Validation examples of a task that are scored, at most."""
@@ -19,7 +19,8 @@ _TEMPERATURES = (0.02, 50.0)
 def calibrate(
     engine: Engine, validation: Mapping[str, Sequence[Record]], config: EvaluationConfig
 ) -> dict[str, dict[str, str | float]]:
-    """Set each label task's `normalization` and `temperature`; return both by task.
+    """Set each label task's `normalization` and `temperature`, and each regression task's `interval_margin`;
+    return them by task.
 
     The recipe's own choice of the normalization holds where it is not `auto`. Labels of equally many tokens
     are not tried: their order is the same either way. Of equal accuracies `none`, the plain likelihood, is
@@ -28,6 +29,12 @@ def calibrate(
     chosen: dict[str, dict[str, str | float]] = {}
     for name, records in validation.items():
         task = engine.tasks[name]
+        if isinstance(task, RegressionTask):
+            task.interval_margin = 0.0
+            intervals = [answer.interval or (0.0, 0.0) for answer in engine.predict(name, records)]
+            numbers = [float(record.target) for record in records]  # type: ignore[arg-type]
+            task.interval_margin = conformal_margin(intervals, numbers)
+            chosen[name] = {"interval_margin": round(task.interval_margin, 4)}
         if not isinstance(task, ClassificationTask):
             continue
         task.temperature = 1.0
@@ -71,3 +78,16 @@ def fit_temperature(probabilities: Sequence[Mapping[str, float]], targets: Seque
 
     low, high = (math.log(bound) for bound in _TEMPERATURES)
     return math.exp(minimize_scalar(nll, bounds=(low, high), method="bounded").x)
+
+
+def conformal_margin(intervals: Sequence[tuple[float, float]], targets: Sequence[float]) -> float:
+    """By how much intervals must grow on both sides to hold `INTERVAL` of new targets; negative to shrink.
+
+    Conformalized quantile regression (Romano, Patterson & Candès, NeurIPS 2019, equations 6 to 8): the
+    ⌈(n + 1) · 0.8⌉-th smallest of max(low − y, y − high). Targets exchangeable with these are held with
+    at least that probability, whatever the model. 0 with fewer than 10 examples.
+    """
+    if len(targets) < 10:
+        return 0.0
+    outside = sorted(max(low - y, y - high) for (low, high), y in zip(intervals, targets, strict=True))
+    return outside[min(len(outside), math.ceil((len(outside) + 1) * INTERVAL)) - 1]

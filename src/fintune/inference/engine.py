@@ -236,9 +236,10 @@ class Engine:
         free = self._content_free(task)
         scores = self._log_likelihoods(task, prompts, shared)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
-        return [
-            (task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]), 0) for each in scores
-        ]
+        answers = [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
+        if self._tuned and isinstance(task, RegressionTask):
+            answers = [task.calibrated(answer) for answer in answers]
+        return [(answer, 0) for answer in answers]
 
     def _log_likelihoods(self, task: Task, prompts: list[list[int]], shared: int = 0) -> list[list[float]]:
         """For each prompt that of each candidate; its mean over tokens where the task is normalized."""

@@ -249,7 +249,7 @@ class RegressionTask(Task):
     type = "regression"
     decoding: Decoding = "candidates"
     headline_metrics = ("mse", "r2")
-    learnt = ("levels", "level_means")
+    learnt = ("levels", "level_means", "interval_margin")
     max_levels = 15
     answers_with: Literal["expectation", "greedy"] = "expectation"
     """greedy: the likeliest level alone, which is what decoding without its distribution gives."""
@@ -261,11 +261,14 @@ class RegressionTask(Task):
         unit: str = "",
         levels: Sequence[str] = (),
         level_means: Sequence[float] = (),
+        interval_margin: float = 0.0,
     ) -> None:
         super().__init__(name, instruction)
         self.unit = unit
         self.levels = list(levels)
         self.level_means = list(level_means)
+        self.interval_margin = interval_margin
+        """The adapter's intervals are made wider by it on both sides; see `calibration.conformal_margin`."""
 
     def problem(self, record: Record) -> str | None:
         if problem := self.input_problem(record):
@@ -315,6 +318,18 @@ class RegressionTask(Task):
         low, high = (self.quantile(probabilities, q) for q in (tail, 1 - tail))
         return Prediction(value, probabilities, interval=(low, high))
 
+    def calibrated(self, prediction: Prediction) -> Prediction:
+        """The adapter's prediction with the interval that validation asked for."""
+        if not (prediction.interval and self.interval_margin):
+            return prediction
+        low, high = (
+            prediction.interval[0] - self.interval_margin,
+            prediction.interval[1] + self.interval_margin,
+        )
+        if low > high:  # a negative margin of more than half of it
+            low = high = (low + high) / 2
+        return replace(prediction, interval=(low, high))
+
     def quantile(self, probabilities: Mapping[str, float], q: float) -> float:
         """The q-quantile of a distribution over the levels, interpolated.
 
@@ -342,8 +357,8 @@ class RegressionTask(Task):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        levels = {"levels": self.levels, "level_means": self.level_means}
-        return {**super().to_dict(), "unit": self.unit, **levels}
+        learnt = {name: getattr(self, name) for name in self.learnt}
+        return {**super().to_dict(), "unit": self.unit, **learnt}
 
 
 class QATask(Task):
