@@ -182,6 +182,7 @@ def test_training_goes_on_from_a_saved_adapter_of_the_same_shape(tiny_recipe, wo
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
     assert json.loads((workdir / "second" / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+    assert "It goes on from the adapter `first`" in (workdir / "second" / "README.md").read_text()
     train(then(lora_dropout=0.3), workdir / "second", resume="latest", progress=False)  # its own checkpoint
 
     with pytest.raises(ConfigError, match=r"whose r is 4, but lora_config\.r is 8: set it to 4, or leave"):

@@ -46,6 +46,12 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
     title = "\n## On validation examples\n\n| figure | value |\n| --- | --- |\n"
     table = f"{title}{figures}\n" if figures else ""
     lora = recipe.lora_config
+    before = (
+        f"\n\nIt goes on from the adapter `{Path(lora.init_adapter).name}`, whose card names the data that was "
+        "trained on before."
+        if lora.init_adapter
+        else ""
+    )
     atomic_write(
         Path(folder) / "README.md",
         f"""---
@@ -62,7 +68,7 @@ of the model). Tasks: {", ".join(data)}.
 
 | task | dataset | licence | commercial use | training examples |
 | --- | --- | --- | --- | --- |
-{rows}
+{rows}{before}
 
 ## Training
 
