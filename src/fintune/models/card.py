@@ -47,8 +47,8 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
     table = f"{title}{figures}\n" if figures else ""
     lora = recipe.lora_config
     before = (
-        f"\n\nIt goes on from the adapter `{Path(lora.init_adapter).name}`, whose card names the data that was "
-        "trained on before."
+        f"\n\nIt goes on from the adapter `{Path(lora.init_adapter).name}`, whose card names what that was "
+        "trained on."
         if lora.init_adapter
         else ""
     )
