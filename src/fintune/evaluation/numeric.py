@@ -34,7 +34,7 @@ _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
 _FIGURE = re.compile(
     rf"(?<![\w.])(?<!\d,)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*(?P<sign>[-+−–](?!\s))?\s*{_CURRENCY}?\s*(?P<inner>[-−–])?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    rf"(?P<close>\s*%?\s*\))?(?:\s*-?(?P<unit>{_UNITS})(?![A-Za-z]))?(?P<after>\s*\))?(?![A-Za-z])",
+    rf"(?P<close>\s*%?\s*\))?(?:\s*-?(?P<unit>{_UNITS})(?![A-Za-z]))?(?P<after>\s*\))?(?![A-Za-z\d]|\.\d)",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"\s*(?:to|and|or|through|-|–)\s*", re.IGNORECASE)

@@ -148,7 +148,7 @@ class _Numbers:
         mask = self.plain.clone() if self._fits(before + " ") else torch.zeros_like(self.plain)
         *_, last = [*_NUMBER.findall(before)] or [""]
         if last and before.endswith(last):  # letters or a unit may follow
-            if last in self.written:
+            if last in self.written and last.isdigit():
                 mask |= self.plain & self.letters
             for token, scale in self.units.items():
                 mask[token] = self._states(last, scale)
