@@ -109,7 +109,7 @@ SOURCE = "Sales were $1,200 million, up 5% to 7%. We lost (12) cents on each of 
         ("- sales up 5 to 7 percent in 2021", (3, 3)),
         ("- 2 brands", (1, 1)),  # spelt out in the source
         ("- sales of $1.25 billion, up 5%", (1, 2)),
-        ("- q2 sales rose", (0, 0)),  # no number at all
+        ("- q2 sales rose, the 25th time, 2.5x", (0, 0)),  # no number at all
     ],
 )
 def test_numbers_of_a_summary_are_looked_up_in_the_source(summary, counts):
