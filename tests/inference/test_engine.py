@@ -286,7 +286,6 @@ def test_bullets_and_copied_passages_are_what_is_written(engine, monkeypatch, by
 @settings(
     max_examples=8,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_is_drawn_has_the_sources_numbers_alone(engine, numbers, random):
@@ -300,9 +299,9 @@ def test_whatever_is_drawn_has_the_sources_numbers_alone(engine, numbers, random
     allowed = allowed_tokens(TextFormat(source_numbers=True), tokenizer, [Record(text=source)])
     ids = tokenizer(source)["input_ids"]
     assert all(token in allowed(0, ids[:i]) for i, token in enumerate(ids))
-    (word,) = tokenizer(" and")["input_ids"]
+    (word,) = tokenizer("and")["input_ids"]  # glued to the number before it, too
     parts = [i for sign in "0123456789.," for i in tokenizer(sign)["input_ids"]]
-    drawn = [word]
+    drawn = []
     for _ in range(25):
         may = set(allowed(0, drawn).tolist())
         likely = [i for i in parts if i in may]
@@ -310,6 +309,7 @@ def test_whatever_is_drawn_has_the_sources_numbers_alone(engine, numbers, random
         drawn.append(random.choice(likely) if take else word)
     while word not in allowed(0, drawn):
         drawn.append(next(i for i in parts if i in allowed(0, drawn)))
+    assert not unsupported_figures(tokenizer.decode(drawn), source)
     written = re.findall(r"[0-9]+(?:[.,][0-9]+)*", tokenizer.decode(drawn))
     assert set(written) <= {form for number in numbers for form in (number, number.replace(",", ""))}
 

@@ -237,7 +237,7 @@ class Engine:
         scores = self._log_likelihoods(task, prompts, shared)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
         answers = [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
-        if self._tuned and isinstance(task, RegressionTask):
+        if self._tuned:
             answers = [task.calibrated(answer) for answer in answers]
         return [(answer, 0) for answer in answers]
 

@@ -119,7 +119,7 @@ def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str], dict[int, float], A
     units = {i: SCALES[p.strip().lower()] for i, p in enumerate(pieces) if p.strip().lower() in SCALES}
     plain = torch.ones(len(pieces), dtype=torch.bool)
     plain[list(part)] = False
-    return plain, part, units, torch.tensor([piece[:1].isalpha() for piece in pieces])
+    return plain, part, units, plain & torch.tensor([piece[:1].isalpha() for piece in pieces])
 
 
 class _Numbers:
@@ -147,9 +147,8 @@ class _Numbers:
         before = _LAST_WORD.findall(self.tokenizer.decode(list(sofar[max(0, begin - 1) :])))[0]
         mask = self.plain.clone() if self._fits(before + " ") else torch.zeros_like(self.plain)
         *_, last = [*_NUMBER.findall(before)] or [""]
-        if last and before.endswith(last):  # letters or a unit may follow
-            if last in self.written and last.isdigit():
-                mask |= self.plain & self.letters
+        if last and before.endswith(last):  # a unit may follow, and letters on digits alone (2nd)
+            mask[self.letters] = last.isdigit() and last in self.written
             for token, scale in self.units.items():
                 mask[token] = self._states(last, scale)
         mask[[i for i, piece in self.part.items() if self._fits(before + piece)]] = True

@@ -147,6 +147,10 @@ class Task:
         """Turn each candidate's log p(candidate | prompt) into an answer."""
         raise NotImplementedError
 
+    def calibrated(self, prediction: Prediction) -> Prediction:
+        """The adapter's prediction, as sure as validation found it to be (never the untuned base's)."""
+        return prediction
+
     def parse(self, text: str) -> Prediction:
         """Turn generated text into an answer."""
         return Prediction(text.strip())

@@ -101,8 +101,9 @@ def train(
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
     checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
+    start = None
     if recipe.lora_config.init_adapter and not checkpoint:
-        lora_config.check_start(recipe.lora_config, base.public_name(recipe.base_model.name))
+        start = lora_config.check_start(recipe.lora_config, base.public_name(recipe.base_model.name))
     report_to = wandb() if use_wandb else []
 
     import torch
@@ -136,7 +137,7 @@ def train(
             f"training.max_length is {recipe.training.max_length}, but {recipe.base_model.name} has a "
             f"context of {context} tokens: set it to {context} or less."
         )
-    model, pissa_start = _adapted(model, recipe, checkpoint, say)
+    model, pissa_start = _adapted(model, recipe, checkpoint, start, say)
     model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -230,9 +231,9 @@ def train(
             + (f"{left} steps to go." if left > 0 else "nothing is left to train.")
         )
     say(f"Log: {log_file}")
-    start = time.perf_counter()
+    began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     figures = trainer.speeds()
     facts["training"] = {
         "seconds": round(seconds, 1),
@@ -265,18 +266,20 @@ def train(
     return facts
 
 
-def _adapted(model: Any, recipe: Recipe, checkpoint: Path | None, say: Say) -> tuple[Any, Any]:
-    """The base with a new adapter, or the checkpoint's; and, with PiSSA, A₀ and B₀, which saving needs."""
-    from fintune.models import base, lora_config, pissa
+def _adapted(
+    model: Any, recipe: Recipe, checkpoint: Path | None, start: Path | None, say: Say
+) -> tuple[Any, Any]:
+    """The base with a new adapter, the checkpoint's, or that of `start`; and, with PiSSA, A₀ and B₀, which
+    saving needs."""
+    from fintune.models import lora_config, pissa
 
     lora, seed = recipe.lora_config, recipe.training.seed
     if not lora.pissa:
         if checkpoint:
             return lora_config.load_adapter(model, checkpoint, trainable=True), None
-        if lora.init_adapter:
-            folder = lora_config.check_start(lora, base.public_name(recipe.base_model.name))
-            say(f"Going on from the adapter {folder}.")
-            return lora_config.start_from(model, lora, folder, seed), None
+        if start:
+            say(f"Going on from the adapter {start}.")
+            return lora_config.start_from(model, lora, start, seed), None
         return lora_config.add_adapter(model, lora, seed), None
     if checkpoint:
         model = lora_config.add_adapter(model, lora.plain(), seed)
