@@ -75,7 +75,10 @@ class PreparedDataset:
                 f"{self.folder / name} is no longer what was prepared: another preparation replaced it, or "
                 "it is damaged. Run the command again, or use another data.prepared_dir."
             )
-        rows = pq.read_table(pa.BufferReader(content)).to_pylist()
+        # On this thread alone: one of Arrow's pool that still held these bytes, which Python owns, when the
+        # interpreter ends would abort the process (github.com/apache/arrow/issues/36389).
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            rows = file.read(use_threads=False).to_pylist()
         return [Record(**row, split=split) for row in rows]
 
     def copy_to(self, path: str) -> int:
