@@ -246,6 +246,19 @@ evaluate(engine, prepared, config, sys.argv[2], progress=False)
 """
 
 
+def test_on_validation_the_test_records_are_not_touched_and_no_published_figure_stands_beside(run, prepared):
+    results, rows, _, report = run(split="validation", max_test=7)
+    for name in prepared.task_set().names():
+        known = {record.id for record in prepared.records(name, "validation")}
+        own = {row["id"] for row in rows if row["task"] == name}
+        assert len(own) == 7 and own <= known
+        assert own.isdisjoint(record.id for record in prepared.records(name, "test"))
+    assert results["settings"]["split"] == "validation" and results["published"] == []
+    assert "Validation examples: what was chosen on them" in report
+    assert "At most 7 validation examples per task" in report
+    assert "Validation examples" not in run()[3]
+
+
 def test_an_evaluation_that_was_killed_goes_on_and_one_of_other_settings_begins_anew(run, prepared, tmp_path):
     whole, whole_rows, _, _ = run()
     files = output_files(tmp_path / "out" / "results.json")

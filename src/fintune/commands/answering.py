@@ -23,7 +23,13 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
-    command.add_argument("--max_test", type=count, metavar="N", help="test examples per task at most")
+    command.add_argument(
+        "--split",
+        choices=("test", "validation"),
+        default="test",
+        help="validation is for choosing among recipes, so that test is read once (default: test)",
+    )
+    command.add_argument("--max_test", type=count, metavar="N", help="examples per task at most")
     command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases too")
     command.add_argument(
         "--export_lm_eval",
@@ -95,12 +101,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         from fintune.evaluation.lm_eval import export
 
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
-        records = {name: prepared.records(name, "test")[: args.max_test] for name in names}
+        records = {name: prepared.records(name, args.split)[: args.max_test] for name in names}
         tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
-    results = evaluate(engine, prepared, config, Path(args.output_file), max_test=args.max_test)
+    output = Path(args.output_file)
+    results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
     print_table(results)
     print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
     return 0

@@ -1,4 +1,4 @@
-"""`fintune run`, `plan`, `train` and `export`."""
+"""`fintune run`, `plan`, `train`, `average` and `export`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fintune.commands.common import (
     OUTPUT_DIR,
     Command,
     adapter_of,
+    count,
     model_path_flag,
     recipe_flags,
     recipe_of,
@@ -55,6 +56,22 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _average_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "adapters",
+        nargs="+",
+        metavar="ADAPTER",
+        help="folders of adapters of one recipe, as of several seeds",
+    )
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--rank", type=count, metavar="N", help="of the mean (default: the sum of the ranks, which is exact)"
+    )
+    command.add_argument(
+        "--data_dir", metavar="DIR", help="folder of public datasets, should data have to be prepared again"
+    )
+
+
 def _plan(args: argparse.Namespace) -> int:
     from fintune.planning import show
 
@@ -90,6 +107,14 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _average(args: argparse.Namespace) -> int:
+    from fintune.training.average import average
+
+    average(args.adapters, args.output_dir, rank=args.rank, data_dir=args.data_dir)
+    print(f"Next: fintune evaluate --split validation --model_path {args.output_dir}")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from fintune.models.export import export
 
@@ -110,5 +135,6 @@ COMMANDS = (
     ),
     Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, recipe_flags),
     Command("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
+    Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
     Command("export", "an adapter and its base as one model, or as a GGUF file", _export, _export_flags),
 )

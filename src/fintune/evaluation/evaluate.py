@@ -1,4 +1,4 @@
-"""Evaluate an engine on prepared test records: predictions, metrics, baselines and errors, on disk.
+"""Evaluate an engine on held-out records: predictions, metrics, baselines and errors, on disk.
 
 Systems stand side by side on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see
 `references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Four
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fintune import __version__
 from fintune.errors import ConfigError, DataError
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from fintune.evaluation.other_models import OtherModel
     from fintune.inference.engine import Engine
 
+HeldOut = Literal["test", "validation"]
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
@@ -59,6 +60,7 @@ def evaluate(
     output_file: str | Path,
     *,
     max_test: int | None = None,
+    split: HeldOut = "test",
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -70,14 +72,16 @@ def evaluate(
     same key (`resume_key`) are not asked again.
 
     Args:
-        max_test: test examples per task at most, drawn by a fixed seed; None is all of them.
+        max_test: examples per task at most, drawn by a fixed seed; None is all of them.
+        split: `validation` is for choosing among recipes: neither the card nor the profile is written then,
+            and no published figure, all of which are of test sets, stands beside.
         say: receives one line a task.
         progress: show a bar per task and system.
 
     Raises:
         MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
-        DataError: a task has no test records.
+        DataError: a task has no records in this split.
     """
     output = _usable(output_file)
     uploads.check(config.report_to)
@@ -88,7 +92,13 @@ def evaluate(
     results: dict[str, Any] = {
         "format": FORMAT,
         **_circumstances(engine, prepared),
-        "settings": {"max_test": max_test, "seed": SEED, "resamples": RESAMPLES, **config.model_dump()},
+        "settings": {
+            "split": split,
+            "max_test": max_test,
+            "seed": SEED,
+            "resamples": RESAMPLES,
+            **config.model_dump(),
+        },
         "complete": False,
         "tasks": {},
         "published": [],
@@ -102,7 +112,7 @@ def evaluate(
     reference = Profile({}, f"test split of {prepared.folder.name}")
     try:
         for task in tasks:
-            runner = _TaskRun(engine, prepared, config, task, max_test, progress, others)
+            runner = _TaskRun(engine, prepared, config, task, split, max_test, progress, others)
             if task.name in results["tasks"]:
                 stand = [row for row in rows if row["task"] == task.name]
                 reference.tasks[task.name] = profile_rows(task, runner.test, stand)
@@ -112,7 +122,8 @@ def evaluate(
             if task_rows:
                 reference.tasks[task.name] = profile_rows(task, runner.test, task_rows)
             results["tasks"][task.name] = entry
-            results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
+            if split == "test":
+                results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
             results["complete"] = len(results["tasks"]) == len(tasks)
             results["seconds"] = round(before + time.perf_counter() - started, 2)
             rows += task_rows
@@ -122,7 +133,7 @@ def evaluate(
         if results["tasks"]:
             say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")
         raise
-    if engine.adapter is not None:
+    if engine.adapter is not None and split == "test":
         card.add_evaluation(engine.adapter, results, say)
         reference.save(engine.adapter)
     uploads.upload(results, rows, output, config.report_to)
@@ -159,6 +170,7 @@ class _TaskRun:
         prepared: PreparedDataset,
         config: EvaluationConfig,
         task: Task,
+        split: HeldOut,
         max_test: int | None,
         progress: bool,
         others: Sequence[OtherModel] = (),
@@ -167,9 +179,9 @@ class _TaskRun:
         self.others = others
         self.train = prepared.records(task.name, "train")
         self.validation = prepared.records(task.name, "validation")
-        test = prepared.records(task.name, "test")
+        test = prepared.records(task.name, split)
         if not test:
-            raise DataError(f"Task {task.name} has no test records: prepare the data again.")
+            raise DataError(f"Task {task.name} has no {split} records: prepare the data again.")
         self.test = [test[i] for i in _draw(len(test), max_test)]
 
     def run(self, encoder: Path | None, skipped: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

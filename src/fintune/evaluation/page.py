@@ -130,7 +130,7 @@ def _task(results: Mapping[str, Any], task: str, rows: Sequence[Mapping[str, Any
     if entry["type"] == "regression" and own:
         shown = own[:SCATTERED]
         picture = plots.scatter([r["target"] for r in shown], [r["prediction"] for r in shown], "")
-        pictures.append((Markup(picture), f"Predictions against targets, {len(shown):,} test examples."))
+        pictures.append((Markup(picture), f"Predictions against targets, {len(shown):,} examples."))
     if details.get("strategy"):
         curve = details["strategy"]
         text = (
@@ -224,5 +224,6 @@ def _commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]
         target = shlex.quote(adapter)
         commands.append(f"fintune train --config recipe.yaml --output_dir {target}")
     evaluate = ["fintune", "evaluate", *(["--model_path", adapter] if adapter else [])]
+    evaluate += ["--split", "validation"] if results["settings"].get("split") == "validation" else []
     evaluate += ["--output_file", str(results_file), *(["--max_test", str(limit)] if limit else [])]
     return [*commands, shlex.join(evaluate), shlex.join(["fintune", "report", str(results_file)])]

@@ -162,9 +162,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
         found.append(f"Baselines: {listed}.")
     found += _further_notes(entries)
-    found.append(
-        "↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over test examples."
-    )
+    found.append("↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over examples.")
     fewer = sorted({row.base_n for row in rows_of(results) if row.base_n is not None and row.base_n < row.n})
     if fewer:
         listed = " or ".join(f"{n:,}" for n in fewer)
@@ -174,9 +172,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         )
     if results["model"]["adapter"] is None:
         found.append("No adapter was given: the model is the untuned base.")
-    limit = results["settings"]["max_test"]
+    split, limit = results["settings"].get("split", "test"), results["settings"]["max_test"]
+    if split == "validation":
+        found.append(
+            "Validation examples: what was chosen on them, such as temperatures and TF-IDF's penalty, looks "
+            "better than on new ones."
+        )
     if limit:
-        found.append(f"At most {limit:,} test examples per task, drawn by a fixed seed.")
+        found.append(f"At most {limit:,} {split} examples per task, drawn by a fixed seed.")
     found += [
         f"BERTScore was skipped: {entry['bertscore']['skipped']}."
         for entry in entries.values()

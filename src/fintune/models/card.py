@@ -37,6 +37,9 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
         if training
         else f"A checkpoint of a run of {facts['optimizer_steps']} optimizer steps, seed {facts['seed']}."
     )
+    if members := facts.get("average_of"):
+        listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
+        how = f"The mean of {len(members)} adapters (Wortsman et al., 2022): {listed}. The first one: {how}"
     validation = {
         key.removeprefix("eval_"): value
         for key, value in facts.get("validation", {}).items()

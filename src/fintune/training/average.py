@@ -1,0 +1,161 @@
+"""The mean of several adapters of one recipe, such as those of several seeds, as one adapter.
+
+Weights that were fine-tuned from the same model often lie in one basin of the loss, where their mean is
+better than each of them and no slower (model soups: Wortsman et al., ICML 2022). Here it is the mean of the
+changes B·A, exactly, in an adapter whose rank is the sum of theirs; means of A and of B would not be that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fintune.config import Recipe
+from fintune.errors import ModelError
+from fintune.files import atomic_folder
+from fintune.models import base, card, lora_config, manifest
+
+LEARNT = ("normalization", "temperature", "interval_margin")
+"""Of a task: what validation decided for one adapter."""
+
+
+def average(
+    folders: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    rank: int | None = None,
+    data_dir: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Write the mean of adapters to a new folder, calibrated on their validation data; return its facts.
+
+    Args:
+        rank: of the mean, less its smallest singular values; None keeps all of them, and the mean is exact.
+        data_dir: folder of public datasets, should the adapters' data have to be prepared again.
+
+    Raises:
+        ModelError: the adapters do not belong together, one is no LoRA that fintune trained, or the output is
+            not empty.
+        DataError: the data of the adapters cannot be had.
+    """
+    from fintune.data.datasets import prepare
+    from fintune.inference.calibration import CALIBRATION_EXAMPLES, calibrate
+    from fintune.inference.engine import Engine
+
+    target = Path(output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")
+    raws = [_read(folder) for folder in folders]
+    _check_alike(folders, raws)
+    recipe, tasks = manifest.read(folders[0])
+    if data_dir:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": data_dir})})
+    prepared = prepare(recipe, say=say)
+    if prepared.manifest["files"] != raws[0]["data"]["files"]:
+        raise ModelError(
+            f"{folders[0]} was trained on other data than is prepared in {prepared.folder} now: the mean is "
+            "calibrated on validation examples, which must be theirs. Prepare the same data again."
+        )
+    say(f"Loading {recipe.base_model.name} and {len(folders)} adapters …")
+    precision = base.choose_precision(recipe.training)
+    model = _mean(base.load_base_model(recipe.base_model, precision.dtype), folders, rank)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base.public_name(recipe.base_model.name)
+    recipe = _recipe_of(recipe, config.r)
+    tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    lora_config.merge(model)
+    engine = Engine.of(model.eval(), tokenizer, tasks, recipe, None)
+    names = list(raws[0]["examples_per_epoch"])
+    scored = {name: prepared.records(name, "validation")[:CALIBRATION_EXAMPLES] for name in names}
+    say(f"Calibrating on validation: {', '.join(f'{n} {len(r)}' for n, r in scored.items())} examples …")
+    chosen = calibrate(engine, scored, recipe.evaluation)
+    model.unmerge_adapter()
+    parameters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    facts = {
+        **{key: value for key, value in raws[0].items() if key not in ("recipe", "tasks", "validation")},
+        "trainable_parameters": parameters,
+        "all_parameters": raws[0]["all_parameters"] - raws[0]["trainable_parameters"] + parameters,
+        "label_scoring": chosen,
+        "average_of": [_member(folder, raw) for folder, raw in zip(folders, raws, strict=True)],
+    }
+    with atomic_folder(target) as staging:
+        model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
+        tokenizer.save_pretrained(staging)
+        manifest.write(staging, recipe, tasks, **facts)
+        card.write(staging, facts, recipe, prepared)
+    say(f"The mean of {len(folders)} adapters, of rank {config.r}: {target}")
+    return facts
+
+
+def _read(folder: str | Path) -> dict[str, Any]:
+    """The manifest of an adapter that a mean can be taken of."""
+    config = json.loads((lora_config.check_adapter(folder) / lora_config.CONFIG).read_text(encoding="utf-8"))
+    raw = manifest.read_raw(folder)
+    if not raw.get("data") or "recipe" not in raw:
+        raise ModelError(
+            f"{folder} has no {manifest.NAME} of a training: a mean takes fintune's own adapters."
+        )
+    if config.get("use_dora"):
+        raise ModelError(f"{folder} is a DoRA adapter: a mean takes LoRA alone.")
+    if config.get("bias", "none") != "none" or config.get("modules_to_save"):
+        raise ModelError(
+            f"{folder} holds more than LoRA matrices (bias or modules_to_save): a mean takes none."
+        )
+    return raw
+
+
+def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) -> None:
+    """Raise a ModelError unless all have one base, the same tasks and the same data.
+
+    With other splits one adapter's test examples may be another's training examples.
+    """
+    if len(folders) < 2:
+        raise ModelError(f"A mean takes at least two adapters, got {len(folders)}.")
+
+    def asked(raw: dict[str, Any]) -> Any:
+        return [{k: v for k, v in task.items() if k not in LEARNT} for task in raw["tasks"]]
+
+    first = raws[0]
+    for folder, raw in zip(folders[1:], raws[1:], strict=True):
+        for what, same in (
+            ("settings of base_model", raw["recipe"]["base_model"] == first["recipe"]["base_model"]),
+            ("prepared data", raw["data"]["files"] == first["data"]["files"]),
+            ("tasks", asked(raw) == asked(first)),
+        ):
+            if not same:
+                raise ModelError(f"{folder} has other {what} than {folders[0]}: they have no mean.")
+
+
+def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
+    """The base with the mean of the adapters as its only one, `default`."""
+    import peft
+
+    names = [f"member{i}" for i in range(len(folders))]
+    model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+    for name, folder in zip(names[1:], folders[1:], strict=True):
+        model.load_adapter(str(folder), adapter_name=name)
+    # PEFT copies the first one's settings; each layer has its members' scalings already.
+    model.peft_config[names[0]].use_rslora = False
+    how: dict[str, Any] = {"combination_type": "cat"}
+    if rank:
+        how = {"combination_type": "svd", "svd_rank": rank, "svd_full_matrices": False}
+    model.add_weighted_adapter(names, [1 / len(names)] * len(names), "default", **how)
+    model.set_adapter("default")
+    for name in names:
+        model.delete_adapter(name)
+    return model
+
+
+def _recipe_of(recipe: Recipe, rank: int) -> Recipe:
+    """The recipe, with the shape that the mean has: its scaling is 1."""
+    shape = {"r": rank, "lora_alpha": rank, "use_rslora": False, "init_adapter": None}
+    lora = recipe.lora_config.plain().model_copy(update=shape)
+    return recipe.model_copy(update={"lora_config": lora})
+
+
+def _member(folder: str | Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """What the mean's manifest keeps of one adapter."""
+    keys = ("seed", "optimizer_steps", "created", "git_commit", "training")
+    return {"name": Path(folder).name, **{key: raw.get(key) for key in keys}}
