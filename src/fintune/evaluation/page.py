@@ -221,8 +221,14 @@ def _commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]
     if training.get("git_commit"):
         commands.append(f"git checkout {training['git_commit'].rstrip('+')}")
     if training.get("recipe"):
-        target = shlex.quote(adapter)
-        commands.append(f"fintune train --config recipe.yaml --output_dir {target}")
+        members = training.get("average_of", ())
+        train = ["fintune", "train", "--config", "recipe.yaml"]
+        for member in members:
+            seed = f"training.seed={member['seed']}"
+            commands.append(shlex.join([*train, "--set", seed, "--output_dir", member["name"]]))
+        names = [member["name"] for member in members]
+        made = ["fintune", "average", *names] if members else train
+        commands.append(shlex.join([*made, "--output_dir", adapter]))
     evaluate = ["fintune", "evaluate", *(["--model_path", adapter] if adapter else [])]
     evaluate += ["--split", "validation"] if results["settings"].get("split") == "validation" else []
     evaluate += ["--output_file", str(results_file), *(["--max_test", str(limit)] if limit else [])]

@@ -28,18 +28,6 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
         f"| {d['counts']['train']} |"
         for name, d in data.items()
     )
-    training, machine = facts.get("training"), facts["machine"]
-    since = f" (since {facts['resumed_from']})" if facts["resumed_from"] else ""
-    how = (
-        f"{facts['optimizer_steps']} optimizer steps, {training['examples']} examples{since}, "
-        f"{training['seconds'] / 60:.1f} minutes on {machine['gpu'] or machine['processor']}, "
-        f"peak memory {training['peak_memory_gib']} GiB, seed {facts['seed']}."
-        if training
-        else f"A checkpoint of a run of {facts['optimizer_steps']} optimizer steps, seed {facts['seed']}."
-    )
-    if members := facts.get("average_of"):
-        listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
-        how = f"The mean of {len(members)} adapters (Wortsman et al., 2022): {listed}. The first one: {how}"
     validation = {
         key.removeprefix("eval_"): value
         for key, value in facts.get("validation", {}).items()
@@ -75,7 +63,7 @@ of the model). Tasks: {", ".join(data)}.
 
 ## Training
 
-{how}
+{_how(facts)}
 {table}
 ## Use
 
@@ -86,6 +74,23 @@ recipe, the data's checksums, the versions and the tasks' exact instructions.
 
 Not investment advice. The adapter inherits the limits of its base model and of its training data.
 """,
+    )
+
+
+def _how(facts: dict[str, Any]) -> str:
+    """How the adapter came to be, in a sentence or two."""
+    steps = f"{facts['optimizer_steps']} optimizer steps"
+    if members := facts.get("average_of"):
+        listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
+        return f"The mean of {len(members)} adapters (Wortsman et al., 2022) of {steps} each: {listed}."
+    training, machine = facts.get("training"), facts["machine"]
+    if not training:
+        return f"A checkpoint of a run of {steps}, seed {facts['seed']}."
+    since = f" (since {facts['resumed_from']})" if facts["resumed_from"] else ""
+    return (
+        f"{steps}, {training['examples']} examples{since}, {training['seconds'] / 60:.1f} minutes on "
+        f"{machine['gpu'] or machine['processor']}, peak memory {training['peak_memory_gib']} GiB, "
+        f"seed {facts['seed']}."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
 from fintune.models import base, card, lora_config, manifest
+from fintune.provenance import git_commit, machine, versions
 
 LEARNT = ("normalization", "temperature", "interval_margin")
 """Of a task: what validation decided for one adapter."""
+OF_ONE = ("recipe", "tasks", "training", "validation", "seed", "resumed_from")
+"""Of a manifest: what is another for each adapter, or is written anew."""
 
 
 def average(
@@ -63,7 +67,6 @@ def average(
     model = _mean(base.load_base_model(recipe.base_model, precision.dtype), folders, rank)
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.public_name(recipe.base_model.name)
-    recipe = _recipe_of(recipe, config.r)
     tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
     lora_config.merge(model)
     engine = Engine.of(model.eval(), tokenizer, tasks, recipe, None)
@@ -74,7 +77,11 @@ def average(
     model.unmerge_adapter()
     parameters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     facts = {
-        **{key: value for key, value in raws[0].items() if key not in ("recipe", "tasks", "validation")},
+        **{key: value for key, value in raws[0].items() if key not in OF_ONE},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": machine(),
         "trainable_parameters": parameters,
         "all_parameters": raws[0]["all_parameters"] - raws[0]["trainable_parameters"] + parameters,
         "label_scoring": chosen,
@@ -84,7 +91,7 @@ def average(
         model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
         tokenizer.save_pretrained(staging)
         manifest.write(staging, recipe, tasks, **facts)
-        card.write(staging, facts, recipe, prepared)
+        card.write(staging, facts, _shaped(recipe, config.r), prepared)
     say(f"The mean of {len(folders)} adapters, of rank {config.r}: {target}")
     return facts
 
@@ -148,10 +155,9 @@ def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
     return model
 
 
-def _recipe_of(recipe: Recipe, rank: int) -> Recipe:
-    """The recipe, with the shape that the mean has: its scaling is 1."""
-    shape = {"r": rank, "lora_alpha": rank, "use_rslora": False, "init_adapter": None}
-    lora = recipe.lora_config.plain().model_copy(update=shape)
+def _shaped(recipe: Recipe, rank: int) -> Recipe:
+    """The members' recipe, but with the shape that the mean has."""
+    lora = recipe.lora_config.model_copy(update={"r": rank, "lora_alpha": rank})
     return recipe.model_copy(update={"lora_config": lora})
 
 
