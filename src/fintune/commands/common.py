@@ -36,12 +36,16 @@ def recipe_flags(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
     )
+    data_dir_flag(command)
+    command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
+
+
+def data_dir_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data_dir",
         metavar="DIR",
         help="folder of public datasets, looked in before FINTUNE_DATA_DIR and data/raw",
     )
-    command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
 
 
 def backend_flag(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from fintune.commands.common import (
     Command,
     adapter_of,
     count,
+    data_dir_flag,
     model_path_flag,
     recipe_flags,
     recipe_of,
@@ -67,9 +68,7 @@ def _average_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rank", type=count, metavar="N", help="of the mean (default: the sum of the ranks, which is exact)"
     )
-    command.add_argument(
-        "--data_dir", metavar="DIR", help="folder of public datasets, should data have to be prepared again"
-    )
+    data_dir_flag(command)
 
 
 def _plan(args: argparse.Namespace) -> int:

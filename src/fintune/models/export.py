@@ -43,9 +43,7 @@ def export(
         ModelError: the adapter or its base cannot be loaded, the output is not empty, or `gguf_file` does not
             write this kind of base.
     """
-    target = Path(output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")
+    target = new_folder(output_dir)
     facts: dict[str, Any] = {}
     if model_path is None:
         recipe = recipe or load_recipe(default_recipe_path())
@@ -74,6 +72,14 @@ def export(
             model.save_pretrained(staging)
         manifest.write(staging, recipe, tasks, **facts, exported={"format": format, "dtype": dtype})
     return Exported(target, vocabulary)
+
+
+def new_folder(output_dir: str | Path) -> Path:
+    """The folder to write a model to; raises a ModelError where something stands there already."""
+    target = Path(output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")
+    return target
 
 
 def _merged(recipe: Recipe, model_path: str | Path | None, dtype: str) -> Any:

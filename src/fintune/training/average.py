@@ -17,6 +17,7 @@ from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
 from fintune.models import base, card, lora_config, manifest
+from fintune.models.export import new_folder
 from fintune.provenance import git_commit, machine, versions
 
 LEARNT = ("normalization", "temperature", "interval_margin")
@@ -48,9 +49,7 @@ def average(
     from fintune.inference.calibration import CALIBRATION_EXAMPLES, calibrate
     from fintune.inference.engine import Engine
 
-    target = Path(output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")
+    target = new_folder(output_dir)
     raws = [_read(folder) for folder in folders]
     _check_alike(folders, raws)
     recipe, tasks = manifest.read(folders[0])
