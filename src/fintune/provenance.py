@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fintune.allocator import in_use
+
+
+def stamp() -> dict[str, Any]:
+    """What each manifest says of its making: when, with which versions and commit, on which machine."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": machine(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from fintune.errors import ModelError
 from fintune.files import atomic_folder
 from fintune.models import base, card, lora_config, manifest
 from fintune.models.export import new_folder
-from fintune.provenance import git_commit, machine, versions
+from fintune.provenance import stamp
 
 LEARNT = ("normalization", "temperature", "interval_margin")
 """Of a task: what validation decided for one adapter."""
@@ -46,7 +45,7 @@ def average(
         DataError: the data of the adapters cannot be had.
     """
     from fintune.data.datasets import prepare
-    from fintune.inference.calibration import CALIBRATION_EXAMPLES, calibrate
+    from fintune.inference.calibration import calibrate
     from fintune.inference.engine import Engine
 
     target = new_folder(output_dir)
@@ -70,17 +69,14 @@ def average(
     lora_config.merge(model)
     engine = Engine.of(model.eval(), tokenizer, tasks, recipe, None)
     names = list(raws[0]["examples_per_epoch"])
-    scored = {name: prepared.records(name, "validation")[:CALIBRATION_EXAMPLES] for name in names}
-    say(f"Calibrating on validation: {', '.join(f'{n} {len(r)}' for n, r in scored.items())} examples …")
-    chosen = calibrate(engine, scored, recipe.evaluation)
+    say(f"Calibrating on validation examples of {', '.join(names)} …")
+    validation = {name: prepared.records(name, "validation") for name in names}
+    chosen = calibrate(engine, validation, recipe.evaluation)
     model.unmerge_adapter()
     parameters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     facts = {
         **{key: value for key, value in raws[0].items() if key not in OF_ONE},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "machine": machine(),
+        **stamp(),
         "trainable_parameters": parameters,
         "all_parameters": raws[0]["all_parameters"] - raws[0]["trainable_parameters"] + parameters,
         "label_scoring": chosen,

@@ -9,14 +9,13 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.config import Recipe
 from fintune.errors import ConfigError, DataError, ModelError
 from fintune.files import read_json, replace_files
-from fintune.provenance import git_commit, machine, peak_memory, versions
+from fintune.provenance import peak_memory, stamp
 from fintune.tasks import Record, TaskSet
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def train(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trainable, total = lora_config.count_parameters(model)
 
-    from fintune.inference.calibration import CALIBRATION_EXAMPLES, calibrate
+    from fintune.inference.calibration import calibrate
     from fintune.inference.engine import Engine
     from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
@@ -176,7 +175,7 @@ def train(
         state.num_processes,
     )
     facts: dict[str, Any] = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(),
         "base_model": recipe.base_model.name,
         "trainable_parameters": trainable,
         "all_parameters": total,
@@ -188,9 +187,6 @@ def train(
         "seed": recipe.training.seed,
         "processes": state.num_processes,
         "dtype": str(precision.dtype).removeprefix("torch."),
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "machine": machine(),
         "data": prepared.manifest,
     }
 
@@ -244,7 +240,7 @@ def train(
         "matrix_peak_flops": round(trainer.meter.peak),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
     }
-    scored = {name: prepared.records(name, "validation")[:CALIBRATION_EXAMPLES] for name in plan.per_epoch}
+    scored = {name: prepared.records(name, "validation") for name in plan.per_epoch}
     facts["label_scoring"] = calibrate(engine, scored, recipe.evaluation)
     facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
     staging = output_dir / ".adapter-in-writing"
