@@ -133,6 +133,7 @@ class _Numbers:
         self.written = found | {number.replace(",", "") for number in found}
         self.begun = {number[:i] for number in self.written for i in range(1, len(number) + 1)}
         self.values = stated_values(source)
+        self.masks: dict[str, Any] = {}
 
     def next(self, sofar: Sequence[int], among: Any = None) -> Any:
         """The tokens that may come next, of those in `among` where it is given.
@@ -145,18 +146,33 @@ class _Numbers:
         while begin and sofar[begin - 1] in self.part:
             begin -= 1
         before = _LAST_WORD.findall(self.tokenizer.decode(list(sofar[max(0, begin - 1) :])))[0]
-        mask = self.plain.clone() if self._fits(before + " ") else torch.zeros_like(self.plain)
-        *_, last = [*_NUMBER.findall(before)] or [""]
-        if last and before.endswith(last):  # a unit may follow, and letters on digits alone (2nd)
-            mask[self.letters] = last.isdigit() and last in self.written
-            for token, scale in self.units.items():
-                mask[token] = self._states(last, scale)
-        mask[[i for i, piece in self.part.items() if self._fits(before + piece)]] = True
+        mask = self._may_follow(before)
         if among is None:
             return mask.nonzero()[:, 0]
         among = torch.as_tensor(among)
         kept = among[mask[among]]
         return kept if len(kept) else among
+
+    def _may_follow(self, before: str) -> Any:
+        """(V,) which tokens may follow a word that has begun like this."""
+        import torch
+
+        # Of a word without digits only the kind of its end counts: most steps look one of four masks up.
+        word, end = before, before[-1:]
+        if not any(c.isdigit() for c in before):
+            word = "a" if end.isalpha() else end if end in (".", ",") else ""
+        if word in self.masks:
+            return self.masks[word]
+        mask = self.plain.clone() if self._fits(word + " ") else torch.zeros_like(self.plain)
+        *_, last = [*_NUMBER.findall(word)] or [""]
+        if last and word.endswith(last):  # a unit may follow, and letters on digits alone (2nd)
+            mask[self.letters] = last.isdigit() and last in self.written
+            for token, scale in self.units.items():
+                mask[token] = self._states(last, scale)
+        mask[[i for i, piece in self.part.items() if self._fits(word + piece)]] = True
+        if word in ("", "a", ".", ","):
+            self.masks[word] = mask
+        return mask
 
     def _fits(self, text: str) -> bool:
         """Whether each number of the text is the source's, or one that ends the text the beginning of one."""
