@@ -45,10 +45,11 @@ def test_phrasebank_twitter_and_fiqa_leak_within_but_not_across():
     }
 
 
-def test_the_published_twitter_training_file_is_cleaned_of_what_its_test_file_holds(tmp_path):
+def test_the_published_twitter_training_file_is_cleaned_of_what_its_test_file_holds(tmp_path, monkeypatch):
     records("twitter_financial_news", "test")
     folder = tmp_path / "raw"
     folder.mkdir()
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(folder))  # no other test set is read
     (folder / "twitter_financial_news").symlink_to(Path(FOLDER) / "twitter_financial_news")
     recipe = Recipe.model_validate({"data": {"dir": str(folder), "prepared_dir": str(tmp_path / "none")}})
     train = folder / "twitter_financial_news" / "sent_train.csv"
