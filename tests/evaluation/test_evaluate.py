@@ -13,10 +13,10 @@ from rules import RuleEngine
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.datasets import prepare
 from fintune.errors import ConfigError
-from fintune.evaluation import evaluate as module
 from fintune.evaluation.evaluate import evaluate, output_files
 from fintune.evaluation.metrics import bertscore, find_encoder
-from fintune.tasks import TaskSet, known_tasks
+from fintune.evaluation.task_run import TaskRun
+from fintune.tasks import Prediction, Record, TaskSet, known_tasks
 from fintune.tasks.base import Task
 
 ENCODER = find_encoder(EvaluationConfig())
@@ -81,7 +81,7 @@ def test_the_predictions_file_gives_the_figures_again(run, prepared):
                                ("base", "base_prediction")):  # fmt: skip
             answered = [row for row in own if column in row]
             metrics = task.metrics(
-                [records[row["id"]] for row in answered], [module.Prediction(row[column]) for row in answered]
+                [records[row["id"]] for row in answered], [Prediction(row[column]) for row in answered]
             )
             written = results["tasks"][task.name]["systems"][system]["metrics"]
             assert {name: written[name] for name in metrics} == pytest.approx(metrics)
@@ -159,10 +159,10 @@ def test_a_plug_in_with_the_guides_hook_alone_is_evaluated():
         def evaluate_custom_task(self, test_data):
             return {"length": float(len(test_data))}
 
-    scorer = object.__new__(module._TaskRun)
+    scorer = object.__new__(TaskRun)
     scorer.task, scorer.encoder = Plugin("own", "Do it."), None
-    record = module.Record(text="a", target="b")
-    answers = scorer._scored([record], [module.Prediction("b")], 0.0)
+    record = Record(text="a", target="b")
+    answers = scorer._scored([record], [Prediction("b")], 0.0)
     assert scorer._metrics(answers) == {"length": 1.0}
 
 
@@ -206,9 +206,9 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
         def predict(self, task, records, batch_size, on_done):
             if task.type != "classification":
                 return "it classifies"
-            return [module.Prediction(task.labels[0], dict.fromkeys(task.labels, 1 / 3)) for _ in records]
+            return [Prediction(task.labels[0], dict.fromkeys(task.labels, 1 / 3)) for _ in records]
 
-    monkeypatch.setattr(module, "_others", lambda config: [Other()])
+    monkeypatch.setattr("fintune.evaluation.evaluate._others", lambda config: [Other()])
     monkeypatch.setattr("fintune.evaluation.references.LEXICON_PACKAGE", "no_such_package")
     results, rows, _, _ = run(config=EvaluationConfig(base_model=False))
     sentiment = results["tasks"]["sentiment"]
