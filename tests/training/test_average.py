@@ -62,7 +62,8 @@ def test_a_lower_rank_keeps_the_largest_singular_values(trained, tiny_base, work
 
 
 def test_the_command_names_its_members_in_card_and_manifest(trained, workdir, capsys):
-    a, b = (trained(name, training={"seed": seed}) for name, seed in (("a", 1), ("b", 2)))
+    a = trained("a", training={"seed": 1}, data={"seed": None})  # its splits are of seed 1 too
+    b = trained("b", training={"seed": 2}, data={"seed": 1})
     capsys.readouterr()
     assert main(["average", str(a), str(b), "--output_dir", "mean"]) == 0
     assert "The mean of 2 adapters, of rank 8: mean" in capsys.readouterr().out
@@ -70,7 +71,9 @@ def test_the_command_names_its_members_in_card_and_manifest(trained, workdir, ca
     assert (
         "of 3 optimizer steps each: `a` (seed 1), `b` (seed 2)." in card and "LoRA, r = 8, alpha = 8" in card
     )
-    assert [member["seed"] for member in manifest.read_raw(workdir / "mean")["average_of"]] == [1, 2]
+    raw = manifest.read_raw(workdir / "mean")
+    assert [member["seed"] for member in raw["average_of"]] == [1, 2]
+    assert raw["recipe"]["data"]["seed"] == 1
     assert main(["average", str(a), str(b), "--output_dir", "mean"]) == 1
     assert "--output_dir is mean, which is not empty" in capsys.readouterr().err
 

@@ -52,8 +52,9 @@ def average(
     raws = [_read(folder) for folder in folders]
     _check_alike(folders, raws)
     recipe, tasks = manifest.read(folders[0])
-    if data_dir:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": data_dir})})
+    # Training seeds differ, splits do not: with the latter named, the recipe makes each member again.
+    data = {"seed": recipe.data_seed} | ({"dir": data_dir} if data_dir else {})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
     prepared = prepare(recipe, say=say)
     if prepared.manifest["files"] != raws[0]["data"]["files"]:
         raise ModelError(
