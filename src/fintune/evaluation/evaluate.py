@@ -99,22 +99,20 @@ def evaluate(
     try:
         for task in tasks:
             runner = TaskRun(engine, prepared, config, task, split, max_test, progress, others)
-            if task.name in results["tasks"]:
-                stand = [row for row in rows if row["task"] == task.name]
-                reference.tasks[task.name] = profile_rows(task, runner.test, stand)
-                continue
-            entry, task_rows = runner.run(encoder, skipped)
-            entry |= _source(prepared.manifest["tasks"][task.name])
-            if task_rows:
-                reference.tasks[task.name] = profile_rows(task, runner.test, task_rows)
-            results["tasks"][task.name] = entry
-            if split == "test":
-                results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
-            results["complete"] = len(results["tasks"]) == len(tasks)
-            results["seconds"] = round(before + time.perf_counter() - started, 2)
-            rows += task_rows
-            _write(output, results, rows)
-            say(report.summary_line(results, task.name))
+            if task.name not in results["tasks"]:
+                entry, task_rows = runner.run(encoder, skipped)
+                entry |= _source(prepared.manifest["tasks"][task.name])
+                results["tasks"][task.name] = entry
+                if split == "test":
+                    results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
+                results["complete"] = len(results["tasks"]) == len(tasks)
+                results["seconds"] = round(before + time.perf_counter() - started, 2)
+                rows += task_rows
+                _write(output, results, rows)
+                say(report.summary_line(results, task.name))
+            own = [row for row in rows if row["task"] == task.name]
+            if own and split == "test":
+                reference.tasks[task.name] = profile_rows(task, runner.test, own)
     except KeyboardInterrupt:
         if results["tasks"]:
             say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")

@@ -64,7 +64,7 @@ class TaskRun:
         self.engine, self.config, self.task, self.progress = engine, config, task, progress
         self.others = others
         self.train = prepared.records(task.name, "train")
-        self.validation = prepared.records(task.name, "validation")
+        self.validation = partial(prepared.records, task.name, "validation")
         test = prepared.records(task.name, split)
         if not test:
             raise DataError(f"Task {task.name} has no {split} records: prepare the data again.")
@@ -110,7 +110,7 @@ class TaskRun:
         task, test = self.task, self.test
         wanted: list[tuple[str, Callable[[], Any]]] = []
         if "tfidf" in self.config.baselines:
-            wanted.append(("tfidf", lambda: tfidf_system(task, self.train, self.validation, test)))
+            wanted.append(("tfidf", lambda: tfidf_system(task, self.train, self.validation(), test)))
         if "lexicon" in self.config.baselines:
             wanted.append(("lexicon", lambda: lexicon_system(task, self.train, test)))
         for other in self.others:

@@ -155,14 +155,18 @@ class _Numbers:
 
     def _may_follow(self, before: str) -> Any:
         """(V,) which tokens may follow a word that has begun like this."""
+        if any(c.isdigit() for c in before):
+            return self._mask(before)
+        # Only the kind of its end counts then: most steps look one of four masks up.
+        end = before[-1:]
+        kind = "a" if end.isalpha() else end if end in (".", ",") else ""
+        if kind not in self.masks:
+            self.masks[kind] = self._mask(kind)
+        return self.masks[kind]
+
+    def _mask(self, word: str) -> Any:
         import torch
 
-        # Of a word without digits only the kind of its end counts: most steps look one of four masks up.
-        word, end = before, before[-1:]
-        if not any(c.isdigit() for c in before):
-            word = "a" if end.isalpha() else end if end in (".", ",") else ""
-        if word in self.masks:
-            return self.masks[word]
         mask = self.plain.clone() if self._fits(word + " ") else torch.zeros_like(self.plain)
         *_, last = [*_NUMBER.findall(word)] or [""]
         if last and word.endswith(last):  # a unit may follow, and letters on digits alone (2nd)
@@ -170,8 +174,6 @@ class _Numbers:
             for token, scale in self.units.items():
                 mask[token] = self._states(last, scale)
         mask[[i for i, piece in self.part.items() if self._fits(word + piece)]] = True
-        if word in ("", "a", ".", ","):
-            self.masks[word] = mask
         return mask
 
     def _fits(self, text: str) -> bool:
