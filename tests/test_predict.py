@@ -9,7 +9,8 @@ from fintune.data.storage import locate, parquet_batches
 from fintune.errors import DataError
 from fintune.inference.engine import Engine
 from fintune.predict import as_dict, predict_file, schema, table
-from fintune.tasks.base import Prediction, QATask, RegressionTask
+from fintune.tasks.base import Prediction
+from fintune.tasks.kinds import QATask, RegressionTask
 
 
 @pytest.fixture(scope="module")

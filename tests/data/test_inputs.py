@@ -14,7 +14,8 @@ from fintune.data.readers.own_file import read_inputs
 from fintune.data.readers.row_files import row_files
 from fintune.data.storage import locate
 from fintune.errors import DataError
-from fintune.tasks.base import ClassificationTask, QATask, Record
+from fintune.tasks.base import Record
+from fintune.tasks.kinds import ClassificationTask, QATask
 
 MOOD = ClassificationTask("mood", "How is it?", ["good", "bad"])
 

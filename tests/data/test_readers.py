@@ -21,7 +21,8 @@ from fintune.data.readers.public import (
 from fintune.data.readers.row_files import row_files
 from fintune.data.readers.stocknet import stocknet
 from fintune.errors import DataError
-from fintune.tasks.base import ClassificationTask, QATask, Record, RegressionTask
+from fintune.tasks.base import Record
+from fintune.tasks.kinds import ClassificationTask, QATask, RegressionTask
 
 TOPIC = ClassificationTask("topic", "Name the topic.", ("good", "bad"))
 

@@ -13,7 +13,8 @@ from fintune.data import splits
 from fintune.data.quality import Report, text_key
 from fintune.data.rows import Rows
 from fintune.data.shards import Part, read_parts
-from fintune.tasks.base import ClassificationTask, Record
+from fintune.tasks.base import Record
+from fintune.tasks.kinds import ClassificationTask
 
 FRACTIONS = st.floats(0.05, 0.45)
 SEEDS = st.integers(0, 10**6)

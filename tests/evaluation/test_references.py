@@ -10,7 +10,7 @@ from fintune.evaluation.other_models import OtherModel, label_columns
 from fintune.evaluation.published import PUBLISHED, published_for
 from fintune.evaluation.references import LEXICON_PACKAGE, lexicon_system, tfidf_system, tone
 from fintune.tasks import Record, known_tasks
-from fintune.tasks.base import ClassificationTask
+from fintune.tasks.kinds import ClassificationTask
 
 TASKS = known_tasks()
 WORDS = {"positive": "rose grew", "negative": "fell shrank", "neutral": "met said"}

@@ -11,10 +11,11 @@ from fintune.data.datasets import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.models import manifest
 from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set
-from fintune.tasks.base import RegressionTask, Task
+from fintune.tasks.base import Task
+from fintune.tasks.kinds import RegressionTask
 
 PLUGIN = """
-    from fintune.tasks.base import RegressionTask
+    from fintune.tasks.kinds import RegressionTask
 
     class Surprise(RegressionTask):
         made = 0

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, known_tasks, task_from_dict
-from fintune.tasks.base import ClassificationTask, RegressionTask, Task
+from fintune.tasks.base import Task
+from fintune.tasks.kinds import ClassificationTask, RegressionTask
 
 TASKS = known_tasks()
 RETURNS = [-0.05, -0.031, -0.012, -0.004, 0.0, 0.003, 0.011, 0.02, 0.034, 0.06]

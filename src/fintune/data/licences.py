@@ -6,7 +6,8 @@ This reads licences as they are stated; it is no legal advice.
 from __future__ import annotations
 
 from fintune.data.registry import COMMERCIAL_DEFAULTS, DATASETS
-from fintune.tasks.base import ClassificationTask, Task
+from fintune.tasks.base import Task
+from fintune.tasks.kinds import ClassificationTask
 
 
 def commercial_use(dataset: str) -> str:

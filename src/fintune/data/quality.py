@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fintune.errors import DataError
-from fintune.tasks.base import ClassificationTask, Record, Task
+from fintune.tasks.base import Record, Task
+from fintune.tasks.kinds import ClassificationTask
 
 Split = Literal["train", "validation", "test"]
 

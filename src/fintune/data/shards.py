@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fintune.data.quality import Dropped, Report, check, digest, text_key
-from fintune.tasks.base import ClassificationTask, Record, Task
+from fintune.tasks.base import Record, Task
+from fintune.tasks.kinds import ClassificationTask
 
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20

@@ -13,7 +13,8 @@ from fintune.data.sentences import bullet_lines, without_bullet
 from fintune.evaluation.numeric import unsupported_figures
 from fintune.evaluation.scores import interval_of
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
-from fintune.tasks.base import Prediction, Record, RegressionTask, Task
+from fintune.tasks.base import Prediction, Record, Task
+from fintune.tasks.kinds import RegressionTask
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What a report in a frame may load: nothing from anywhere."""

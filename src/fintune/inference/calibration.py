@@ -9,7 +9,8 @@ from typing import get_args
 from fintune.config import EvaluationConfig
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record
-from fintune.tasks.base import INTERVAL, ClassificationTask, Normalization, RegressionTask, softmax
+from fintune.tasks.base import INTERVAL, Normalization, softmax
+from fintune.tasks.kinds import ClassificationTask, RegressionTask
 
 CALIBRATION_EXAMPLES = 300
 """Validation examples of a task that are scored, at most."""

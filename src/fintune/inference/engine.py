@@ -17,7 +17,8 @@ from fintune.errors import DataError, ModelError
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
 from fintune.tasks import Prediction, Record, Task, TaskSet
-from fintune.tasks.base import RegressionTask, TextFormat, softmax
+from fintune.tasks.base import TextFormat, softmax
+from fintune.tasks.kinds import RegressionTask
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""

@@ -18,7 +18,8 @@ from fintune.evaluation.statistics import bootstrap_intervals
 from fintune.files import write_json
 from fintune.live.market import Closes, Prices, move_after
 from fintune.live.store import Row, Store, days_ago, write_table
-from fintune.tasks.base import INTERVAL, Prediction, Record, RegressionTask
+from fintune.tasks.base import INTERVAL, Prediction, Record
+from fintune.tasks.kinds import RegressionTask
 
 SCORECARD_FORMAT = 1
 FEW_DAYS = 30

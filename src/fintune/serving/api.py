@@ -44,7 +44,7 @@ from fintune.serving.schemas import (
 )
 from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
-from fintune.tasks.base import QATask, SummarizationTask
+from fintune.tasks.kinds import QATask, SummarizationTask
 
 log = logging.getLogger("fintune.serving")
 router = APIRouter()

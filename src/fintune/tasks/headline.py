@@ -1,6 +1,6 @@
 """Market direction that a financial headline suggests: bullish, bearish or neutral."""
 
-from fintune.tasks.base import ClassificationTask
+from fintune.tasks.kinds import ClassificationTask
 
 TASK = ClassificationTask(
     name="headline",

@@ -1,6 +1,6 @@
 """Question about a passage of a financial report in, answer out."""
 
-from fintune.tasks.base import QATask
+from fintune.tasks.kinds import QATask
 
 TASK = QATask(
     name="qa",

@@ -1,6 +1,6 @@
 """News about a stock in, the next trading day's price change in percent out."""
 
-from fintune.tasks.base import RegressionTask
+from fintune.tasks.kinds import RegressionTask
 
 TASK = RegressionTask(
     name="regression",

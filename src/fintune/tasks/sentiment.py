@@ -1,6 +1,6 @@
 """Sentiment of a financial statement or news sentence: positive, negative or neutral."""
 
-from fintune.tasks.base import ClassificationTask
+from fintune.tasks.kinds import ClassificationTask
 
 TASK = ClassificationTask(
     name="sentiment",

@@ -1,6 +1,6 @@
 """Earnings-call transcript in, bullet-point summary out."""
 
-from fintune.tasks.base import SummarizationTask
+from fintune.tasks.kinds import SummarizationTask
 
 TASK = SummarizationTask(
     name="summarization",

@@ -17,7 +17,8 @@ from typing import Any
 
 from fintune.data.batching import PackedRow, common_prefix_length, join, pack, rows_of
 from fintune.data.templates import Levels, PromptTemplate, TokenizedExample
-from fintune.tasks.base import Record, RegressionTask, TaskSet
+from fintune.tasks.base import Record, TaskSet
+from fintune.tasks.kinds import RegressionTask
 
 
 @dataclass

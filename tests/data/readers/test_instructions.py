@@ -10,7 +10,8 @@ from fintune.data.readers.row_files import row_files
 from fintune.data.templates import PromptTemplate
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
-from fintune.tasks.base import InstructionTask, Record
+from fintune.tasks.base import Record
+from fintune.tasks.kinds import InstructionTask
 
 TASK = InstructionTask("advise", "Be brief.")
 
