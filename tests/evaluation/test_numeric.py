@@ -47,6 +47,26 @@ def test_a_range_shares_the_unit_of_its_end_and_a_hyphen_is_no_minus():
     assert values == [1.2e9, 1.4e9, 0.05, 0.07, 2019, 2020, 0.32, 0.36]
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("Net sales rose in 2009 to EUR 13.1 mn", [2009, 13.1e6]),
+        ("between 2019 and 5.2%", [2019, 0.052]),
+        ("from $2000 to $2100 million", [2e9, 2.1e9]),
+        ("a Form 10-K, an 8-K and a 5-million share", [10, 8, 5e6]),
+    ],
+)
+def test_a_year_takes_no_unit_and_a_form_is_no_thousands(text, values):
+    assert [f.value for f in figures(text)] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("text", ["a{}b", "({}b", "5{}b", "{}5{}", "5 ({}"])
+def test_runs_of_spaces_cost_no_time_to_speak_of(text):
+    assert len(figures(text.replace("{}", " " * 20_000))) == text.count(
+        "5"
+    )  # hours, if each were tried with each
+
+
 @given(st.integers(-(10**9), 10**9))
 def test_thousands_separators_change_nothing(value):
     assert parse_figure(f"{value:,}").value == parse_figure(str(value)).value == value

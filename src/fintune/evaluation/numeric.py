@@ -31,12 +31,17 @@ SCALES = {
 _PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage point")
 _UNITS = "|".join(re.escape(unit) for unit in sorted([*SCALES, *_PERCENT], key=len, reverse=True))
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
+# Spaces are possessive (`\s*+`) and none begins a match: runs of them would take time to their fourth power.
 _FIGURE = re.compile(
-    rf"(?<![\w.])(?<!\d,)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*(?P<sign>[-+−–](?!\s))?\s*{_CURRENCY}?\s*(?P<inner>[-−–])?"
+    rf"(?<![\w.])(?<!\d,)(?!\s)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*+(?P<sign>[-+−–](?!\s))?\s*+"
+    rf"{_CURRENCY}?\s*+(?P<inner>[-−–])?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    rf"(?P<close>\s*%?\s*\))?(?:\s*-?(?P<unit>{_UNITS})(?![A-Za-z]))?(?P<after>\s*\))?(?![A-Za-z\d]|\.\d)",
+    r"(?P<close>\s*+%?\s*+\))?"
+    rf"(?:\s*+(?!-[kmb]\b)-?(?P<unit>{_UNITS})(?![A-Za-z]))?"  # a Form 10-K is no ten thousand
+    r"(?P<after>\s*+\))?(?![A-Za-z\d]|\.\d)",
     re.IGNORECASE,
 )
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _RANGE = re.compile(r"\s*(?:to|and|or|through|-|–)\s*", re.IGNORECASE)
 _NUMERAL = re.compile(r"\b(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b", re.IGNORECASE)
 _NUMERALS = "one two three four five six seven eight nine ten eleven twelve".split()
@@ -81,14 +86,15 @@ def _figure(match: re.Match[str]) -> Figure:
 def figures(text: str) -> list[Figure]:
     """Every number of a text: `$1.2bn`, `1,200 million`, `(12)` for -12, `5.5 percent`, `-0.4%`.
 
-    A number that opens a range takes the unit of its end (`1.2 to 1.4 billion`). Digits inside a word
-    (`q2`, `COVID19`) are no number.
+    A number that opens a range takes the unit of its end (`1.2 to 1.4 billion`), a year never does. Digits
+    inside a word (`q2`, `COVID19`) are no number.
     """
     matches = list(_FIGURE.finditer(text))
     found = [_figure(match) for match in matches]
     for i in range(len(found) - 2, -1, -1):
         between = text[matches[i].end() : matches[i + 1].start()]
-        if matches[i]["unit"] is None and _RANGE.fullmatch(between):
+        year = _YEAR.fullmatch(matches[i][0])  # "in 2009 to EUR 13.1 mn"
+        if matches[i]["unit"] is None and not year and _RANGE.fullmatch(between):
             found[i] = replace(found[i], scale=found[i + 1].scale, percent=found[i + 1].percent)
     return found
 
