@@ -132,6 +132,23 @@ def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, wor
     assert "built-in sample" in capsys.readouterr().out
 
 
+def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    capsys, workdir, adapter, monkeypatch
+):
+    monkeypatch.setattr("fintune.data.datasets.prepare", lambda *_: pytest.fail("the data was prepared"))
+    (workdir / "folder.json").mkdir()
+    command = ["evaluate", "--model_path", str(adapter), "--output_file"]
+    assert "folder.json, which is a folder" in fails(capsys, *command, "folder.json")
+    assert "ends in .json, got a.txt" in fails(capsys, *command, "a.txt")
+
+
+def test_offline_for_us_is_offline_for_the_hub(capsys, workdir, monkeypatch):
+    monkeypatch.setenv("FINTUNE_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    fails(capsys, "predict", "--task", "sentiment")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
         "import sys; from fintune.cli import main\n"

@@ -61,6 +61,11 @@ def _quiet() -> None:
     import os
     import warnings
 
+    if "FINTUNE_OFFLINE" in os.environ:
+        from fintune.data.download import is_set
+
+        if is_set("FINTUNE_OFFLINE"):
+            os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -286,6 +286,8 @@ class DataConfig(_Section):
 class TextFormatConfig(_Section):
     """How a text task's answers must look; each part is off by default."""
 
+    max_new_tokens: int | None = Field(None, gt=0)
+    """The longest answer in tokens; None is the length of the task's type (48 for qa, 96 for summaries)."""
     bullets: int | None = Field(None, gt=0)
     """At most so many lines, each of which begins with a dash."""
     bullet_tokens: int | None = Field(None, gt=3)
@@ -312,8 +314,8 @@ class EvaluationConfig(_Section):
     """Evaluate the untuned base model too."""
     base_model_max_test: int | None = Field(None, gt=0)
     """Examples per task for the untuned base; None is all of them."""
-    baselines: list[Literal["tfidf", "lexicon"]] = ["tfidf", "lexicon"]
-    """Classical systems beside the simplest one: TF-IDF with a linear model, a finance lexicon."""
+    baselines: list[Literal["tfidf", "lexicon", "zero"]] = ["tfidf", "lexicon", "zero"]
+    """Systems beside the simplest one: TF-IDF with a linear model, a finance lexicon, no change (numbers)."""
     other_models: list[str] = []
     """Classifiers of the hub, or local folders, that answer the label tasks too: `[ProsusAI/finbert]`."""
     max_validation: int = Field(50, gt=0)

@@ -13,9 +13,10 @@ from rules import RuleEngine
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.datasets import prepare
 from fintune.errors import ConfigError
-from fintune.evaluation.evaluate import evaluate, output_files
+from fintune.evaluation.evaluate import evaluate, output_files, resume_key
 from fintune.evaluation.metrics import bertscore, find_encoder
 from fintune.evaluation.task_run import TaskRun
+from fintune.monitoring.profile import Profile
 from fintune.tasks import Prediction, Record, TaskSet, known_tasks
 from fintune.tasks.base import Task
 
@@ -206,6 +207,8 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
         def predict(self, task, records, batch_size, on_done):
             if task.type != "classification":
                 return "it classifies"
+            if task.name == "headline":
+                raise ValueError("Asking to pad but the tokenizer\nhas no padding token")
             return [Prediction(task.labels[0], dict.fromkeys(task.labels, 1 / 3)) for _ in records]
 
     monkeypatch.setattr("fintune.evaluation.evaluate._others", lambda config: [Other()])
@@ -216,10 +219,48 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
     assert all(s["metrics_interval"]["accuracy"] and s["n"] == 12 for s in sentiment["systems"].values())
     assert "fintune[lexicon]" in sentiment["systems_skipped"]["lexicon"]
     assert results["tasks"]["qa"]["systems_skipped"]["someone/finbert"] == "it classifies"
+    headline = results["tasks"]["headline"]
+    assert headline["systems_skipped"]["someone/finbert"].startswith("it failed: Asking to pad")
+    assert headline["systems"]["adapter"]["n"] == 12
+    zero = results["tasks"]["regression"]["systems"]["zero"]["metrics"]
+    moves = [row["target"] for row in rows if row["task"] == "regression"]
+    assert zero["mse"] == pytest.approx(sum(move * move for move in moves) / 12)
     assert set(rows[0]["other_predictions"]) == {"tfidf", "someone/finbert"}
     assert sentiment["labels"] == prepared.task_set()["sentiment"].candidates()
     assert sentiment["clusters"]["n"] <= 12 and results["published"] == []
     assert {"per_class", "reliability", "risk_coverage"} <= set(sentiment["systems"]["adapter"]["details"])
+
+
+def test_a_smaller_evaluation_keeps_the_reference_that_a_larger_one_made(
+    run, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("fintune.models.card.add_evaluation", lambda *_: None)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    engine = RuleEngine(prepared.task_set(), adapter=adapter)
+    run(engine)
+    run(engine, max_test=5)
+    assert {task.n for task in Profile.load(adapter).tasks.values()} == {12}
+    (adapter / "adapter_model.safetensors").write_bytes(b"trained again")
+    run(engine, max_test=5)
+    assert {task.n for task in Profile.load(adapter).tasks.values()} == {5}
+
+
+def test_an_evaluation_goes_on_only_with_the_same_adapter_temperature_and_base(prepared, tmp_path):
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    for folder in (adapter, base):
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    engine = RuleEngine(prepared.task_set(), adapter=adapter)
+    engine.base_name = str(base)
+    keys = [resume_key(engine, prepared, {})]
+    (adapter / "fintune.json").write_text('{"temperature": 2}')
+    keys.append(resume_key(engine, prepared, {}))
+    (base / "adapter_model.safetensors").write_bytes(b"other weights")
+    keys.append(resume_key(engine, prepared, {}))
+    keys.append(resume_key(engine, prepared, {"other_models": [str(base)]}))
+    assert len(set(keys)) == 4 and resume_key(engine, prepared, {"other_models": [str(base)]}) == keys[-1]
 
 
 SLOW = """

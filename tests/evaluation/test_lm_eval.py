@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
+from fintune.config import Recipe
 from fintune.data.datasets import prepare
 from fintune.errors import DataError
 from fintune.evaluation.lm_eval import export, task_name
@@ -61,7 +62,6 @@ def test_lm_eval_gives_our_accuracy_to_the_example(tiny_recipe, workdir):
 def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(tiny_base, workdir):
     import pyarrow.parquet as pq
 
-    from fintune.config import Recipe
     from fintune.data.sample import sample_records
 
     raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 128}}
@@ -76,3 +76,21 @@ def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(tiny_base
     with pytest.raises(DataError, match="None of the tasks qa chooses among labels"):
         export(engine.tasks, engine.template, {"qa": own}, workdir / "other")
     assert not (workdir / "other").exists()
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(random_adapter, workdir, capsys):
+    """The examples are those that `--max_test` draws for an evaluation, not the first ones."""
+    import pyarrow.parquet as pq
+
+    from fintune.cli import main
+    from fintune.evaluation.task_run import drawn
+
+    (workdir / "mine").mkdir()
+    (workdir / "mine" / "notes.txt").write_text("mine")
+    command = ["evaluate", "--model_path", str(random_adapter), "--max_test", "3", "--export_lm_eval"]
+    assert main([*command, "mine"]) == 1 and "holds something else" in capsys.readouterr().err
+    assert (workdir / "mine" / "notes.txt").read_text() == "mine"
+    assert main([*command, "tasks"]) == 0 and main([*command, "tasks"]) == 0
+    ids = pq.read_table(workdir / "tasks" / "headline.parquet")["id"].to_pylist()
+    test = prepare(Recipe(), say=lambda line: None).records("headline", "test")
+    assert ids == [record.id for record in drawn(test, 3)] != [record.id for record in test[:3]]

@@ -119,7 +119,24 @@ def test_examples_of_one_group_or_date_are_drawn_together():
     alone, together = width(), width(group=lambda i: str(i // 10))
     assert together == pytest.approx(alone * 10**0.5, rel=0.2)
     assert width(time=lambda i: f"2015-10-{i // 10 + 1:02}") == alone  # labels have no cluster by date
-    assert cluster_of("regression", "7", "AAPL", "2015-10-01T14:00") == "2015-10-01"
+    same_day = [cluster_of("regression", i, "AAPL", f"2015-10-01T{i}:00") for i in ("10", "14")]
+    assert same_day[0] == same_day[1] != cluster_of("regression", "10", "AAPL", "2015-10-02T10:00")
+    assert cluster_of("qa", "1", "", "") != cluster_of("qa", "2", "1", "")  # a group that is called "1"
+
+
+def test_one_cluster_says_nothing_of_chance():
+    records, predictions = _example("regression", 30)
+    records = [replace(r, time="2015-10-01") for r in records]
+    assert bootstrap_intervals(TASKS["regression"], records, predictions) == {}
+    targets, answers = [r.target for r in records], [p.value for p in predictions]
+    scores = example_scores(TASKS["regression"], records, predictions)
+    one = metrics_by_sums("regression", [], targets, answers, scores)
+    two = metrics_by_sums(
+        "regression", [], targets, answers, {k: np.array(v) * 0.5 for k, v in scores.items()}
+    )
+    found = paired_differences(one, two, ["a"] * 30)["mae"]
+    assert found.difference < 0
+    assert found.interval is None and found.p_value is None
 
 
 def test_clusters_drawn_by_sums_equal_metrics_of_the_examples_drawn_anew():

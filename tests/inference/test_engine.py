@@ -1,5 +1,6 @@
 """The engine: labels by exact likelihood, whatever the batch; texts by greedy decoding; clear refusals."""
 
+import copy
 import math
 import re
 
@@ -8,10 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fintune.config import EvaluationConfig
 from fintune.data.sample import sample_records
-from fintune.errors import DataError, ModelError
+from fintune.errors import ConfigError, DataError, ModelError
 from fintune.evaluation.numeric import unsupported_figures
-from fintune.inference.engine import Engine, newest_adapter
+from fintune.inference.engine import Engine, configure, newest_adapter
 from fintune.tasks import Record
 
 
@@ -336,6 +338,14 @@ def test_a_number_keeps_the_scale_of_its_source(engine, text, may, may_not):
     found = set(allowed(0, ids(text)["input_ids"]).tolist())
     assert all(ids(piece)["input_ids"][0] in found for piece in may)
     assert not any(ids(piece)["input_ids"][0] in found for piece in may_not)
+
+
+def test_a_format_bounds_the_length_and_is_refused_where_no_text_is_written(engine):
+    tasks = copy.deepcopy(engine.tasks)
+    configure(tasks, EvaluationConfig(formats={"qa": {"max_new_tokens": 5}}))
+    assert tasks["qa"].max_new_tokens == 5 and tasks["qa"].text_format is None
+    with pytest.raises(ConfigError, match="formats names sentiment, a classification task"):
+        configure(tasks, EvaluationConfig(formats={"sentiment": {"bullets": 3}}))
 
 
 def test_a_number_that_the_limit_of_tokens_cuts_is_left_out(engine, monkeypatch):

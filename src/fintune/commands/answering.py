@@ -89,19 +89,23 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from fintune.data.datasets import prepare
-    from fintune.evaluation.evaluate import evaluate
+    from fintune.evaluation.evaluate import check, evaluate
+    from fintune.evaluation.lm_eval import checked_folder, export
     from fintune.evaluation.report import print_table
+    from fintune.evaluation.task_run import drawn
     from fintune.inference.engine import Engine
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
+    if args.export_lm_eval:
+        checked_folder(args.export_lm_eval)
+    else:
+        check(args.output_file, recipe.evaluation.tracked(args.use_wandb))
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
     if args.export_lm_eval:
-        from fintune.evaluation.lm_eval import export
-
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
-        records = {name: prepared.records(name, args.split)[: args.max_test] for name in names}
+        records = {name: drawn(prepared.records(name, args.split), args.max_test) for name in names}
         tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0

@@ -8,6 +8,7 @@ files are written, anew after every task, each whole or not at all: `results.jso
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
-from fintune.errors import ConfigError
+from fintune.errors import ConfigError, DataError
 from fintune.evaluation import page, report, uploads
 from fintune.evaluation.metrics import find_encoder
 from fintune.evaluation.published import published_for
@@ -69,9 +70,7 @@ def evaluate(
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
         DataError: a task has no records in this split.
     """
-    output = _usable(output_file)
-    uploads.check(config.report_to)
-    encoder, skipped = _encoder(config)
+    output, encoder, skipped = check(output_file, config)
     others = _others(config)
     tasks = list(prepared.task_set())
     started = time.perf_counter()
@@ -119,7 +118,7 @@ def evaluate(
         raise
     if engine.adapter is not None and split == "test":
         card.add_evaluation(engine.adapter, results, say)
-        reference.save(engine.adapter)
+        _save_profile(engine.adapter, reference)
     uploads.upload(results, rows, output, config.report_to)
     return results
 
@@ -143,10 +142,26 @@ def _others(config: EvaluationConfig) -> list[OtherModel]:
     return [OtherModel.load(name) for name in config.other_models]
 
 
+def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path | None, str]:
+    """What can be refused before data and model are loaded: output, trackers and BERTScore's encoder.
+
+    Returns:
+        The output path; the encoder's folder, or None and the reason why BERTScore is skipped.
+
+    Raises:
+        MissingExtraError: a tracker of `report_to` is not installed.
+        ConfigError: the output file or the BERTScore encoder cannot be used.
+    """
+    output = _usable(output_file)
+    uploads.check(config.report_to)
+    return output, *_encoder(config)
+
+
 def _usable(output_file: str | Path) -> Path:
-    """The output path, refused before the work rather than after it."""
     path = Path(output_file)
-    if path.suffix != ".json" or path.is_dir():
+    if path.is_dir():
+        raise ConfigError(f"output_file is {output_file}, which is a folder: name a file that ends in .json")
+    if path.suffix != ".json":
         raise ConfigError(f"output_file must be a file that ends in .json, got {output_file}")
     parent = path.parent
     try:
@@ -170,13 +185,24 @@ def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
 
 
 def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:
-    """What two evaluations must share for one to go on with the other's results: adapter, base, data,
-    settings and the version of fintune's code."""
-    weights = None if engine.adapter is None else engine.adapter / WEIGHTS
-    adapter = file_sha256(weights) if weights and weights.is_file() else str(engine.adapter)
+    """What two evaluations must share for one to go on with the other's results: adapter and how it answers,
+    base, other models, data, settings and the version of fintune's code."""
+    adapter = [str(engine.adapter)]
+    if engine.adapter is not None:
+        kept = (engine.adapter / name for name in (WEIGHTS, manifest.NAME))
+        adapter = [file_sha256(path) for path in kept if path.is_file()] or adapter
+    models = [_versions_of(name) for name in (engine.base_name, *settings.get("other_models", ()))]
     data = prepared.manifest.get("files"), prepared.manifest.get("key")
-    parts = [FORMAT, __version__, git_commit(), engine.base_name, adapter, data, settings]
+    parts = [FORMAT, __version__, git_commit(), models, adapter, data, settings]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _versions_of(name: str) -> list[Any]:
+    """A model's name, with its files' sizes and times where it is a folder or a file here."""
+    path = Path(name).expanduser()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [name, *([known, stat.st_size, stat.st_mtime_ns] for known, stat in stats)]
 
 
 def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
@@ -199,6 +225,15 @@ def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) ->
     atomic_write(files["report"], report.markdown_report(results))
     atomic_write(files["page"], page.html_report(results, rows, output))
     write_json(files["results"], results)
+
+
+def _save_profile(adapter: Path, profile: Profile) -> None:
+    """Keep the profile, and what an evaluation of more examples has left of the same adapter."""
+    weights = adapter / WEIGHTS
+    profile.weights = file_sha256(weights) if weights.is_file() else ""
+    with contextlib.suppress(DataError):  # there is none yet, or it is of another version
+        profile = profile.beside(Profile.load(adapter))
+    profile.save(adapter)
 
 
 def _source(entry: Mapping[str, Any]) -> dict[str, Any]:

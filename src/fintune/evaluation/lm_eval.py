@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from fintune.data.templates import PromptTemplate
     from fintune.tasks import Record, Task, TaskSet
 
-_README = """# fintune's label tasks for lm-evaluation-harness
-
+_TITLE = "# fintune's label tasks for lm-evaluation-harness"
+_README = (
+    f"{_TITLE}\n"
+    """
     lm_eval --include_path {folder} --tasks {names} --model hf \\
         --model_args pretrained=BASE,peft=ADAPTER,dtype=float32
 
@@ -30,6 +32,7 @@ column `prompt` is the exact prompt, with the chat template's text (so do not pa
 `label` the index of the right choice. `acc` is fintune's accuracy where evaluation.label_normalization and
 evaluation.calibration are `none`.
 """
+)
 
 
 def export(
@@ -42,11 +45,9 @@ def export(
         records: the test records by task; tasks that do not choose among labels are left out.
 
     Raises:
-        DataError: no task has labels, or `folder` is a file.
+        DataError: no task has labels, or `folder` is a file or holds something else.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"The lm-eval folder is {folder}, which is a file: name a folder.")
+    folder = checked_folder(folder)
     chosen = [task for task in tasks if task.type == "classification" and records.get(task.name)]
     if not chosen:
         raise DataError(f"None of the tasks {', '.join(records)} chooses among labels: nothing to export.")
@@ -56,6 +57,25 @@ def export(
         names = [task_name(task.name) for task in chosen]
         atomic_write(staging / "README.md", _README.format(folder=folder, names=",".join(names)))
     return names
+
+
+def checked_folder(folder: str | Path) -> Path:
+    """The absolute path of a folder that may be replaced: it is new, empty, or an earlier export.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"The lm-eval folder is {folder}, which is a file: name a folder.")
+    readme = folder / "README.md"
+    ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(_TITLE)
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise DataError(
+            f"The lm-eval folder is {folder}, which holds something else: name a new folder or an earlier "
+            "export."
+        )
+    return folder
 
 
 def task_name(task: str) -> str:

@@ -210,7 +210,7 @@ def _load_encoder(folder: Path) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"evaluation.bertscore_encoder: no encoder can be loaded from {folder}: {error}"

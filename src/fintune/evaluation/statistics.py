@@ -147,7 +147,9 @@ def metrics_by_sums(
 
 def cluster_of(kind: str, identity: str, group: str, time: str) -> str:
     """What an example shares with those it is not independent of: its date (numbers), else group, else id."""
-    return (time[:10] if kind == "regression" else "") or group or identity
+    if kind == "regression" and time:
+        return f"date {time[:10]}"
+    return f"group {group}" if group else f"example {identity}"  # a group may be called as an example is
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def bootstrap_intervals(
     Examples of one group, or of one date for numbers with a time, are drawn together (see `cluster_of`).
     It covers the choice of test examples alone, not that of training data or of the training seed.
     Resamples in which a metric is not defined (R² of constant targets) are left out; a metric that is
-    defined in none of them has no interval.
+    defined in none of them has no interval. Nor has any where all examples are of one cluster.
 
     Args:
         scores: measures by example, where they are known already or there are more than `example_scores`.
@@ -232,9 +234,9 @@ def bootstrap_intervals(
     labels = task.candidates() if task.type == "classification" else []
     targets, answers = [r.target for r in records], [p.value for p in predictions]
     metrics = metrics_by_sums(task.type, labels, targets, answers, scores)
-    if not metrics:
-        return {}
     clusters = [cluster_of(task.type, str(i), r.group, r.time) for i, r in enumerate(records)]
+    if not metrics or len(set(clusters)) < 2:
+        return {}
     sums = Sums.of(metrics, cluster_places(clusters))
     drawn = np.concatenate([c @ sums.table for c in _counts(len(sums.table), resamples, seed)])
     intervals = {name: percentile_interval(v, confidence) for name, v in sums.values(drawn).items()}
@@ -268,7 +270,8 @@ def paired_differences(
 
     The bootstrap draws the same clusters for both systems. The test asks how often a difference at least as
     large (either way) arises when the two systems' answers are swapped at random, cluster by cluster:
-    p = (1 + that number) / (1 + permutations) (Noreen, 1989; Phipson and Smyth, 2010).
+    p = (1 + that number) / (1 + permutations) (Noreen, 1989; Phipson and Smyth, 2010). One cluster alone
+    says nothing of chance: it has neither interval nor p-value.
     """
     import numpy as np
 
@@ -301,7 +304,7 @@ def paired_differences(
     found = {}
     for name in shared:
         x, y = float(value_a[name][0]), float(value_b[name][0])
-        known = np.isfinite(y - x)
+        known = np.isfinite(y - x) and len(gap) > 1
         p = (1 + extreme[name]) / (1 + permutations) if known else None
         interval = percentile_interval(np.concatenate(drawn[name])) if known else None
         found[name] = Difference(x, y, interval, p)

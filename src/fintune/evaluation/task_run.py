@@ -68,7 +68,7 @@ class TaskRun:
         test = prepared.records(task.name, split)
         if not test:
             raise DataError(f"Task {task.name} has no {split} records: prepare the data again.")
-        self.test = [test[i] for i in _draw(len(test), max_test)]
+        self.test = drawn(test, max_test)
 
     def run(self, encoder: Path | None, skipped: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The task's entry in the results, and its rows of predictions."""
@@ -113,11 +113,16 @@ class TaskRun:
             wanted.append(("tfidf", lambda: tfidf_system(task, self.train, self.validation(), test)))
         if "lexicon" in self.config.baselines:
             wanted.append(("lexicon", lambda: lexicon_system(task, self.train, test)))
+        if "zero" in self.config.baselines and task.type == "regression":
+            wanted.append(("zero", lambda: ("zero", [Prediction(0.0)] * len(test))))
         for other in self.others:
             wanted.append((other.name, partial(self._ask, other)))
         for key, answer in wanted:
             begun = time.perf_counter()
-            system = answer()
+            try:
+                system = answer()
+            except (ValueError, RuntimeError) as error:  # what stands beside costs no answers of the model
+                system = f"it failed: {' '.join(str(error).split())}"
             if isinstance(system, str):
                 skipped[key] = system
             else:
@@ -244,6 +249,11 @@ class TaskRun:
 def _finite(value: float) -> float | None:
     """JSON has no nan: null stands for what is not defined."""
     return value if math.isfinite(value) else None
+
+
+def drawn(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The records of an evaluation of at most `limit`, drawn by the fixed seed, in order."""
+    return [records[i] for i in _draw(len(records), limit)]
 
 
 def _draw(count: int, limit: int | None) -> list[int]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fintune.config import EvaluationConfig, Recipe
-from fintune.errors import DataError, ModelError
+from fintune.config import EvaluationConfig, Recipe, TextFormatConfig
+from fintune.errors import ConfigError, DataError, ModelError
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
 from fintune.tasks import Prediction, Record, Task, TaskSet
@@ -284,7 +284,11 @@ class Engine:
 
 
 def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
-    """Make tasks answer as the recipe's `evaluation` says."""
+    """Make tasks answer as the recipe's `evaluation` says.
+
+    Raises:
+        ConfigError: `formats` names a task that writes no text.
+    """
     for task in tasks:
         if task.type == "classification":
             task.calibration = config.calibration
@@ -293,7 +297,20 @@ def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
         if isinstance(task, RegressionTask):
             task.answers_with = config.number_decoding
         if task.name in config.formats:
-            task.text_format = TextFormat(**config.formats[task.name].model_dump())
+            _set_format(task, config.formats[task.name])
+
+
+def _set_format(task: Task, wish: TextFormatConfig) -> None:
+    if task.decoding != "text":
+        raise ConfigError(
+            f"evaluation.formats names {task.name}, a {task.type} task, which chooses among candidates "
+            "and writes no text: remove it there"
+        )
+    if wish.max_new_tokens:
+        task.max_new_tokens = wish.max_new_tokens
+    parts = wish.model_dump(exclude={"max_new_tokens"})
+    if any(parts.values()):
+        task.text_format = TextFormat(**parts)
 
 
 def newest_adapter(root: str | Path = "output") -> Path:

@@ -111,14 +111,22 @@ class Profile:
     tasks: dict[str, TaskProfile]
     source: str = ""
     """Which data it was taken from."""
+    weights: str = ""
+    """The SHA-256 of the adapter's weights; "" where it is not known."""
 
     def save(self, folder: str | Path) -> Path:
         """Write `profile.json` into a folder."""
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
-        return write_json(
-            Path(folder) / NAME,
-            {"format": FORMAT, "buckets": BUCKETS, "source": self.source, "tasks": tasks},
-        )
+        facts = {"format": FORMAT, "buckets": BUCKETS, "source": self.source, "weights": self.weights}
+        return write_json(Path(folder) / NAME, {**facts, "tasks": tasks})
+
+    def beside(self, old: Profile) -> Profile:
+        """This one with what `old` knows better of the same weights and data: more examples, other tasks."""
+        if (self.weights, self.source) != (old.weights, old.source):
+            return self
+        none = TaskProfile()
+        better = {name: task for name, task in old.tasks.items() if task.n > self.tasks.get(name, none).n}
+        return Profile({**self.tasks, **better}, self.source, self.weights)
 
     @classmethod
     def load(cls, folder: str | Path) -> Profile:
@@ -143,7 +151,7 @@ class Profile:
                 f"{path} cannot be read by this version of fintune ({error}): make it again with  "
                 f"fintune monitor profile --model_path {folder}"
             ) from None
-        return cls(tasks, str(raw.get("source", "")))
+        return cls(tasks, str(raw.get("source", "")), str(raw.get("weights", "")))
 
 
 def profile_rows(task: Task, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> TaskProfile:
