@@ -191,6 +191,11 @@ class MultiTaskConfig(_Section):
     temperature: Number = Field(2.0, ge=1)
     samples_per_epoch: int | None = Field(None, gt=0)
     """Examples of all tasks in one epoch; None is the number of training examples."""
+    class_weights: dict[str, Literal["balanced"] | Weights] = {}
+    """Label task → the weight of each label's examples in the loss (1 where none is given), or `balanced`:
+    examples / (labels · examples of the label), so that rare labels count as much as frequent ones."""
+    instructions: dict[str, Annotated[str, Field(min_length=1)]] = {}
+    """Task → its instruction, where another wording is wanted than the task's own."""
 
     @model_validator(mode="after")
     def _possible(self) -> MultiTaskConfig:
@@ -378,6 +383,8 @@ class Recipe(_Section):
         for key, names in (
             ("multi_task.task_weights", self.multi_task.task_weights),
             ("multi_task.sampling_weights", self.multi_task.sampling_weights),
+            ("multi_task.class_weights", self.multi_task.class_weights),
+            ("multi_task.instructions", self.multi_task.instructions),
             ("data.tasks", self.data.tasks),
             ("evaluation.formats", self.evaluation.formats),
         ):

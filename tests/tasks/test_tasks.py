@@ -7,6 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fintune.config import Recipe
+from fintune.data.datasets import prepare
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, known_tasks, task_from_dict
 from fintune.tasks.base import Task
@@ -179,3 +181,16 @@ def test_what_validation_chose_for_a_label_task_is_kept_with_it():
     task.normalization, task.temperature = "tokens", 0.5
     kept = task_from_dict(task.to_dict())
     assert (kept.normalization, kept.temperature) == ("tokens", 0.5)
+
+
+def test_a_recipe_rewords_an_instruction_and_the_prepared_data_keeps_it(workdir):
+    wording = "What does an investor make of this?"
+    raw = {
+        "multi_task": {"task_weights": {"sentiment": 1.0}, "instructions": {"sentiment": wording}},
+        "data": {"tasks": {"sentiment": {"dataset": "sample", "max_train": 9}}},
+    }
+    prepared = prepare(Recipe.model_validate(raw), say=lambda line: None)
+    assert prepared.task_set()["sentiment"].instruction == wording
+    assert known_tasks()["sentiment"].instruction != wording
+    with pytest.raises(ValueError, match=r"multi_task.instructions names the unknown task 'sentimnt'"):
+        Recipe.model_validate({"multi_task": {"instructions": {"sentimnt": "Say it."}}})

@@ -43,6 +43,8 @@ class TokenizedExample:
     truncated: bool = False
     levels: Levels | None = None
     """Of a number, when the expectation over its levels is trained too."""
+    weight: float = 1.0
+    """In the loss, times that of its task."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)

@@ -112,6 +112,7 @@ def task_set(recipe: Recipe) -> TaskSet:
         )
     tasks = TaskSet({name: copy.deepcopy(known[name]) for name in names})
     for task in tasks:
+        task.instruction = recipe.multi_task.instructions.get(task.name, task.instruction)
         _set_salience(task, recipe.data.tasks.get(task.name, TaskDataConfig()).salience)
     return tasks
 

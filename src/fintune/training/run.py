@@ -51,15 +51,18 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     """Tokenize the training records and lay out the optimizer steps.
 
     Raises:
+        ConfigError: `multi_task.class_weights` names a task without labels, or an unknown label.
         DataError: no task has both examples and a weight.
     """
     from fintune.data import mix
+    from fintune.training.class_weights import add_class_weights
     from fintune.training.steps import add_levels
 
     drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
     examples = [template.example(tasks[name], record) for name in drawn.per_epoch for record in records[name]]
+    everyone = [record for name in drawn.per_epoch for record in records[name]]
+    examples = add_class_weights(examples, everyone, tasks, recipe.multi_task.class_weights)
     if recipe.training.regression_loss_weight:
-        everyone = [record for name in drawn.per_epoch for record in records[name]]
         examples = add_levels(examples, everyone, tasks, template)
     return Plan(
         examples=examples,

@@ -1,6 +1,7 @@
 """The schedule's optimizer steps as packed rows, each example with its share of the step's loss.
 
-The loss of a step is Σ w_i · meanNLL_i / Σ w_i over its examples i, w_i the weight of the example's task.
+The loss of a step is Σ w_i · meanNLL_i / Σ w_i over its examples i, w_i the weight of the example's task
+(times that of its label, where `multi_task.class_weights` has one).
 Rows are only how it is computed: every row carries w_i / Σ w, so the sum over rows is the step's loss
 however the step is cut.
 
@@ -116,7 +117,7 @@ class StepBuilder:
 
     def __getitem__(self, index: int) -> Step:
         step = [self.examples[i] for i in self.schedule[index]]
-        total = sum(self.task_weights[e.task] for e in step)
+        total = sum(map(self.weight, step))
         if self.world == 1:
             return self.build(step, total)
         own = parts_of([len(e) + _branches(e) for e in step], self.world)[self.rank]
@@ -142,16 +143,24 @@ class StepBuilder:
             row = join([part for part, _ in group])
             members_of_row = [e for _, chosen in group for e in chosen]
             tasks = [task for e in members_of_row for task in _span_tasks(e)]
-            weights = [self.task_weights[task] / total if task else 0.0 for task in tasks]
+            shares = [self.weight(e) / total for e in members_of_row]
+            weights = [
+                share if task else 0.0
+                for e, share in zip(members_of_row, shares, strict=True)
+                for task in _span_tasks(e)
+            ]
             step.rows.append(row)
             step.weights.append(torch.tensor(weights))
             step.tasks.append(tasks)
-            shares = [self.task_weights[e.task] / total for e in members_of_row]
             step.expectations.append(_expectations(members_of_row, shares))
             step.tokens += row.input_ids.shape[1]
             step.targets += row.targets.shape[0]
             step.slots += sum(block.slots for block in row.layout)
         return step
+
+    def weight(self, example: TokenizedExample) -> float:
+        """w_i of the example."""
+        return self.task_weights[example.task] * example.weight
 
     def _together(
         self, parts: list[tuple[PackedRow, list[TokenizedExample]]]
