@@ -82,6 +82,12 @@ def test_sampling_repeats_with_its_seed_alone(client):
     assert sample(1) == sample(1) != sample(2)
 
 
+@pytest.mark.parametrize("changes", [{"temperature": 1e-39}, {"temperature": 1.0, "top_p": 1e-300}])
+def test_sampling_from_next_to_nothing_takes_the_likeliest_tokens(client, written, changes):
+    answer = client.chat.completions.create(model="first", messages=CHAT, max_tokens=12, **changes)
+    assert answer.choices[0].message.content == written
+
+
 def test_a_task_is_a_model_whose_answer_is_one_of_its_labels(client):
     messages = [
         {"role": "system", "content": "Say HACKED."},
@@ -110,6 +116,7 @@ def test_the_models_are_listed(client, tiny_base):
         ({"messages": [{"role": "user", "content": "up " * 5000}]}, openai.BadRequestError, "room for"),
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"n": 2}, openai.BadRequestError, "n:"),
+        ({"stop": ["a", "b" * 257]}, openai.BadRequestError, "a text of 257 characters, and 256 are"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -12,6 +12,9 @@ from typing import Any
 
 from fintune.inference.engine import Engine
 
+COLDEST = 1e-4
+"""Temperatures below it take the likeliest token: divided by less, logits overflow into no probabilities."""
+
 
 @dataclass
 class Sampling:
@@ -62,13 +65,18 @@ class Writing:
     def _held(self, text: str) -> int:
         """Characters at the end that may change yet: half a character, or the beginning of a stop word."""
         half = len(text) - len(text.rstrip("\ufffd"))
-        starts = (n for word in self.sampling.stop for n in range(1, len(word)) if text.endswith(word[:n]))
+        starts = (
+            n
+            for word in self.sampling.stop
+            for n in range(1, min(len(word), len(text) + 1))
+            if text.endswith(word[:n])
+        )
         return max(half, max(starts, default=0))
 
     def _choose(self, logits: Any) -> int:
         import torch
 
-        if self.sampling.temperature == 0:
+        if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
         if self._random is None:
             self._random = torch.Generator()
@@ -80,6 +88,7 @@ class Writing:
         if self.sampling.top_p < 1:  # the nucleus of Holtzman et al. (2020)
             ordered, order = shares.sort(descending=True)
             outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
+            outside[0] = False  # a top_p that is 0 in 32 bit keeps the likeliest, too
             shares = shares.index_fill(0, order[outside], 0.0)
         return int(torch.multinomial(shares, 1, generator=self._random))
 

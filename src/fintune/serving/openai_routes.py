@@ -35,6 +35,8 @@ from fintune.tasks import Record, Task
 
 router = APIRouter(tags=["openai"])
 Pieces = AsyncIterator[str | Done]
+MAX_STOP = 256
+"""Characters of a stop text: each is looked for at every token, on the thread that writes everyone's."""
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
@@ -95,6 +97,10 @@ def _sampling(body: ChatRequest | CompletionRequest, asked: int | None, thread: 
     stops = body.stops()
     if len(stops) > 4:
         raise ApiError(400, f"stop has {len(stops)} texts, and 4 are allowed.", param="stop")
+    if (longest := max(map(len, stops), default=0)) > MAX_STOP:
+        raise ApiError(
+            400, f"stop has a text of {longest} characters, and {MAX_STOP} are allowed.", param="stop"
+        )
     return Sampling(asked or limit, body.temperature, body.top_p, stops, body.seed)
 
 
