@@ -1,5 +1,9 @@
 """OpenAI's own client against the server: chats, completions, streams, models, errors."""
 
+import json
+import shutil
+
+import httpx
 import openai
 import pytest
 
@@ -97,6 +101,40 @@ def test_a_task_is_a_model_whose_answer_is_one_of_its_labels(client):
     assert answer.choices[0].message.content in ("bullish", "bearish", "neutral")
     stream = client.chat.completions.create(model="first:summarization", messages=messages, stream=True)
     assert [c.choices[0].finish_reason for c in stream][-1] in ("stop", "length")
+
+
+@pytest.fixture
+def formatted(adapters, client):
+    """The name of an adapter whose recipe keeps texts to formats, found while the server runs."""
+    folder = shutil.copytree(adapters / "first", adapters / "formatted")
+    raw = json.loads((folder / "fintune.json").read_text())
+    raw["recipe"]["evaluation"]["formats"] = {
+        "summarization": {"bullets": 3, "bullet_tokens": 8, "source_numbers": True},
+        "qa": {"copy_spans": True},
+    }
+    (folder / "fintune.json").write_text(json.dumps(raw))
+    yield folder.name
+    httpx.delete(f"{client.base_url}adapters/{folder.name}")
+    shutil.rmtree(folder)
+
+
+def test_a_chat_keeps_a_tasks_answer_to_its_format_whole_and_streamed(client, formatted):
+    text = "Net sales rose 12 % to EUR 5 million. The company cut 200 jobs."
+    for task, question in (("summarization", None), ("qa", "What rose?")):
+        body = {"text": text, "model": formatted, **({"question": question} if question else {})}
+        answer = httpx.post(f"{client.base_url}tasks/{task}", json=body, timeout=30).json()["data"][0]
+        ask = {"model": f"{formatted}:{task}", "messages": [{"role": "user", "content": text}]}
+        if question:
+            ask["messages"][0]["content"] += f"\n{question}"
+            assert answer["prediction"] in text
+        whole = client.chat.completions.create(**ask)
+        assert whole.choices[0].message.content.strip() == answer["prediction"] != ""
+        stream = client.chat.completions.create(**ask, stream=True)
+        pieces = [c.choices[0].delta.content for c in stream if c.choices and c.choices[0].delta.content]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert question or len(pieces) > 3
+        warm = client.chat.completions.create(**ask, temperature=2.0, seed=1).choices[0].message.content
+        assert warm in text if question else warm.startswith("-")
 
 
 def test_the_models_are_listed(client, tiny_base):

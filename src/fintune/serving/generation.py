@@ -6,14 +6,19 @@ token ids, nothing of HTTP.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.inference.engine import Engine
 
+if TYPE_CHECKING:
+    from fintune.inference.generation import Allowed
+
 COLDEST = 1e-4
 """Temperatures below it take the likeliest token: divided by less, logits overflow into no probabilities."""
+_LAST_WORD = re.compile(r"\s*\S*$")
 
 
 @dataclass
@@ -37,6 +42,10 @@ class Writing:
     emit: Callable[[str], None]
     given_up: Callable[[], bool]
     """Whether nobody waits for it any more."""
+    allowed: Allowed | None = None
+    """Which tokens may come next, where not all may; it is asked for the prompt 0."""
+    source_numbers: bool = False
+    """Whether a number that the limit cuts off is left out, as `Engine.predict` leaves it out."""
     ids: list[int] = field(default_factory=list)
     finish: str | None = None
     """`stop`, `length` or `cancelled` once it is at its end."""
@@ -56,6 +65,10 @@ class Writing:
         found = [at for word in self.sampling.stop if (at := text.find(word, max(0, self._sent))) >= 0]
         if found:
             text, self.finish = text[: min(found)], "stop"
+        if self.source_numbers and self.finish == "length":
+            from fintune.inference.formats import without_cut_number
+
+            text = without_cut_number(text)
         ready = len(text) if self.finish else len(text) - self._held(text)
         if ready > self._sent:
             self.emit(text[self._sent : ready])
@@ -63,7 +76,9 @@ class Writing:
         return token
 
     def _held(self, text: str) -> int:
-        """Characters at the end that may change yet: half a character, or the beginning of a stop word."""
+        """Characters at the end that may change yet: half a character, the beginning of a stop word, or a
+        last word that may be a number."""
+        last = _LAST_WORD.search(text) if self.source_numbers else None
         half = len(text) - len(text.rstrip("\ufffd"))
         starts = (
             n
@@ -71,11 +86,15 @@ class Writing:
             for n in range(1, min(len(word), len(text) + 1))
             if text.endswith(word[:n])
         )
-        return max(half, max(starts, default=0))
+        return max(half, max(starts, default=0), len(text) - last.start() if last else 0)
 
     def _choose(self, logits: Any) -> int:
         import torch
 
+        choice = self.allowed(0, self.ids) if self.allowed else None
+        if choice is not None:
+            chosen = torch.as_tensor(choice, device=logits.device)
+            logits = torch.full_like(logits, float("-inf")).index_copy(0, chosen, logits[chosen])
         if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
         if self._random is None:

@@ -168,7 +168,7 @@ def _task_pieces(
             )
         return engine.template.prompt_ids(task, record, most - budget, True)[0]
 
-    return thread.write(model, prompt, sampling, task.name)
+    return thread.write(model, prompt, sampling, task.name, record)
 
 
 async def _label(thread: ModelThread, model: str, task: Task, record: Record) -> Pieces:

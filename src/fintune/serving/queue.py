@@ -135,13 +135,19 @@ class ModelThread:
         return await self._result(self._submit(("control", str(id(work))), 0, work))
 
     async def write(
-        self, model: str, prompt: Callable[[Engine], list[int]], sampling: Sampling, label: str = "text"
+        self,
+        model: str,
+        prompt: Callable[[Engine], list[int]],
+        sampling: Sampling,
+        label: str = "text",
+        record: Record | None = None,
     ) -> AsyncIterator[str | Done]:
         """Pieces of a text as they are written, then `Done`. A caller that stops listening stops the writing.
 
         Args:
             prompt: its token ids, computed on the model thread.
             label: what its tokens are counted under, those of a text that is given up, too.
+            record: what the task of the name `label` is asked, whose format the text is kept to.
 
         Raises:
             ApiError: 400, the backend writes no texts a token at a time.
@@ -154,7 +160,7 @@ class ModelThread:
                 code="not_supported",
                 param="model",
             )
-        job = self._submit(("write", model), 1, (prompt, sampling), label)
+        job = self._submit(("write", model), 1, (prompt, sampling, record), label)
         try:
             while True:
                 event = await self._event(job)
@@ -320,13 +326,19 @@ class ModelThread:
             del answers[: job.size]
 
     def _start_writing(self, jobs: list[_Job], model: str) -> None:
+        from fintune.inference.formats import allowed_tokens
+
         engine, use_adapter = self.models.get(model)
         begun: list[_Job] = []
         writings: list[Writing] = []
         for job in jobs:
-            make_prompt, sampling = job.work
+            make_prompt, sampling, record = job.work
             try:
-                writings.append(Writing(make_prompt(engine), sampling, job.send, job.given_up))
+                writing = Writing(make_prompt(engine), sampling, job.send, job.given_up)
+                if record and (wanted := engine.tasks[job.label].text_format):
+                    writing.allowed = allowed_tokens(wanted, engine.tokenizer, [record])
+                    writing.source_numbers = wanted.source_numbers
+                writings.append(writing)
                 begun.append(job)
             except (ApiError, FintuneError) as error:
                 job.send(error)
