@@ -11,7 +11,7 @@ from fintune.monitoring.api import router
 from fintune.monitoring.metrics import Metrics
 from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.recorder import Recorder
-from fintune.monitoring.store import Store
+from fintune.monitoring.store import TABLES, Store
 from fintune.tasks import Prediction
 
 from .conftest import free_port
@@ -101,6 +101,22 @@ def test_drift_of_the_newest_answers_is_in_the_reply_and_in_the_gauges(tmp_path)
     assert report["status"] == "drift" and report["tasks"]["sentiment"]["signals"]["labels"]["psi"] > 0.2
     assert b'fintune_drift_status{task="sentiment"} 2.0' in metrics.render()
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_store")
+
+
+def test_a_failing_store_is_said_to_fail_now(tmp_path, caplog):
+    store = Store.open(f"sqlite:///{tmp_path}/monitoring.db", keep=True)
+    address, server, thread = serve(router(store, REFERENCE, metrics=Metrics()))
+    TABLES.drop_all(store.database)
+    body = {"prediction_id": "x", "target": "a client's own words"}
+    for reply in (
+        requests.post(f"{address}/v1/feedback", json=body, timeout=5),
+        requests.get(f"{address}/v1/monitoring/drift", timeout=5),
+    ):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
+    server.should_exit = True
+    thread.join(5)
+    store.close()
+    assert "no such table" in caplog.text and "own words" not in caplog.text
 
 
 def test_two_replicas_share_nothing_but_the_database(url):

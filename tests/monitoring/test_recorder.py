@@ -1,11 +1,14 @@
 """What the environment makes of the recorder, and that consent is never assumed."""
 
+import logging
+
 import pytest
 
 from fintune.errors import ConfigError
 from fintune.monitoring.metrics import Metrics
 from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.recorder import Recorder
+from fintune.monitoring.store import TABLES, Store
 from fintune.tasks import Prediction
 
 from .test_drift import LABELS, answers
@@ -60,3 +63,21 @@ def test_the_adapters_profile_is_the_reference_and_metrics_show_the_drift(enviro
         recorder.record("qa", "no part of the reference", Prediction("yes"))
     assert b'fintune_drift_status{task="sentiment"} 2.0' in recorder.exposition()
     assert list(recorder.window.tasks()) == ["sentiment"]
+
+
+def test_a_failing_store_costs_the_id_of_an_answer_alone_and_is_logged_once_without_a_text(tmp_path, caplog):
+    store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
+    reference = Profile({"sentiment": TaskProfile.of(answers(300), LABELS)})
+    recorder = Recorder(reference, store, metrics=Metrics())
+    TABLES.drop_all(store.database)
+    assert [recorder.record("sentiment", "a client's own words", ANSWER) for _ in range(3)] == [None] * 3
+    exposed = recorder.exposition().decode()
+    assert 'fintune_store_failures_total{operation="keep"} 3.0' in exposed
+    assert 'fintune_drift_status{task="sentiment"} -1.0' in exposed  # what needs no store goes on
+    failures = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert ["no such table: prediction" in r.getMessage() for r in failures] == [True, True]  # keep, judge
+    assert "own words" not in caplog.text
+    TABLES.create_all(store.database)
+    assert recorder.record("sentiment", "a client's own words", ANSWER)
+    assert caplog.records[-1].getMessage() == "FINTUNE_STORE works again"
+    store.close()

@@ -98,6 +98,13 @@ def test_hostile_texts_come_back_and_change_nothing(store):
         store.add_feedback("' OR 1=1 --", correct=True)
 
 
+def test_a_failing_store_quotes_no_text_in_its_error(store):
+    TABLES.drop_all(store.database)
+    with pytest.raises(sa.exc.SQLAlchemyError) as error:
+        store.add_prediction("qa", "a client's own words", Prediction("a secret answer"), question="whose?")
+    assert not any(text in str(error.value) for text in ("own words", "secret", "whose?"))
+
+
 def test_forgetting_takes_the_feedback_along(store):
     old, new = (store.add_prediction("sentiment", text, NEUTRAL) for text in ("old", "new"))
     store.add_feedback(old, correct=True)

@@ -1,6 +1,7 @@
 """What operators see of a running server: every metric fed, answers of every route kept, traces sent."""
 
 import gzip
+import sqlite3
 from http.server import BaseHTTPRequestHandler
 
 import httpx
@@ -83,6 +84,7 @@ def test_every_declared_metric_is_fed(watched):
 
     declared = {family.name for family in Metrics().registry.collect()}
     at_rest = {"fintune_queue_length", "fintune_requests_in_flight"}  # nothing waits when it is asked
+    at_rest |= {"fintune_store_failures"}
     without_reference = {name for name in declared if "drift" in name}  # tests/monitoring has one
     assert declared - moved == at_rest | without_reference
 
@@ -123,3 +125,29 @@ def test_a_batch_is_a_span_of_its_requests_trace_which_is_the_callers_and_none_h
         assert above[-1].name == "POST /v1/tasks/{task}"
     values = [a.value.string_value for s in collector[1] for a in s.attributes]
     assert "headline" in values and not any("profit" in value for value in values)
+
+
+def test_a_store_that_fails_costs_no_answer_and_puts_no_text_into_the_log(adapters, start, no_keys, tmp_path):
+    store = tmp_path / "kept.db"
+    running = start(
+        "--model_path",
+        adapters / "first",
+        keys=no_keys,
+        FINTUNE_STORE=f"sqlite:///{store}",
+        FINTUNE_KEEP_PREDICTIONS="1",
+    )
+    with sqlite3.connect(store) as database:
+        database.execute("DROP TABLE feedback")
+        database.execute("DROP TABLE prediction")
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        label = client.post("/v1/tasks/headline", json={"text": TEXT})
+        chat = {"model": "first:qa", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+        written = client.post("/v1/chat/completions", json=chat)
+        metrics = client.get("/metrics")
+    running.stop()
+    assert [reply.status_code for reply in (label, written, metrics)] == [200, 200, 200]
+    (answer,) = label.json()["data"]
+    assert answer["prediction"] and "prediction_id" not in answer
+    assert 'fintune_store_failures_total{operation="keep"} 2.0' in metrics.text
+    log = "".join(running.log)
+    assert "FINTUNE_STORE fails" in log and "Operating profit" not in log

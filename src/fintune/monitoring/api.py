@@ -6,18 +6,21 @@ of OpenAI's.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy.exc import SQLAlchemyError
 
 from fintune.errors import DataError
 from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import Profile
-from fintune.monitoring.store import Store
+from fintune.monitoring.store import Store, reason
 
+log = logging.getLogger("fintune.monitoring")
 MAX_TARGET = 20_000
 """Characters of a right answer."""
 
@@ -53,8 +56,14 @@ class Feedback(BaseModel):
 
 
 def _refused(status: int, message: str, param: str | None, code: str) -> JSONResponse:
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status_code=status)
+
+
+def _down(error: SQLAlchemyError) -> JSONResponse:
+    log.error("FINTUNE_STORE fails: %s", reason(error))
+    return _refused(503, "The store of predictions fails now: try again later.", None, "store_unavailable")
 
 
 def router(
@@ -79,6 +88,12 @@ def router(
             return _refused(
                 404, "This service keeps no predictions, so it takes no feedback.", None, "no_store"
             )
+        try:
+            return _take(store, body, request)
+        except SQLAlchemyError as error:
+            return _down(error)
+
+    def _take(store: Store, body: Feedback, request: Request) -> dict[str, Any] | JSONResponse:
         task = store.task_of(body.prediction_id)
         if task is None:
             message = (
@@ -112,14 +127,18 @@ def router(
         if reference is None:
             message = "This adapter has no reference profile:  fintune monitor profile  makes one."
             return _refused(404, message, None, "no_reference")
-        if window is not None:
-            observed = window.tasks()
-        elif store is not None:
-            observed = store.observations(WINDOW)
-        else:
-            return _refused(404, "This service keeps no answers to compare.", None, "no_store")
+        try:
+            if window is not None:
+                observed = window.tasks()
+            elif store is not None:
+                observed = store.observations(WINDOW)
+            else:
+                return _refused(404, "This service keeps no answers to compare.", None, "no_store")
+            scores = store.live_scores() if store is not None else {}
+        except SQLAlchemyError as error:
+            return _down(error)
         report = compare(reference, observed)
-        report["live_scores"] = scores = store.live_scores() if store is not None else {}
+        report["live_scores"] = scores
         metrics.show_drift(report)
         metrics.show_accuracy(scores)
         return {"object": "monitoring.drift", **report}

@@ -92,6 +92,12 @@ class Metrics:
             "fintune_live_accuracy", "Share of answers that feedback calls right", ["task"], **new
         )
         self.feedback = Counter("fintune_feedback", "Feedback received", ["task", "verdict"], **new)
+        self.store_failures = Counter(
+            "fintune_store_failures",
+            "What the store failed to do: keep an answer, judge (the live accuracy)",
+            ["operation"],
+            **new,
+        )
 
     def observe_request(
         self,

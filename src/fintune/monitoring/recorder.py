@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,18 @@ from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import NAME as PROFILE
 from fintune.monitoring.profile import Observation, Profile
-from fintune.monitoring.store import Store
+from fintune.monitoring.store import Store, reason
 from fintune.tasks import Prediction
+
+log = logging.getLogger("fintune.monitoring")
 
 REFRESH_SECONDS = 30.0
 """How old the drift gauges may be when Prometheus reads them."""
+_LOST = {
+    "keep": "answers go out without an id, and feedback on them is not possible",
+    "judge": "the live accuracy is not brought up to date",
+}
+"""What a failing store means, by operation."""
 
 
 class Recorder:
@@ -35,6 +45,7 @@ class Recorder:
         self.window = Window(window_size)
         self._refreshed = 0.0
         self._lock = threading.Lock()
+        self._failing: set[str] = set()
 
     @classmethod
     def from_environment(cls, adapter: str | Path | None, metrics: Metrics = METRICS) -> Recorder:
@@ -59,7 +70,7 @@ class Recorder:
     def record(
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
     ) -> str | None:
-        """Take note of an answer; the id under which it is kept, or None where it is not.
+        """Take note of an answer; the id under which it is kept, or None where it is not, or cannot be.
 
         The window holds numbers and hashed words alone; the text is written only by a store with consent.
         This waits for the disk where there is a store: call it from a worker thread.
@@ -69,12 +80,39 @@ class Recorder:
             self.window.add(task, seen)
         if self.store is None or not self.store.keep:
             return None
-        return self.store.add_prediction(task, text, prediction, question=question, model=model)
+        name = None
+        with self._watched("keep"):
+            name = self.store.add_prediction(task, text, prediction, question=question, model=model)
+        return name
+
+    @contextlib.contextmanager
+    def _watched(self, operation: str) -> Iterator[None]:
+        """Whatever the store fails at ends here, counted: an answer that was computed must go out.
+
+        A failure is logged once, and again when the store has worked meanwhile: not with every answer.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.metrics.store_failures.labels(operation).inc()
+            if operation not in self._failing:
+                self._failing.add(operation)
+                log.error("FINTUNE_STORE fails, so %s: %s", _LOST[operation], reason(error))
+        else:
+            if operation in self._failing:
+                self._failing.discard(operation)
+                log.warning("FINTUNE_STORE works again")
 
     def report(self) -> dict[str, Any]:
-        """The drift of this process's newest answers, and the live scores of all processes."""
+        """The drift of this process's newest answers, and the live scores of all processes.
+
+        The scores are {} where there is no store, or it fails.
+        """
         report = compare(self.reference, self.window.tasks()) if self.reference else {"tasks": {}}
-        report["live_scores"] = self.store.live_scores() if self.store is not None else {}
+        report["live_scores"] = {}
+        if self.store is not None:
+            with self._watched("judge"):
+                report["live_scores"] = self.store.live_scores()
         return report
 
     def exposition(self) -> bytes:

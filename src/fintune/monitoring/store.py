@@ -116,8 +116,7 @@ class Store:
             raise MissingExtraError("A store in PostgreSQL", "postgres") from None
         except (sa.exc.OperationalError, sa.exc.DatabaseError) as error:
             shown = address.render_as_string(hide_password=True)
-            first = str(error.orig).strip().splitlines()[0]
-            raise DataError(f"The store {shown} cannot be opened: {first}") from None
+            raise DataError(f"The store {shown} cannot be opened: {reason(error)}") from None
         return cls(database, keep)
 
     def close(self) -> None:
@@ -272,6 +271,16 @@ class Store:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
 
 
+def reason(error: Exception) -> str:
+    """Why a store failed, for a log: the driver's first line, or the kind of error.
+
+    The other lines of an error, and errors that are not the driver's, may quote what was to be stored.
+    """
+    if isinstance(error, sa.exc.StatementError) and (lines := str(error.orig).strip().splitlines()):
+        return lines[0]
+    return type(error).__name__
+
+
 def _now() -> datetime:
     """UTC without a zone, which every database keeps alike."""
     return datetime.now(UTC).replace(tzinfo=None)
@@ -292,11 +301,12 @@ def _right(value: Any, target: Any, correct: bool | None) -> bool | None:
 
 
 def _connect(address: sa.URL) -> Database:
+    quiet = {"hide_parameters": True}  # an error reaches the log, and a client's text must not
     if address.drivername != "sqlite":
-        return sa.create_engine(address, pool_pre_ping=True)
+        return sa.create_engine(address, pool_pre_ping=True, **quiet)
     if address.database and address.database != ":memory:":
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    database = sa.create_engine(address, connect_args={"timeout": WAIT_SECONDS})
+    database = sa.create_engine(address, connect_args={"timeout": WAIT_SECONDS}, **quiet)
 
     @sa.event.listens_for(database, "connect")
     def _prepare(connection: Any, _: Any) -> None:
