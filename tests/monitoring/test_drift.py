@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fintune.errors import ConfigError, DataError
@@ -37,6 +37,7 @@ def status(observed):
     return compare(REFERENCE, {"sentiment": observed})["tasks"]["sentiment"]
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(counts, st.data())
 def test_both_measures_are_symmetric_never_negative_and_zero_between_equals(first, data):
     second = data.draw(st.lists(st.integers(0, 500), min_size=len(first), max_size=len(first)).filter(any))
@@ -78,6 +79,29 @@ def test_a_label_never_seen_and_a_constant_signal_do_not_break_the_comparison():
     other = [Observation.of("profit rose", None, "new", {"new": 1.0})] * 200
     assert compare(reference, {"sentiment": same})["status"] == "stable"
     assert compare(reference, {"sentiment": other})["tasks"]["sentiment"]["signals"]["labels"]["psi"] > 1
+
+
+def sure(*confidences):
+    """Observations with these confidences, all else alike."""
+    return [Observation(2, (0,), None, confidence) for confidence in confidences]
+
+
+@pytest.mark.parametrize(
+    ("usual", "live"),
+    [
+        ([1.0] * 1000, [0.4] * 500),
+        ([0.9] * 50 + [1.0] * 950, [0.4] * 500),
+        ([0.5] * 150 + [1.0] * 850, [0.5] * 75 + [0.8] * 425),  # between two values that repeat
+        ([0.0] * 1000, [0.4] * 500),
+        ([0.0] * 800 + [0.5] * 200, [0.0] * 400 + [0.9] * 100),
+    ],
+)
+def test_a_signal_that_saturates_in_the_reference_drifts_when_it_no_longer_does(usual, live):
+    reference = Profile({"sentiment": TaskProfile.of(sure(*usual))})
+    for observed, expected in ((live, "drift"), (usual, "stable"), (usual[::5], "stable")):
+        entry = compare(reference, {"sentiment": sure(*observed)})["tasks"]["sentiment"]
+        assert entry["signals"]["confidence"]["status"] == expected
+    assert entry["signals"]["confidence"]["psi"] < 0.01  # nothing but the size of the window differs
 
 
 def test_few_answers_are_not_judged_and_unknown_tasks_left_out():

@@ -164,11 +164,14 @@ def _numbers(expected: list[float], actual: list[float]) -> dict[str, Any]:
     """Two samples of a number; PSI and divergence over the reference's deciles."""
     from scipy.stats import ks_2samp
 
-    edges = np.unique(np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1]))
-    binned = [
-        np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
-        for values in (expected, actual)
-    ]
+    edges = _edges(expected)
+    binned = np.array(
+        [
+            np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
+            for values in (expected, actual)
+        ]
+    )
+    binned = binned[:, binned.any(axis=0)]  # a bin that neither has says nothing
     found = ks_2samp(expected, actual, method="asymp")
     psi = population_stability(*binned)
     return {
@@ -182,6 +185,16 @@ def _numbers(expected: list[float], actual: list[float]) -> dict[str, Any]:
         "medians": [float(np.median(expected)), float(np.median(actual))],
         "status": _verdict(psi, float(found.pvalue), WATCH, DRIFT),
     }
+
+
+def _edges(expected: list[float]) -> np.ndarray:
+    """The upper edges of all bins but the last: deciles, and a bin alone for a value that fills one and more.
+
+    A confidence that is nearly always 1.0 is the only decile there is: whatever is less would share its bin.
+    """
+    edges = np.unique(np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1]))
+    shares = np.equal.outer(edges, expected).mean(axis=1)
+    return np.union1d(edges, np.nextafter(edges[shares > 1 / BINS], -np.inf))
 
 
 def _words(expected: TaskProfile, actual: TaskProfile) -> dict[str, Any]:
