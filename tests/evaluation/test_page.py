@@ -17,6 +17,7 @@ from fintune.evaluation.evaluate import evaluate, output_files
 from fintune.evaluation.page import html_report, write_report
 from fintune.evaluation.schema import FORMAT, Results, read_predictions, read_results
 from fintune.models import card
+from fintune.provenance import git_commit
 from fintune.tasks import known_tasks
 
 CHROMIUM = shutil.which("chromium")
@@ -199,7 +200,7 @@ def test_a_system_that_answered_one_task_alone_and_published_figures_have_their_
 
 def test_results_follow_the_documented_schema(results_file):
     raw = json.loads(results_file.read_text())
-    assert raw["format"] == FORMAT
+    assert raw["format"] == FORMAT and raw["git_commit"] == git_commit()
     strict = Results.model_validate(raw)
     again = strict.model_dump(mode="json", exclude_unset=True)
     assert again == json.loads(json.dumps(raw))

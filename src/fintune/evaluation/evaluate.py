@@ -254,6 +254,7 @@ def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
     return {
         "fintune": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
         "model": {
             "base": engine.base_name,
             "adapter": None if engine.adapter is None else str(engine.adapter),

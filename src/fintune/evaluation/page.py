@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fintune.evaluation import plots, report
+from fintune.evaluation import plots, report, reproduce
 from fintune.evaluation.errors import BROWSED, shorten
 from fintune.evaluation.schema import read_predictions, read_results
 from fintune.files import atomic_write
@@ -67,7 +67,8 @@ def html_report(
         tasks=[_task(results, task, rows) for task in results["tasks"]],
         errors=_browsed(results, rows),
         published=_published(results.get("published", [])),
-        commands=_commands(results, results_file),
+        commands=reproduce.commands(results, results_file),
+        settings=reproduce.settings_text(results),
         recipe=_yaml(results.get("training", {}).get("recipe")),
         limit=BROWSED,
         style=Markup(style),
@@ -209,27 +210,3 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for (dataset, system, source), group in groups.items()
     ]
-
-
-def _commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]:
-    """What makes these results again."""
-    import shlex
-
-    adapter, limit = results["model"]["adapter"], results["settings"].get("max_test")
-    training = results.get("training", {})
-    commands = []
-    if training.get("git_commit"):
-        commands.append(f"git checkout {training['git_commit'].rstrip('+')}")
-    if training.get("recipe"):
-        members = training.get("average_of", ())
-        train = ["fintune", "train", "--config", "recipe.yaml"]
-        for member in members:
-            seed = f"training.seed={member['seed']}"
-            commands.append(shlex.join([*train, "--set", seed, "--output_dir", member["name"]]))
-        names = [member["name"] for member in members]
-        made = ["fintune", "average", *names] if members else train
-        commands.append(shlex.join([*made, "--output_dir", adapter]))
-    evaluate = ["fintune", "evaluate", *(["--model_path", adapter] if adapter else [])]
-    evaluate += ["--split", "validation"] if results["settings"].get("split") == "validation" else []
-    evaluate += ["--output_file", str(results_file), *(["--max_test", str(limit)] if limit else [])]
-    return [*commands, shlex.join(evaluate), shlex.join(["fintune", "report", str(results_file)])]

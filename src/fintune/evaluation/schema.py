@@ -188,6 +188,8 @@ class Results(_Part):
     format: int
     fintune: str
     created: str
+    git_commit: str | None = None
+    """Of the code that evaluated, with `+` where it had uncommitted changes; None outside git."""
     complete: bool
     """False while tasks are missing."""
     seconds: float
