@@ -9,7 +9,8 @@ from rules import RuleEngine
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.datasets import prepare
 from fintune.evaluation.evaluate import evaluate
-from fintune.evaluation.report import Row, markdown_report, number, print_table, results_table, rows_of
+from fintune.evaluation.markdown import markdown_report, results_table
+from fintune.evaluation.report import Row, number, print_table, rows_of
 from fintune.tasks import known_tasks
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from fintune.errors import ConfigError
 from fintune.evaluation.comparison import better
 from fintune.evaluation.errors import shorten
-from fintune.evaluation.report import cell, metric_name, number
+from fintune.evaluation.markdown import cell
+from fintune.evaluation.report import answer_text, metric_name, number
 from fintune.files import atomic_write, write_json
 
 _HEADINGS = ("task", "metric", "A", "B", "B − A", "95 % interval", "p")
@@ -115,15 +116,11 @@ def markdown(compared: Mapping[str, Any]) -> str:
 
 def _example(row: Mapping[str, Any]) -> str:
     question = f" Question: {cell(row['question'])}" if row.get("question") else ""
-    answers = {name: cell(_answer(row[name])) for name in ("target", "a", "b")}
+    answers = {name: cell(answer_text(row[name])) for name in ("target", "a", "b")}
     return (
         f"{cell(row['id'])}: “{cell(row['text'])}”{question} Expected **{answers['target']}**, "
         f"A said {answers['a']}, B said {answers['b']}."
     )
-
-
-def _answer(value: Any) -> str:
-    return f"{value:+.2f}" if isinstance(value, float) else str(value)
 
 
 def _line(text: str, limit: int = 50) -> str:
@@ -156,7 +153,7 @@ def print_comparison(compared: Mapping[str, Any], console: Any = None) -> None:
     for task, entry in compared["tasks"].items():
         for key, title in (("won_examples", "won"), ("lost_examples", "lost")):
             for row in entry.get(key, []):
-                answers = [_line(_answer(row[name])) for name in ("target", "a", "b")]
+                answers = [_line(answer_text(row[name])) for name in ("target", "a", "b")]
                 console.print(Text(f"{task}, {title}: {row['id']}: “{_line(row['text'], 100)}”", style="dim"))
                 console.print(Text("  expected {}; A: {}; B: {}".format(*answers), style="dim"))
     if not seeds:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
 from fintune.errors import ConfigError, DataError
-from fintune.evaluation import page, report, uploads
+from fintune.evaluation import markdown, page, report, uploads
 from fintune.evaluation.metrics import find_encoder
 from fintune.evaluation.published import published_for
 from fintune.evaluation.schema import FORMAT
@@ -222,7 +222,7 @@ def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     files = output_files(output)
     write_jsonl(files["predictions"], rows)
-    atomic_write(files["report"], report.markdown_report(results))
+    atomic_write(files["report"], markdown.markdown_report(results))
     atomic_write(files["page"], page.html_report(results, rows, output))
     write_json(files["results"], results)
 

@@ -54,7 +54,11 @@ def html_report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=report.number, metric=report.metric_name, answer=_answer, shorten=shorten, percent=_percent
+        number=report.number,
+        metric=report.metric_name,
+        answer=report.answer_text,
+        shorten=shorten,
+        percent=_percent,
     )
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -75,10 +79,6 @@ def html_report(
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:",
     )
-
-
-def _answer(value: Any) -> str:
-    return f"{value:+.2f}" if isinstance(value, float) else str(value)
 
 
 def _percent(value: float) -> str:
@@ -145,7 +145,7 @@ def _task(results: Mapping[str, Any], task: str, rows: Sequence[Mapping[str, Any
         "name": task,
         "entry": entry,
         "metrics": [row for row in report.rows_of(results) if row.task == task],
-        "others": {key: systems[key] for key in systems if key not in ("baseline", "base", "adapter")},
+        "others": {key: systems[key] for key in report.further_systems(systems)},
         "classes": details.get("per_class", {}),
         "kinds": details.get("by_kind", {}),
         "pictures": pictures,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import MissingExtraError
-from fintune.evaluation import report
+from fintune.evaluation import markdown, report
 
 ERRORS = 500
 """Rows of the table of errors, at most."""
@@ -58,7 +58,7 @@ def _tensorboard(results: Mapping[str, Any], folder: Path) -> None:
     with SummaryWriter(log_dir=str(folder)) as writer:
         for name, value in _figures(results).items():
             writer.add_scalar(name, value, step)
-        writer.add_text("test/results", report.results_table(results), step)
+        writer.add_text("test/results", markdown.results_table(results), step)
 
 
 def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
