@@ -243,6 +243,12 @@ def test_tensorboard_gets_every_metric(results_file, tmp_path):
     )
     assert "test/results/text_summary" in events.Tags()["tensors"]
 
+    validation = {**results, "settings": {**results["settings"], "split": "validation"}}
+    uploads.upload(validation, [], tmp_path / "other" / "results.json", ["tensorboard"])
+    folder = tmp_path / "other" / "tensorboard" / "evaluation"
+    tags = event_accumulator.EventAccumulator(str(folder)).Reload().Tags()
+    assert {name.split("/")[0] for name in tags["scalars"] + tags["tensors"]} == {"validation"}
+
 
 def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch, wandb_anew):
     monkeypatch.setenv("WANDB_MODE", "offline")

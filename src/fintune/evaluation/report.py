@@ -163,7 +163,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
         found.append(f"Baselines: {listed}.")
     found += _further_notes(entries)
-    found.append("↓ smaller is better; everywhere else larger is better. Intervals: bootstrap over examples.")
+    found += _missing_systems(entries)
+    found.append(
+        f"↓ smaller is better; everywhere else larger is better. Intervals: bootstrap {_drawn(entries)}."
+    )
     fewer = sorted({row.base_n for row in rows_of(results) if row.base_n is not None and row.base_n < row.n})
     if fewer:
         listed = " or ".join(f"{n:,}" for n in fewer)
@@ -173,7 +176,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         )
     if results["model"]["adapter"] is None:
         found.append("No adapter was given: the model is the untuned base.")
-    split, limit = results["settings"].get("split", "test"), results["settings"]["max_test"]
+    split, limit = split_of(results), results["settings"]["max_test"]
     if split == "validation":
         found.append(
             "Validation examples: what was chosen on them, such as temperatures and TF-IDF's penalty, looks "
@@ -207,11 +210,33 @@ def _further_notes(entries: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {', '.join(figures)}." for key, figures in found.items()]
 
 
+def _missing_systems(entries: Mapping[str, Any]) -> list[str]:
+    """A sentence for each system that some tasks lack, and why they do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for task, entry in entries.items():
+        for system, why in entry.get("systems_skipped", {}).items():
+            found.setdefault((system, why), []).append(task)
+    return [f"Without {system} ({', '.join(tasks)}): {why}." for (system, why), tasks in found.items()]
+
+
+def _drawn(entries: Mapping[str, Any]) -> str:
+    """What the bootstrap draws: examples, and on some tasks groups or dates (old results do not say)."""
+    parts = []
+    for task, entry in entries.items():
+        clusters = entry.get("clusters") or {"by": "example"}
+        if clusters["by"] != "example":
+            parts.append(f"{task}: over {clusters['n']:,} {clusters['by']}s")
+    return "; ".join([*(["over examples"] if len(parts) < len(entries) or not entries else []), *parts])
+
+
+def split_of(results: Mapping[str, Any]) -> str:
+    """`test` or `validation`; results of before there was a choice are of test examples."""
+    return str(results["settings"].get("split", "test"))
+
+
 def title_of(results: Mapping[str, Any]) -> str:
-    describes = results["data"]["describes"]
-    return (
-        f"Test results on the {describes}" if describes == "built-in sample" else f"Test results: {describes}"
-    )
+    describes, what = results["data"]["describes"], f"{split_of(results).capitalize()} results"
+    return f"{what} on the {describes}" if describes == "built-in sample" else f"{what}: {describes}"
 
 
 def base_figure(row: Row) -> str:

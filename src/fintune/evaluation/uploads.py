@@ -40,14 +40,14 @@ def upload(
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """`test/TASK/METRIC` → the figure of the model's own system."""
-    figures = {}
+    """`SPLIT/TASK/METRIC` → the figure of the model's own system."""
+    figures, split = {}, report.split_of(results)
     for task, entry in results["tasks"].items():
         systems = entry.get("systems", {})
         own = systems.get("adapter") or systems.get("base") or {"metrics": {}}
         for metric, value in own["metrics"].items():
             if value is not None:
-                figures[f"test/{task}/{metric}"] = value
+                figures[f"{split}/{task}/{metric}"] = value
     return figures
 
 
@@ -58,7 +58,7 @@ def _tensorboard(results: Mapping[str, Any], folder: Path) -> None:
     with SummaryWriter(log_dir=str(folder)) as writer:
         for name, value in _figures(results).items():
             writer.add_scalar(name, value, step)
-        writer.add_text("test/results", markdown.results_table(results), step)
+        writer.add_text(f"{report.split_of(results)}/results", markdown.results_table(results), step)
 
 
 def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
