@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fintune.errors import DataError
+from fintune.errors import ConfigError, DataError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -35,6 +36,28 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def writable(path: str | Path, endings: Sequence[str], name: str = "--output_file") -> Path:
+    """A file to be written, refused before the work rather than after it; its folder is made.
+
+    Raises:
+        ConfigError: it has none of the endings, is a folder, or its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{name} is {path}, which is a folder: name a file that ends in {endings[0]}.")
+    if path.suffix not in endings:
+        raise ConfigError(f"{name} must end in {' or '.join(endings)}, got {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name} is {path}, and its folder cannot be written to ({error.strerror}): name another."
+        ) from None
+    return path
 
 
 def write_json(path: str | Path, value: Any) -> Path:

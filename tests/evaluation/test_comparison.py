@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -203,12 +204,39 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json_and_markdown(f
         (["good"], "takes two runs, got 1"),
         (["good", "good", "--output_file", "x.txt"], "must end in .json or .md"),
         (["good", "--seeds"], "at least two runs"),
+        (["good", "none", "--output_file", "."], "--output_file is ., which is a folder"),
+        (["good", "none", "--output_file", "good/results.json/x.md"], "its folder cannot be written to"),
+        (["good", "none", "--output_file", "/proc/x.json"], "its folder cannot be written to"),
+        (["good", "careless", "--output_file", "good/results.json"], "which is one of the results"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(folders, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     assert main(["compare", *arguments]) == 1
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out  # before the work
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.pop("id"), "line 2: id: Field required: evaluate again"),
+        (lambda row: row.update(target=None), "line 2: target: Input should be a valid"),
+        (lambda row: row["scores"].update(correct="x"), r"line 2: scores.correct: Input should be a valid"),
+    ],
+)
+def test_a_damaged_line_of_predictions_is_named(folders, tmp_path, change, message, capsys):
+    shutil.copytree(folders / "good", tmp_path / "run")
+    path = tmp_path / "run" / "results-predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows[1])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (
+        ["compare", str(tmp_path / "run"), str(folders / "good")],
+        ["report", str(tmp_path / "run")],
+    ):
+        assert main(command) == 1
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_text_from_data_cannot_break_the_markdown(folders):

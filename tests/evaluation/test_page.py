@@ -171,11 +171,40 @@ def test_the_page_is_made_again_without_the_model(results_file, tmp_path, capsys
     written = output_files(results_file)["page"].read_text()
     assert main(["report", str(results_file), "--output_file", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == written
+    assert (tmp_path / "again.md").read_text() == output_files(results_file)["report"].read_text()
     alone = tmp_path / "results.json"
     alone.write_bytes(results_file.read_bytes())
     page = write_report(alone).read_text()
     assert "predictions file is not beside" in page and 'id="errors"' not in page
     assert "http://" not in written.replace("http://www.w3.org", "") and "@import" not in written
+
+
+def test_the_report_takes_a_folder_too(results_file, tmp_path, capsys):
+    for file in output_files(results_file).values():
+        shutil.copy(file, tmp_path)
+    page, text = tmp_path / "results.html", tmp_path / "results.md"
+    page.unlink()
+    text.unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    assert str(page) in capsys.readouterr().out and page.is_file() and text.is_file()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (".", "--output_file is ., which is a folder: name a file that ends in .html"),
+        ("results.json", "--output_file must end in .html, got results.json"),
+        ("results.json/page.html", "its folder cannot be written to"),
+        ("/proc/page.html", "its folder cannot be written to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_in_a_sentence(
+    results_file, output, message, capsys, monkeypatch
+):
+    monkeypatch.chdir(results_file.parent)
+    before = results_file.read_bytes()
+    assert main(["report", "results.json", "--output_file", output]) == 1
+    assert message in capsys.readouterr().err and results_file.read_bytes() == before
 
 
 def test_a_system_that_answered_one_task_alone_and_published_figures_have_their_place(

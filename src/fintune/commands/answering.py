@@ -40,9 +40,11 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("results", metavar="RESULTS.json", help="what fintune evaluate wrote")
+    command.add_argument("results", metavar="RESULTS", help="the results file, or the folder that holds it")
     command.add_argument(
-        "--output_file", metavar="HTML", help="the report (default: beside the results, as .html)"
+        "--output_file",
+        metavar="HTML",
+        help="the page, with the Markdown beside it (default: beside the results, as .html and .md)",
     )
 
 
@@ -120,20 +122,24 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from fintune.evaluation.page import write_report
 
-    print(f"Report: {write_report(args.results, args.output_file)}")
+    page = write_report(args.results, args.output_file)
+    print(f"Report: {page} and {page.with_suffix('.md')}")
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from fintune.evaluation import comparison, comparison_tables
     from fintune.evaluation.runs import Run
+    from fintune.files import writable
 
     if not args.seeds and len(args.runs) != 2:
         raise DataError(
             f"fintune compare takes two runs, got {len(args.runs)}: name A and B, or add --seeds for several."
         )
-    output = comparison_tables.check_output(args.output_file) if args.output_file else None
+    output = writable(args.output_file, (".json", ".md")) if args.output_file else None
     runs = [Run.load(path) for path in args.runs]
+    if output and output.resolve() in [run.path.resolve() for run in runs]:
+        raise DataError(f"--output_file is {output}, which is one of the results: name another file.")
     if args.seeds:
         compared = comparison.spread(runs, task=args.task, metric=args.metric)
     else:
@@ -189,9 +195,7 @@ COMMANDS = (
     Command(
         "evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags
     ),
-    Command(
-        "report", "the HTML report of a results file, made again without the model", _report, _report_flags
-    ),
+    Command("report", "the reports of a results file, made again without the model", _report, _report_flags),
     Command("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
     Command("predict", "answer one text, or a file of them", _predict, _predict_flags),
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fintune.errors import ConfigError
 from fintune.evaluation.comparison import better
 from fintune.evaluation.errors import shorten
 from fintune.evaluation.markdown import cell
@@ -15,17 +14,6 @@ from fintune.files import atomic_write, write_json
 
 _HEADINGS = ("task", "metric", "A", "B", "B − A", "95 % interval", "p")
 _SEED_HEADINGS = ("task", "metric", "mean ± sd", "range", "runs")
-
-
-def check_output(path: str | Path) -> Path:
-    """A path that ends in .json or .md, refused before the work.
-
-    Raises:
-        ConfigError: it ends otherwise.
-    """
-    if Path(path).suffix not in (".json", ".md"):
-        raise ConfigError(f"--output_file must end in .json or .md, got {path}")
-    return Path(path)
 
 
 def write(path: Path, compared: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fintune.evaluation import plots, report, reproduce
+from fintune.evaluation import markdown, plots, report, reproduce
 from fintune.evaluation.errors import BROWSED, shorten
 from fintune.evaluation.schema import read_predictions, read_results
-from fintune.files import atomic_write
+from fintune.files import atomic_write, writable
 
 ASSETS = Path(__file__).with_name("assets")
 TEXT_CHARACTERS = 900
@@ -25,19 +25,25 @@ _TRAITS = {"length": "length of the text", "rarity": "frequency of the label", "
 
 
 def write_report(results_file: str | Path, output_file: str | Path | None = None) -> Path:
-    """Render the HTML report of a results file again, without the model; return its path.
+    """Render the reports of a results file (or its folder) again, without the model; return the page's path.
 
-    The errors come from the predictions file beside it; without one the page has none to browse.
+    The Markdown stands beside the page. The errors come from the predictions file beside the results;
+    without one the page has none to browse.
 
     Raises:
         DataError: the results are missing, damaged or of another version.
+        ConfigError: the output file cannot be written.
     """
     from fintune.evaluation.evaluate import output_files
+    from fintune.evaluation.runs import results_file as found
 
-    results = read_results(results_file)
-    files = output_files(results_file)
+    file = found(results_file)
+    files = output_files(file)
+    page = writable(output_file or files["page"], (".html",))
+    results = read_results(file)
     rows = read_predictions(files["predictions"]) if files["predictions"].is_file() else []
-    return atomic_write(output_file or files["page"], html_report(results, rows, results_file))
+    atomic_write(page.with_suffix(".md"), markdown.markdown_report(results))
+    return atomic_write(page, html_report(results, rows, file))
 
 
 def html_report(

@@ -204,6 +204,38 @@ class Results(_Part):
     published: list[Published] = []
 
 
+class Wrong(_Part):
+    """What the predictions file keeps of an answer that is not right."""
+
+    rank: int
+    """1 is the worst of the task."""
+    mistake: str
+    traits: dict[str, str]
+    nearest: list[Neighbour] = []
+
+
+class Answer(_Part):
+    """A line of the predictions file: one example, and what the systems answered."""
+
+    task: str
+    id: str
+    text: str
+    question: str | None = None
+    group: str
+    time: str
+    kind: str = ""
+    target: str | float
+    prediction: str | float
+    probabilities: dict[str, float] | None = None
+    interval: Interval | None = None
+    token_probability: float | None = None
+    scores: dict[str, float | None]
+    baseline_prediction: str | float | None = None
+    base_prediction: str | float | None = None
+    other_predictions: dict[str, str | float] = {}
+    error: Wrong | None = None
+
+
 def read_results(path: str | Path) -> dict[str, Any]:
     """The results that `evaluate` wrote, checked.
 
@@ -227,15 +259,23 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a predictions file, one JSON object a line.
+    """The rows of a predictions file, one JSON object a line, checked.
 
     Raises:
-        DataError: there is no such file, or a line of it is no JSON.
+        DataError: there is no such file, or a line of it is no JSON or no `Answer`.
     """
     rows: list[dict[str, Any]] = []
     try:
         with Path(path).open(encoding="utf-8") as lines:
-            rows.extend(json.loads(line) for line in lines)
+            for line in lines:
+                rows.append(json.loads(line))
+                Answer.model_validate(rows[-1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("str", "float")) or "it"
+        raise DataError(
+            f"{path} is damaged: line {len(rows)}: {where}: {first['msg']}: evaluate again."
+        ) from None
     except FileNotFoundError:
         raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
