@@ -162,6 +162,22 @@ def test_one_bad_text_of_a_list_costs_no_other_its_answer(client):
     assert "is empty" in data[0]["error"] and data[1]["prediction"] in ("bullish", "bearish", "neutral")
 
 
+def test_the_good_texts_of_a_batch_with_bad_ones_are_computed_together(client):
+    def passes():
+        text = client.get("/metrics").text
+        return sum(float(n) for n in re.findall(r"^fintune_cache_lookups_total\{.*\} (\S+)", text, re.M))
+
+    good = [{"text": f"{text} {i}"} for i in range(4) for text in TEXTS]
+    alone = client.post("/v1/tasks/headline", json={"inputs": good}).json()["data"]
+    before = passes()
+    inputs = [{"text": " "}, *good[:6], {"text": "up " * 900}, *good[6:]]
+    data = client.post("/v1/tasks/headline", json={"inputs": inputs}).json()["data"]
+    assert passes() - before == 1
+    assert "is empty" in data.pop(0)["error"] and "send truncate: true" in data.pop(6)["error"]
+    for mine, other in zip(data, alone, strict=True):
+        assert mine["probabilities"] == pytest.approx(other["probabilities"], abs=2e-5)
+
+
 @pytest.mark.parametrize(
     ("content", "status"),
     [

@@ -175,20 +175,12 @@ class Engine:
             DataError: an unknown task, a prompt that does not fit, or a number task without levels.
         """
         chosen = self.tasks[task]
-        for record in records:
-            if problem := chosen.input_problem(record):
-                name = f" (record {record.id})" if record.id else ""
-                raise DataError(f"This {task} example cannot be answered: {problem}{name}.")
         run = self._score if chosen.decoding == "candidates" else self._generate
         results: dict[int, Prediction] = {}
         with self._lock, self.backend.session(use_adapter):
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
-            reserve = self._completion_budget(chosen)
-            prompts = [
-                self.template.prompt_ids(chosen, r, self.template.max_length - reserve, truncate)[0]
-                for r in records
-            ]
+            prompts = self._prompts(chosen, records, truncate)
             shared = self._shared(chosen, prompts)
             for batch in self._batches(prompts, batch_size or self.batch_size, chosen, shared):
                 own = [records[i] for i in batch]
@@ -200,6 +192,22 @@ class Engine:
                 if on_done:
                     on_done(len(batch))
         return [results[i] for i in range(len(records))]
+
+    def problem(self, task: str, record: Record, truncate: bool = True) -> str | None:
+        """Why `predict` refuses this record; None where it does not. The model is not asked."""
+        try:
+            self._prompts(self.tasks[task], [record], truncate)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def _prompts(self, task: Task, records: Sequence[Record], truncate: bool) -> list[list[int]]:
+        for record in records:
+            if problem := task.input_problem(record):
+                name = f" (record {record.id})" if record.id else ""
+                raise DataError(f"This {task.name} example cannot be answered: {problem}{name}.")
+        room = self.template.max_length - self._completion_budget(task)
+        return [self.template.prompt_ids(task, record, room, truncate)[0] for record in records]
 
     def _shared(self, task: Task, prompts: list[list[int]]) -> int:
         """How many tokens every prompt of the task begins with, where the backend computes them once."""

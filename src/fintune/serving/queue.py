@@ -284,13 +284,14 @@ class ModelThread:
                 raise _NobodyWaitsError
 
         waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
+        found: dict[int, Answered] = {}
 
-        def predict(first: int, some: list[Record]) -> list[Answered]:
+        def predict(places: list[int]) -> None:
             usage: dict[int, Usage] = {}
             hits, misses = engine.backend.lookups()
             answers = engine.predict(
                 task,
-                some,
+                [records[place] for place in places],
                 use_adapter=use_adapter,
                 batch_size=self.settings.max_batch,
                 truncate=truncate,
@@ -300,27 +301,24 @@ class ModelThread:
             more_hits, more_misses = engine.backend.lookups()
             METRICS.observe_cache(True, more_hits - hits)
             METRICS.observe_cache(False, more_misses - misses)
-            found = []
-            for i, answer in enumerate(answers):
+            for i, (place, answer) in enumerate(zip(places, answers, strict=True)):
                 used = usage[i]
                 cached = used.shared if i >= more_misses - misses else 0
-                found.append(Answered(answer, waited[first + i], used.prompt, cached, used.completion))
-            return found
+                found[place] = Answered(answer, waited[place], used.prompt, cached, used.completion)
 
-        answers: list[Answered] = []
+        everyone = range(len(records))
         try:
-            answers += predict(0, records)
+            try:
+                predict(list(everyone))
+            except DataError:  # of some; the others are computed together all the same
+                for place in everyone:
+                    if why := engine.problem(task, records[place], truncate):
+                        why = why.replace("pass --truncate", "send truncate: true")
+                        found[place] = Answered(why, waited[place])
+                predict([place for place in everyone if place not in found])
         except _NobodyWaitsError:
             return
-        except DataError:  # of one record; the others have answers
-            for i, record in enumerate(records):
-                try:
-                    answers += predict(i, [record])
-                except _NobodyWaitsError:
-                    return
-                except DataError as error:
-                    why = str(error).replace("pass --truncate", "send truncate: true")
-                    answers.append(Answered(why, waited[i]))
+        answers = [found[place] for place in everyone]
         for job in jobs:
             job.send(answers[: job.size])
             del answers[: job.size]
