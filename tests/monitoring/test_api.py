@@ -55,9 +55,9 @@ def test_feedback_joins_its_prediction_and_live_accuracy_reaches_prometheus(serv
     address, recorder = service
     names = [answer(recorder) for _ in range(2)]
     for name, body in zip(names, ({"target": "negative"}, {"correct": False}), strict=True):
-        reply = requests.post(f"{address}/v1/feedback", json={"prediction_id": name, **body}, timeout=5)
+        reply = requests.post(f"{address}/v1/feedback", json={"prediction_id": name, **body}, timeout=60)
         assert (reply.status_code, reply.json()["task"]) == (201, "sentiment")
-    report = requests.get(f"{address}/v1/monitoring/drift", timeout=5).json()
+    report = requests.get(f"{address}/v1/monitoring/drift", timeout=60).json()
     assert report["live_scores"]["sentiment"]["accuracy"] == 0.5
     assert report["status"] == "too few"
     assert b'fintune_live_accuracy{task="sentiment"} 0.5' in recorder.exposition()
@@ -79,7 +79,7 @@ def test_feedback_that_cannot_be_used_is_refused_and_not_kept(service, body, sta
     name = answer(recorder)
     body = {key: name if value == "KEPT" else value for key, value in body.items()}
     before = list(recorder.store.judged())
-    reply = requests.post(f"{address}/v1/feedback", json=body, timeout=5)
+    reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
     assert reply.status_code == status
     if code:
         error = reply.json()["error"]
@@ -94,13 +94,32 @@ def test_drift_of_the_newest_answers_is_in_the_reply_and_in_the_gauges(tmp_path)
         recorder.window.add("sentiment", seen)
     assert recorder.record("sentiment", "no store, no id", Prediction("neutral")) is None
     address, server, thread = serve(router(None, REFERENCE, window=recorder.window, metrics=metrics))
-    report = requests.get(f"{address}/v1/monitoring/drift", timeout=5).json()
-    refused = requests.post(f"{address}/v1/feedback", json={"prediction_id": "x", "correct": True}, timeout=5)
+    report = requests.get(f"{address}/v1/monitoring/drift", timeout=60).json()
+    refused = requests.post(
+        f"{address}/v1/feedback", json={"prediction_id": "x", "correct": True}, timeout=60
+    )
     server.should_exit = True
     thread.join(5)
     assert report["status"] == "drift" and report["tasks"]["sentiment"]["signals"]["labels"]["psi"] > 0.2
     assert b'fintune_drift_status{task="sentiment"} 2.0' in metrics.render()
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_store")
+
+
+def test_the_reference_judges_its_own_model_and_no_other(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path}/monitoring.db", keep=True)
+    address, server, thread = serve(router(store, REFERENCE, model="first", metrics=Metrics()))
+    answers_of = {"first": Prediction("neutral"), "second": Prediction("bullish")}
+    status = {}
+    for name, answered in answers_of.items():
+        kept = store.add_prediction("sentiment", "profit fell", answered, model=name)
+        body = {"prediction_id": kept, "target": "bearish"}
+        status[name] = requests.post(f"{address}/v1/feedback", json=body, timeout=60).status_code
+    report = requests.get(f"{address}/v1/monitoring/drift", timeout=60).json()
+    server.should_exit = True
+    thread.join(5)
+    store.close()
+    assert status == {"first": 422, "second": 201}
+    assert report["tasks"]["sentiment"]["n"] == 1 and report["live_scores"] == {}
 
 
 def test_a_failing_store_is_said_to_fail_now(tmp_path, caplog):
@@ -109,8 +128,8 @@ def test_a_failing_store_is_said_to_fail_now(tmp_path, caplog):
     TABLES.drop_all(store.database)
     body = {"prediction_id": "x", "target": "a client's own words"}
     for reply in (
-        requests.post(f"{address}/v1/feedback", json=body, timeout=5),
-        requests.get(f"{address}/v1/monitoring/drift", timeout=5),
+        requests.post(f"{address}/v1/feedback", json=body, timeout=60),
+        requests.get(f"{address}/v1/monitoring/drift", timeout=60),
     ):
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
     server.should_exit = True
@@ -129,8 +148,8 @@ def test_two_replicas_share_nothing_but_the_database(url):
         answer(second, text=f"profit fell {i}")
     addresses = [address for address, _, _ in served]
     body = {"prediction_id": name, "correct": True}
-    assert requests.post(f"{addresses[1]}/v1/feedback", json=body, timeout=5).status_code == 201
-    reports = [requests.get(f"{address}/v1/monitoring/drift", timeout=5).json() for address in addresses]
+    assert requests.post(f"{addresses[1]}/v1/feedback", json=body, timeout=60).status_code == 201
+    reports = [requests.get(f"{address}/v1/monitoring/drift", timeout=60).json() for address in addresses]
     for report in reports:
         assert report["live_scores"]["sentiment"] == {"feedback": 1, "accuracy": 1.0, "mae": None}
         assert report["tasks"]["sentiment"]["n"] == 121 and report["status"] == "drift"

@@ -8,7 +8,8 @@ import pytest
 from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.datasets import prepare
-from fintune.monitoring.profile import Profile
+from fintune.monitoring.commands import show_drift
+from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.store import Store
 from fintune.tasks import Prediction
 
@@ -65,6 +66,23 @@ def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
         True,
     ]
     assert "must end in .jsonl or .parquet" in errors[2]
+
+
+def test_drift_reads_the_answers_of_its_adapter_and_says_when_the_store_has_others_alone(tmp_path):
+    url = f"sqlite:///{tmp_path}/monitoring.db"
+    store = Store.open(url, keep=True)
+    store.add_prediction("sentiment", "profit fell", Prediction("neutral", {"neutral": 1.0}), model="old")
+    store.close()
+    said = {}
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        Profile({"sentiment": TaskProfile(n=200, labels={"neutral": 200})}).save(tmp_path / name)
+        lines = []
+        show_drift(tmp_path / name, url, None, lines.append)
+        said[name] = "\n".join(lines)
+    assert said["old"].startswith("# Drift") and "1 answers against 200" in said["old"]
+    assert said["new"].startswith("The store has no answer of new, but of old:")
+    assert "0 answers against 200" in said["new"]
 
 
 def test_an_evaluated_adapter_has_a_profile_and_drift_is_measured_against_it(

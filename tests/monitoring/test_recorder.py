@@ -65,6 +65,20 @@ def test_the_adapters_profile_is_the_reference_and_metrics_show_the_drift(enviro
     assert list(recorder.window.tasks()) == ["sentiment"]
 
 
+def test_answers_of_other_models_are_kept_and_are_no_part_of_the_models_drift_and_accuracy(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
+    reference = Profile({"sentiment": TaskProfile.of(answers(300), LABELS)})
+    recorder = Recorder(reference, store, model="first", metrics=Metrics())
+    for name, right in (("first", True), ("base", False), ("second", False)):
+        kept = recorder.record("sentiment", "profit rose", ANSWER, model=name)
+        store.add_feedback(kept, correct=right)
+    report = recorder.report()
+    assert report["tasks"]["sentiment"]["n"] == 1
+    assert report["live_scores"]["sentiment"] == {"feedback": 1, "accuracy": 1.0, "mae": None}
+    assert store.models() == ["base", "first", "second"]
+    store.close()
+
+
 def test_a_failing_store_costs_the_id_of_an_answer_alone_and_is_logged_once_without_a_text(tmp_path, caplog):
     store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
     reference = Profile({"sentiment": TaskProfile.of(answers(300), LABELS)})

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from fintune.errors import DataError
-from fintune.monitoring.store import MIGRATIONS, PREDICTIONS, TABLES, Store, training_rows
+from fintune.monitoring.lessons import training_rows
+from fintune.monitoring.store import MIGRATIONS, PREDICTIONS, TABLES, Store
 from fintune.tasks import Prediction
 
 NEUTRAL = Prediction("neutral", {"positive": 0.1, "neutral": 0.9})
@@ -64,6 +65,33 @@ def test_wrong_answers_become_training_rows_and_the_newest_stands(store):
     assert [(row["text"], row["target"]) for row in everything] == [
         ("same", "negative"),
         ("other", "neutral"),
+    ]
+
+
+def test_each_model_has_its_own_observations_and_scores_and_one_that_answers_alone_needs_no_name(store):
+    for name, text in (("first", "one"), ("second", "one two"), ("", "one two three")):
+        store.add_feedback(store.add_prediction("qa", text, Prediction("yes"), model=name), correct=not name)
+    lengths = {
+        name: sorted(seen.length for seen in store.observations(10, name).get("qa", ()))
+        for name in ("first", "second", "third", None)
+    }
+    assert lengths == {"first": [1, 3], "second": [2, 3], "third": [3], None: [1, 2, 3]}
+    assert store.scores(model="first")["qa"]["accuracy"] == 0.5
+    assert store.scores()["qa"]["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_feedback_on_every_model_teaches_and_other_labels_for_one_task_stand_apart(store):
+    market = Prediction("bullish", {"bullish": 0.8, "bearish": 0.2})
+    for name, answer, target in (
+        ("first", NEUTRAL, "positive"),
+        ("second", market, "bearish"),
+        ("base", NEUTRAL, "negative"),
+    ):
+        kept = store.add_prediction("sentiment", "profit fell", answer, model=name)
+        store.add_feedback(kept, target=target)
+    assert [(row["model"], row["target"]) for row in training_rows(store, "sentiment")] == [
+        ("second", "bearish"),
+        ("base", "negative"),
     ]
 
 

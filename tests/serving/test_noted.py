@@ -1,6 +1,7 @@
 """What operators see of a running server: every metric fed, answers of every route kept, traces sent."""
 
 import gzip
+import shutil
 import sqlite3
 from http.server import BaseHTTPRequestHandler
 
@@ -125,6 +126,34 @@ def test_a_batch_is_a_span_of_its_requests_trace_which_is_the_callers_and_none_h
         assert above[-1].name == "POST /v1/tasks/{task}"
     values = [a.value.string_value for s in collector[1] for a in s.attributes]
     assert "headline" in values and not any("profit" in value for value in values)
+
+
+def test_drift_is_of_the_default_models_answers_and_its_labels_bind_feedback_on_them_alone(
+    adapters, start, no_keys, tmp_path
+):
+    from fintune.monitoring.profile import Profile, TaskProfile
+
+    own = shutil.copytree(adapters / "first", tmp_path / "own")
+    Profile({"headline": TaskProfile(n=200, labels={"positive": 100, "negative": 100})}).save(own)
+    running = start(
+        "--model_path",
+        own,
+        "--adapters",
+        adapters / "second",
+        keys=no_keys,
+        FINTUNE_STORE=f"sqlite:///{tmp_path}/kept.db",
+        FINTUNE_KEEP_PREDICTIONS="1",
+    )
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        status = {}
+        for name in ("own", "second"):
+            reply = client.post("/v1/tasks/headline", json={"text": TEXT, "model": name})
+            body = {"prediction_id": reply.json()["data"][0]["prediction_id"], "target": "bearish"}
+            status[name] = client.post("/v1/feedback", json=body).status_code
+        report = client.get("/v1/monitoring/drift").json()
+    running.stop()
+    assert status == {"own": 422, "second": 201}
+    assert report["tasks"]["headline"]["n"] == 1
 
 
 def test_a_store_that_fails_costs_no_answer_and_puts_no_text_into_the_log(adapters, start, no_keys, tmp_path):

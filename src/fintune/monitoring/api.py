@@ -18,7 +18,7 @@ from fintune.errors import DataError
 from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import Profile
-from fintune.monitoring.store import Store, reason
+from fintune.monitoring.store import Kept, Store, reason
 
 log = logging.getLogger("fintune.monitoring")
 MAX_TARGET = 20_000
@@ -70,12 +70,15 @@ def router(
     store: Store | None,
     reference: Profile | None,
     *,
+    model: str | None = None,
     window: Window | None = None,
     metrics: Metrics = METRICS,
 ) -> APIRouter:
     """The routes over a store and a reference profile; either may be None, and its route then says so.
 
     Args:
+        model: the one that the reference is of; answers of others are not compared with it, nor is feedback
+            on them. None: there are no others.
         window: this process's newest answers; without one, drift reads the store's newest, which all
             replicas share.
         metrics: gets the drift gauges and the feedback counts.
@@ -94,14 +97,14 @@ def router(
             return _down(error)
 
     def _take(store: Store, body: Feedback, request: Request) -> dict[str, Any] | JSONResponse:
-        task = store.task_of(body.prediction_id)
-        if task is None:
+        kept = store.find(body.prediction_id)
+        if kept is None:
             message = (
                 f"There is no prediction {body.prediction_id!r}: predictions are kept only with consent "
                 "switched on, and until they are deleted."
             )
             return _refused(404, message, "prediction_id", "prediction_not_found")
-        if (problem := _unfit(body.target, task)) is not None:
+        if (problem := _unfit(body.target, kept)) is not None:
             return _refused(422, problem, "target", "invalid_target")
         key = getattr(getattr(request.state, "key", None), "id", None)  # as the service's gate sets it
         try:
@@ -109,11 +112,13 @@ def router(
         except DataError as error:  # deleted since
             return _refused(404, str(error), "prediction_id", "prediction_not_found")
         verdict = {True: "right", False: "wrong", None: "target"}[body.correct]
-        metrics.feedback.labels(task, verdict).inc()
-        return {"object": "feedback", "prediction_id": body.prediction_id, "task": task}
+        metrics.feedback.labels(kept.task, verdict).inc()
+        return {"object": "feedback", "prediction_id": body.prediction_id, "task": kept.task}
 
-    def _unfit(target: str | float | None, task: str) -> str | None:
-        known = reference.tasks.get(task) if reference else None
+    def _unfit(target: str | float | None, kept: Kept) -> str | None:
+        task = kept.task
+        own = model is None or kept.model in ("", model)  # another's labels may be others
+        known = reference.tasks.get(task) if reference and own else None
         if target is None or known is None:
             return None
         if known.labels and target not in known.labels:
@@ -131,10 +136,10 @@ def router(
             if window is not None:
                 observed = window.tasks()
             elif store is not None:
-                observed = store.observations(WINDOW)
+                observed = store.observations(WINDOW, model)
             else:
                 return _refused(404, "This service keeps no answers to compare.", None, "no_store")
-            scores = store.live_scores() if store is not None else {}
+            scores = store.live_scores(model) if store is not None else {}
         except SQLAlchemyError as error:
             return _down(error)
         report = compare(reference, observed)

@@ -32,16 +32,27 @@ def open_store(url: str, *, keep: bool = False, must_exist: bool = True) -> Stor
 def show_drift(
     model_path: str | Path, url: str, output_file: str | None, say: Callable[[str], None] = print
 ) -> str:
-    """Compare a store's newest answers with an adapter's profile; returns the report's status."""
+    """Compare the newest answers of an adapter in a store with its profile; returns the report's status.
+
+    Its own are those under the name of its folder, by which the service calls it.
+    """
     from fintune.monitoring.drift import WINDOW, compare
     from fintune.monitoring.profile import Profile
     from fintune.monitoring.report import markdown, write_report
 
     reference = Profile.load(model_path)
+    model = Path(model_path).resolve().name
     store = open_store(url)
-    report = compare(reference, store.observations(WINDOW))
-    report["live_scores"] = store.live_scores()
+    observed = store.observations(WINDOW, model)
+    report = compare(reference, observed)
+    report["live_scores"] = store.live_scores(model)
+    others = [] if observed else store.models()
     store.close()
+    if others:
+        say(
+            f"The store has no answer of {model}, but of {', '.join(others)}: answers are kept under the "
+            "name of the folder that was served, so give --model_path the one of that name."
+        )
     if output_file:
         say(f"Drift: {report['status']}. Report: {write_report(report, output_file)}")
     else:
@@ -77,7 +88,7 @@ def from_feedback(
         DataError: there is nothing to write.
     """
     from fintune.files import atomic_file, write_jsonl
-    from fintune.monitoring.store import training_rows
+    from fintune.monitoring.lessons import training_rows
 
     path = Path(output_file)
     if path.suffix not in (".jsonl", ".parquet"):

@@ -38,21 +38,31 @@ class Recorder:
         reference: Profile | None = None,
         store: Store | None = None,
         *,
+        model: str | None = None,
         metrics: Metrics = METRICS,
         window_size: int = WINDOW,
     ) -> None:
-        self.reference, self.store, self.metrics = reference, store, metrics
+        """All may be left out.
+
+        Args:
+            model: the one that the reference is of; answers of others are kept, but no part of drift. None:
+                there are no others.
+        """
+        self.reference, self.store, self.model, self.metrics = reference, store, model, metrics
         self.window = Window(window_size)
         self._refreshed = 0.0
         self._lock = threading.Lock()
         self._failing: set[str] = set()
 
     @classmethod
-    def from_environment(cls, adapter: str | Path | None, metrics: Metrics = METRICS) -> Recorder:
+    def from_environment(
+        cls, adapter: str | Path | None, metrics: Metrics = METRICS, *, model: str | None = None
+    ) -> Recorder:
         """The recorder of a service.
 
         FINTUNE_STORE is the store's URL; without it there is none. FINTUNE_KEEP_PREDICTIONS=1 is the consent
-        to keep texts and answers in it. The reference is the adapter's profile, if it has one.
+        to keep texts and answers in it. The reference is the adapter's profile, if it has one, and `model`
+        the adapter's name among several.
 
         Raises:
             ConfigError: FINTUNE_KEEP_PREDICTIONS is not 0 or 1, or is 1 without a store.
@@ -65,7 +75,8 @@ class Recorder:
             raise ConfigError("FINTUNE_KEEP_PREDICTIONS=1 needs FINTUNE_STORE, the URL of the store")
         store = Store.open(url, keep=consent == "1") if url else None
         profiled = adapter is not None and (Path(adapter) / PROFILE).is_file()
-        return cls(Profile.load(adapter) if adapter and profiled else None, store, metrics=metrics)
+        reference = Profile.load(adapter) if adapter and profiled else None
+        return cls(reference, store, model=model, metrics=metrics)
 
     def record(
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
@@ -75,7 +86,8 @@ class Recorder:
         The window holds numbers and hashed words alone; the text is written only by a store with consent.
         This waits for the disk where there is a store: call it from a worker thread.
         """
-        if self.reference is not None and task in self.reference.tasks:
+        own = self.model is None or model in ("", self.model)
+        if own and self.reference is not None and task in self.reference.tasks:
             seen = Observation.of(text, question, prediction.value, prediction.probabilities)
             self.window.add(task, seen)
         if self.store is None or not self.store.keep:
@@ -104,7 +116,7 @@ class Recorder:
                 log.warning("FINTUNE_STORE works again")
 
     def report(self) -> dict[str, Any]:
-        """The drift of this process's newest answers, and the live scores of all processes.
+        """The drift of this process's newest answers, and the model's live scores of all processes.
 
         The scores are {} where there is no store, or it fails.
         """
@@ -112,7 +124,7 @@ class Recorder:
         report["live_scores"] = {}
         if self.store is not None:
             with self._watched("judge"):
-                report["live_scores"] = self.store.live_scores()
+                report["live_scores"] = self.store.live_scores(self.model)
         return report
 
     def exposition(self) -> bytes:

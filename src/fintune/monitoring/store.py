@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,12 +65,23 @@ FEEDBACK = sa.Table(
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What feedback on a kept prediction is checked by."""
+
+    task: str
+    model: str
+    """Which answered; empty where only one could."""
+    value: str | float
+
+
+@dataclass(frozen=True)
 class Judged:
     """A kept prediction with the newest feedback on it."""
 
     id: str
     created: datetime
     task: str
+    model: str
     text: str
     question: str | None
     value: str | float
@@ -79,6 +90,8 @@ class Judged:
     target: str | float | None
     key_id: str | None
     """Who gave the feedback: the id of an API key, never the key."""
+    labels: frozenset[str]
+    """Those that the answer was chosen from; empty where it is no label."""
 
 
 class Store:
@@ -176,14 +189,24 @@ class Store:
                 "on, and until they are deleted."
             ) from None
 
-    def task_of(self, prediction_id: str) -> str | None:
-        """The task of a kept prediction; None where there is none of this id."""
+    def find(self, prediction_id: str) -> Kept | None:
+        """A kept prediction; None where there is none of this id."""
+        table = PREDICTIONS.c
         with self.database.connect() as connection:
-            query = sa.select(PREDICTIONS.c.task).where(PREDICTIONS.c.id == prediction_id)
-            return connection.execute(query).scalar()
+            query = sa.select(table.task, table.model, table.value).where(table.id == prediction_id)
+            row = connection.execute(query).first()
+        return Kept(row.task, row.model, json.loads(row.value)) if row else None
 
-    def judged(self, task: str | None = None, since: datetime | None = None) -> Iterator[Judged]:
-        """The predictions with feedback, oldest first, each with the newest of it."""
+    def models(self) -> list[str]:
+        """Those that answered, by name."""
+        with self.database.connect() as connection:
+            names = connection.execute(sa.select(PREDICTIONS.c.model).distinct()).scalars()
+            return sorted(name for name in names if name)
+
+    def judged(
+        self, task: str | None = None, since: datetime | None = None, model: str | None = None
+    ) -> Iterator[Judged]:
+        """The predictions with feedback, oldest first, each with the newest of it; None is of any model."""
         newest = (
             sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.prediction_id).subquery()
         )
@@ -195,30 +218,35 @@ class Store:
         )
         if task is not None:
             query = query.where(PREDICTIONS.c.task == task)
+        if model is not None:
+            query = query.where(_by(model))
         if since is not None:
             query = query.where(PREDICTIONS.c.created >= since.astimezone(UTC).replace(tzinfo=None))
         with self.database.connect() as connection:
             for row in connection.execute(query):
                 value, target = json.loads(row.value), json.loads(row.target or "null")
+                kinds = json.loads(row.probabilities or "{}")
                 yield Judged(
                     row.id,
                     row.created.replace(tzinfo=UTC),
                     row.task,
+                    row.model,
                     row.text,
                     row.question,
                     value,
                     _right(value, target, row.correct),
                     target,
                     row.key_id,
+                    frozenset(kinds if value in kinds else ()),
                 )
 
-    def scores(self, since: datetime | None = None) -> dict[str, dict[str, Any]]:
+    def scores(self, since: datetime | None = None, model: str | None = None) -> dict[str, dict[str, Any]]:
         """By task: `feedback` (predictions judged), `accuracy` (share called right) and, of numbers, `mae`.
 
         `accuracy` is null where no feedback says right or wrong, `mae` where no target is a number.
         """
         found: dict[str, list[Judged]] = {}
-        for item in self.judged(since=since):
+        for item in self.judged(since=since, model=model):
             found.setdefault(item.task, []).append(item)
         scores = {}
         for task, items in found.items():
@@ -235,20 +263,20 @@ class Store:
             }
         return scores
 
-    def live_scores(self) -> dict[str, dict[str, Any]]:
+    def live_scores(self, model: str | None = None) -> dict[str, dict[str, Any]]:
         """The scores of the predictions of the last LIVE_DAYS days."""
-        return self.scores(datetime.now(UTC) - timedelta(days=LIVE_DAYS))
+        return self.scores(datetime.now(UTC) - timedelta(days=LIVE_DAYS), model)
 
-    def observations(self, limit: int) -> dict[str, list[Observation]]:
-        """The newest `limit` kept predictions of each task, as drift reads them."""
-        table = PREDICTIONS.c
+    def observations(self, limit: int, model: str | None = None) -> dict[str, list[Observation]]:
+        """The newest `limit` kept predictions of each task, as drift reads them; None is of any model."""
+        table, wanted = PREDICTIONS.c, sa.true() if model is None else _by(model)
         with self.database.connect() as connection:
-            tasks = connection.execute(sa.select(table.task).distinct()).scalars().all()
+            tasks = connection.execute(sa.select(table.task).where(wanted).distinct()).scalars().all()
             found = {}
             for task in tasks:
                 query = (
                     sa.select(table.text, table.question, table.value, table.probabilities)
-                    .where(table.task == task)
+                    .where(table.task == task, wanted)
                     .order_by(table.created.desc(), table.id)
                     .limit(limit)
                 )
@@ -269,6 +297,11 @@ class Store:
         before = _now() - timedelta(days=days)
         with self.database.begin() as connection:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
+
+
+def _by(model: str) -> sa.ColumnElement[bool]:
+    """Whether a model answered; who names none has only one."""
+    return PREDICTIONS.c.model.in_((model, ""))
 
 
 def reason(error: Exception) -> str:
@@ -346,26 +379,3 @@ def _alone(database: Database) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
-    """The rows that feedback teaches: `text`, `question`, `target`, `answered` (UTC) and `id`, oldest first.
-
-    Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
-    several on the same text and question the newest stands.
-    """
-    rows: dict[tuple[str, str | None], Mapping[str, Any]] = {}
-    for item in store.judged(task):
-        right = item.correct is True
-        target = item.value if right and item.target is None else item.target
-        if target is None or (right and not everything):
-            continue
-        key = (item.text, item.question)
-        rows.pop(key, None)  # so that the newest also comes last
-        rows[key] = {
-            "text": item.text,
-            "target": target,
-            "answered": item.created.isoformat(timespec="seconds"),
-            "id": item.id,
-        } | ({"question": item.question} if item.question else {})
-    return list(rows.values())

@@ -93,9 +93,10 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     app.state.thread, app.state.settings = thread, settings
     app.include_router(router)
     app.include_router(openai)
-    recorder = Recorder.from_environment(settings.model_path)
+    default = thread.models.default
+    recorder = Recorder.from_environment(settings.model_path, model=default)
     app.state.recorder = recorder
-    app.include_router(monitoring(recorder.store, recorder.reference, window=recorder.window))
+    app.include_router(monitoring(recorder.store, recorder.reference, model=default, window=recorder.window))
     _add_docs(app)
     _add_handlers(app)
     if settings.cors:

@@ -1,0 +1,38 @@
+"""What feedback teaches: rows to train on, from a store's judged predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fintune.monitoring.store import Store
+
+
+def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
+    """The rows that feedback teaches, oldest first.
+
+    They have `text`, `question`, `target`, `answered` (UTC), `model` and `id`, the prediction's.
+
+    Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
+    several on the same text and question the newest stands.
+
+    Whichever model was wrong, what is right is a person's word on the text: all models' rows are here. Where
+    two models have other labels for the task each set has its own row, and preparation drops, and counts, the
+    labels that a recipe's task lacks.
+    """
+    rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for item in store.judged(task):
+        right = item.correct is True
+        target = item.value if right and item.target is None else item.target
+        if target is None or (right and not everything):
+            continue
+        key = (item.text, item.question, item.labels)
+        rows.pop(key, None)  # so that the newest also comes last
+        rows[key] = {
+            "text": item.text,
+            "target": target,
+            "answered": item.created.isoformat(timespec="seconds"),
+            "id": item.id,
+            "model": item.model,
+        } | ({"question": item.question} if item.question else {})
+    return list(rows.values())
