@@ -5,10 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fintune.evaluation.errors import BROWSED, TEXT_CHARACTERS, analyse
-from fintune.evaluation.label_noise import confident_disagreements, near_copies
+from fintune.evaluation.label_noise import CANDIDATES, confident_disagreements, near_copies
 from fintune.evaluation.mistakes import mistake
 from fintune.evaluation.neighbours import Neighbours
-from fintune.evaluation.slices import error_slices, traits_of, wilson_interval
+from fintune.evaluation.slices import (
+    STOCK_EXAMPLES,
+    STOCKS,
+    error_slices,
+    traits_of,
+    wilson_interval,
+)
 from fintune.tasks import Prediction, Record, known_tasks
 
 TASKS = known_tasks()
@@ -57,6 +63,8 @@ def test_a_regression_error_is_an_answer_farther_off_than_the_training_mean():
     ]
     errors = {row["value"]: row["errors"] for row in slices if row["trait"] == "negation"}
     assert errors == {"without negation": 0, "with negation": 1}
+    examples = analyse(TASKS["regression"], records, [Prediction(2.5), Prediction(5.0)], train).examples
+    assert [example["counts"] for example in examples] == [False, True]  # both are inexact
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,28 @@ def test_a_label_is_rare_by_its_share_of_training():
     records = [Record(text="t", target=t) for t in ("negative", "positive")]
     rows = traits_of(TASKS["sentiment"], records, train)
     assert [row["rarity"] for row in rows] == ["rare label", "other label"]
+
+
+def test_stocks_that_enough_examples_are_about_have_slices_of_their_own():
+    texts = [
+        "$AAPL and $TSLA fell",
+        "shares of $aapl rose",
+        "(NYSE: T) cut its dividend",
+        "no stock, $5 alone",
+    ]
+    counts = (6, 6, STOCK_EXAMPLES - 1, 5)
+    records = [Record(text=t, target=1.0) for t, n in zip(texts, counts, strict=True) for _ in range(n)]
+    records += [Record(text="a filing", target=1.0, group="KO")] * STOCK_EXAMPLES
+    records += [Record(text="a filing", target=1.0, group="one sentence")] * STOCK_EXAMPLES
+    wrong = [i < 3 for i in range(len(records))]
+    rows = error_slices(traits_of(TASKS["regression"], records), wrong, [0.0] * len(records))
+    found = {row["value"]: (row["n"], row["errors"]) for row in rows if row["trait"] == "stock"}
+    others = STOCK_EXAMPLES - 1 + 5 + STOCK_EXAMPLES
+    assert found == {
+        "$AAPL": (12, 3), "$KO": (STOCK_EXAMPLES, 0), "another stock, or none": (others, 0)
+    }  # fmt: skip
+    many = [Record(text=f"${'ABCDEFGHIJ'[i % 10]}", target=1.0) for i in range(10 * STOCK_EXAMPLES)]
+    assert len({row["stock"] for row in traits_of(TASKS["regression"], many)}) == STOCKS + 1
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
@@ -176,6 +206,15 @@ def test_errors_carry_their_nearest_training_examples_and_label_noise_shows_the_
     assert copy["near_copy"]["id"] == "train-1" and copy["near_copy"]["target"] == "neutral"
     assert confident["neighbours_agree"] == [1, 1] and confident["gap"] == pytest.approx(0.7)
     assert analysis.examples[0]["nearest"][0]["id"] == "train-1" and analysis.examples[1] is None
+
+
+def test_labels_to_look_at_are_cut_and_counted():
+    records = [Record(text=f"text {i}", target="positive", id=str(i)) for i in range(CANDIDATES + 6)]
+    records += [Record(text="x", target="neutral")]
+    answers = [_spread(positive=0.1, neutral=0.8, negative=0.1)] * len(records)
+    noise = analyse(TASKS["sentiment"], records, answers).summary["label_noise"]
+    assert len(noise["confident"]) == CANDIDATES
+    assert noise["found"] == {"confident": CANDIDATES + 6, "near_copies": 0}
 
 
 def test_only_the_worst_errors_get_neighbours_but_all_get_a_rank():

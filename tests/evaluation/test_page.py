@@ -2,10 +2,12 @@
 
 import copy
 import json
+import re
 import shutil
 import time
 
 import pytest
+from pydantic import BaseModel
 from rules import RuleEngine
 
 from fintune.cli import main
@@ -14,8 +16,9 @@ from fintune.data.datasets import prepare
 from fintune.errors import DataError, MissingExtraError
 from fintune.evaluation import plots, uploads
 from fintune.evaluation.evaluate import evaluate, output_files
+from fintune.evaluation.label_noise import CANDIDATES
 from fintune.evaluation.page import html_report, write_report
-from fintune.evaluation.schema import FORMAT, Results, read_predictions, read_results
+from fintune.evaluation.schema import FORMAT, Answer, Results, read_predictions, read_results
 from fintune.models import card
 from fintune.provenance import git_commit
 from fintune.tasks import known_tasks
@@ -85,7 +88,7 @@ def test_the_page_filters_its_errors_by_task_label_and_text(results_file, open_p
     page = open_page(output_files(results_file)["page"])
     rows = read_predictions(output_files(results_file)["predictions"])
     wrong = [row for row in rows if row["error"]]
-    assert page.inner_text("#count") == f"{len(wrong)} of {len(wrong)} errors"
+    assert page.inner_text("#count") == f"{len(wrong)} of {len(wrong)} answers"
     assert _shown(page).count() == 20  # and the rest on demand
     page.click("#more")
     assert _shown(page).count() == 40
@@ -236,6 +239,64 @@ def test_results_follow_the_documented_schema(results_file):
     assert strict.tasks["sentiment"].errors.slices[0].n > 0 and strict.tasks["qa"].data.counts["test"] == 30
 
 
+def _unknown(part):
+    """The keys, anywhere below, that the schema does not name."""
+    if isinstance(part, BaseModel):
+        own = {f"{type(part).__name__}.{key}" for key in part.model_extra or ()}
+        return own.union(*(_unknown(getattr(part, name)) for name in type(part).model_fields))
+    if isinstance(part, dict):
+        part = list(part.values())
+    return set().union(*map(_unknown, part)) if isinstance(part, list | tuple) else set()
+
+
+def test_everything_that_is_written_is_in_the_schema(results_file):
+    assert _unknown(Results.model_validate_json(results_file.read_text())) == set()
+    lines = output_files(results_file)["predictions"].read_text().splitlines()
+    assert set().union(*(_unknown(Answer.model_validate_json(line)) for line in lines)) == set()
+    known = Results.model_json_schema()
+    assert {"key", "git_commit"} <= known["properties"].keys()
+    assert {"labels", "clusters", "systems_skipped"} <= known["$defs"]["TaskResult"]["properties"].keys()
+
+
+def test_a_list_that_was_cut_says_of_how_many(results_file):
+    results = copy.deepcopy(read_results(results_file))
+    noise = results["tasks"]["sentiment"]["errors"]["label_noise"]
+    example = {**results["tasks"]["sentiment"]["errors"]["worst"][0], "gap": 0.5, "neighbours_agree": [1, 3]}
+    noise["confident"] = [example] * CANDIDATES
+    noise["found"]["confident"] = 80
+
+    def shown():
+        page = html_report(results, [], "results.json")
+        return [" ".join(text.split()) for text in re.findall(r"<summary>(.*?)</summary>", page, re.DOTALL)]
+
+    assert f"The {CANDIDATES} surest of 80 confident disagreements" in shown()
+    noise["found"]["confident"] = CANDIDATES
+    assert f"{CANDIDATES} confident disagreements" in shown()
+    del noise["found"]  # results of before it was counted
+    assert f"{CANDIDATES} or more confident disagreements" in shown()
+
+
+def test_the_errors_of_a_slice_are_told_from_answers_that_are_merely_inexact(results_file, open_page):
+    rows = read_predictions(output_files(results_file)["predictions"])
+    entries = read_results(results_file)["tasks"]
+    for task, entry in entries.items():
+        own = [row["error"] for row in rows if row["task"] == task and row["error"]]
+        slices = [part for part in entry["errors"]["slices"] if part["trait"] == "length"]
+        assert sum(part["errors"] for part in slices) == sum(error["counts"] for error in own)
+    number = list(entries).index("regression") + 1
+    counted = [row for row in rows if row["task"] == "regression" and row["error"]]
+    assert 0 < sum(row["error"]["counts"] for row in counted) < len(counted)  # or this shows nothing
+    part = next(part for part in entries["regression"]["errors"]["slices"] if part["errors"])
+    page = open_page(output_files(results_file)["page"])
+    page.locator(f"#task-{number} .link").first.click()
+    assert page.input_value("select[name=counted]") == "an error"
+    assert page.inner_text("#count").startswith(f"{part['errors']} of ")
+    page.select_option("select[name=counted]", "inexact, no error")
+    errors = [row["error"] for row in counted if part["value"] in row["error"]["traits"].values()]
+    merely = sum(not error["counts"] for error in errors)
+    assert page.inner_text("#count").startswith(f"{merely} of ")
+
+
 def test_results_of_another_version_or_damaged_ones_are_refused_in_a_sentence(results_file, tmp_path):
     raw = read_results(results_file)
     path = tmp_path / "results.json"
@@ -291,6 +352,9 @@ def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch, wandb_ane
     assert b"test/sentiment/accuracy" in content
     tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/errors_*.json"))
     assert len(tables) == 1 and len(json.loads(tables[0].read_text())["data"]) > 10
+    table = json.loads(tables[0].read_text())
+    counts = {line[0]: line[table["columns"].index("is_error")] for line in table["data"]}
+    assert counts["sentiment"] is True and False in [line[-1] for line in table["data"]]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_work(monkeypatch):

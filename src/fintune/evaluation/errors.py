@@ -50,7 +50,7 @@ class Analysis:
     summary: dict[str, Any]
     """What the results file keeps."""
     examples: list[dict[str, Any] | None]
-    """What the predictions file keeps of each example; None of a right answer."""
+    """What the predictions file keeps of each example; None of an exact answer."""
 
 
 def shorten(text: str, limit: int) -> str:
@@ -80,8 +80,9 @@ def analyse(
     residuals, the lowest F1 or ROUGE-L); `confusion` and `label_noise` (classification), `numbers`
     (summarization), `largest` (regression: the largest errors `too_high` and `too_low`).
 
-    An example's keys: `rank` (1 is the worst), `mistake`, `traits`, `nearest` (of the worst `BROWSED`: the
-    training examples most like it), and for summaries `unfaithful` and `missing` numbers.
+    An example's keys: `rank` (1 is the worst), `mistake`, `counts` (whether it is an error), `traits`,
+    `nearest` (of the worst `BROWSED`: the training examples most like it), and for summaries `unfaithful`
+    and `missing` numbers.
 
     Args:
         train: the training records, for nearest examples, rare labels and the mean of the targets.
@@ -116,13 +117,14 @@ class _Errors:
     def analysis(self) -> Analysis:
         """The parts put together."""
         task, traits = self.task, traits_of(self.task, self.records, self.train)
+        wrong = self._wrong()
         labels = task.type == "classification"
         values = [1 - score for score in self.scores] if labels else self.scores
         summary: dict[str, Any] = {
             "measure": _MEASURES[task.type],
             "error_means": _ERROR_MEANS[task.type],
             "mistakes": dict(Counter(name for name, _ in self.found if name).most_common()),
-            "slices": error_slices(traits, self._wrong(), values),
+            "slices": error_slices(traits, wrong, values),
             "worst": [self._example(i) for i in self.order[:WORST]],
         }
         if labels:
@@ -146,7 +148,7 @@ class _Errors:
         examples: list[dict[str, Any] | None] = [None] * len(self.records)
         for rank, i in enumerate(self.order, 1):
             name, details = self.found[i]
-            examples[i] = {"rank": rank, "mistake": name, **details, "traits": traits[i]}
+            examples[i] = {"rank": rank, "mistake": name, "counts": wrong[i], **details, "traits": traits[i]}
             if rank <= BROWSED:
                 examples[i]["nearest"] = self._nearest(i)  # type: ignore[index]
         return Analysis(summary, examples)
@@ -180,8 +182,8 @@ class _Errors:
     def _confidence(self, i: int) -> float:
         return max((self.predictions[i].probabilities or {"": 0.0}).values())
 
-    def _label_noise(self, targets: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Candidates, at most `label_noise.CANDIDATES` of each sort."""
+    def _label_noise(self, targets: Sequence[str]) -> dict[str, Any]:
+        """Candidates, at most `label_noise.CANDIDATES` of each sort, and how many were `found`."""
         confident = []
         for i, gap in label_noise.confident_disagreements(targets, self.predictions):
             around = self.nearest[i]
@@ -193,7 +195,8 @@ class _Errors:
             for i, record, cosine in label_noise.near_copies(targets, nearest)
         ]
         limit = label_noise.CANDIDATES
-        return {"confident": confident[:limit], "near_copies": copies[:limit]}
+        found = {"confident": len(confident), "near_copies": len(copies)}
+        return {"confident": confident[:limit], "near_copies": copies[:limit], "found": found}
 
     def _nearest(self, i: int) -> list[dict[str, Any]]:
         return [_neighbour(record, cosine) for record, cosine in self.nearest[i][:NEAREST]]

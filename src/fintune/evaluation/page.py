@@ -14,6 +14,7 @@ from typing import Any
 
 from fintune.evaluation import markdown, plots, report, reproduce
 from fintune.evaluation.errors import BROWSED, shorten
+from fintune.evaluation.label_noise import CANDIDATES
 from fintune.evaluation.schema import read_predictions, read_results
 from fintune.files import atomic_write, writable
 
@@ -21,6 +22,7 @@ ASSETS = Path(__file__).with_name("assets")
 TEXT_CHARACTERS = 900
 SCATTERED = 1000
 """Points of a scatter plot, at most."""
+_COUNTED = {True: "an error", False: "inexact, no error"}
 _TRAITS = {"length": "length of the text", "rarity": "frequency of the label", "kind": "kind of answer"}
 
 
@@ -81,6 +83,7 @@ def html_report(
         settings=reproduce.settings_text(results),
         recipe=_yaml(results.get("training", {}).get("recipe")),
         limit=BROWSED,
+        candidates=CANDIDATES,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:",
@@ -187,13 +190,18 @@ def _slices(slices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _browsed(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The worst errors of every task, as cards to filter."""
+    """The worst of every task's inexact answers, as cards to filter."""
     found = []
     for task, entry in results["tasks"].items():
         wrong = [row for row in rows if row["task"] == task and row.get("error")]
         for row in sorted(wrong, key=lambda row: row["error"]["rank"])[:BROWSED]:
             error = row["error"]
-            shown = {**row, **error, "label": row["target"] if entry["type"] == "classification" else ""}
+            shown = {
+                **row,
+                **error,
+                "counted": _COUNTED.get(error.get("counts"), ""),
+                "label": row["target"] if entry["type"] == "classification" else "",
+            }
             shown["traits"] = list(error["traits"].values())
             if entry["type"] == "classification" and row.get("probabilities"):
                 shown["confidence"] = max(row["probabilities"].values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -37,7 +37,10 @@ class Point(_Part):
     """A point of the risk–coverage curve."""
 
     coverage: float
+    n: int
     accuracy: float
+    threshold: float
+    """The least confidence that is kept."""
 
 
 class Details(_Part):
@@ -74,11 +77,21 @@ class Neighbour(_Part):
     similarity: float
     """TF-IDF cosine in [0, 1]."""
     target: str | float
+    question: str | None = None
     text: str
 
 
-class Example(_Part):
-    """An example with its answer; the task's first measure stands beside it under its own name."""
+class Numbers(_Part):
+    """Numbers that a summary has wrong."""
+
+    unfaithful: list[str] = []
+    """In the summary, not in the text."""
+    missing: list[str] = []
+    """In the expected summary, not in this one."""
+
+
+class Example(Numbers):
+    """An example with its answer, and how sure or how far off it is."""
 
     id: str
     text: str
@@ -87,7 +100,26 @@ class Example(_Part):
     prediction: str | float
     mistake: str
     confidence: float | None = None
+    """Of a label; of other answers the task's first measure."""
+    absolute_error: float | None = None
+    f1: float | None = None
+    rougeL: float | None = None
     nearest: list[Neighbour] = []
+
+
+class Disagreement(Example):
+    """The model is as sure of another label as it usually is of that label."""
+
+    gap: float
+    """Probability of the answer less that of the label in the data."""
+    neighbours_agree: tuple[int, int]
+    """Nearest training examples that have the answered label, and how many were looked at."""
+
+
+class Copy(Example):
+    """A training text that is almost the same has another label."""
+
+    near_copy: Neighbour
 
 
 class Slice(_Part):
@@ -114,8 +146,10 @@ class Confusion(_Part):
 class LabelNoise(_Part):
     """Labels that may be wrong in the data, for a person to look at."""
 
-    confident: list[Example]
-    near_copies: list[Example]
+    confident: list[Disagreement]
+    near_copies: list[Copy]
+    found: dict[str, int] = {}
+    """How many there are of each sort; the lists hold the first `label_noise.CANDIDATES`."""
 
 
 class Errors(_Part):
@@ -141,6 +175,13 @@ class TaskData(_Part):
     dropped: dict[str, int] = {}
 
 
+class Clusters(_Part):
+    """What the intervals draw together."""
+
+    by: Literal["example", "group", "date"]
+    n: int
+
+
 class TaskResult(_Part):
     """One task; one that was not evaluated has `skipped`, the reason, in place of the figures."""
 
@@ -149,6 +190,11 @@ class TaskResult(_Part):
     dataset: str = ""
     data: TaskData = TaskData()
     skipped: str | None = None
+    labels: list[str] = []
+    """Of a classification, in the order of the confusion matrix."""
+    clusters: Clusters | None = None
+    systems_skipped: dict[str, str] = {}
+    """System → why it did not answer."""
     systems: dict[str, System] = {}
     errors: Errors = Errors()
     bertscore: dict[str, Any] = {}
@@ -186,6 +232,8 @@ class Results(_Part):
     """The whole of results.json."""
 
     format: int
+    key: str = ""
+    """What two evaluations must share for one to go on with the other; see `evaluate.resume_key`."""
     fintune: str
     created: str
     git_commit: str | None = None
@@ -204,11 +252,13 @@ class Results(_Part):
     published: list[Published] = []
 
 
-class Wrong(_Part):
-    """What the predictions file keeps of an answer that is not right."""
+class Inexact(Numbers):
+    """What the predictions file keeps of an answer that is not exactly the expected one."""
 
     rank: int
     """1 is the worst of the task."""
+    counts: bool | None = None
+    """Whether it is an error as the task's `error_means` has it."""
     mistake: str
     traits: dict[str, str]
     nearest: list[Neighbour] = []
@@ -233,7 +283,7 @@ class Answer(_Part):
     baseline_prediction: str | float | None = None
     base_prediction: str | float | None = None
     other_predictions: dict[str, str | float] = {}
-    error: Wrong | None = None
+    error: Inexact | None = None
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -21,8 +21,12 @@ _NEGATION = re.compile(
     r"\b(?:no|not|nor|never|none|neither|without|cannot|hardly|fail(?:s|ed)? to)\b|n['’]t\b", re.IGNORECASE
 )
 _TICKER = re.compile(
-    r"(?<![\w$])\$[A-Za-z]{1,6}\b|\b(?:NYSE|NASDAQ|Nasdaq|AMEX|LSE|OMX|TSX|HEL)\s*:\s*[A-Z]{1,6}\b"
+    r"(?<![\w$])\$([A-Za-z]{1,6})\b|\b(?:NYSE|NASDAQ|Nasdaq|AMEX|LSE|OMX|TSX|HEL)\s*:\s*([A-Z]{1,6})\b"
 )
+_STOCK = re.compile(r"[A-Z]{1,5}(?:[.-][A-Z])?")
+"""A group that names a stock, as those of financial_qa_10k do."""
+STOCKS, STOCK_EXAMPLES = 8, 10
+"""The stocks that have a slice of their own: at most so many, with at least so many examples each."""
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -37,16 +41,18 @@ def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = (
     """Trait → its value, for each record.
 
     `length` (quartiles of the texts' words), `numbers`, `negation` and `ticker` (whether the text has one),
-    `question` (its first word), `label` and `rarity` (classification), `source` and `kind` of the record,
-    where it has them.
+    `stock` (the most frequent ones), `question` (its first word), `label` and `rarity` (classification),
+    `source` and `kind` of the record, where it has them.
     """
+    stocks = _stocks(records)
     lengths = _quartiles([len(record.text.split()) for record in records])
     rare = _rare_labels(task, train)
     rows = []
-    for record, length in zip(records, lengths, strict=True):
+    for record, length, stock in zip(records, lengths, stocks, strict=True):
         row = {"length": length}
         for trait, pattern in (("numbers", _NUMBER), ("negation", _NEGATION), ("ticker", _TICKER)):
             row[trait] = f"{'with' if pattern.search(record.text) else 'without'} {trait}"
+        row["stock"] = stock
         if record.question:
             first = re.search(r"\b(what|which|who|when|where|why|how)\b", record.question.lower())
             row["question"] = first[1] if first else "other"
@@ -118,6 +124,26 @@ def _quartiles(words: Sequence[int]) -> list[str]:
         low, high = int(inside.min()), int(inside.max())
         names[i] = f"{low}–{high} words" if low < high else f"{low} words"
     return [names[i] for i in quarter.tolist()]
+
+
+def _stocks(records: Sequence[Record]) -> list[str]:
+    """The stock that each record is about, `$AAPL`, where enough of them are about it.
+
+    It is the record's group, where that is a ticker, or the first ticker of the text.
+    """
+    named = []
+    for record in records:
+        first = _TICKER.search(record.text)
+        named.append(
+            record.group
+            if _STOCK.fullmatch(record.group)
+            else (first[1] or first[2]).upper()
+            if first
+            else ""
+        )
+    counts = Counter(filter(None, named)).most_common(STOCKS)
+    frequent = {stock for stock, n in counts if n >= STOCK_EXAMPLES}
+    return [f"${stock}" if stock in frequent else "another stock, or none" for stock in named]
 
 
 def _rare_labels(task: Task, train: Sequence[Record]) -> set[str]:

@@ -11,7 +11,7 @@ from fintune.errors import MissingExtraError
 from fintune.evaluation import markdown, report
 
 ERRORS = 500
-"""Rows of the table of errors, at most."""
+"""Rows of the table of inexact answers, at most; `is_error` tells those that the slices count."""
 
 
 def check(trackers: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def check(trackers: Sequence[str]) -> None:
 def upload(
     results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path, trackers: Sequence[str]
 ) -> None:
-    """Send every metric of every task, the table of results, and (to W&B) a table of errors.
+    """Send every metric of every task, the table of results, and (to W&B) a table of inexact answers.
 
     TensorBoard's events go to `tensorboard/evaluation` beside the results. W&B logs offline where it has no
     credentials.
@@ -82,6 +82,7 @@ def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output
             str(row["target"]),
             str(row["prediction"]),
             row["error"]["mistake"],
+            row["error"].get("counts"),
         ]
         for row in wrong
     ]
@@ -91,7 +92,7 @@ def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output
             {
                 "results": wandb.Table(columns=columns, data=table),
                 "errors": wandb.Table(
-                    columns=["task", "id", "text", "target", "prediction", "mistake"], data=errors
+                    columns=["task", "id", "text", "target", "prediction", "mistake", "is_error"], data=errors
                 ),
             }
         )

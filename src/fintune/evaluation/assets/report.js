@@ -8,6 +8,7 @@
   const more = document.getElementById("more");
   const count = document.getElementById("count");
   const values = { label: (row) => [row.dataset.label], mistake: (row) => [row.dataset.mistake],
+                   counted: (row) => [row.dataset.counted],
                    trait: (row) => JSON.parse(row.dataset.traits) };
   const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
   let shown = PAGE;
@@ -32,7 +33,7 @@
     const visible = new Set(fits.slice(0, shown));
     for (const row of rows) row.hidden = !visible.has(row);
     more.hidden = fits.length <= shown;
-    count.textContent = `${fits.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} errors`;
+    count.textContent = `${fits.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} answers`;
   }
 
   function changed(event) {
