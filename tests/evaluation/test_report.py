@@ -14,6 +14,7 @@ from fintune.data.datasets import prepare
 from fintune.evaluation.evaluate import evaluate
 from fintune.evaluation.markdown import markdown_report, results_table
 from fintune.evaluation.page import html_report
+from fintune.evaluation.published import published_for
 from fintune.evaluation.report import Row, number, print_table, rows_of
 from fintune.tasks import known_tasks
 
@@ -155,6 +156,19 @@ def test_notes_say_why_a_system_is_missing(results):
     for text in _everywhere(_changed(results, **missing)):
         assert f"Without lexicon (sentiment, headline): {why}." in text
         assert "Without a|model (headline): no labels." in text
+
+
+def test_published_figures_stand_in_the_markdown_too_apart_from_ours(results):
+    report = markdown_report({**results, "published": published_for(["tatqa", "twitter_sentiment"])})
+    ours, _, theirs = report.partition("## Published figures")
+    assert "TagOp" not in ours and "FinGPT" not in ours
+    (line,) = [line for line in theirs.splitlines() if "TagOp" in line]
+    assert (
+        "TAT-QA EM 0.501, TAT-QA F1 0.580" in line
+        and "Zhu et al., 2021" in line
+        and "predicted apart" in line
+    )
+    assert "Published figures" not in markdown_report(results)
 
 
 def test_validation_figures_are_called_so(results):

@@ -6,10 +6,11 @@ Reads the dict that `evaluate` writes, so a report can be made again from result
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fintune.evaluation.errors import shorten
+from fintune.evaluation.published import by_system
 from fintune.evaluation.report import (
     answer_text,
     base_figure,
@@ -102,10 +103,30 @@ def _answer(value: Any) -> str:
     return cell(shorten(answer_text(value), _ANSWER_CHARACTERS))
 
 
+def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Figures from elsewhere, apart from ours; nothing where there are none."""
+    lines = [
+        "## Published figures",
+        "",
+        "From other people's papers and pages, not measured here; each line says what differs.",
+        "",
+        "| data | system | figures | source; what differs |",
+        "|---|---|---|---|",
+    ]
+    for row in by_system(rows):
+        figures = ", ".join(f"{metric_name(metric)} {number(value)}" for metric, value in row["figures"])
+        about = (row["dataset"], row["system"], figures, f"{row['source']}; {row['differs']}")
+        lines.append(f"| {' | '.join(map(cell, about))} |")
+    return [*lines, ""] if rows else []
+
+
 def markdown_report(results: Mapping[str, Any]) -> str:
-    """The table, the speed, the circumstances and the error analysis."""
+    """The table, the circumstances, the speed, the error analysis, and what others have published."""
     model, machine, data = results["model"], results["machine"], results["data"]
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items() if value)
+    code = f"fintune {results['fintune']}"
+    if results.get("git_commit"):
+        code += f" (commit {results['git_commit']})"
     speed = [
         f"| {task} | {name} | {system['n']:,} | {system['seconds']:.1f} "
         f"| {system['examples_per_second']:,.1f} |"
@@ -119,7 +140,7 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         results_table(results),
         "## How it was made",
         "",
-        f"- Date: {results['created']}, fintune {results['fintune']}, {results['seconds']:.0f} s in all",
+        f"- Date: {results['created']}, {code}, {results['seconds']:.0f} s in all",
         f"- Model: base {cell(model['base'])}, adapter {cell(model['adapter'] or 'none')}",
         f"- Data: {cell(data['describes'])}, prepared in {cell(data['folder'])} (key {data['key']})",
         f"- Machine: {cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
@@ -135,4 +156,5 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     for task, entry in results["tasks"].items():
         if entry.get("errors"):
             lines += _errors(task, entry["errors"])
+    lines += _published(results.get("published", []))
     return "\n".join(lines).rstrip() + "\n"

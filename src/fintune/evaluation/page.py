@@ -15,6 +15,7 @@ from typing import Any
 from fintune.evaluation import markdown, plots, report, reproduce
 from fintune.evaluation.errors import BROWSED, shorten
 from fintune.evaluation.label_noise import CANDIDATES
+from fintune.evaluation.published import by_system
 from fintune.evaluation.schema import read_predictions, read_results
 from fintune.files import atomic_write, writable
 
@@ -78,7 +79,7 @@ def html_report(
         notes=report.notes(results),
         tasks=[_task(results, task, rows) for task in results["tasks"]],
         errors=_browsed(results, rows),
-        published=_published(results.get("published", [])),
+        published=by_system(results.get("published", [])),
         commands=reproduce.commands(results, results_file),
         settings=reproduce.settings_text(results),
         recipe=_yaml(results.get("training", {}).get("recipe")),
@@ -207,20 +208,3 @@ def _browsed(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
                 shown["confidence"] = max(row["probabilities"].values())
             found.append({**shown, "text": shorten(row["text"], TEXT_CHARACTERS)})
     return found
-
-
-def _published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Figures from elsewhere, a row for each system on a dataset, by dataset."""
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["dataset"]):
-        groups.setdefault((row["dataset"], row["system"], row["source"]), []).append(row)
-    return [
-        {
-            "dataset": dataset,
-            "system": system,
-            "source": source,
-            "figures": [(row["metric"], row["value"]) for row in group],
-            "differs": max((row["differs"] for row in group), key=len),
-        }
-        for (dataset, system, source), group in groups.items()
-    ]

@@ -37,6 +37,8 @@ _NAMES = {
     "tatqa_exact_match": "TAT-QA EM",
     "tatqa_f1": "TAT-QA F1",
     "number_faithfulness": "true numbers",
+    "execution_accuracy": "execution accuracy",
+    "f1_as_published": "F1 (as published)",
 }
 _NEITHER_IS_BETTER = frozenset({"interval_coverage", "mean_interval_width"})
 """Metrics that say nothing alone: an interval is good where it is narrow and still holds 80 %."""
