@@ -60,13 +60,13 @@ def settings_text(results: Mapping[str, Any]) -> str:
 
 def _data(lines: list[str], results: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
     names = [entry.get("dataset") for entry in results["tasks"].values()]
-    public = " ".join(name for name in dict.fromkeys(names) if name in DATASETS)
+    public = ", ".join(name for name in dict.fromkeys(names) if name in DATASETS)
     if not public:
         return
     if folder := recipe.get("data", {}).get("dir"):
         lines.append(_remark(f"recipe.yaml has data.dir: {folder}, the folder of {public}"))
     else:
-        lines.append(f"export FINTUNE_DATA_DIR=data/raw  # or your folder of {public}")
+        lines.append(f'export FINTUNE_DATA_DIR="${{FINTUNE_DATA_DIR:-data/raw}}"  # has {public}')
         lines.append(_remark("fintune data download  fetches what is missing into data/raw"))
 
 
