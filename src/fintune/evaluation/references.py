@@ -17,6 +17,8 @@ from fintune.tasks.base import Prediction
 if TYPE_CHECKING:
     from fintune.tasks import Record, Task
 
+NONE_OF_ITS_TYPE = "there is none for a task of type"
+"""How the reason begins where a system is not made for a task, which is no lack."""
 MAX_TRAIN = 50_000
 """Training records a classical system learns from at most, the first of the seeded order."""
 _FEATURES = 100_000
@@ -53,7 +55,7 @@ def tfidf_system(
         return "TF-IDF, logistic regression", _logistic(task, train, validation, test)
     if task.type == "regression":
         return "TF-IDF, ridge", _ridge(train, validation, test)
-    return f"there is none for a task of type {task.type or 'unknown'}"
+    return f"{NONE_OF_ITS_TYPE} {task.type or 'unknown'}"
 
 
 def _vectorizer(documents: int) -> Any:
@@ -142,7 +144,7 @@ def lexicon_system(task: Task, train: Sequence[Record], test: Sequence[Record]) 
     labels = task.candidates() if task.type == "classification" else []
     by_tone = {_TONES[label.lower()]: label for label in labels if label.lower() in _TONES}
     if task.type not in ("classification", "regression"):
-        return f"there is none for a task of type {task.type or 'unknown'}"
+        return f"{NONE_OF_ITS_TYPE} {task.type or 'unknown'}"
     if labels and (len(by_tone) < len(labels) or not {1, -1} <= set(by_tone)):
         return f"it does not know what {', '.join(labels)} mean"
     if importlib.util.find_spec(LEXICON_PACKAGE) is None:

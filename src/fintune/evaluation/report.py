@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fintune.evaluation.metrics import SMALLER_IS_BETTER
+from fintune.evaluation.references import NONE_OF_ITS_TYPE
 
 _NAMES = {
     "macro_f1": "F1 (macro)",
@@ -213,11 +214,12 @@ def _further_notes(entries: Mapping[str, Any]) -> list[str]:
 
 
 def _missing_systems(entries: Mapping[str, Any]) -> list[str]:
-    """A sentence for each system that some tasks lack, and why they do."""
+    """A sentence for each system that some tasks lack, though it is made for their type, and why they do."""
     found: dict[tuple[str, str], list[str]] = {}
     for task, entry in entries.items():
         for system, why in entry.get("systems_skipped", {}).items():
-            found.setdefault((system, why), []).append(task)
+            if not why.startswith(NONE_OF_ITS_TYPE):
+                found.setdefault((system, why), []).append(task)
     return [f"Without {system} ({', '.join(tasks)}): {why}." for (system, why), tasks in found.items()]
 
 
