@@ -32,7 +32,7 @@ def records(task: str, split: str, count: int, data_dir: str | None) -> tuple[An
     from fintune.data.datasets import prepare
 
     raw: dict[str, Any] = {
-        "multi_task": {"task_weights": dict.fromkeys(TRAINED, 1.0)},
+        "multi_task": {"task_weights": dict.fromkeys((*TRAINED, "sentiment"), 1.0)},
         "data": {"prepared_dir": str(Path(tempfile.gettempdir()) / "fintune-benchmark-evaluation")},
     }
     if data_dir:
