@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -105,6 +106,37 @@ def test_an_adapter_is_loaded_on_request_and_unloaded(client):
     assert loaded() == {"first": False, "second": False}
     assert client.post("/v1/tasks/headline", json=ask).json()["data"] == before
     assert loaded() == {"first": True, "second": False}
+
+
+def test_an_adapter_that_is_being_copied_is_none_until_it_is_whole(client, adapters):
+    """File after file arrives, half before it is whole; the other models are listed throughout."""
+    target = adapters / "copied"
+
+    def models():
+        response = client.get("/v1/models")
+        assert response.status_code == 200
+        return {model["id"] for model in response.json()["data"]}
+
+    before = models()
+    target.mkdir()
+    try:
+        for name in ("adapter_model.safetensors", "adapter_config.json", "fintune.json"):
+            whole = (adapters / "second" / name).read_bytes()
+            (target / name).write_bytes(whole[: len(whole) // 2])
+            assert models() == before
+            answer = client.post("/v1/tasks/headline", json={"text": "Up.", "model": "copied"})
+            assert answer.status_code == 404 and str(adapters) not in answer.text
+            (target / name).write_bytes(whole)
+        assert {"copied", "copied:headline"} <= models() - before
+        answers = [
+            client.post("/v1/tasks/headline", json={"text": "Up.", "model": name}).json()["data"]
+            for name in ("copied", "second")
+        ]
+        assert answers[0] == answers[1]
+    finally:
+        client.delete("/v1/adapters/copied")
+        shutil.rmtree(target)
+    assert models() == before
 
 
 def test_a_summarys_bullets_name_the_sentences_of_their_numbers():

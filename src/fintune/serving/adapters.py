@@ -6,6 +6,7 @@ thread.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from fintune.config import Recipe
 from fintune.errors import ConfigError, ModelError
 from fintune.inference.engine import Engine
 from fintune.models import manifest
-from fintune.models.lora_config import WEIGHTS, check_adapter
+from fintune.models.lora_config import CONFIG, WEIGHTS, check_adapter
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.serving.errors import ApiError
 from fintune.tasks import TaskSet
 
+log = logging.getLogger("fintune.serving")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -61,7 +63,8 @@ class Models:
         if not _NAME.fullmatch(self.default):
             raise ConfigError(f"--model_path ends in {self.default!r}: use letters, digits, dots and dashes.")
         self.max_loaded = max_loaded
-        self._tasks: dict[tuple[Path, int], TaskSet] = {}
+        self._tasks: dict[Path, tuple[tuple[int, ...], TaskSet]] = {}
+        self._unreadable: dict[Path, str] = {}
         self._loaded: OrderedDict[str, tuple[str, Engine]] = OrderedDict()
         self._count = 0
         self._active: str | None = None
@@ -75,8 +78,9 @@ class Models:
     # What there is ----------------------------------------------------------------------------------
 
     def folders(self) -> dict[str, Path]:
-        """Name → folder of every adapter there is now."""
-        found = self._found()
+        """Name → folder of every adapter there is now; one that is still being copied is none yet."""
+        there = self._found().items()
+        found = {name: path for name, path in there if name in self._loaded or self._readable(path)}
         if self._default_folder:
             if found.get(self._default_folder.name, self._default_folder) != self._default_folder:
                 raise ConfigError(
@@ -91,6 +95,27 @@ class Models:
             if found.setdefault(folder.name, folder) != folder:
                 raise ConfigError(f"Two adapters are called {folder.name}: rename one's folder.")
         return found
+
+    def _readable(self, folder: Path) -> bool:
+        try:
+            self._tasks_in(folder)
+        except Exception as error:  # whatever one folder holds, the other models are answered for
+            if self._unreadable.get(folder) != str(error):
+                log.warning("an adapter is left out: %s", error)
+            self._unreadable[folder] = str(error)
+            return False
+        self._unreadable.pop(folder, None)
+        return True
+
+    def _tasks_in(self, folder: Path) -> TaskSet:
+        """The tasks of an adapter's manifest, read again when a file of the adapter has changed."""
+        files = (folder / name for name in (CONFIG, WEIGHTS, manifest.NAME))
+        stamp = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
+        known = self._tasks.get(folder)
+        if known is None or known[0] != stamp:
+            tasks = manifest.read(check_adapter(folder), self.recipe)[1]
+            known = self._tasks[folder] = stamp, tasks
+        return known[1]
 
     def names(self) -> list[str]:
         """The base, and the adapters on disk."""
@@ -118,14 +143,11 @@ class Models:
         return name
 
     def tasks(self, name: str) -> TaskSet:
-        """The tasks of a model, read from its manifest without loading it."""
+        """The tasks of a model, without loading it."""
         if name == self.base:
             return self._untuned.tasks
-        folder = self.folders()[name]
-        key = folder, (folder / WEIGHTS).stat().st_mtime_ns
-        if key not in self._tasks:
-            self._tasks[key] = manifest.read(folder, self.recipe)[1]
-        return self._tasks[key]
+        loaded = self._loaded.get(name)
+        return loaded[1].tasks if loaded else self._tasks_in(self.folders()[name])
 
     # On the model thread ----------------------------------------------------------------------------
 
@@ -206,9 +228,9 @@ class Models:
 
 def _adapters_in(place: Path) -> Iterator[Path]:
     """The folder itself where it is an adapter, else those of its folders that are."""
-    if (place / WEIGHTS).is_file():
-        yield place
-        return
-    for folder in sorted(place.iterdir()):
-        if _NAME.fullmatch(folder.name) and (folder / WEIGHTS).is_file():
+    folders = [place]
+    if not (place / WEIGHTS).is_file():
+        folders = [folder for folder in sorted(place.iterdir()) if _NAME.fullmatch(folder.name)]
+    for folder in folders:
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             yield folder
