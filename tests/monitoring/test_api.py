@@ -68,6 +68,8 @@ def test_feedback_joins_its_prediction_and_live_accuracy_reaches_prometheus(serv
     [
         ({"prediction_id": "nobody", "correct": True}, 404, "prediction_not_found"),
         ({"prediction_id": "KEPT", "target": "bullish"}, 422, "invalid_target"),
+        ({"prediction_id": "KEPT", "target": 3}, 422, "invalid_target"),
+        ({"prediction_id": "KEPT", "target": True}, 422, None),
         ({"prediction_id": "KEPT"}, 422, None),
         ({"prediction_id": "KEPT", "target": "x" * 20_001}, 422, None),
         ({"prediction_id": "KEPT", "correct": "yes"}, 422, None),
@@ -103,6 +105,19 @@ def test_drift_of_the_newest_answers_is_in_the_reply_and_in_the_gauges(tmp_path)
     assert report["status"] == "drift" and report["tasks"]["sentiment"]["signals"]["labels"]["psi"] > 0.2
     assert b'fintune_drift_status{task="sentiment"} 2.0' in metrics.render()
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_store")
+
+
+def test_a_number_is_the_text_that_was_answered_and_a_text_no_number(service):
+    address, recorder = service
+    status = []
+    for answered, target in (("3", 3), ("3", "3"), (3.0, "3"), (3.0, "three")):
+        kept = recorder.store.add_prediction("qa", "How many?", Prediction(answered))
+        body = {"prediction_id": kept, "target": target}
+        reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
+        status.append(reply.status_code)
+    assert status == [201, 201, 201, 422]
+    assert "target must be a number, as the answer is" in reply.json()["error"]["message"]
+    assert [item.target for item in recorder.store.judged("qa")] == ["3", "3", 3.0]
 
 
 def test_the_reference_judges_its_own_model_and_no_other(tmp_path):

@@ -46,6 +46,19 @@ def test_wrong_answers_become_a_file_that_prepares_as_training_data(store_url, w
     assert len(records) == 30
 
 
+def test_a_column_of_targets_has_one_type_whichever_kinds_of_answers_a_task_had(tmp_path, workdir):
+    url = f"sqlite:///{tmp_path}/monitoring.db"
+    store = Store.open(url, keep=True)
+    for text, answer, target in (("one", 0.5, -1.5), ("two", "0.5", "unknown"), ("three", "4", 3.0)):
+        store.add_feedback(store.add_prediction("score", text, Prediction(answer)), target=target)
+    store.close()
+    assert (
+        main(["data", "from-feedback", "--task", "score", "--store", url, "--output_file", "rows.parquet"])
+        == 0
+    )
+    assert pq.read_table("rows.parquet")["target"].to_pylist() == ["-1.5", "unknown", "3"]
+
+
 def test_feedback_shows_the_live_scores_and_forgets_on_request(store_url, capsys):
     assert main(["monitor", "feedback", "--store", store_url, "--forget", "30"]) == 0
     out = capsys.readouterr().out

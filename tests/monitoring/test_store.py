@@ -68,6 +68,51 @@ def test_wrong_answers_become_training_rows_and_the_newest_stands(store):
     ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "target", "kept", "right"),
+    [
+        ("3", 3.0, "3", True),
+        ("3.0", 3, "3.0", True),
+        ("4", 3.0, "3", False),
+        ("1234567", 1234567.0, "1234567", True),
+        ("unknown", 0.1, "0.1", False),
+        (0.5, "-1.5", -1.5, None),
+        (0.5, 2, 2.0, None),
+    ],
+)
+def test_a_target_is_kept_in_the_type_of_the_answer(tmp_path, answer, target, kept, right):
+    store = Store.open(f"sqlite:///{tmp_path}/monitoring.db", keep=True)
+    store.add_feedback(store.add_prediction("qa", "text", Prediction(answer)), target=target)
+    (item,) = store.judged()
+    store.close()
+    assert (item.target, type(item.target), item.correct) == (kept, type(kept), right)
+
+
+def test_a_text_is_no_target_of_a_number(store):
+    name = store.add_prediction("regression", "news", Prediction(0.5))
+    for target in ("lots", "nan"):
+        with pytest.raises(DataError, match=f"must be a number, as the answer is, got '{target}'"):
+            store.add_feedback(name, target=target)
+    assert store.scores() == {}
+
+
+def test_newer_feedback_on_a_text_takes_back_what_older_taught(store):
+    def judge(text, **feedback):
+        store.add_feedback(store.add_prediction("sentiment", text, NEUTRAL), **feedback)
+
+    for text in ("called right", "called wrong", "target wrong"):
+        judge(text, target="positive")
+    judge("called right", correct=True)
+    judge("called wrong", correct=False)  # does not say what is right, so the older stands
+    positive = Prediction("positive", {"positive": 0.6, "neutral": 0.4})
+    store.add_feedback(store.add_prediction("sentiment", "target wrong", positive), correct=False)
+    assert [(row["text"], row["target"]) for row in training_rows(store, "sentiment")] == [
+        ("called wrong", "positive")
+    ]
+    everything = training_rows(store, "sentiment", everything=True)
+    assert [row["target"] for row in everything] == ["positive", "neutral"]
+
+
 def test_each_model_has_its_own_observations_and_scores_and_one_that_answers_alone_needs_no_name(store):
     for name, text in (("first", "one"), ("second", "one two"), ("", "one two three")):
         store.add_feedback(store.add_prediction("qa", text, Prediction("yes"), model=name), correct=not name)

@@ -7,7 +7,7 @@ of OpenAI's.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -19,6 +19,7 @@ from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import Profile
 from fintune.monitoring.store import Kept, Store, reason
+from fintune.monitoring.verdicts import as_answer
 
 log = logging.getLogger("fintune.monitoring")
 MAX_TARGET = 20_000
@@ -41,7 +42,9 @@ class Feedback(BaseModel):
 
     prediction_id: str = Field(min_length=1, max_length=36, description="The id that came with the answer.")
     correct: bool | None = Field(None, strict=True, description="Whether the answer was right.")
-    target: str | float | None = Field(None, description="The right answer: a label, a text or a number.")
+    target: str | Annotated[float, Field(strict=True)] | None = Field(
+        None, description="The right answer: a label, a text or a number."
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Feedback:
@@ -116,15 +119,16 @@ def router(
         return {"object": "feedback", "prediction_id": body.prediction_id, "task": kept.task}
 
     def _unfit(target: str | float | None, kept: Kept) -> str | None:
-        task = kept.task
-        own = model is None or kept.model in ("", model)  # another's labels may be others
-        known = reference.tasks.get(task) if reference and own else None
-        if target is None or known is None:
+        if target is None:
             return None
-        if known.labels and target not in known.labels:
-            return f"target must be one of {', '.join(known.labels)} for task {task}."
-        if "value" in known.numbers and isinstance(target, str):
-            return f"target must be a number for task {task}."
+        try:
+            fitted = as_answer(target, kept.value)
+        except DataError as error:
+            return str(error)
+        own = model is None or kept.model in ("", model)  # another's labels may be others
+        known = reference.tasks.get(kept.task) if reference and own else None
+        if known and known.labels and fitted not in known.labels:
+            return f"target must be one of {', '.join(known.labels)} for task {kept.task}."
         return None
 
     @routes.get("/monitoring/drift", summary="Live answers against the reference", response_model=None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fintune.monitoring.store import Store
+from fintune.monitoring.verdicts import as_text
 
 
 def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
@@ -14,7 +15,8 @@ def training_rows(store: Store, task: str, *, everything: bool = False) -> list[
     They have `text`, `question`, `target`, `answered` (UTC), `model` and `id`, the prediction's.
 
     Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
-    several on the same text and question the newest stands.
+    several on the same text and question the newest stands: a right answer that it calls right, or wrong, is
+    taught no more.
 
     Whichever model was wrong, what is right is a person's word on the text: all models' rows are here. Where
     two models have other labels for the task each set has its own row, and preparation drops, and counts, the
@@ -24,10 +26,11 @@ def training_rows(store: Store, task: str, *, everything: bool = False) -> list[
     for item in store.judged(task):
         right = item.correct is True
         target = item.value if right and item.target is None else item.target
+        key = (item.text, item.question, item.labels)
+        if target is not None or rows.get(key, {}).get("target") == item.value:
+            rows.pop(key, None)  # so that the newest also comes last
         if target is None or (right and not everything):
             continue
-        key = (item.text, item.question, item.labels)
-        rows.pop(key, None)  # so that the newest also comes last
         rows[key] = {
             "text": item.text,
             "target": target,
@@ -35,4 +38,10 @@ def training_rows(store: Store, task: str, *, everything: bool = False) -> list[
             "id": item.id,
             "model": item.model,
         } | ({"question": item.question} if item.question else {})
-    return list(rows.values())
+    found = list(rows.values())
+    if any(isinstance(row["target"], str) for row in found):  # a column has one type
+        found = [
+            row if isinstance(row["target"], str) else {**row, "target": as_text(row["target"])}
+            for row in found
+        ]
+    return found

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Engine as Database
 
 from fintune.errors import DataError, MissingExtraError
 from fintune.monitoring.profile import Observation
+from fintune.monitoring.verdicts import as_answer, is_right
 from fintune.tasks import Prediction
 
 DEFAULT_URL = "sqlite:///output/monitoring.db"
@@ -168,19 +169,23 @@ class Store:
         """Keep what someone says of a prediction: whether it was right, or what would have been.
 
         Raises:
-            DataError: there is no such prediction, or neither `correct` nor `target` is given.
+            DataError: there is no such prediction, neither `correct` nor `target` is given, or `target` is no
+                number where the answer is one.
         """
         if correct is None and target is None:
             raise DataError("Feedback needs correct (true or false), or target, the right answer.")
-        kept = _storable(target) if isinstance(target, str) else target
+        if target is not None and (kept := self.find(prediction_id)):
+            target = as_answer(target, kept.value)
+        if isinstance(target, str):
+            target = _storable(target)
         row = {
             "prediction_id": prediction_id,
             "created": _now(),
             "correct": correct,
-            "target": None if kept is None else json.dumps(kept),
+            "target": None if target is None else json.dumps(target),
             "key_id": key_id,
         }
-        try:  # no look before: the database refuses what has no prediction
+        try:  # the database refuses what has no prediction, or none any more
             with self.database.begin() as connection:
                 connection.execute(FEEDBACK.insert(), row)
         except sa.exc.IntegrityError:
@@ -234,7 +239,7 @@ class Store:
                     row.text,
                     row.question,
                     value,
-                    _right(value, target, row.correct),
+                    is_right(value, target, row.correct),
                     target,
                     row.key_id,
                     frozenset(kinds if value in kinds else ()),
@@ -322,15 +327,6 @@ def _now() -> datetime:
 def _storable(text: str) -> str:
     """The text without what PostgreSQL or UTF-8 cannot hold: NUL and lone surrogates."""
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
-
-
-def _right(value: Any, target: Any, correct: bool | None) -> bool | None:
-    """The feedback's own verdict, else whether a text's target is the answer; a number has none."""
-    if correct is not None or target is None:
-        return correct
-    if isinstance(value, str):
-        return " ".join(value.split()).lower() == " ".join(str(target).split()).lower()
-    return None
 
 
 def _connect(address: sa.URL) -> Database:
