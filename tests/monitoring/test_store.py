@@ -1,5 +1,6 @@
 """Predictions and feedback in SQLite and in PostgreSQL."""
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -158,6 +159,24 @@ def test_two_processes_open_and_write_one_store_at_once_and_lose_nothing(url):
     kept = {item.text: item.correct for item in store.judged("sentiment")}
     assert kept == {f"{name} {i}": i % 2 == 0 for name in ("one", "two") for i in range(count)}
     store.close()
+
+
+def test_a_new_file_of_texts_is_its_owners_alone_and_one_that_is_there_keeps_its_mode(tmp_path):
+    shared = tmp_path / "shared.db"
+    shared.touch()
+    shared.chmod(0o640)
+    before = os.umask(0o022)
+    try:
+        stores = [Store.open(f"sqlite:///{tmp_path}/{name}.db", keep=True) for name in ("own", "shared")]
+    finally:
+        os.umask(before)
+    for store in stores:
+        store.add_prediction("sentiment", "profit rose", NEUTRAL)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.db*")}
+    for store in stores:
+        store.close()
+    assert {modes[f"own.db{ending}"] for ending in ("", "-wal", "-shm")} == {0o600}
+    assert {modes[f"shared.db{ending}"] for ending in ("", "-wal", "-shm")} == {0o640}
 
 
 def test_hostile_texts_come_back_and_change_nothing(store):

@@ -334,7 +334,10 @@ def _connect(address: sa.URL) -> Database:
     if address.drivername != "sqlite":
         return sa.create_engine(address, pool_pre_ping=True, **quiet)
     if address.database and address.database != ":memory:":
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(address.database)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # SQLite says better what is wrong
+            file.touch(mode=0o600)  # it may hold texts; -wal and -shm take its mode
     database = sa.create_engine(address, connect_args={"timeout": WAIT_SECONDS}, **quiet)
 
     @sa.event.listens_for(database, "connect")
