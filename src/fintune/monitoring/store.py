@@ -291,12 +291,6 @@ class Store:
                 ]
         return found
 
-    def delete_prediction(self, prediction_id: str) -> bool:
-        """Forget a prediction and its feedback; whether there was one."""
-        with self.database.begin() as connection:
-            query = PREDICTIONS.delete().where(PREDICTIONS.c.id == prediction_id)
-            return connection.execute(query).rowcount > 0
-
     def delete_older(self, days: float) -> int:
         """Forget the predictions (and their feedback) made more than `days` days ago; how many."""
         before = _now() - timedelta(days=days)
