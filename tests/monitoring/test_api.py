@@ -120,21 +120,30 @@ def test_a_number_is_the_text_that_was_answered_and_a_text_no_number(service):
     assert [item.target for item in recorder.store.judged("qa")] == ["3", "3", 3.0]
 
 
-def test_the_reference_judges_its_own_model_and_no_other(tmp_path):
+def test_drift_is_of_the_references_model_and_feedback_is_held_to_the_labels_of_its_own_answer(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path}/monitoring.db", keep=True)
     address, server, thread = serve(router(store, REFERENCE, model="first", metrics=Metrics()))
-    answers_of = {"first": Prediction("neutral"), "second": Prediction("bullish")}
+    labels = {"first": LABELS, "second": ("bullish", "bearish")}
     status = {}
-    for name, answered in answers_of.items():
-        kept = store.add_prediction("sentiment", "profit fell", answered, model=name)
-        body = {"prediction_id": kept, "target": "bearish"}
-        status[name] = requests.post(f"{address}/v1/feedback", json=body, timeout=60).status_code
+    for name, known in labels.items():
+        answered = Prediction(known[0], {label: 1 / len(known) for label in known})
+        for target in ("bearish", "negative"):
+            kept = store.add_prediction("sentiment", "profit fell", answered, model=name)
+            body = {"prediction_id": kept, "target": target}
+            reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
+            status[name, target] = reply.status_code
     report = requests.get(f"{address}/v1/monitoring/drift", timeout=60).json()
     server.should_exit = True
     thread.join(5)
     store.close()
-    assert status == {"first": 422, "second": 201}
-    assert report["tasks"]["sentiment"]["n"] == 1 and report["live_scores"] == {}
+    assert status == {
+        ("first", "bearish"): 422,
+        ("first", "negative"): 201,
+        ("second", "bearish"): 201,
+        ("second", "negative"): 422,
+    }
+    assert report["tasks"]["sentiment"]["n"] == 2
+    assert report["live_scores"]["sentiment"] == {"feedback": 1, "accuracy": 0.0, "mae": None}
 
 
 def test_a_failing_store_is_said_to_fail_now(tmp_path, caplog):

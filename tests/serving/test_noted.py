@@ -128,9 +128,7 @@ def test_a_batch_is_a_span_of_its_requests_trace_which_is_the_callers_and_none_h
     assert "headline" in values and not any("profit" in value for value in values)
 
 
-def test_drift_is_of_the_default_models_answers_and_its_labels_bind_feedback_on_them_alone(
-    adapters, start, no_keys, tmp_path
-):
+def test_drift_is_of_the_default_models_answers_alone(adapters, start, no_keys, tmp_path):
     from fintune.monitoring.profile import Profile, TaskProfile
 
     own = shutil.copytree(adapters / "first", tmp_path / "own")
@@ -145,14 +143,11 @@ def test_drift_is_of_the_default_models_answers_and_its_labels_bind_feedback_on_
         FINTUNE_KEEP_PREDICTIONS="1",
     )
     with httpx.Client(base_url=running.url, timeout=60) as client:
-        status = {}
         for name in ("own", "second"):
             reply = client.post("/v1/tasks/headline", json={"text": TEXT, "model": name})
-            body = {"prediction_id": reply.json()["data"][0]["prediction_id"], "target": "bearish"}
-            status[name] = client.post("/v1/feedback", json=body).status_code
+            assert reply.json()["data"][0]["prediction_id"]
         report = client.get("/v1/monitoring/drift").json()
     running.stop()
-    assert status == {"own": 422, "second": 201}
     assert report["tasks"]["headline"]["n"] == 1
 
 

@@ -69,6 +69,19 @@ def _down(error: SQLAlchemyError) -> JSONResponse:
     return _refused(503, "The store of predictions fails now: try again later.", None, "store_unavailable")
 
 
+def _unfit(target: str | float | None, kept: Kept) -> str | None:
+    """Why a right answer cannot be one; its own answer says what can, for another model has other labels."""
+    if target is None:
+        return None
+    try:
+        fitted = as_answer(target, kept.value)
+    except DataError as error:
+        return str(error)
+    if kept.labels and fitted not in kept.labels:
+        return f"target must be one of {', '.join(kept.labels)} for task {kept.task}."
+    return None
+
+
 def router(
     store: Store | None,
     reference: Profile | None,
@@ -80,8 +93,8 @@ def router(
     """The routes over a store and a reference profile; either may be None, and its route then says so.
 
     Args:
-        model: the one that the reference is of; answers of others are not compared with it, nor is feedback
-            on them. None: there are no others.
+        model: the one that the reference is of; answers of others are not compared with it. None: there are
+            no others.
         window: this process's newest answers; without one, drift reads the store's newest, which all
             replicas share.
         metrics: gets the drift gauges and the feedback counts.
@@ -117,19 +130,6 @@ def router(
         verdict = {True: "right", False: "wrong", None: "target"}[body.correct]
         metrics.feedback.labels(kept.task, verdict).inc()
         return {"object": "feedback", "prediction_id": body.prediction_id, "task": kept.task}
-
-    def _unfit(target: str | float | None, kept: Kept) -> str | None:
-        if target is None:
-            return None
-        try:
-            fitted = as_answer(target, kept.value)
-        except DataError as error:
-            return str(error)
-        own = model is None or kept.model in ("", model)  # another's labels may be others
-        known = reference.tasks.get(kept.task) if reference and own else None
-        if known and known.labels and fitted not in known.labels:
-            return f"target must be one of {', '.join(known.labels)} for task {kept.task}."
-        return None
 
     @routes.get("/monitoring/drift", summary="Live answers against the reference", response_model=None)
     def drift() -> dict[str, Any] | JSONResponse:

@@ -19,14 +19,14 @@ def training_rows(store: Store, task: str, *, everything: bool = False) -> list[
     taught no more.
 
     Whichever model was wrong, what is right is a person's word on the text: all models' rows are here. Where
-    two models have other labels for the task each set has its own row, and preparation drops, and counts, the
-    labels that a recipe's task lacks.
+    two models have other labels for the task each set has its own row, which `model` tells apart: preparation
+    refuses the labels that a recipe's task lacks, by name.
     """
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for item in store.judged(task):
         right = item.correct is True
         target = item.value if right and item.target is None else item.target
-        key = (item.text, item.question, item.labels)
+        key = (item.text, item.question, frozenset(item.labels))
         if target is not None or rows.get(key, {}).get("target") == item.value:
             rows.pop(key, None)  # so that the newest also comes last
         if target is None or (right and not everything):

@@ -70,9 +70,9 @@ class Kept:
     """What feedback on a kept prediction is checked by."""
 
     task: str
-    model: str
-    """Which answered; empty where only one could."""
     value: str | float
+    labels: tuple[str, ...]
+    """Those that the answer was chosen from; empty where it is no label."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ class Judged:
     target: str | float | None
     key_id: str | None
     """Who gave the feedback: the id of an API key, never the key."""
-    labels: frozenset[str]
-    """Those that the answer was chosen from; empty where it is no label."""
+    labels: tuple[str, ...]
 
 
 class Store:
@@ -198,9 +197,12 @@ class Store:
         """A kept prediction; None where there is none of this id."""
         table = PREDICTIONS.c
         with self.database.connect() as connection:
-            query = sa.select(table.task, table.model, table.value).where(table.id == prediction_id)
+            query = sa.select(table.task, table.value, table.probabilities).where(table.id == prediction_id)
             row = connection.execute(query).first()
-        return Kept(row.task, row.model, json.loads(row.value)) if row else None
+        if row is None:
+            return None
+        value = json.loads(row.value)
+        return Kept(row.task, value, _labels(value, row.probabilities))
 
     def models(self) -> list[str]:
         """Those that answered, by name."""
@@ -230,7 +232,6 @@ class Store:
         with self.database.connect() as connection:
             for row in connection.execute(query):
                 value, target = json.loads(row.value), json.loads(row.target or "null")
-                kinds = json.loads(row.probabilities or "{}")
                 yield Judged(
                     row.id,
                     row.created.replace(tzinfo=UTC),
@@ -242,7 +243,7 @@ class Store:
                     is_right(value, target, row.correct),
                     target,
                     row.key_id,
-                    frozenset(kinds if value in kinds else ()),
+                    _labels(value, row.probabilities),
                 )
 
     def scores(self, since: datetime | None = None, model: str | None = None) -> dict[str, dict[str, Any]]:
@@ -296,6 +297,12 @@ class Store:
         before = _now() - timedelta(days=days)
         with self.database.begin() as connection:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
+
+
+def _labels(value: str | float, probabilities: str | None) -> tuple[str, ...]:
+    """What an answer was chosen from, where it is one of these; a number's levels are no labels."""
+    kinds = json.loads(probabilities or "{}")
+    return tuple(kinds) if value in kinds else ()
 
 
 def _by(model: str) -> sa.ColumnElement[bool]:
