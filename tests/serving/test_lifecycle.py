@@ -111,10 +111,11 @@ def test_keys_are_asked_for_limited_and_revoked_while_the_server_runs(own, tmp_p
     path = tmp_path / "keys.json"
     plain, slow = keys.create(path, "desk"), keys.create(path, "slow", rate=2)
     admin = keys.create(path, "boss", admin=True)
-    server = own(keys=path)
+    page = {"Origin": "https://a.example"}
+    server = own("--cors", page["Origin"], keys=path)
 
     def ask(key, method="GET", where="/v1/models"):
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {**page, **({"Authorization": f"Bearer {key}"} if key else {})}
         return httpx.request(method, f"{server.url}{where}", headers=headers)
 
     assert ask(plain).status_code == 200
@@ -125,6 +126,10 @@ def test_keys_are_asked_for_limited_and_revoked_while_the_server_runs(own, tmp_p
         assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
     assert [ask(slow).status_code for _ in range(3)] == [200, 200, 429]
     assert int(ask(slow).headers["retry-after"]) > 0
+    for refusal in (ask(None), ask(slow)):  # a page of an allowed origin can read why
+        assert refusal.status_code in (401, 429)
+        assert refusal.headers["access-control-allow-origin"] == page["Origin"]
+        assert "Retry-After" in refusal.headers["access-control-expose-headers"]
     assert ask(plain, "POST", "/v1/adapters/first").status_code == 403
     assert ask(admin, "POST", "/v1/adapters/first").status_code == 200
     keys.revoke(path, "desk")

@@ -99,14 +99,15 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     app.include_router(monitoring(recorder.store, recorder.reference, model=default, window=recorder.window))
     _add_docs(app)
     _add_handlers(app)
-    if settings.cors:
+    app.add_middleware(Gate, settings=settings, keys=keys)
+    if settings.cors:  # outermost, so that a page can read the gate's refusals, too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(Gate, settings=settings, keys=keys)
     return app
 
 
