@@ -211,12 +211,9 @@ class LiveRun:
         """Keep an answer where the service keeps its own, so that feedback and drift see it."""
         if self.recorder and "error" not in line:
             answer = Prediction(line["prediction"], line.get("probabilities"))
-            model = self.engine.adapter.name if self.engine.adapter else self.engine.base_name
-            try:
-                self.recorder.record(task, text, answer, model=model)
-            except Exception as error:  # a database that is down must not end the run: the folder has it all
-                if self.view:
-                    self.view.note(f"FINTUNE_STORE keeps nothing now: {plain(error, 200)}")
+            adapter = self.engine.adapter
+            model = adapter.resolve().name if adapter else self.engine.base_name  # as the service calls it
+            self.recorder.record(task, text, answer, model=model)
 
     def _alert(self) -> None:
         now = self.clock().timestamp()
