@@ -95,6 +95,29 @@ def test_texts_written_side_by_side_are_those_written_alone(engines):
         other.backend.keep(texts, [])
 
 
+@pytest.mark.parametrize("failing", [1, 2], ids=["of the prompt", "of the labels"])
+def test_a_pass_that_fails_leaves_nothing_behind(engines, monkeypatch, failing):
+    import llama_cpp
+
+    _, other = engines
+    first, second = some("headline", 2)
+    wanted = [other.predict("headline", [record])[0] for record in (first, second)]
+    decode, passes = llama_cpp.llama_decode, []
+
+    def fails(*given):
+        passes.append(given)
+        return 1 if len(passes) == failing else decode(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama_cpp, "llama_decode", fails)
+        with pytest.raises(ModelError, match="could not compute"):
+            other.predict("headline", [first])
+    assert len(passes) == failing
+    for record, before in zip((first, second), wanted, strict=True):
+        again = other.predict("headline", [record])[0]
+        assert again.probabilities == pytest.approx(before.probabilities, abs=1e-5)
+
+
 KINDS = {
     "llama3": (
         "llama",

@@ -214,19 +214,22 @@ class LlamaCpp:
             return [0.0] * len(answers)
         for sequence in range(1, len(answers) + 1):
             self._tasks.fork(0, sequence)
-        rows = iter(self._tasks.decode(tokens).double().log_softmax(1))
-        scores = [sum(float(next(rows)[token]) for token in answer[1:]) for answer in answers]
-        for sequence in range(1, len(answers) + 1):
-            self._tasks.forget(sequence)
-        return scores
+        try:
+            rows = iter(self._tasks.decode(tokens).double().log_softmax(1))
+        finally:
+            for sequence in range(1, len(answers) + 1):
+                self._tasks.forget(sequence)
+        return [sum(float(next(rows)[token]) for token in answer[1:]) for answer in answers]
 
     def _read(self, prompt: Sequence[int]) -> Any:
         """(1, V) logits after a prompt; what it begins with as the one before it is not computed again."""
         known = common_prefix_length([self._held, prompt])
         self._tasks.forget(0, known)
-        self._held = list(prompt)
+        del self._held[known:]  # of a pass that fails nothing is held
         last = len(prompt) - 1
-        return self._tasks.decode([(prompt[i], i, 0, i == last) for i in range(known, len(prompt))])
+        logits = self._tasks.decode([(prompt[i], i, 0, i == last) for i in range(known, len(prompt))])
+        self._held = list(prompt)
+        return logits
 
     def generate(
         self,
