@@ -98,11 +98,6 @@ def test_a_mean_is_made_of_members_each_at_its_commit():
         "git checkout c1", "fintune train", "git checkout c2", "fintune train", "git checkout c3",
         "fintune average m1 m2",
     ]  # fmt: skip
-    # The first means had the date and the commit of their first member, at which there was no `average`.
-    lines, _ = _reproduce(_results(training={**training, "created": "day 1", "git_commit": "c1"}))
-    assert lines[lines.index("fintune average m1 m2 --output_dir 'output/a b'") - 1] == (
-        "# the commit of the mean is not in these results"
-    )
 
 
 def test_public_data_and_what_the_results_do_not_know_are_named():

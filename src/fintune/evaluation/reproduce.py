@@ -74,18 +74,11 @@ def _training(lines: list[str], training: Mapping[str, Any], recipe: Mapping[str
     if start := recipe.get("lora_config", {}).get("init_adapter"):
         lines.append(_remark(f"recipe.yaml goes on from the adapter {start}, which must be there"))
     members = training.get("average_of", ())
-    # Early means carry the date and the commit of their first member, and a recipe of their own shape.
-    early = bool(members) and training.get("created") == members[0].get("created")
-    if early:
-        lines.append(
-            _remark("recipe.yaml may have the rank of the mean, and no data.seed: set those of a member")
-        )
     for member in members:
         _checkout(lines, member.get("git_commit"), f"the training of {member['name']}")
         seed = f"training.seed={member['seed']}"
         lines.append(shlex.join([*_TRAIN, "--set", seed, "--output_dir", member["name"]]))
-    commit = None if early else training.get("git_commit")
-    _checkout(lines, commit, "the mean" if members else "the training")
+    _checkout(lines, training.get("git_commit"), "the mean" if members else "the training")
     made = ["fintune", "average", *(member["name"] for member in members)] if members else _TRAIN
     lines.append(shlex.join([*made, "--output_dir", adapter]))
 
