@@ -139,7 +139,7 @@ def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_load
     (workdir / "folder.json").mkdir()
     command = ["evaluate", "--model_path", str(adapter), "--output_file"]
     assert "folder.json, which is a folder" in fails(capsys, *command, "folder.json")
-    assert "ends in .json, got a.txt" in fails(capsys, *command, "a.txt")
+    assert "output_file must end in .json, got a.txt" in fails(capsys, *command, "a.txt")
 
 
 def test_offline_for_us_is_offline_for_the_hub(capsys, workdir, monkeypatch):

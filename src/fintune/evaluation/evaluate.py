@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -20,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
-from fintune.errors import ConfigError, DataError
+from fintune.errors import DataError
 from fintune.evaluation import markdown, page, report, uploads
 from fintune.evaluation.metrics import find_encoder
 from fintune.evaluation.published import published_for
 from fintune.evaluation.schema import FORMAT
 from fintune.evaluation.statistics import RESAMPLES
 from fintune.evaluation.task_run import SEED, HeldOut, TaskRun
-from fintune.files import atomic_write, file_sha256, write_json, write_jsonl
+from fintune.files import atomic_write, file_sha256, writable, write_json, write_jsonl
 from fintune.models import card, manifest
 from fintune.models.lora_config import WEIGHTS
 from fintune.monitoring.profile import Profile, profile_rows
@@ -152,25 +151,9 @@ def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path
         MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file or the BERTScore encoder cannot be used.
     """
-    output = _usable(output_file)
+    output = writable(output_file, (".json",), "output_file")
     uploads.check(config.report_to)
     return output, *_encoder(config)
-
-
-def _usable(output_file: str | Path) -> Path:
-    path = Path(output_file)
-    if path.is_dir():
-        raise ConfigError(f"output_file is {output_file}, which is a folder: name a file that ends in .json")
-    if path.suffix != ".json":
-        raise ConfigError(f"output_file must be a file that ends in .json, got {output_file}")
-    parent = path.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_file is {output_file}, but its folder cannot be made: {error}") from None
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"output_file is {output_file}, but the folder {parent} cannot be written to.")
-    return path
 
 
 def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
