@@ -61,7 +61,8 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
     examples = [template.example(tasks[name], record) for name in drawn.per_epoch for record in records[name]]
     everyone = [record for name in drawn.per_epoch for record in records[name]]
-    examples = add_class_weights(examples, everyone, tasks, recipe.multi_task.class_weights)
+    if recipe.multi_task.class_weights:
+        examples = add_class_weights(examples, everyone, tasks, recipe.multi_task.class_weights)
     if recipe.training.regression_loss_weight:
         examples = add_levels(examples, everyone, tasks, template)
     return Plan(

@@ -142,16 +142,15 @@ class StepBuilder:
         for group in self._together(parts):
             row = join([part for part, _ in group])
             members_of_row = [e for _, chosen in group for e in chosen]
-            tasks = [task for e in members_of_row for task in _span_tasks(e)]
             shares = [self.weight(e) / total for e in members_of_row]
-            weights = [
-                share if task else 0.0
+            spans = [
+                (task, share if task else 0.0)
                 for e, share in zip(members_of_row, shares, strict=True)
                 for task in _span_tasks(e)
             ]
             step.rows.append(row)
-            step.weights.append(torch.tensor(weights))
-            step.tasks.append(tasks)
+            step.weights.append(torch.tensor([share for _, share in spans]))
+            step.tasks.append([task for task, _ in spans])
             step.expectations.append(_expectations(members_of_row, shares))
             step.tokens += row.input_ids.shape[1]
             step.targets += row.targets.shape[0]
