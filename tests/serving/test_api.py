@@ -140,7 +140,7 @@ def test_an_adapter_that_is_being_copied_is_none_until_it_is_whole(client, adapt
 
 
 def test_a_summarys_bullets_name_the_sentences_of_their_numbers():
-    from fintune.serving.sources import bullets
+    from fintune.serving.api import bullets
 
     source = "We met today. Revenue was $5.2 billion, up 8 %. Margins were 31 percent. Thank you."
     first, second = bullets("- Revenue of 5,200 million, margin 31 %\n- Debt fell by 99", source)

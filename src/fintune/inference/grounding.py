@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from fintune.data.sentences import sentences
-from fintune.evaluation.numeric import Figure, figures
+from fintune.evaluation.numeric import figures, stated_values, value_key
 
 Span = tuple[int, int]
 """The first character and the one after the last."""
@@ -44,12 +44,12 @@ def bullet_sources(text: str, lines: Sequence[str]) -> list[list[Span]]:
     """
     spans = sentence_spans(text)
     words = [_words(text[start:end]) for start, end in spans]
-    values = [_values(figures(text[start:end])) for start, end in spans]
+    values = [stated_values(text[start:end]) for start, end in spans]
     return [[spans[i] for i in _sources(line, words, values)] for line in lines]
 
 
 def _sources(line: str, words: Sequence[set[str]], values: Sequence[set[str]]) -> list[int]:
-    wanted, left = _words(line), _values(figures(line))
+    wanted, left = _words(line), {value_key(figure.figure * figure.scale) for figure in figures(line)}
     alike = [len(wanted & found) / max(1, len(wanted)) for found in words]
     chosen: list[int] = []
     while True:
@@ -96,8 +96,3 @@ def _with_signs(text: str, start: int, end: int) -> Span:
 
 def _words(text: str) -> set[str]:
     return {word.lower() for word in _WORD.findall(text)} - _COMMON
-
-
-def _values(found: Sequence[Figure]) -> set[str]:
-    """Figures by what they amount to: 1.2 bn is 1,200 million; signs and percent aside."""
-    return {f"{abs(figure.figure * figure.scale):.10g}" for figure in found}

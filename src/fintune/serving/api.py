@@ -20,10 +20,13 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from fintune import __version__
+from fintune.data.sentences import bullet_lines
 from fintune.errors import FintuneError, ModelError
+from fintune.evaluation.numeric import supported_numbers
+from fintune.inference.grounding import bullet_sources
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
-from fintune.serving import notes, sources
+from fintune.serving import notes
 from fintune.serving.errors import ApiError
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
@@ -211,9 +214,19 @@ def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[Tas
         item = TaskAnswer(index=i, **as_dict(task.name, answer))
         item.unit = getattr(task, "unit", None) or None
         if isinstance(task, SummarizationTask):
-            found = sources.bullets(str(answer.value), record.text)
-            item.bullets = [BulletAnswer.model_validate(vars(bullet)) for bullet in found]
+            item.bullets = bullets(str(answer.value), record.text)
         shown.append(item)
+    return shown
+
+
+def bullets(summary: str, text: str) -> list[BulletAnswer]:
+    """Each line of a summary with its numbers, how many of them `text` states, and its sentences there."""
+    lines = bullet_lines(summary)
+    shown = []
+    for line, spans in zip(lines, bullet_sources(text, lines), strict=True):
+        supported, numbers = supported_numbers(line, text)
+        found = [text[start:end] for start, end in spans]
+        shown.append(BulletAnswer(text=line, numbers=numbers, supported=supported, sources=found))
     return shown
 
 

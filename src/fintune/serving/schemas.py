@@ -51,12 +51,12 @@ class TaskRequest(_Strict):
 
 
 class BulletAnswer(BaseModel):
-    """A bullet of a summary and the sentences its numbers come from."""
+    """A bullet of a summary and the sentences it comes from."""
 
     text: str
     numbers: int = Field(description="How many numbers it has.")
     supported: int = Field(description="How many of them stand in the text that was summarized.")
-    sources: list[str] = Field(description="The sentences they stand in.")
+    sources: list[str] = Field(description="The sentences that its numbers and words stand in.")
 
 
 class TaskAnswer(BaseModel):
