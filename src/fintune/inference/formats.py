@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from fintune.errors import ConfigError
 from fintune.evaluation.numeric import SCALES, stated_values, value_key
 from fintune.inference.generation import Allowed
 from fintune.tasks.base import Record, TextFormat
@@ -56,7 +57,12 @@ class _Bullets:
 
         self.count, self.tokens = count, tokens
         self.end = tokenizer.eos_token_id
-        (self.line,) = _ids(tokenizer, "\n")
+        self.line = _ids(tokenizer, "\n")[-1]  # SentencePiece writes a space before it
+        if tokenizer.decode([self.line]) != "\n":
+            raise ConfigError(
+                "evaluation.formats: bullets need a tokenizer with a token that is the end of a line alone, "
+                "and this base has none: leave `bullets` out."
+            )
         self.dash = _ids(tokenizer, "-")[0]
         pieces = _pieces(tokenizer)
         # Tokens with a line end inside another text would begin lines that are not counted.

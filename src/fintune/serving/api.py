@@ -21,13 +21,13 @@ from starlette.exceptions import HTTPException
 
 from fintune import __version__
 from fintune.data.sentences import bullet_lines
-from fintune.errors import FintuneError, ModelError
+from fintune.errors import FintuneError
 from fintune.evaluation.numeric import supported_numbers
 from fintune.inference.grounding import bullet_sources
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
 from fintune.serving import notes
-from fintune.serving.errors import ApiError
+from fintune.serving.errors import ApiError, for_caller
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
 from fintune.serving.queue import Answer, ModelThread
@@ -385,16 +385,9 @@ def _add_handlers(app: FastAPI) -> None:
         return JSONResponse(error.body(), error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
-    async def known(request: Request, error: ApiError) -> JSONResponse:
-        return answer(error)
-
     @app.exception_handler(FintuneError)
-    async def mistake(request: Request, error: FintuneError) -> JSONResponse:
-        if isinstance(error, ModelError):  # names folders of this machine
-            log.error("a model could not be used: %s", error)
-            message = "This model cannot be used: the server's log says why."
-            return answer(ApiError(500, message, "server_error", "model_error", "model"))
-        return answer(ApiError(400, str(error)))
+    async def mistake(request: Request, error: ApiError | FintuneError) -> JSONResponse:
+        return answer(for_caller(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
+
+from fintune.errors import ConfigError, FintuneError, ModelError
+
+log = logging.getLogger("fintune.serving")
 
 
 class ApiError(Exception):
@@ -28,6 +33,17 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
+
+
+def for_caller(error: ApiError | FintuneError) -> ApiError:
+    """What a caller is told. A message that may name folders, and blames no request, is kept for the log."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ModelError | ConfigError):
+        log.error("a model could not be used: %s", error)
+        message = "This model cannot be used: the server's log says why."
+        return ApiError(500, message, "server_error", "model_error", "model")
+    return ApiError(400, str(error))
 
 
 def overloaded(seconds: float) -> ApiError:

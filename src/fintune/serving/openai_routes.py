@@ -18,7 +18,7 @@ from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.serving import notes
 from fintune.serving.api import Thread, attended, task_of
-from fintune.serving.errors import ApiError
+from fintune.serving.errors import ApiError, for_caller
 from fintune.serving.generation import Sampling
 from fintune.serving.queue import Done, ModelThread
 from fintune.serving.schemas import (
@@ -274,8 +274,7 @@ async def _events(pieces: Pieces, first: str | Done, chunk: Chunk, usage: bool) 
                 piece = await anext(pieces)
             _checked(piece)
         except (ApiError, FintuneError) as error:  # the status is sent already: the error is an event
-            known = error if isinstance(error, ApiError) else ApiError(400, str(error))
-            yield event(known.body())
+            yield event(for_caller(error).body())
             return
     kept = {"prediction_id": piece.prediction_id} if piece.prediction_id else {}
     yield event({**chunk(None, piece.finish), **kept})

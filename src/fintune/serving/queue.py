@@ -315,7 +315,15 @@ class ModelThread:
                     if why := engine.problem(task, records[place], truncate):
                         why = why.replace("pass --truncate", "send truncate: true")
                         found[place] = Answered(why, waited[place])
-                predict([place for place in everyone if place not in found])
+                left = [place for place in everyone if place not in found]
+                try:
+                    predict(left)
+                except DataError:  # of a plug-in, past the prompt: each by itself
+                    for place in left:
+                        try:
+                            predict([place])
+                        except DataError as error:
+                            found[place] = Answered(str(error), waited[place])
         except _NobodyWaitsError:
             return
         answers = [found[place] for place in everyone]

@@ -1,0 +1,34 @@
+"""Formats need of a tokenizer what they say."""
+
+import pytest
+
+from fintune.errors import ConfigError
+from fintune.inference.formats import allowed_tokens
+from fintune.tasks import Record
+from fintune.tasks.base import TextFormat
+
+
+def sentencepiece(*more):
+    """A tokenizer that writes a space before every text, as Llama 2's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {piece: i for i, piece in enumerate(["<unk>", "</s>", "▁", "-", "a", "▁-", *more])}
+    raw = Tokenizer(models.BPE(vocab, [("▁", "-")], unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="</s>")
+
+
+def test_bullets_end_their_lines_with_a_token_of_bytes_where_there_is_no_other():
+    tokenizer = sentencepiece(*(f"<0x{i:02X}>" for i in range(256)))
+    line = tokenizer.convert_tokens_to_ids("<0x0A>")
+    dash, letter = (tokenizer.convert_tokens_to_ids(token) for token in ("▁-", "a"))
+    allowed = allowed_tokens(TextFormat(bullets=2), tokenizer, [Record(text="Up.", target=None)])
+    assert list(allowed(0, [])) == list(allowed(0, [dash, letter, line])) == [dash]
+    assert line in allowed(0, [dash, letter]) and line not in allowed(0, [dash, letter, line, dash, letter])
+
+
+def test_bullets_are_refused_where_no_token_ends_a_line():
+    with pytest.raises(ConfigError, match="leave `bullets` out"):
+        allowed_tokens(TextFormat(bullets=2), sentencepiece(), [Record(text="Up.", target=None)])
