@@ -65,4 +65,6 @@ if __name__ == "__main__":
         dist.init_process_group("gloo")
     main(*sys.argv[1:])
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+        os._exit(0)  # at times a thread of PyTorch's outlives the interpreter, which aborts the process
