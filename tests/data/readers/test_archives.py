@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import stat
 import tarfile
 import zipfile
@@ -34,9 +33,9 @@ def read(path, **options):
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_written(tmp_path):
+def nothing_is_written(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
-    os.chdir(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
     yield
     left = {p.name for p in tmp_path.rglob("*")} - {"here", "a.tar.gz", "a.zip"}
     assert left == set()
