@@ -27,8 +27,8 @@ run: $(READY)  ## the main job: prepare data, train, evaluate (under 12 minutes 
 	@$(BIN)/fintune run --config configs/quickstart.yaml $(ARGS)
 
 # Two processes of one thread: threads of two processes on two cores would wait for one another.
-test: $(READY)  ## the whole test suite (10 to 15 minutes); ARGS="-k word" to choose
-	@echo "Running the test suite: 10 to 15 minutes on 2 cores."
+test: $(READY)  ## the whole test suite (8 to 17 minutes); ARGS="-k word" to choose
+	@echo "Running the test suite: 8 to 17 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## ruff, the formatter's check, and mypy (about 20 seconds)
