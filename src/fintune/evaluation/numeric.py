@@ -65,6 +65,11 @@ class Figure:
         return self.figure * self.scale * (0.01 if self.percent else 1)
 
     @property
+    def key(self) -> str:
+        """What it is looked up by (`value_key`): its scale worked out, its percent sign aside."""
+        return value_key(self.figure * self.scale)
+
+    @property
     def unit_of_last_place(self) -> float:
         return 10.0**-self.decimals * self.scale * (0.01 if self.percent else 1)
 
@@ -199,10 +204,10 @@ def supported_numbers(text: str, source: str) -> tuple[int, int]:
 def unsupported_figures(text: str, source: str) -> list[Figure]:
     """The numbers of a text that do not occur in its source, by the rules of `supported_numbers`."""
     known = stated_values(source)
-    return [figure for figure in figures(text) if value_key(figure.figure * figure.scale) not in known]
+    return [figure for figure in figures(text) if figure.key not in known]
 
 
 def stated_values(source: str) -> set[str]:
     """The values that a text states, by the rules of `supported_numbers`; each as `value_key` writes it."""
-    known = {value_key(figure.figure * figure.scale) for figure in figures(source)}
+    known = {figure.key for figure in figures(source)}
     return known | {value_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from fintune.data.sentences import sentences
-from fintune.evaluation.numeric import figures, stated_values, value_key
+from fintune.evaluation.numeric import figures, stated_values
 
 Span = tuple[int, int]
 """The first character and the one after the last."""
@@ -49,7 +49,7 @@ def bullet_sources(text: str, lines: Sequence[str]) -> list[list[Span]]:
 
 
 def _sources(line: str, words: Sequence[set[str]], values: Sequence[set[str]]) -> list[int]:
-    wanted, left = _words(line), {value_key(figure.figure * figure.scale) for figure in figures(line)}
+    wanted, left = _words(line), {figure.key for figure in figures(line)}
     alike = [len(wanted & found) / max(1, len(wanted)) for found in words]
     chosen: list[int] = []
     while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Annotated, Any, TypeVar
@@ -49,7 +48,6 @@ from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
 from fintune.tasks.kinds import QATask, SummarizationTask
 
-log = logging.getLogger("fintune.serving")
 router = APIRouter()
 T = TypeVar("T")
 

@@ -306,6 +306,17 @@ class ModelThread:
                 cached = used.shared if i >= more_misses - misses else 0
                 found[place] = Answered(answer, waited[place], used.prompt, cached, used.completion)
 
+        def predict_apart(places: list[int]) -> None:
+            """Halved where a plug-in refuses an answer past the prompt, until that one is by itself."""
+            try:
+                predict(places)
+            except DataError as error:
+                if len(places) > 1:
+                    predict_apart(places[: len(places) // 2])
+                    predict_apart(places[len(places) // 2 :])
+                elif places:
+                    found[places[0]] = Answered(str(error), waited[places[0]])
+
         everyone = range(len(records))
         try:
             try:
@@ -315,15 +326,7 @@ class ModelThread:
                     if why := engine.problem(task, records[place], truncate):
                         why = why.replace("pass --truncate", "send truncate: true")
                         found[place] = Answered(why, waited[place])
-                left = [place for place in everyone if place not in found]
-                try:
-                    predict(left)
-                except DataError:  # of a plug-in, past the prompt: each by itself
-                    for place in left:
-                        try:
-                            predict([place])
-                        except DataError as error:
-                            found[place] = Answered(str(error), waited[place])
+                predict_apart([place for place in everyone if place not in found])
         except _NobodyWaitsError:
             return
         answers = [found[place] for place in everyone]
