@@ -31,11 +31,13 @@ test: $(READY)  ## the whole test suite (8 to 17 minutes); ARGS="-k word" to cho
 	@echo "Running the test suite: 8 to 17 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(READY)  ## ruff, the formatter's check, and mypy (about 20 seconds)
+lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports (about 25 seconds)
 	@echo "Checking style and types: about 20 seconds."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/module_map.py --check
 
 format: $(READY)  ## put the code into the project's style
 	$(BIN)/ruff check --fix --quiet .

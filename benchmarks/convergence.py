@@ -29,8 +29,8 @@ def measure(system: str, seed: int, steps: int, held_out: int, data_dir: str | N
     import transformers
 
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
-    from fintune.data.templates import PromptTemplate
-    from fintune.models import base, lora_config
+    from fintune.models import adapters, base
+    from fintune.prompts import PromptTemplate
 
     tasks, pairs, _ = records("tfns", steps * STEP + held_out, data_dir)
     pairs, held = pairs[held_out:], pairs[:held_out]
@@ -60,7 +60,7 @@ def measure(system: str, seed: int, steps: int, held_out: int, data_dir: str | N
             for example in tests:
                 ids = torch.tensor([example.prompt_ids + example.completion_ids])
                 labels = ids[0, len(example.prompt_ids) :]
-                with lora_config.mixed_precision(model):
+                with adapters.mixed_precision(model):
                     logits = model(input_ids=ids.to(model.device)).logits[0, len(example.prompt_ids) - 1 : -1]
                 values.append(torch.nn.functional.cross_entropy(logits.float().cpu(), labels).item())
             losses.append(statistics.fmean(values))
@@ -68,7 +68,7 @@ def measure(system: str, seed: int, steps: int, held_out: int, data_dir: str | N
 
     with tempfile.TemporaryDirectory() as folder:
         common = arguments(folder, learning_rate=1e-3, seed=seed)
-        model = lora_config.add_adapter(model, lora, seed)
+        model = adapters.add_adapter(model, lora, seed)
         if system == "fintune":
             trainer = fintune_trainer(model, tokenizer, tasks, examples, common, Clock())
         else:

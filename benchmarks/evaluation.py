@@ -29,7 +29,7 @@ SYSTEMS = {
 
 def records(task: str, split: str, count: int, data_dir: str | None) -> tuple[Any, list[Any]]:
     from fintune.config import Recipe
-    from fintune.data.datasets import prepare
+    from fintune.data.prepare.dataset import prepare
 
     raw: dict[str, Any] = {
         "multi_task": {"task_weights": dict.fromkeys((*TRAINED, "sentiment"), 1.0)},
@@ -44,11 +44,11 @@ def records(task: str, split: str, count: int, data_dir: str | None) -> tuple[An
 def train(folder: str, data_dir: str | None) -> float:
     """A short training on headlines and questions; the adapter lands in `folder`."""
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
-    from fintune.data.templates import PromptTemplate
-    from fintune.models import base, lora_config
+    from fintune.models import adapters, base
+    from fintune.prompts import PromptTemplate
 
     model = base.load_base_model(BaseModelConfig(), base.choose_precision(TrainingConfig()).dtype)
-    model = lora_config.add_adapter(model, LoraConfig(lora_dropout=0.0), seed=0)
+    model = adapters.add_adapter(model, LoraConfig(lora_dropout=0.0), seed=0)
     tokenizer = base.load_tokenizer(BaseModelConfig().name)
     template = PromptTemplate(tokenizer, 1024)
     examples: list[Any] = []
@@ -69,14 +69,14 @@ def measure(system: str, task: str, count: int, adapter: str, data_dir: str | No
     """Answers, and the seconds they took: loading the model and a warm-up left out."""
     from fintune.config import BaseModelConfig, TrainingConfig
     from fintune.inference.engine import Engine
-    from fintune.models import base, lora_config
+    from fintune.models import adapters, base
 
     tasks, found = records(task, "test", count, data_dir)
     model = base.load_base_model(BaseModelConfig(), base.choose_precision(TrainingConfig()).dtype)
-    model = lora_config.load_adapter(model, adapter).eval()
+    model = adapters.load_adapter(model, adapter).eval()
     tokenizer = base.load_tokenizer(BaseModelConfig().name)
     if system == "fintune":
-        lora_config.merge(model)  # as Engine.load does
+        adapters.merge(model)  # as Engine.load does
         engine = Engine(model, tokenizer, tasks, 1024, "base", Path(adapter), BATCH)
 
         def run(part: list[Any]) -> list[str]:
@@ -95,7 +95,7 @@ def generated(model: Any, tokenizer: Any, task: Any, batch: int) -> Callable[[li
     """`model.generate` as its documentation shows it; a label is the one that the text begins with."""
     import torch
 
-    from fintune.data.templates import PromptTemplate
+    from fintune.prompts import PromptTemplate
 
     template = PromptTemplate(tokenizer, 1024)
     tokenizer.padding_side = "left"
@@ -131,8 +131,8 @@ def by_lm_eval(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from fintune.data.templates import PromptTemplate
     from fintune.evaluation.lm_eval import export, task_name
+    from fintune.prompts import PromptTemplate
 
     folder = Path(tempfile.mkdtemp()) / "tasks"
     export(tasks, PromptTemplate(tokenizer, 1024), {task: found}, folder)

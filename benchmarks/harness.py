@@ -27,7 +27,7 @@ MIX = {"sentiment": 27, "headline": 57, "summarization": 1, "qa": 6, "regression
 def records(workload: str, count: int, data_dir: str | None) -> tuple[Any, list[tuple[str, Any]], str]:
     """The tasks, `count` (task, record) pairs in a seeded order, and what the data is."""
     from fintune.config import Recipe
-    from fintune.data.datasets import prepare
+    from fintune.data.prepare.dataset import prepare
 
     names = MIX if workload == "mix" else {"headline": 1}
     raw: dict[str, Any] = {

@@ -89,7 +89,7 @@ def make(folder: Path, recipe: dict[str, Any], data_dir: str | None) -> Run:
 def table(found: dict[str, list[Run]], tasks: list[str]) -> tuple[str, dict[str, float]]:
     """Markdown, and flat figures: each task's metrics by run, and the first seed's paired difference from
     the task's own adapter."""
-    from fintune.evaluation.comparison import compare
+    from fintune.evaluation.compare import compare
 
     mixes = [name for name in found if not name.startswith("only ")]
     lines = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 
-from fintune.data.near_duplicates import Index
+from fintune.text.near_duplicates import Index
 
 HELD_OUT, QUERIES = 3_000, 20_000
 

@@ -74,7 +74,7 @@ class PeakMemory:
 
 def with_fintune(file: Path, folder: Path, workers: int) -> None:
     from fintune.config import Recipe
-    from fintune.data.datasets import prepare
+    from fintune.data.prepare.dataset import prepare
 
     task = {"name": "kind", "type": "classification", "instruction": "Which?", "labels": list(LABELS)}
     recipe = Recipe.model_validate(
@@ -94,7 +94,7 @@ def with_fintune(file: Path, folder: Path, workers: int) -> None:
 def with_datasets(file: Path, folder: Path, workers: int) -> None:
     import datasets
 
-    from fintune.data.quality import digest, text_key
+    from fintune.data.records import digest, text_key
 
     datasets.disable_progress_bars()
     rows: Any = datasets.load_dataset(

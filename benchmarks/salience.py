@@ -51,7 +51,7 @@ def oracle(
     text: str, reference: str, budget: int, count: Callable[[str], int], words: Callable[[str], list[str]]
 ) -> str:
     """Greedy: at each step the sentence that adds most of the reference's words and pairs, while one fits."""
-    from fintune.data.sentences import sentences
+    from fintune.text.sentences import sentences
 
     def grams(text: str) -> Counter[Any]:
         found = words(text)
@@ -74,9 +74,9 @@ def main() -> None:
     args = flags.parse_args()
     if not args.data_dir:
         flags.error("--data_dir or FINTUNE_DATA_DIR must name the folder of the public datasets")
-    from fintune.data.registry import DATASETS
-    from fintune.data.salience import Salience
+    from fintune.data.raw.registry import DATASETS
     from fintune.models.base import load_tokenizer
+    from fintune.text.salience import Salience
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")
 

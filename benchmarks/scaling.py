@@ -69,11 +69,11 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from fintune.config import LoraConfig, Recipe, TrainingConfig
-    from fintune.data.templates import TokenizedExample
     from fintune.inference.engine import Engine
-    from fintune.models import likelihood
+    from fintune.kernels import likelihood
+    from fintune.models.adapters import add_adapter, mixed_precision
     from fintune.models.base import choose_precision, load_tokenizer
-    from fintune.models.lora_config import add_adapter, mixed_precision
+    from fintune.prompts import TokenizedExample
     from fintune.provenance import peak_memory
     from fintune.tasks import task_set
     from fintune.training.steps import StepBuilder

@@ -59,7 +59,7 @@ TIMEOUT = 180.0
 
 def headlines() -> list[str]:
     """Headlines of the built-in sample."""
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
 
     return [record.text for record in sample_records("headline")]
 

@@ -70,8 +70,8 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
     import transformers
 
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
-    from fintune.data.templates import PromptTemplate
-    from fintune.models import base, lora_config
+    from fintune.models import adapters, base
+    from fintune.prompts import PromptTemplate
     from fintune.provenance import peak_memory
 
     transformers.set_seed(0)
@@ -88,7 +88,7 @@ def measure(system: str, workload: str, count: int, args: argparse.Namespace) ->
             return {**llama_factory(tasks, pairs, lora, common, system, args, tokenizer), "data": data}
         model = base.load_base_model(BaseModelConfig(name=args.base), dtype)
         if system == "fintune":
-            model = lora_config.add_adapter(model, lora)
+            model = adapters.add_adapter(model, lora)
             trainer = fintune_trainer(model, tokenizer, tasks, examples, common, clock)
         else:
             trainer = trl_trainer(model, tokenizer, tasks, pairs, lora, common, clock, system, args)
@@ -162,7 +162,7 @@ def trl_trainer(
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    from fintune.models.lora_config import peft_config
+    from fintune.models.adapters import peft_config
 
     rows = [
         {
@@ -187,7 +187,7 @@ def trl_trainer(
 
 def _cut(task: Any, record: Any, tokenizer: Any, max_length: int) -> str:
     """The text at the length at which fintune cuts it, so that both compute the same tokens."""
-    from fintune.data.templates import PromptTemplate
+    from fintune.prompts import PromptTemplate
 
     template = PromptTemplate(tokenizer, max_length)
     completion = len(template.completion_ids(task.completion(record)))

@@ -29,8 +29,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
-    from fintune.data.templates import PromptTemplate
-    from fintune.models import base, lora_config
+    from fintune.models import adapters, base
+    from fintune.prompts import PromptTemplate
     from fintune.provenance import peak_memory
 
     variant = VARIANTS[name]
@@ -41,7 +41,7 @@ def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     dtype = base.choose_precision(TrainingConfig()).dtype
     model = base.load_base_model(config, dtype)
     begun = time.perf_counter()
-    model = lora_config.add_adapter(model, LoraConfig(**{"lora_dropout": 0.0, **variant.get("lora", {})}))
+    model = adapters.add_adapter(model, LoraConfig(**{"lora_dropout": 0.0, **variant.get("lora", {})}))
     start = time.perf_counter() - begun
     if variant.get("training"):
         model.gradient_checkpointing_enable({"use_reentrant": False})

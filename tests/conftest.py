@@ -92,7 +92,7 @@ def model():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fintune.models import attention
+    from fintune.kernels import attention
 
     torch.manual_seed(0)
     config = LlamaConfig(

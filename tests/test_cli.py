@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_what_was_there(capsys, workdir, monkeypatch):
 
     assert main(["data", "prepare", "--config", str(CONFIGS / "debug.yaml")]) == 0
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr("fintune.data.datasets.write_json", full)
+    monkeypatch.setattr("fintune.data.prepare.dataset.write_json", full)
     sentence = fails(capsys, "data", "prepare", "--force", "--config", str(CONFIGS / "debug.yaml"))
     assert "The disk is full" in sentence and "free some space" in sentence
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
@@ -135,7 +135,9 @@ def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, wor
 def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_loaded(
     capsys, workdir, adapter, monkeypatch
 ):
-    monkeypatch.setattr("fintune.data.datasets.prepare", lambda *_: pytest.fail("the data was prepared"))
+    monkeypatch.setattr(
+        "fintune.data.prepare.dataset.prepare", lambda *_: pytest.fail("the data was prepared")
+    )
     (workdir / "folder.json").mkdir()
     command = ["evaluate", "--model_path", str(adapter), "--output_file"]
     assert "folder.json, which is a folder" in fails(capsys, *command, "folder.json")

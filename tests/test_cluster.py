@@ -12,8 +12,8 @@ import pytest
 from fintune import cluster
 from fintune.cli import main
 from fintune.config import Recipe
-from fintune.data.datasets import prepare
-from fintune.data.readers import row_files
+from fintune.data.prepare.dataset import prepare
+from fintune.data.raw.readers import row_files
 from fintune.errors import DataError, ModelError
 
 if importlib.util.find_spec("ray") is None:

@@ -62,7 +62,7 @@ def _quiet() -> None:
     import warnings
 
     if "FINTUNE_OFFLINE" in os.environ:
-        from fintune.data.download import is_set
+        from fintune.data.raw.download import is_set
 
         if is_set("FINTUNE_OFFLINE"):
             os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from fintune.config import Recipe
 from fintune.data.inputs import CHUNK, chunks
-from fintune.data.quality import Dropped
-from fintune.data.readers.row_files import RowFile, row_files
+from fintune.data.raw.readers.row_files import RowFile, row_files
+from fintune.data.records import Dropped
 from fintune.data.storage import locate
 from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
 from fintune.recipes import default_recipe_path, load_recipe
@@ -173,7 +173,7 @@ def predict_on_ray(
     Raises:
         FintuneError: as `predict_file` does, or a worker could not load the model.
     """
-    from fintune.predict import check_output, write_answers
+    from fintune.inference.answers import check_output, write_answers
 
     recipe, tasks = _adapters_own(model_path)
     chosen = tasks[task]
@@ -191,13 +191,13 @@ def predict_on_ray(
 
 def _adapters_own(model_path: str | Path | None) -> tuple[Recipe, TaskSet]:
     """The recipe and the tasks that `Engine.load` takes, without the weights."""
-    from fintune.models import lora_config, manifest
+    from fintune.models import adapters, manifest
     from fintune.tasks import task_set
 
     if model_path is None:
         recipe = load_recipe(default_recipe_path())
         return recipe, task_set(recipe)
-    return manifest.read(lora_config.check_adapter(model_path))
+    return manifest.read(adapters.check_adapter(model_path))
 
 
 _Asked = tuple[str | None, Recipe, Task, bool]
@@ -319,7 +319,7 @@ class Answerer:
         """The batch's answers, in order: a column `line` of JSON objects, or of one with a `failure`."""
         import pyarrow as pa
 
-        from fintune.predict import answers
+        from fintune.inference.answers import answers
 
         failures = [sentence for sentence in batch["failure"].to_pylist() if sentence]
         if isinstance(self.engine, _Failure):

@@ -214,8 +214,8 @@ def _base_model() -> Check:
 
 def _data() -> Check:
     from fintune.config import DataConfig
-    from fintune.data.registry import DATASETS, DEFAULTS
-    from fintune.data.sources import data_folders
+    from fintune.data.raw.registry import DATASETS, DEFAULTS
+    from fintune.data.raw.sources import data_folders
 
     folders = [folder for folder, _ in data_folders(DataConfig())]
     folder, setting = data_folders(DataConfig())[0]

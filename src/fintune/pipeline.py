@@ -1,13 +1,108 @@
-"""The main job: prepare, train, evaluate, and show what came of it (`run_training.py`, `make run`)."""
+"""Whole jobs: an evaluation with its reports; and prepare, train, evaluate and show (`make run`)."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.config import Recipe
+
+if TYPE_CHECKING:
+    from fintune.config import EvaluationConfig
+    from fintune.data.prepare.dataset import PreparedDataset
+    from fintune.evaluation.evaluate import TaskDone
+    from fintune.evaluation.task_run import HeldOut
+    from fintune.inference.engine import Engine
+    from fintune.monitoring.profile import Profile
+
+
+def check_evaluation(output_file: str | Path, config: EvaluationConfig) -> None:
+    """Refuse what can be refused before data and model are loaded.
+
+    Raises:
+        MissingExtraError: a tracker of `report_to` is not installed.
+        ConfigError: the output file or the BERTScore encoder cannot be used.
+    """
+    from fintune.evaluation.evaluate import check
+    from fintune.reports import uploads
+
+    check(output_file, config)
+    uploads.check(config.report_to)
+
+
+def evaluate(
+    engine: Engine,
+    prepared: PreparedDataset,
+    config: EvaluationConfig,
+    output_file: str | Path,
+    *,
+    max_test: int | None = None,
+    split: HeldOut = "test",
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """`evaluation.evaluate` with everything that people read of it.
+
+    After every task the Markdown and HTML reports are written beside the results. At the end the figures
+    go to `report_to`; of test examples the adapter's model card gets the headline figures, its folder the
+    profile that live answers are compared with.
+    """
+    from fintune.evaluation.evaluate import evaluate as run_evaluation
+    from fintune.evaluation.results import output_files
+    from fintune.files import atomic_write
+    from fintune.models import card
+    from fintune.monitoring.profile import Profile, profile_rows
+    from fintune.reports import figures, markdown, page, uploads
+
+    check_evaluation(output_file, config)
+    reference = Profile({}, f"test split of {prepared.folder.name}")
+    files = output_files(output_file)
+    rows: list[dict[str, Any]] = []
+
+    def on_task(done: TaskDone) -> None:
+        name = done.task.name
+        rows[:] = done.rows
+        if done.fresh:
+            atomic_write(files["report"], markdown.markdown_report(done.results))
+            atomic_write(files["page"], page.html_report(done.results, done.rows, files["results"]))
+            say(figures.summary_line(done.results, name))
+        own = [row for row in done.rows if row["task"] == name]
+        if own and split == "test":
+            reference.tasks[name] = profile_rows(done.task, done.records, own)
+
+    results = run_evaluation(
+        engine,
+        prepared,
+        config,
+        output_file,
+        max_test=max_test,
+        split=split,
+        say=say,
+        progress=progress,
+        on_task=on_task,
+    )
+    if engine.adapter is not None and split == "test":
+        card.put_evaluation(engine.adapter, markdown.card_section(results), say)
+        _save_profile(engine.adapter, reference)
+    uploads.upload(results, rows, files["results"], config.report_to)
+    return results
+
+
+def _save_profile(adapter: Path, profile: Profile) -> None:
+    """Keep the profile, and what an evaluation of more examples has left of the same adapter."""
+    from fintune.errors import DataError
+    from fintune.files import file_sha256
+    from fintune.models.adapters import WEIGHTS
+    from fintune.monitoring.profile import Profile
+
+    weights = adapter / WEIGHTS
+    profile.weights = file_sha256(weights) if weights.is_file() else ""
+    with contextlib.suppress(DataError):  # there is none yet, or it is of another version
+        profile = profile.beside(Profile.load(adapter))
+    profile.save(adapter)
 
 
 def run(
@@ -21,11 +116,10 @@ def run(
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run every stage; return the evaluation's results. Raises what the stages raise."""
-    from fintune.data.datasets import prepare
-    from fintune.data.sources import describe_sources, fetch_missing
-    from fintune.evaluation.evaluate import evaluate
-    from fintune.evaluation.report import print_table
+    from fintune.data.prepare.dataset import prepare
+    from fintune.data.raw.sources import describe_sources, fetch_missing
     from fintune.inference.engine import Engine
+    from fintune.reports.figures import print_table
     from fintune.tasks import task_set
     from fintune.training.run import train
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
-from fintune.data.templates import TokenizedExample
 from fintune.errors import ModelError
 from fintune.inference.backends.builtin import ROW_TOKENS
+from fintune.prompts import TokenizedExample
 
 ADAPTER_BYTES = 16
 """A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""
@@ -77,7 +77,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     """
     import torch
 
-    from fintune.models.lora_config import add_adapter, count_parameters
+    from fintune.models.adapters import add_adapter, count_parameters
     from fintune.training.throughput import FlopCount, matrix_peak
 
     config = _config(recipe)
@@ -177,7 +177,7 @@ def _work(recipe: Recipe) -> _Work | None:
     Without the base's tokenizer at hand tokens are guessed from characters. Of a long epoch `SAMPLED` steps
     stand for all.
     """
-    from fintune.data.datasets import load_prepared
+    from fintune.data.prepare.dataset import load_prepared
     from fintune.errors import DataError
     from fintune.training.run import make_plan
     from fintune.training.steps import StepBuilder
@@ -210,8 +210,8 @@ def _work(recipe: Recipe) -> _Work | None:
 
 def _template(recipe: Recipe) -> Any:
     """The prompt template, where the tokenizer is on this machine, else a guess of its lengths."""
-    from fintune.data.templates import PromptTemplate
     from fintune.models.base import load_tokenizer, resolve
+    from fintune.prompts import PromptTemplate
 
     folder = resolve(recipe.base_model.name)
     if isinstance(folder, Path) and (folder / "tokenizer.json").is_file():
@@ -251,8 +251,8 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
     probabilities, where a block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and
     the logits of a chunk of targets.
     """
-    from fintune.models.attention import CHUNK
-    from fintune.models.likelihood import CHUNK as TARGETS
+    from fintune.kernels.attention import CHUNK
+    from fintune.kernels.likelihood import CHUNK as TARGETS
 
     h, m, layers, heads = (
         config.hidden_size,
@@ -289,7 +289,7 @@ def _validation_bytes(recipe: Recipe, config: Any) -> int:
 
 def _largest_row(recipe: Recipe) -> Any:
     """The largest row the recipe allows: texts of `max_length` tokens."""
-    from fintune.data.batching import pack
+    from fintune.kernels.packing import pack
 
     training = recipe.training
     count = max(1, min(training.per_device_train_batch_size, training.row_tokens // training.max_length))

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fintune.data.inputs import CHUNK, chunks
-from fintune.data.quality import Dropped
-from fintune.data.readers.own_file import read_inputs
-from fintune.data.readers.row_files import row_files
+from fintune.data.raw.readers.own_file import read_inputs
+from fintune.data.raw.readers.row_files import row_files
+from fintune.data.records import Dropped
 from fintune.data.storage import locate
 from fintune.errors import DataError
 from fintune.tasks.base import Record

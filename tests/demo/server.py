@@ -6,7 +6,7 @@
 import sys
 
 from fintune.config import Recipe
-from fintune.data.sample import sample_records
+from fintune.data.raw.sample import sample_records
 from fintune.demo.app import build, serve
 from fintune.inference.engine import Engine
 

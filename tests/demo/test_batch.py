@@ -36,7 +36,7 @@ def test_every_row_has_its_answer_or_its_error_in_its_place(engine, tmp_path):
 
 
 def test_a_number_has_its_interval(engine, tmp_path):
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
 
     engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
     source = tmp_path / "in.csv"

@@ -102,7 +102,7 @@ def make_adapter(folder, tiny_base):
     from transformers import AutoModelForCausalLM
 
     from fintune.config import Recipe
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
     from fintune.models import manifest
     from fintune.tasks import task_set
 

@@ -11,12 +11,14 @@ import pytest
 from rules import RuleEngine
 
 from fintune.config import EvaluationConfig, Recipe
-from fintune.data.datasets import prepare
+from fintune.data.prepare.dataset import prepare
 from fintune.errors import ConfigError
-from fintune.evaluation.evaluate import evaluate, output_files, resume_key
-from fintune.evaluation.metrics import bertscore, find_encoder
+from fintune.evaluation.evaluate import resume_key
+from fintune.evaluation.results import output_files
 from fintune.evaluation.task_run import TaskRun
+from fintune.metrics.bertscore import bertscore, find_encoder
 from fintune.monitoring.profile import Profile
+from fintune.pipeline import evaluate
 from fintune.tasks import Prediction, Record, TaskSet, known_tasks
 from fintune.tasks.base import Task
 
@@ -34,7 +36,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_encoder(monkeypatch):
     """BERTScore takes seconds: only the test that is about it has an encoder."""
-    monkeypatch.setattr("fintune.evaluation.metrics.ENCODER_PACKAGE", "no_such_package")
+    monkeypatch.setattr("fintune.metrics.bertscore.ENCODER_PACKAGE", "no_such_package")
 
 
 @pytest.fixture
@@ -212,7 +214,7 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
             return [Prediction(task.labels[0], dict.fromkeys(task.labels, 1 / 3)) for _ in records]
 
     monkeypatch.setattr("fintune.evaluation.evaluate._others", lambda config: [Other()])
-    monkeypatch.setattr("fintune.evaluation.references.LEXICON_PACKAGE", "no_such_package")
+    monkeypatch.setattr("fintune.evaluation.systems.references.LEXICON_PACKAGE", "no_such_package")
     results, rows, _, _ = run(config=EvaluationConfig(base_model=False))
     sentiment = results["tasks"]["sentiment"]
     assert list(sentiment["systems"]) == ["baseline", "tfidf", "someone/finbert", "adapter"]
@@ -234,7 +236,7 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
 def test_a_smaller_evaluation_keeps_the_reference_that_a_larger_one_made(
     run, prepared, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("fintune.models.card.add_evaluation", lambda *_: None)
+    monkeypatch.setattr("fintune.models.card.put_evaluation", lambda *_: None)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"first")
@@ -269,11 +271,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from rules import RuleEngine
 from fintune.config import EvaluationConfig
-from fintune.data.datasets import load_prepared
-from fintune.evaluation import metrics
-from fintune.evaluation.evaluate import evaluate
+from fintune.data.prepare.dataset import load_prepared
+from fintune.metrics import bertscore
+from fintune.pipeline import evaluate
 
-metrics.ENCODER_PACKAGE = "no_such_package"
+bertscore.ENCODER_PACKAGE = "no_such_package"
 
 class Slow(RuleEngine):
     def predict(self, task, records, **options):
@@ -305,7 +307,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_one_of_other_settings_begins_
     files = output_files(tmp_path / "out" / "results.json")
     for path in files.values():
         path.unlink()
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", SLOW, str(prepared.folder), str(files["results"]), here]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

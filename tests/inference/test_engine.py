@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fintune.config import EvaluationConfig
-from fintune.data.sample import sample_records
+from fintune.data.raw.sample import sample_records
 from fintune.errors import ConfigError, DataError, ModelError
-from fintune.evaluation.numeric import unsupported_figures
 from fintune.inference.engine import Engine, configure, newest_adapter
 from fintune.tasks import Record
+from fintune.text.numbers import unsupported_figures
 
 
 @pytest.fixture(scope="module")

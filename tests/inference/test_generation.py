@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fintune.inference.generation import greedy, greedy_plain
+from fintune.inference.decoding import greedy, greedy_plain
 from fintune.inference.prefix import PrefixStore
 
 prompts = st.lists(

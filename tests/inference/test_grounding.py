@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.data.sentences import bullet_lines
 from fintune.inference.grounding import answer_spans, bullet_sources, sentence_spans
+from fintune.text.sentences import bullet_lines
 
 CALL = (
     "Operator: Good morning. Revenue came to $519 million, up 20.9 percent. We visited 12 clients.\n"

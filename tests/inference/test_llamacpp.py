@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fintune.config import Recipe
-from fintune.data.sample import sample_records
+from fintune.data.raw.sample import sample_records
 from fintune.errors import ModelError
 from fintune.inference.engine import Engine
 from fintune.models.export import export
@@ -159,9 +159,9 @@ def test_other_architectures_and_scaled_positions_are_computed_alike(kind, tiny_
 
 
 def test_a_16_bit_gguf_without_a_vocabulary_answers_nearly_the_same(random_adapter, tmp_path, monkeypatch):
-    from fintune.models import gguf_file
+    from fintune.models import gguf
 
-    monkeypatch.setattr(gguf_file, "pre_tokenizer_name", lambda described: None)
+    monkeypatch.setattr(gguf, "pre_tokenizer_name", lambda described: None)
     done = export(random_adapter, tmp_path / "gguf", "gguf", "f16")
     assert not done.vocabulary
     other = Engine.load(done.folder, backend="llama.cpp")

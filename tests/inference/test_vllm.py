@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fintune.data.sample import sample_records
+from fintune.data.raw.sample import sample_records
 from fintune.errors import ModelError
 from fintune.inference.engine import Engine
 from fintune.tasks.base import TextFormat

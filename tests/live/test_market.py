@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.data.readers.stocknet import close_of as stocknet_close
-from fintune.data.sessions import close_of
+from fintune.data.raw.readers.stocknet import close_of as stocknet_close
+from fintune.data.raw.sessions import close_of
 from fintune.errors import DataError
 from fintune.live.market import FolderPrices, move_after
 

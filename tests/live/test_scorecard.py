@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fintune.cli import main
-from fintune.data.sessions import close_of
+from fintune.data.raw.sessions import close_of
 from fintune.errors import DataError
 from fintune.live import page
 from fintune.live.scorecard import score

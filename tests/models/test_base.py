@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
 from fintune.models import base
-from fintune.models.lora_config import add_adapter, count_parameters
+from fintune.models.adapters import add_adapter, count_parameters
 from fintune.recipes import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -77,7 +77,7 @@ def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch
 def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
     from fintune.config import Recipe
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
     from fintune.inference.engine import Engine
     from fintune.training.run import train
 

@@ -1,7 +1,7 @@
 """The model card says what went in, under which licence, and whether it may be used commercially."""
 
 from fintune.config import Recipe
-from fintune.data.datasets import PreparedDataset
+from fintune.data.prepare.dataset import PreparedDataset
 from fintune.models import card
 
 

@@ -9,7 +9,7 @@ from fintune.errors import ModelError
 from fintune.inference.engine import Engine
 from fintune.models.base import embedded_gguf
 from fintune.models.export import export
-from fintune.models.gguf_file import pre_tokenizer_name
+from fintune.models.gguf import pre_tokenizer_name
 from fintune.tasks import Record
 
 TEXTS = ["Operating profit rose to EUR 13.1 mn.", "The company cut 300 jobs.", "The AGM is in May."]

@@ -7,7 +7,7 @@ import pytest
 
 from fintune.cli import main
 from fintune.config import Recipe
-from fintune.data.datasets import prepare
+from fintune.data.prepare.dataset import prepare
 from fintune.monitoring.commands import show_drift
 from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.store import Store

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fintune.errors import ConfigError, DataError
 from fintune.monitoring.drift import Window, compare, jensen_shannon, population_stability
 from fintune.monitoring.profile import KEPT, Observation, Profile, TaskProfile
-from fintune.monitoring.report import html, markdown, write_report
+from fintune.reports.drift import html, markdown, write_report
 
 LABELS = ("positive", "negative", "neutral")
 counts = st.lists(st.integers(0, 500), min_size=2, max_size=8).filter(any)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fintune.data.registry import DATASETS
+from fintune.data.raw.registry import DATASETS
 from fintune.monitoring.drift import DRIFT_WORDS, WATCH_WORDS, compare
 from fintune.monitoring.profile import Observation, Profile, TaskProfile
 from fintune.tasks import Record

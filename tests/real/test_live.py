@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fintune.data.readers.stocknet import stocknet
+from fintune.data.raw.readers.stocknet import stocknet
 from fintune.live.market import FolderPrices, move_after
 from fintune.tasks import Record
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fintune.data.registry import DATASETS
-from fintune.evaluation.baselines import lead
-from fintune.evaluation.numeric import numeric_match, parse_figure, supported_numbers, tatqa_scores
-from fintune.evaluation.references import tfidf_system
+from fintune.data.raw.registry import DATASETS
+from fintune.evaluation.systems.baselines import lead
+from fintune.evaluation.systems.references import tfidf_system
 from fintune.tasks import Record, known_tasks
+from fintune.text.numbers import numeric_match, parse_figure, supported_numbers, tatqa_scores
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="FINTUNE_DATA_DIR is not set: no real data")

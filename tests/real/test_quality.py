@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fintune.config import Recipe
-from fintune.data.decontaminate import decontaminate
-from fintune.data.held_out import HeldOut
-from fintune.data.registry import DATASETS
+from fintune.data.quality.decontaminate import decontaminate
+from fintune.data.quality.held_out import HeldOut
+from fintune.data.raw.registry import DATASETS
 from fintune.tasks.base import Record
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")

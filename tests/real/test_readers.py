@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fintune.config import Recipe
-from fintune.data.datasets import prepare
-from fintune.data.download import download
-from fintune.data.quality import Dropped, text_key
-from fintune.data.registry import DATASETS
+from fintune.data.prepare.dataset import prepare
+from fintune.data.raw.download import download
+from fintune.data.raw.registry import DATASETS
+from fintune.data.records import Dropped, text_key
 from fintune.tasks.base import Record
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
@@ -84,7 +84,7 @@ def test_stocknet_accounts_for_every_stock_day_it_leaves_out(read):
 
 
 def test_stocknets_views_agree_on_the_moves_and_only_the_nowcast_reads_their_session(read):
-    from fintune.data.readers.stocknet import DOWN, UP, close_of
+    from fintune.data.raw.readers.stocknet import DOWN, UP, close_of
 
     forecast, nowcast, movement = (
         {record.id: record for record in read(name)[0]}

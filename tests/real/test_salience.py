@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fintune.data.registry import DATASETS
-from fintune.data.salience import Salience
+from fintune.data.raw.registry import DATASETS
 from fintune.models.base import load_tokenizer
+from fintune.text.salience import Salience
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(

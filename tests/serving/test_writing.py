@@ -5,7 +5,7 @@ import torch
 
 from fintune.inference.formats import without_cut_number
 from fintune.models.base import load_tokenizer
-from fintune.serving.generation import Sampling, Writing
+from fintune.serving.writing import Sampling, Writing
 
 
 @pytest.mark.parametrize(

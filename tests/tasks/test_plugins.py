@@ -7,7 +7,7 @@ import pytest
 
 from fintune import tasks
 from fintune.config import Recipe
-from fintune.data.datasets import load_prepared, prepare
+from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.models import manifest
 from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set

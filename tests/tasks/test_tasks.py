@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fintune.config import Recipe
-from fintune.data.datasets import prepare
+from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, known_tasks, task_from_dict
 from fintune.tasks.base import Task

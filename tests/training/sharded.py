@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 
 from fintune.config import BaseModelConfig, LoraConfig
-from fintune.data.templates import TokenizedExample
-from fintune.models import attention, fast_lora, likelihood
+from fintune.kernels import attention, likelihood, lora
+from fintune.models.adapters import add_adapter
 from fintune.models.base import load_base_model
-from fintune.models.lora_config import add_adapter
+from fintune.prompts import TokenizedExample
 from fintune.training.steps import StepBuilder
 
 
@@ -27,7 +27,7 @@ def main(base, examples_file, out):
     model = load_base_model(BaseModelConfig(name=base), torch.float32)
     model = add_adapter(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
     assert attention.enable(model)
-    fast, layers = fast_lora.enable(model)
+    fast, layers = lora.enable(model)
     assert fast == layers
     head = likelihood.frozen_head(model)
     assert head is not None

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from fintune.cli import main
 from fintune.errors import ModelError
-from fintune.models import lora_config, manifest
+from fintune.models import adapters, manifest
 from fintune.training.average import average
 from fintune.training.run import train
 
@@ -47,7 +47,7 @@ def test_in_plain_peft_it_changes_the_base_by_the_mean_of_the_changes(trained, t
     assert moved > 1e-2
     assert facts["label_scoring"]["sentiment"]["temperature"] > 0
     rank = 16 if lora.get("init_lora_weights") else 8  # PiSSA is saved with twice its rank
-    assert lora_config.rank(workdir / "mean") == rank
+    assert adapters.rank(workdir / "mean") == rank
 
 
 def test_a_lower_rank_keeps_the_largest_singular_values(trained, tiny_base, workdir):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fintune.config import Recipe
-from fintune.data.templates import TokenizedExample
 from fintune.errors import ConfigError
+from fintune.prompts import TokenizedExample
 from fintune.tasks import Record, TaskSet, known_tasks
 from fintune.training.class_weights import label_weights
 from fintune.training.run import make_plan

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fintune.data.templates import Levels, TokenizedExample
-from fintune.models.likelihood import span_log_likelihoods, span_mean_nll, target_nll
+from fintune.kernels.likelihood import span_log_likelihoods, span_mean_nll, target_nll
+from fintune.prompts import Levels, TokenizedExample
 from fintune.training.steps import StepBuilder
 
 WEIGHTS = {"a": 1.0, "b": 2.5}

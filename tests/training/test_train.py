@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fintune.data.datasets import load_prepared
+from fintune.data.prepare.dataset import load_prepared
 from fintune.errors import ConfigError, MissingExtraError, ModelError
 from fintune.inference.engine import Engine
-from fintune.models.likelihood import span_mean_nll, target_nll
+from fintune.kernels.likelihood import span_mean_nll, target_nll
 from fintune.training.run import train
 from fintune.training.steps import StepBuilder
 
@@ -196,7 +196,7 @@ def test_training_goes_on_from_a_saved_adapter_of_the_same_shape(tiny_recipe, wo
 
 
 def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, workdir, monkeypatch):
-    from fintune.models import fast_norm
+    from fintune.kernels import norm
 
     recipe = tiny_recipe(training={"torch_compile": True, "max_steps": 2})
     monkeypatch.setenv("PATH", str(workdir))
@@ -205,7 +205,7 @@ def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, wo
         train(recipe, workdir / "none", progress=False)
     monkeypatch.undo()
     monkeypatch.chdir(workdir)
-    if not any(map(fast_norm.shutil.which, ("g++", "clang++"))):
+    if not any(map(norm.shutil.which, ("g++", "clang++"))):
         pytest.skip("no C++ compiler on this machine")
     train(recipe, workdir / "compiled", progress=False)
     train(tiny_recipe(training={"max_steps": 2}), workdir / "plain", progress=False)

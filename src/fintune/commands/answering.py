@@ -90,19 +90,19 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from fintune.data.datasets import prepare
-    from fintune.evaluation.evaluate import check, evaluate
+    from fintune.data.prepare.dataset import prepare
     from fintune.evaluation.lm_eval import checked_folder, export
-    from fintune.evaluation.report import print_table
     from fintune.evaluation.task_run import drawn
     from fintune.inference.engine import Engine
+    from fintune.pipeline import check_evaluation, evaluate
+    from fintune.reports.figures import print_table
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
     if args.export_lm_eval:
         checked_folder(args.export_lm_eval)
     else:
-        check(args.output_file, recipe.evaluation.tracked(args.use_wandb))
+        check_evaluation(args.output_file, recipe.evaluation.tracked(args.use_wandb))
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe)
     if args.export_lm_eval:
@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from fintune.evaluation.page import write_report
+    from fintune.reports.page import write_report
 
     page = write_report(args.results, args.output_file)
     print(f"Report: {page} and {page.with_suffix('.md')}")
@@ -128,9 +128,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from fintune.evaluation import comparison, comparison_tables
+    from fintune.evaluation import compare
     from fintune.evaluation.runs import Run
     from fintune.files import writable
+    from fintune.reports import comparison
 
     if not args.seeds and len(args.runs) != 2:
         raise DataError(
@@ -141,12 +142,12 @@ def _compare(args: argparse.Namespace) -> int:
     if output and output.resolve() in [run.path.resolve() for run in runs]:
         raise DataError(f"--output_file is {output}, which is one of the results: name another file.")
     if args.seeds:
-        compared = comparison.spread(runs, task=args.task, metric=args.metric)
+        compared = compare.spread(runs, task=args.task, metric=args.metric)
     else:
-        compared = comparison.compare(*runs, task=args.task, metric=args.metric)
-    comparison_tables.print_comparison(compared)
+        compared = compare.compare(*runs, task=args.task, metric=args.metric)
+    comparison.print_comparison(compared)
     if output:
-        comparison_tables.write(output, compared)
+        comparison.write(output, compared)
         print(f"Comparison: {output}")
     return 0
 
@@ -162,8 +163,8 @@ def _predict(args: argparse.Namespace) -> int:
         )
     if args.input_file:
         return _predict_file(args)
+    from fintune.inference.answers import show
     from fintune.inference.engine import Engine
-    from fintune.predict import show
 
     engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
     text = sys.stdin.read() if args.text == "-" else args.text
@@ -172,10 +173,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_file(args: argparse.Namespace) -> int:
-    from fintune.data.readers.row_files import row_files
+    from fintune.data.raw.readers.row_files import row_files
     from fintune.data.storage import shown
+    from fintune.inference.answers import predict_file
     from fintune.inference.engine import Engine
-    from fintune.predict import predict_file
 
     row_files(args.input_file, "--input_file")  # before the model is loaded
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)

@@ -97,7 +97,7 @@ def adapter_of(model_path: str | None) -> str | Path | None:
 def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
     """The recipe an adapter was trained by, unless another one is given."""
     from fintune.models import manifest
-    from fintune.models.lora_config import check_adapter
+    from fintune.models.adapters import check_adapter
     from fintune.recipes import recipe_from
 
     trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None

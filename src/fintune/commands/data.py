@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from fintune.commands.common import Command, count, recipe_flags, recipe_of, store_flag
+from fintune.config import Recipe
 
 REPORT_DIR = "output/quality"
 
@@ -75,23 +76,21 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
 
 def _data(args: argparse.Namespace) -> int:
     if args.action == "download":
-        from fintune.data.download import download
+        from fintune.data.raw.download import download
 
         return 1 if download(args.dataset, Path(args.data_dir), print) else 0
     if args.action == "list":
-        from fintune.data.sources import list_datasets
+        from fintune.data.raw.sources import list_datasets
 
         list_datasets(args.data_dir)
     elif args.action == "mix":
-        from fintune.data.mix import show
+        from fintune.training.mix import show
 
         show(recipe_of(args))
     elif args.action == "report":
-        from fintune.data.report import report
-
-        report(recipe_of(args), Path(args.output_dir))
+        _report(recipe_of(args), Path(args.output_dir))
     elif args.action == "decontaminate":
-        from fintune.data.decontaminate import decontaminate
+        from fintune.data.quality.decontaminate import decontaminate
 
         decontaminate(args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold)
     elif args.action == "from-feedback":
@@ -99,7 +98,7 @@ def _data(args: argparse.Namespace) -> int:
 
         from_feedback(args.store, args.task, args.output_file, everything=args.all)
     else:
-        from fintune.data.datasets import prepare
+        from fintune.data.prepare.dataset import prepare
 
         mapper = None
         if args.ray:
@@ -109,13 +108,40 @@ def _data(args: argparse.Namespace) -> int:
         recipe = recipe_of(args)
         prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
         if args.strict:
-            from fintune.data.report import refuse_leaks
+            from fintune.data.quality.measured import refuse_leaks
 
             refuse_leaks(prepared, recipe)
         print(f"Prepared data: {prepared.folder}")
         if args.copy_to:
             print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
     return 0
+
+
+def _report(recipe: Recipe, folder: Path) -> None:
+    """Prepare a recipe's data if need be, measure it, write the report and show the gist."""
+    from fintune.data.prepare.dataset import prepare
+    from fintune.data.quality.measured import build, leaks
+    from fintune.models.base import load_tokenizer
+    from fintune.reports.data_quality import write
+
+    prepared = prepare(recipe)
+    tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    measured = build(prepared, tokenizer, recipe)
+    paths = write(folder, measured)
+    print()
+    print(f"{'task':<14} {'rows':>8} {'cut':>7} {'repeated':>9} {'conflicts':>10} {'encoding':>9}")
+    for name, task in measured["tasks"].items():
+        splits = task["splits"].values()
+        repeated = sum(split["duplicates"]["exact"] + split["duplicates"]["near"] for split in splits)
+        print(
+            f"{name:<14} {sum(split['rows'] for split in splits):>8,} "
+            f"{sum(split['truncated']['examples'] for split in splits):>7,} {repeated:>9,} "
+            f"{sum(split['conflicts']['texts'] for split in splits):>10,} "
+            f"{sum(split['encoding']['repairable'] + split['encoding']['lost'] for split in splits):>9,}"
+        )
+    for sentence in leaks(measured):
+        print(f"leak: {sentence}")
+    print(f"The report: {', '.join(map(str, paths))}")
 
 
 COMMANDS = (Command("data", "list, download, prepare and check data", _data, _data_flags),)

@@ -258,7 +258,7 @@ def _monitor(args: argparse.Namespace) -> int:
     if args.action == "drift":
         status = commands.show_drift(model_path, args.store, args.output_file)
         return 2 if args.strict and status == "drift" else 0
-    from fintune.data.datasets import prepare
+    from fintune.data.prepare.dataset import prepare
     from fintune.inference.engine import Engine
     from fintune.monitoring.profile import make_profile
 

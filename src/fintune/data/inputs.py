@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from fintune.data.quality import Dropped
-from fintune.data.readers.own_file import read_inputs
-from fintune.data.readers.row_files import RowFile
+from fintune.data.raw.readers.own_file import read_inputs
+from fintune.data.raw.readers.row_files import RowFile
+from fintune.data.records import Dropped
 from fintune.tasks.base import Record, Task
 
 CHUNK = 64

@@ -14,13 +14,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fintune.data.quality import Dropped
-from fintune.data.readers.own_file import read_inputs
-from fintune.data.readers.row_files import RowFile, row_files
+from fintune.data.raw.readers.own_file import read_inputs
+from fintune.data.raw.readers.row_files import RowFile, row_files
+from fintune.data.records import Dropped
 from fintune.errors import DataError
 from fintune.evaluation.scores import interval_of
+from fintune.inference.answers import answers
 from fintune.inference.engine import Engine
-from fintune.predict import answers
 from fintune.tasks.base import Prediction, Record, Task
 
 CHUNK = 16
@@ -101,7 +101,7 @@ def count(file: RowFile, task: Task) -> int:
 
 
 def flat(task: Task, row: Record | Dropped, line: dict[str, Any]) -> dict[str, Any]:
-    """An answer's line (see `fintune.predict.Line`) with its input, as a row of `columns(task)`."""
+    """An answer's line (see `fintune.inference.answers.Line`) with its input, as a row of `columns(task)`."""
     found = {"id": line["id"], "prediction": line.get("prediction"), "error": line.get("error")}
     if isinstance(row, Record):
         found |= {"text": row.text, "question": row.question}

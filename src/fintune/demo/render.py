@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fintune.data.sentences import bullet_lines, without_bullet
-from fintune.evaluation.numeric import unsupported_figures
 from fintune.evaluation.scores import interval_of
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks.base import Prediction, Record, Task
 from fintune.tasks.kinds import RegressionTask
+from fintune.text.numbers import unsupported_figures
+from fintune.text.sentences import bullet_lines, without_bullet
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What a report in a frame may load: nothing from anywhere."""

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fintune.data.licences import commercial_use
+from fintune.data.raw.licences import commercial_use
 from fintune.demo import render
 from fintune.errors import FintuneError
 from fintune.models import manifest

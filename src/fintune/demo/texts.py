@@ -46,7 +46,7 @@ def title(task: Task) -> str:
 
 def examples(task: Task) -> list[Record]:
     """A few texts of our own writing to try a built-in task with: one of each label, or three."""
-    from fintune.data.sample import sample_records
+    from fintune.data.raw.sample import sample_records
 
     try:
         records = sample_records(task.name, sizes=(0, 0, 12))

@@ -1,42 +1,58 @@
 """Evaluate an engine on held-out records: predictions, metrics, baselines and errors, on disk.
 
 Systems stand side by side on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see
-`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Four
-files are written, anew after every task, each whole or not at all: `results.json` (the format is in
-`schema`), a Markdown and an HTML report beside it, and every prediction as JSONL.
+`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Two
+files are written, anew after every task, each whole or not at all: `results.json` (its format is in
+`results`) and every prediction as JSONL.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
-from fintune.errors import DataError
-from fintune.evaluation import markdown, page, report, uploads
-from fintune.evaluation.metrics import find_encoder
+from fintune.evaluation.intervals import RESAMPLES
 from fintune.evaluation.published import published_for
-from fintune.evaluation.schema import FORMAT
-from fintune.evaluation.statistics import RESAMPLES
+from fintune.evaluation.results import FORMAT, output_files
 from fintune.evaluation.task_run import SEED, HeldOut, TaskRun
-from fintune.files import atomic_write, file_sha256, writable, write_json, write_jsonl
-from fintune.models import card, manifest
-from fintune.models.lora_config import WEIGHTS
-from fintune.monitoring.profile import Profile, profile_rows
+from fintune.files import file_sha256, writable, write_json, write_jsonl
+from fintune.metrics.bertscore import find_encoder
+from fintune.models import manifest
+from fintune.models.adapters import WEIGHTS
 from fintune.provenance import git_commit, machine, versions
 
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
-    from fintune.data.datasets import PreparedDataset
-    from fintune.evaluation.other_models import OtherModel
+    from fintune.data.prepare.dataset import PreparedDataset
+    from fintune.evaluation.systems.other_models import OtherModel
     from fintune.inference.engine import Engine
+    from fintune.tasks import Record, Task
+
+
+@dataclass(frozen=True)
+class TaskDone:
+    """A task of an evaluation, when its figures are there."""
+
+    task: Task
+    records: Sequence[Record]
+    """The held-out records that were asked."""
+    rows: Sequence[dict[str, Any]]
+    """The rows of predictions of all tasks so far."""
+    results: dict[str, Any]
+    """The results so far."""
+    fresh: bool
+    """False where the task stands from an evaluation that was stopped."""
+
+
+OnTask = Callable[[TaskDone], None]
 
 
 def evaluate(
@@ -49,11 +65,11 @@ def evaluate(
     split: HeldOut = "test",
     say: Callable[[str], None] = print,
     progress: bool = True,
+    on_task: OnTask | None = None,
 ) -> dict[str, Any]:
-    """Evaluate every prepared task, write the files and return the results as written.
+    """Evaluate every prepared task, write results and predictions and return the results as written.
 
-    The keys are listed in docs/evaluation.md. A metric that is not defined is null. The model card of the
-    adapter gets the headline figures, and its folder the profile that live answers are compared with. An
+    The keys are listed in docs/evaluation.md. A metric that is not defined is null. An
     evaluation that was stopped goes on where it was: tasks whose results stand in `output_file` under the
     same key (`resume_key`) are not asked again.
 
@@ -63,9 +79,9 @@ def evaluate(
             and no published figure, all of which are of test sets, stands beside.
         say: receives one line a task.
         progress: show a bar per task and system.
+        on_task: called after each task, kept ones included: `fintune.pipeline` writes the reports there.
 
     Raises:
-        MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
         DataError: a task has no records in this split.
     """
@@ -93,11 +109,11 @@ def evaluate(
     results["tasks"], rows, before = _kept(output, results)
     if results["tasks"]:
         say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
-    reference = Profile({}, f"test split of {prepared.folder.name}")
     try:
         for task in tasks:
             runner = TaskRun(engine, prepared, config, task, split, max_test, progress, others)
-            if task.name not in results["tasks"]:
+            fresh = task.name not in results["tasks"]
+            if fresh:
                 entry, task_rows = runner.run(encoder, skipped)
                 entry |= _source(prepared.manifest["tasks"][task.name])
                 results["tasks"][task.name] = entry
@@ -106,53 +122,36 @@ def evaluate(
                 results["complete"] = len(results["tasks"]) == len(tasks)
                 results["seconds"] = round(before + time.perf_counter() - started, 2)
                 rows += task_rows
-                _write(output, results, rows)
-                say(report.summary_line(results, task.name))
-            own = [row for row in rows if row["task"] == task.name]
-            if own and split == "test":
-                reference.tasks[task.name] = profile_rows(task, runner.test, own)
+                files = output_files(output)
+                write_jsonl(files["predictions"], rows)
+                write_json(files["results"], results)
+            if on_task:
+                on_task(TaskDone(task, runner.test, rows, results, fresh))
     except KeyboardInterrupt:
         if results["tasks"]:
             say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")
         raise
-    if engine.adapter is not None and split == "test":
-        card.add_evaluation(engine.adapter, results, say)
-        _save_profile(engine.adapter, reference)
-    uploads.upload(results, rows, output, config.report_to)
     return results
-
-
-def output_files(output_file: str | Path) -> dict[str, Path]:
-    """The four files of an evaluation: `results`, `report`, `page` and `predictions`."""
-    path = Path(output_file)
-    return {
-        "results": path,
-        "report": path.with_suffix(".md"),
-        "page": path.with_suffix(".html"),
-        "predictions": path.with_name(f"{path.stem}-predictions.jsonl"),
-    }
 
 
 def _others(config: EvaluationConfig) -> list[OtherModel]:
     if not config.other_models:
         return []
-    from fintune.evaluation.other_models import OtherModel
+    from fintune.evaluation.systems.other_models import OtherModel
 
     return [OtherModel.load(name) for name in config.other_models]
 
 
 def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path | None, str]:
-    """What can be refused before data and model are loaded: output, trackers and BERTScore's encoder.
+    """What can be refused before data and model are loaded: the output and BERTScore's encoder.
 
     Returns:
         The output path; the encoder's folder, or None and the reason why BERTScore is skipped.
 
     Raises:
-        MissingExtraError: a tracker of `report_to` is not installed.
         ConfigError: the output file or the BERTScore encoder cannot be used.
     """
     output = writable(output_file, (".json",), "output_file")
-    uploads.check(config.report_to)
     return output, *_encoder(config)
 
 
@@ -200,23 +199,6 @@ def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], lis
         return old["tasks"], rows, float(old["seconds"])
     except (OSError, ValueError, KeyError, TypeError):  # none, or of another format
         return {}, [], 0.0
-
-
-def _write(output: Path, results: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    files = output_files(output)
-    write_jsonl(files["predictions"], rows)
-    atomic_write(files["report"], markdown.markdown_report(results))
-    atomic_write(files["page"], page.html_report(results, rows, output))
-    write_json(files["results"], results)
-
-
-def _save_profile(adapter: Path, profile: Profile) -> None:
-    """Keep the profile, and what an evaluation of more examples has left of the same adapter."""
-    weights = adapter / WEIGHTS
-    profile.weights = file_sha256(weights) if weights.is_file() else ""
-    with contextlib.suppress(DataError):  # there is none yet, or it is of another version
-        profile = profile.beside(Profile.load(adapter))
-    profile.save(adapter)
 
 
 def _source(entry: Mapping[str, Any]) -> dict[str, Any]:

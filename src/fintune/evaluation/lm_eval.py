@@ -17,7 +17,7 @@ from fintune.errors import DataError
 from fintune.files import atomic_folder, atomic_write
 
 if TYPE_CHECKING:
-    from fintune.data.templates import PromptTemplate
+    from fintune.prompts import PromptTemplate
     from fintune.tasks import Record, Task, TaskSet
 
 _TITLE = "# fintune's label tasks for lm-evaluation-harness"

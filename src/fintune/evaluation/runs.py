@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.evaluation.evaluate import output_files
-from fintune.evaluation.schema import read_predictions, read_results
+from fintune.evaluation.results import output_files, read_predictions, read_results
 
 _SAME = ("text", "question", "target")
 """What makes an example the same one, beside its id."""

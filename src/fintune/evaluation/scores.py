@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from fintune.evaluation import calibration
 from fintune.evaluation.metrics import score_examples
-from fintune.evaluation.numeric import numeric_match, supported_numbers, tatqa_scores
+from fintune.metrics import reliability
 from fintune.tasks.base import INTERVAL
+from fintune.text.numbers import numeric_match, supported_numbers, tatqa_scores
 
 if TYPE_CHECKING:
     from fintune.tasks import Prediction, Record, Task
@@ -75,7 +75,7 @@ def example_scores(task: Task, records: Sequence[Record], predictions: Sequence[
     scores["missing"] = [float(_missing(task, p)) for p in predictions]
     if task.type == "classification":
         scores["brier"] = [
-            calibration.brier(p.probabilities, str(r.target)) if p.probabilities else nan for r, p in pairs
+            reliability.brier(p.probabilities, str(r.target)) if p.probabilities else nan for r, p in pairs
         ]
     elif task.type == "regression":
         truth = [(float(r.target), p) for r, p in pairs]  # type: ignore[arg-type]
@@ -132,8 +132,8 @@ def metrics_of(
     if task.type == "classification" and scores:
         metrics["mcc"] = mcc([str(r.target) for r in records], [str(p.value) for p in predictions])
         sure = confidences(predictions)
-        metrics["ece"] = calibration.expected_calibration_error(sure, scores["correct"]) if sure else math.nan
-        metrics["aurc"] = calibration.aurc(sure, scores["correct"]) if sure else math.nan
+        metrics["ece"] = reliability.expected_calibration_error(sure, scores["correct"]) if sure else math.nan
+        metrics["aurc"] = reliability.aurc(sure, scores["correct"]) if sure else math.nan
     elif task.type == "regression" and scores:
         metrics["spearman"] = spearman(
             [float(r.target) for r in records],  # type: ignore[arg-type]
@@ -182,13 +182,13 @@ def details_of(
     if task.type == "classification" and scores:
         details["per_class"] = _per_class(task, records, predictions)
         if sure := confidences(predictions):
-            details["reliability"] = calibration.reliability(sure, scores["correct"])
-            details["risk_coverage"] = calibration.risk_coverage(sure, scores["correct"])
+            details["reliability"] = reliability.reliability(sure, scores["correct"])
+            details["risk_coverage"] = reliability.risk_coverage(sure, scores["correct"])
     kinds = [r.kind for r in records]
     if scores and len(set(kinds)) > 1:
         details["by_kind"] = {kind: _among(scores, kinds, kind) for kind in sorted(set(kinds))}
     if task.type == "regression" and scores and getattr(task, "unit", "") == "%":
-        from fintune.evaluation.strategy import strategy
+        from fintune.metrics.strategy import strategy
 
         curve = strategy(
             [r.time[:10] for r in records],

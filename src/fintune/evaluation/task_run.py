@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fintune.errors import DataError
-from fintune.evaluation.baselines import baseline_predictions
-from fintune.evaluation.errors import analyse, shorten
-from fintune.evaluation.metrics import bertscore_examples
-from fintune.evaluation.references import lexicon_system, tfidf_system
+from fintune.evaluation.analysis.errors import analyse, shorten
+from fintune.evaluation.intervals import bootstrap_intervals, cluster_of
 from fintune.evaluation.scores import Scores, details_of, example_scores, interval_of, metrics_of
-from fintune.evaluation.statistics import bootstrap_intervals, cluster_of
+from fintune.evaluation.systems.baselines import baseline_predictions
+from fintune.evaluation.systems.references import lexicon_system, tfidf_system
 from fintune.inference.engine import configure
+from fintune.metrics.bertscore import bertscore_examples
 from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
-    from fintune.data.datasets import PreparedDataset
-    from fintune.evaluation.other_models import OtherModel
+    from fintune.data.prepare.dataset import PreparedDataset
+    from fintune.evaluation.systems.other_models import OtherModel
     from fintune.inference.engine import Engine
 
 HeldOut = Literal["test", "validation"]

@@ -55,7 +55,7 @@ class Engine:
         """
         import torch
 
-        from fintune.data.templates import PromptTemplate
+        from fintune.prompts import PromptTemplate
 
         own = isinstance(model, torch.nn.Module)
         self.backend: Backend = Builtin(model, tokenizer.pad_token_id, keep_prefixes) if own else model
@@ -83,7 +83,7 @@ class Engine:
                 loaded.
             MissingExtraError: the backend is not installed.
         """
-        from fintune.models import base, lora_config, manifest
+        from fintune.models import adapters, base, manifest
         from fintune.recipes import default_recipe_path, load_recipe
         from fintune.tasks import task_set
 
@@ -93,7 +93,7 @@ class Engine:
             folder = None
         else:
             asked, exported = recipe, manifest.read_exported(model_path)
-            folder = None if exported else lora_config.check_adapter(model_path)
+            folder = None if exported else adapters.check_adapter(model_path)
             recipe, tasks = exported or manifest.read(model_path, recipe)
             if asked is not None:
                 recipe = recipe.model_copy(update={"evaluation": asked.evaluation})
@@ -107,7 +107,7 @@ class Engine:
             from fintune.inference.backends.vllm import Vllm
 
             name, revision = recipe.base_model.name, recipe.base_model.revision
-            rank = lora_config.rank(folder) if folder else 0
+            rank = adapters.rank(folder) if folder else 0
             dtype = str(precision.dtype).removeprefix("torch.")
             length = recipe.training.max_length
             model = Vllm(base.resolve(name), folder, rank, length, revision, dtype=dtype)
@@ -116,8 +116,8 @@ class Engine:
                 raise ModelError(f"{model_path} holds a GGUF file: ask it with --backend llama.cpp.")
             model = base.load_base_model(recipe.base_model, precision.dtype)
             if folder:
-                model = lora_config.load_adapter(model, folder)
-                lora_config.merge(model)
+                model = adapters.load_adapter(model, folder)
+                adapters.merge(model)
             model.eval()
         tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
         return cls.of(model, tokenizer, tasks, recipe, folder)

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from fintune.errors import ConfigError
-from fintune.evaluation.numeric import SCALES, stated_values, value_key
-from fintune.inference.generation import Allowed
+from fintune.inference.decoding import Allowed
 from fintune.tasks.base import Record, TextFormat
+from fintune.text.numbers import SCALES, stated_values, value_key
 
 
 def allowed_tokens(

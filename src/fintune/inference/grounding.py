@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from fintune.data.sentences import sentences
-from fintune.evaluation.numeric import figures, stated_values
+from fintune.text.numbers import figures, stated_values
+from fintune.text.sentences import sentences
 
 Span = tuple[int, int]
 """The first character and the one after the last."""

@@ -44,7 +44,7 @@ class PrefixStore:
         """The prefix of these tokens; computed by `model` if it is not known yet."""
         import torch
 
-        from fintune.models.likelihood import cache_name
+        from fintune.kernels.likelihood import cache_name
 
         if not ids:
             return Prefix()

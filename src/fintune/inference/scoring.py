@@ -26,8 +26,8 @@ def log_likelihoods(
         head: the LM head that `likelihood.frozen_head` found, or None.
         prefix: what all prompts begin with, as `PrefixStore.get` gave it.
     """
-    from fintune.data.batching import pack
-    from fintune.models.likelihood import span_log_likelihoods, target_nll
+    from fintune.kernels.likelihood import span_log_likelihoods, target_nll
+    from fintune.kernels.packing import pack
 
     cache = None
     if by_blocks:

@@ -106,3 +106,22 @@ def symbols_in(text: str) -> tuple[str, ...]:
 def utc(moment: datetime) -> str:
     """A moment as it is kept everywhere here: UTC, ISO 8601, to the second, sortable."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class SourceState:
+    """What is known of a provider; kept in the output folder."""
+
+    title: str = ""
+    cursor: dict[str, Any] = field(default_factory=dict)
+    next_poll: float = 0.0
+    """Seconds since 1970."""
+    not_before: float = 0.0
+    """Until when the source asked to be left alone."""
+    failures: int = 0
+    """In a row."""
+    problem: str = ""
+    last_answer: str = ""
+    items: int = 0
+    repeated: int = 0
+    gone: bool = False

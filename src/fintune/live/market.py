@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from fintune.data.sessions import close_of
+from fintune.data.raw.sessions import close_of
 from fintune.errors import DataError
 
 _SETTLED = timedelta(minutes=30)

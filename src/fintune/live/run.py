@@ -13,22 +13,22 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ConfigError, FintuneError, ModelError
 from fintune.evaluation.scores import interval_of
+from fintune.inference.answers import answers
 from fintune.inference.engine import Engine
 from fintune.live.alerts import KEPT_DAYS, Webhook, alert_id, deliver, fired
 from fintune.live.config import LiveConfig, networks
 from fintune.live.feeds import Feed
-from fintune.live.items import Item, Poll, Provider, ProviderError, plain, utc
+from fintune.live.items import Item, Poll, Provider, ProviderError, SourceState, plain, utc
 from fintune.live.seen import GENERATION, Seen
 from fintune.live.store import Row, Store, days_ago
 from fintune.live.view import View
 from fintune.live.web import Limits, session
-from fintune.predict import answers
 from fintune.tasks.base import Prediction, Record
 
 if TYPE_CHECKING:
@@ -39,25 +39,6 @@ ANSWERED_AT_ONCE = 32
 """Items between two writes: what a run that is killed answers again at most."""
 _LONGEST_BACK_OFF = 3600.0
 _TICK_SECONDS = 1.0
-
-
-@dataclass
-class SourceState:
-    """What is known of a provider; kept in the output folder."""
-
-    title: str = ""
-    cursor: dict[str, Any] = field(default_factory=dict)
-    next_poll: float = 0.0
-    """Seconds since 1970."""
-    not_before: float = 0.0
-    """Until when the source asked to be left alone."""
-    failures: int = 0
-    """In a row."""
-    problem: str = ""
-    last_answer: str = ""
-    items: int = 0
-    repeated: int = 0
-    gone: bool = False
 
 
 def providers_of(config: LiveConfig) -> list[Provider]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
+from fintune.evaluation.intervals import bootstrap_intervals
 from fintune.evaluation.scores import example_scores, mean
-from fintune.evaluation.statistics import bootstrap_intervals
 from fintune.files import write_json
 from fintune.live.market import Closes, Prices, move_after
 from fintune.live.store import Row, Store, days_ago, write_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from fintune.data.near_duplicates import Index
 from fintune.live.items import Item
+from fintune.text.near_duplicates import Index
 
 GENERATION = 20_000
 """Items of one generation; two are kept."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fintune.live.store import Row
 
 if TYPE_CHECKING:
-    from fintune.live.run import SourceState
+    from fintune.live.items import SourceState
 
 _SHOWN = 20
 _COLORS = {

@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.util.connection import create_connection
 
 from fintune import __version__
-from fintune.data.fetch import TimeUpError, within
+from fintune.data.raw.fetch import TimeUpError, within
 from fintune.data.storage import shown
 from fintune.errors import FintuneError
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from fintune.config import Recipe
-from fintune.data.licences import commercial_use
+from fintune.data.raw.licences import commercial_use
 from fintune.files import atomic_write
 from fintune.models.base import public_name
 
@@ -97,34 +97,15 @@ def _how(facts: dict[str, Any]) -> str:
 _BEGIN, _END = "<!-- fintune evaluate: begin -->", "<!-- fintune evaluate: end -->"
 
 
-def add_evaluation(folder: str | Path, results: dict[str, Any], say: Callable[[str], None] = print) -> None:
-    """Put the headline figures of an evaluation into the adapter's card, between two markers.
+def put_evaluation(folder: str | Path, section: str, say: Callable[[str], None] = print) -> None:
+    """Put an evaluation's section into the adapter's card, between two markers, in place of an earlier one.
 
     Nothing else of the card changes; an adapter without a card, or one that cannot be written to, is left
     alone.
     """
-    from fintune.evaluation.report import metric_name, notes, number, rows_of
-
     path = Path(folder) / "README.md"
     if not path.is_file():
         return
-    lines = [
-        _BEGIN,
-        "## On test examples",
-        "",
-        "| task | data | metric | n | baseline | untuned base | this adapter | 95 % interval |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows_of(results):
-        entry = results["tasks"][row.task]
-        if row.metric in entry["headline_metrics"]:
-            bounds = f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
-            figures = f"{number(row.baseline)} | {number(row.base)} | {number(row.adapter)} | {bounds}"
-            about = f"{row.task} | {_one_line(entry['dataset'])} | {metric_name(row.metric)} | {row.n:,}"
-            lines.append(f"| {about} | {figures} |")
-    lines += ["", *(f"- {_one_line(note)}" for note in notes(results)), ""]
-    lines += [f"Measured {results['created']} by fintune {results['fintune']}.", _END]
-    section = "\n".join(lines)
     card = path.read_text(encoding="utf-8")
     before, begin, rest = card.partition(_BEGIN)
     _, end, after = rest.partition(_END)
@@ -132,10 +113,6 @@ def add_evaluation(folder: str | Path, results: dict[str, Any], say: Callable[[s
         before, heading, rest = card.partition("\n## Use\n")
         before, after = before.rstrip() + "\n\n", "\n" + heading + rest
     try:
-        atomic_write(path, before + section + after)
+        atomic_write(path, f"{before}{_BEGIN}\n{section}\n{_END}{after}")
     except OSError as error:
         say(f"The model card {path} was not changed: {error}.")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

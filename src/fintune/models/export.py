@@ -12,7 +12,7 @@ from typing import Any
 from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
-from fintune.models import base, gguf_file, lora_config, manifest
+from fintune.models import adapters, base, gguf, manifest
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_set
 
@@ -49,14 +49,14 @@ def export(
         recipe = recipe or load_recipe(default_recipe_path())
         tasks = task_set(recipe)
     else:
-        recipe, tasks = manifest.read(lora_config.check_adapter(model_path), recipe)
+        recipe, tasks = manifest.read(adapters.check_adapter(model_path), recipe)
         facts = {
             key: value
             for key, value in manifest.read_raw(model_path).items()
             if key not in ("format", "recipe", "tasks")
         }
     if format == "gguf":
-        gguf_file.check(base.model_type(recipe.base_model))
+        gguf.check(base.model_type(recipe.base_model))
     model = _merged(recipe, model_path, dtype)
     tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
     vocabulary = True
@@ -66,7 +66,7 @@ def export(
             name = Path(model_path).resolve().name if model_path else recipe.base_model.name
             source = base.source_gguf(recipe.base_model.name)
             path = staging / f"model-{dtype}.gguf"
-            vocabulary = gguf_file.write(path, model, staging, dtype, source, name)
+            vocabulary = gguf.write(path, model, staging, dtype, source, name)
             model.config.save_pretrained(staging)
         else:
             model.save_pretrained(staging)
@@ -88,10 +88,10 @@ def _merged(recipe: Recipe, model_path: str | Path | None, dtype: str) -> Any:
 
     # What was trained over 4 or 8 bit is merged into the weights that these stand for.
     plain = recipe.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})
-    model = base.load_base_model(plain, getattr(torch, gguf_file.DTYPES[dtype][0]))
+    model = base.load_base_model(plain, getattr(torch, gguf.DTYPES[dtype][0]))
     if model_path is not None:
         try:
-            model = lora_config.load_adapter(model, model_path).merge_and_unload(safe_merge=True)
+            model = adapters.load_adapter(model, model_path).merge_and_unload(safe_merge=True)
         except ValueError as error:  # PEFT found a weight that is no number
             raise ModelError(f"The adapter at {model_path} cannot be merged in {dtype}: {error}") from error
     model.config.use_cache = True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.files import read_json, write_json
-from fintune.models.lora_config import CONFIG, WEIGHTS
+from fintune.models.adapters import CONFIG, WEIGHTS
 
 State = dict[str, Any]
 

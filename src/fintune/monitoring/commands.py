@@ -38,7 +38,7 @@ def show_drift(
     """
     from fintune.monitoring.drift import WINDOW, compare
     from fintune.monitoring.profile import Profile
-    from fintune.monitoring.report import markdown, write_report
+    from fintune.reports.drift import markdown, write_report
 
     reference = Profile.load(model_path)
     model = Path(model_path).resolve().name

@@ -17,8 +17,8 @@ from fintune.files import read_json, write_json
 from fintune.tasks import Record, Task
 
 if TYPE_CHECKING:
-    from fintune.data.datasets import PreparedDataset
-    from fintune.data.splits import Split
+    from fintune.data.prepare.dataset import PreparedDataset
+    from fintune.data.prepare.splits import Split
     from fintune.inference.engine import Engine
 
 NAME = "profile.json"

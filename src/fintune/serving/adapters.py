@@ -17,7 +17,7 @@ from fintune.config import Recipe
 from fintune.errors import ConfigError, ModelError
 from fintune.inference.engine import Engine
 from fintune.models import manifest
-from fintune.models.lora_config import CONFIG, WEIGHTS, check_adapter
+from fintune.models.adapters import CONFIG, WEIGHTS, check_adapter
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.serving.errors import ApiError
 from fintune.tasks import TaskSet
@@ -178,9 +178,9 @@ class Models:
         if self._loaded:
             engine.model.delete_adapter(inner)
         else:  # the last: PEFT's wrapper goes too
-            from fintune.models import fast_lora
+            from fintune.kernels import lora
 
-            fast_lora.disable(engine.model)
+            lora.disable(engine.model)
             self._untuned.builtin.model = self._plain = engine.model.unload()
         return True
 
@@ -214,13 +214,13 @@ class Models:
 
     def _activate(self, inner: str, model: Any = None) -> None:
         """Let this adapter's layers compute, on their fast path where they have one."""
-        from fintune.models import fast_lora
+        from fintune.kernels import lora
 
         model = model or next(iter(self._loaded.values()))[1].model
         model.set_adapter(inner)
         model.requires_grad_(False)
-        fast_lora.disable(model)
-        fast = fast_lora.enable(model)
+        lora.disable(model)
+        fast = lora.enable(model)
         for own, engine in self._loaded.values():
             if own == inner:
                 engine.builtin.fast_layers = fast

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
 
 import swagger_ui_bundle
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -19,9 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from fintune import __version__
-from fintune.data.sentences import bullet_lines
 from fintune.errors import FintuneError
-from fintune.evaluation.numeric import supported_numbers
 from fintune.inference.grounding import bullet_sources
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
@@ -30,6 +28,7 @@ from fintune.serving.errors import ApiError, for_caller
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
 from fintune.serving.queue import Answer, ModelThread
+from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AdapterInfo,
     AdapterList,
@@ -47,6 +46,8 @@ from fintune.serving.schemas import (
 from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
 from fintune.tasks.kinds import QATask, SummarizationTask
+from fintune.text.numbers import supported_numbers
+from fintune.text.sentences import bullet_lines
 
 router = APIRouter()
 T = TypeVar("T")
@@ -112,48 +113,6 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     return app
 
 
-# What routes use ------------------------------------------------------------------------------------
-
-
-def model_thread(request: Request) -> ModelThread:
-    return request.app.state.thread
-
-
-Thread = Annotated[ModelThread, Depends(model_thread)]
-
-
-async def attended(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(499, "The client went away.", code="client_closed_request")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def task_of(thread: ModelThread, model: str, task: str) -> Task:
-    """The model's task.
-
-    Raises:
-        ApiError: 404, there is none of this name.
-    """
-    tasks = thread.models.tasks(model)
-    if task not in tasks.names():
-        known = ", ".join(tasks.names())
-        raise ApiError(404, f"There is no such task: there are {known}.", code="task_not_found", param="task")
-    return tasks[task]
-
-
 # Tasks ----------------------------------------------------------------------------------------------
 
 
@@ -202,7 +161,7 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
 
 def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[TaskAnswer]:
     """Answers as `fintune predict` has them, with a number's unit and the sources of a summary's bullets."""
-    from fintune.predict import as_dict
+    from fintune.inference.answers import as_dict
 
     shown = []
     for i, (record, answer) in enumerate(zip(records, answers, strict=True)):

@@ -17,10 +17,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.serving import notes
-from fintune.serving.api import Thread, attended, task_of
 from fintune.serving.errors import ApiError, for_caller
-from fintune.serving.generation import Sampling
 from fintune.serving.queue import Done, ModelThread
+from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -31,6 +30,7 @@ from fintune.serving.schemas import (
     TextChoice,
     Usage,
 )
+from fintune.serving.writing import Sampling
 from fintune.tasks import Record, Task
 
 router = APIRouter(tags=["openai"])
@@ -172,7 +172,7 @@ def _task_pieces(
 
 
 async def _label(thread: ModelThread, model: str, task: Task, record: Record) -> Pieces:
-    from fintune.predict import as_dict
+    from fintune.inference.answers import as_dict
 
     found = (await thread.predict(model, task.name, [record], True))[0]
     if isinstance(found.answer, str):

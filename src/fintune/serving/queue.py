@@ -21,9 +21,9 @@ from fintune.monitoring import tracing
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
 from fintune.serving.errors import ApiError, overloaded, stopping, timed_out
-from fintune.serving.generation import Group, Sampling, Writing
 from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
+from fintune.serving.writing import Group, Sampling, Writing
 from fintune.tasks import Prediction, Record
 
 log = logging.getLogger("fintune.serving")

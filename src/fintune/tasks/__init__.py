@@ -10,10 +10,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe, TaskDataConfig
-from fintune.data.salience import Salience
 from fintune.errors import ConfigError
 from fintune.tasks.base import Prediction, Record, Task, TaskSet
 from fintune.tasks.kinds import ClassificationTask, InstructionTask, QATask, RegressionTask, SummarizationTask
+from fintune.text.salience import Salience
 
 __all__ = ["Prediction", "Record", "Task", "TaskSet", "known_tasks", "register", "task_from_dict", "task_set"]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from fintune.data.salience import Salience
 from fintune.errors import DataError
+from fintune.text.salience import Salience
 
 Decoding = Literal["candidates", "text"]
 Normalization = Literal["none", "tokens"]

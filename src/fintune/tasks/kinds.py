@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from fintune.data.sentences import bullet_lines
 from fintune.errors import DataError
 from fintune.tasks.base import (
     INTERVAL,
@@ -22,6 +21,7 @@ from fintune.tasks.base import (
     Task,
     softmax,
 )
+from fintune.text.sentences import bullet_lines
 
 
 class ClassificationTask(Task):
@@ -59,7 +59,7 @@ class ClassificationTask(Task):
         return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        from fintune.evaluation.metrics import classification_metrics
+        from fintune.metrics.figures import classification_metrics
 
         return classification_metrics(
             [str(r.target) for r in records], [str(p.value) for p in predictions], self.labels
@@ -188,7 +188,7 @@ class RegressionTask(Task):
         return edges[-1]
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        from fintune.evaluation.metrics import regression_metrics
+        from fintune.metrics.figures import regression_metrics
 
         return regression_metrics(
             [float(r.target) for r in records],  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ class QATask(Task):
         return super().input_problem(record)
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        from fintune.evaluation.metrics import qa_metrics
+        from fintune.metrics.figures import qa_metrics
 
         return qa_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])
 
@@ -236,7 +236,7 @@ class SummarizationTask(Task):
         return "\n".join(f"- {line}" for line in bullet_lines(str(record.target)))
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        from fintune.evaluation.metrics import summarization_metrics
+        from fintune.metrics.figures import summarization_metrics
 
         return summarization_metrics(
             [self.completion(r) for r in records], [str(p.value) for p in predictions]
@@ -258,6 +258,6 @@ class InstructionTask(Task):
         return f"{record.text}\n\n{record.question}" if record.question else record.text
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        from fintune.evaluation.metrics import instruction_metrics
+        from fintune.metrics.figures import instruction_metrics
 
         return instruction_metrics([str(r.target) for r in records], [str(p.value) for p in predictions])

@@ -15,7 +15,7 @@ from typing import Any
 from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
-from fintune.models import base, card, lora_config, manifest
+from fintune.models import adapters, base, card, manifest
 from fintune.models.export import new_folder
 from fintune.provenance import stamp
 
@@ -44,7 +44,7 @@ def average(
             not empty.
         DataError: the data of the adapters cannot be had.
     """
-    from fintune.data.datasets import prepare
+    from fintune.data.prepare.dataset import prepare
     from fintune.inference.calibration import calibrate
     from fintune.inference.engine import Engine
 
@@ -67,7 +67,7 @@ def average(
     config = model.peft_config["default"]
     config.base_model_name_or_path = base.public_name(recipe.base_model.name)
     tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-    lora_config.merge(model)
+    adapters.merge(model)
     engine = Engine.of(model.eval(), tokenizer, tasks, recipe, None)
     names = list(raws[0]["examples_per_epoch"])
     say(f"Calibrating on validation examples of {', '.join(names)} …")
@@ -94,7 +94,7 @@ def average(
 
 def _read(folder: str | Path) -> dict[str, Any]:
     """The manifest of an adapter that a mean can be taken of."""
-    config = json.loads((lora_config.check_adapter(folder) / lora_config.CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((adapters.check_adapter(folder) / adapters.CONFIG).read_text(encoding="utf-8"))
     raw = manifest.read_raw(folder)
     if not raw.get("data") or "recipe" not in raw:
         raise ModelError(

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fintune.data.templates import TokenizedExample
 from fintune.errors import ConfigError
+from fintune.prompts import TokenizedExample
 from fintune.tasks import Record, Task, TaskSet
 
 Wish = str | Mapping[str, float]

@@ -19,7 +19,7 @@ from fintune.provenance import peak_memory, stamp
 from fintune.tasks import Record, TaskSet
 
 if TYPE_CHECKING:
-    from fintune.data.datasets import PreparedDataset
+    from fintune.data.prepare.dataset import PreparedDataset
 
 logger = logging.getLogger("fintune.train")
 
@@ -54,7 +54,7 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         ConfigError: `multi_task.class_weights` names a task without labels, or an unknown label.
         DataError: no task has both examples and a weight.
     """
-    from fintune.data import mix
+    from fintune.training import mix
     from fintune.training.class_weights import add_class_weights
     from fintune.training.steps import add_levels
 
@@ -95,9 +95,10 @@ def train(
     Raises:
         ConfigError, DataError, ModelError: what the user can mend.
     """
-    from fintune.data.datasets import prepare
-    from fintune.data.templates import PromptTemplate
-    from fintune.models import base, card, fast_norm, lora_config, manifest
+    from fintune.data.prepare.dataset import prepare
+    from fintune.kernels import norm
+    from fintune.models import adapters, base, card, manifest
+    from fintune.prompts import PromptTemplate
     from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
 
     output_dir = Path(output_dir)
@@ -106,7 +107,7 @@ def train(
     checkpoint = _checkpoint(resume, output_dir, recipe) if resume else None
     start = None
     if recipe.lora_config.init_adapter and not checkpoint:
-        start = lora_config.check_start(recipe.lora_config, base.public_name(recipe.base_model.name))
+        start = adapters.check_start(recipe.lora_config, base.public_name(recipe.base_model.name))
     report_to = wandb() if use_wandb else []
 
     import torch
@@ -144,7 +145,7 @@ def train(
     model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    trainable, total = lora_config.count_parameters(model)
+    trainable, total = adapters.count_parameters(model)
 
     from fintune.inference.calibration import calibrate
     from fintune.inference.engine import Engine
@@ -160,7 +161,7 @@ def train(
     engine = Engine(model, tokenizer, tasks, recipe.training.max_length, recipe.base_model.name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
     if recipe.training.torch_compile:
-        count = fast_norm.enable(model, compiled=True)
+        count = norm.enable(model, compiled=True)
         say(f"{count} normalizations are compiled: the first step takes longer.")
     if recipe.training.regression_loss_weight and not engine.builtin.by_blocks:
         raise ConfigError(
@@ -271,21 +272,21 @@ def _adapted(
 ) -> tuple[Any, Any]:
     """The base with a new adapter, the checkpoint's, or that of `start`; and, with PiSSA, A₀ and B₀, which
     saving needs."""
-    from fintune.models import lora_config, pissa
+    from fintune.models import adapters, pissa
 
     lora, seed = recipe.lora_config, recipe.training.seed
     if not lora.pissa:
         if checkpoint:
-            return lora_config.load_adapter(model, checkpoint, trainable=True), None
+            return adapters.load_adapter(model, checkpoint, trainable=True), None
         if start:
             say(f"Going on from the adapter {start}.")
-            return lora_config.start_from(model, lora, start, seed), None
-        return lora_config.add_adapter(model, lora, seed), None
+            return adapters.start_from(model, lora, start, seed), None
+        return adapters.add_adapter(model, lora, seed), None
     if checkpoint:
-        model = lora_config.add_adapter(model, lora.plain(), seed)
+        model = adapters.add_adapter(model, lora.plain(), seed)
         return model, pissa.resume(model, checkpoint)
     say("Singular values of the base's weights (PiSSA) …")
-    model = lora_config.add_adapter(model, lora, seed)
+    model = adapters.add_adapter(model, lora, seed)
     return model, pissa.initial_state(model)
 
 
@@ -361,7 +362,7 @@ def _datasets(data: dict[str, Any]) -> str:
 def _checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
     """The checkpoint to resume from, once it is plain that it is whole and of this recipe."""
     from fintune.models import manifest
-    from fintune.models.lora_config import check_adapter
+    from fintune.models.adapters import check_adapter
     from fintune.training.trainer import checkpoints
 
     if str(resume) == "latest":

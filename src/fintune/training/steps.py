@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fintune.data.batching import PackedRow, common_prefix_length, join, pack, rows_of
-from fintune.data.templates import Levels, PromptTemplate, TokenizedExample
+from fintune.kernels.packing import PackedRow, common_prefix_length, join, pack, rows_of
+from fintune.prompts import Levels, PromptTemplate, TokenizedExample
 from fintune.tasks.base import Record, TaskSet
 from fintune.tasks.kinds import RegressionTask
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 import transformers
 
-from fintune.data.templates import TokenizedExample
 from fintune.files import replace_folder
 from fintune.inference.engine import Engine
+from fintune.kernels.likelihood import span_log_likelihoods, span_mean_nll, target_nll
 from fintune.models import pissa
-from fintune.models.likelihood import span_log_likelihoods, span_mean_nll, target_nll
-from fintune.models.lora_config import mixed_precision
+from fintune.models.adapters import mixed_precision
+from fintune.prompts import TokenizedExample
 from fintune.tasks import Record
 from fintune.training.steps import Step, StepBuilder
 from fintune.training.throughput import SUMS, Meter, speeds

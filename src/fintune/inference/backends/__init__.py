@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from fintune.inference.generation import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated
 
 NAMES = ("builtin", "llama.cpp", "vllm")
 

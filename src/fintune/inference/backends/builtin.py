@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fintune.data.batching import common_prefix_length
 from fintune.inference.prefix import Prefix, PrefixStore
+from fintune.kernels.packing import common_prefix_length
 
 if TYPE_CHECKING:
-    from fintune.inference.generation import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated
 
 ROW_TOKENS = 8192
 """Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
@@ -39,15 +39,16 @@ class Builtin:
             pad: the id of the padding token.
             keep_prefixes: of earlier calls, which needs weights that do not change.
         """
-        from fintune.models import attention, fast_lora, fast_norm, likelihood, lora_config
+        from fintune.kernels import attention, likelihood, lora, norm
+        from fintune.models import adapters
 
         self.model = model
         self.pad = pad
         self.prefixes = PrefixStore(keep_prefixes)
         self.by_blocks = attention.enable(model)
-        self.fast_layers = fast_lora.enable(model)
-        fast_norm.enable(model)
-        with lora_config.mixed_precision(model, self.peft_forwards):
+        self.fast_layers = lora.enable(model)
+        norm.enable(model)
+        with adapters.mixed_precision(model, self.peft_forwards):
             self.head = likelihood.frozen_head(model)
         self._use_adapter = True
 
@@ -65,7 +66,7 @@ class Builtin:
     def session(self, use_adapter: bool = True) -> Iterator[None]:
         import torch
 
-        from fintune.models.lora_config import mixed_precision, without_adapter
+        from fintune.models.adapters import mixed_precision, without_adapter
 
         model, was_training = self.model, self.model.training
         off = not use_adapter and hasattr(model, "disable_adapter")
@@ -108,7 +109,7 @@ class Builtin:
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        from fintune.inference.generation import greedy, greedy_plain
+        from fintune.inference.decoding import greedy, greedy_plain
 
         if not self.by_blocks:
             return greedy_plain(self.model, prompts, max_new_tokens, end, self.pad, allowed)
@@ -131,7 +132,7 @@ class Builtin:
     def advance(self, texts: _Texts, tokens: Sequence[int] | None) -> Any:
         import torch
 
-        from fintune.models.likelihood import cache_name
+        from fintune.kernels.likelihood import cache_name
 
         if tokens is not None:
             texts.ids = torch.tensor(tokens, device=self.model.device)[:, None]

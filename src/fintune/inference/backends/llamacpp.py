@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.data.batching import common_prefix_length
 from fintune.errors import MissingExtraError, ModelError
+from fintune.kernels.packing import common_prefix_length
 
 if TYPE_CHECKING:
-    from fintune.inference.generation import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated
 
 TEXTS = 2
 """Texts written a token a step at once: each has keys and values for a whole context."""
@@ -239,7 +239,7 @@ class LlamaCpp:
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        from fintune.inference.generation import Generated, most_likely
+        from fintune.inference.decoding import Generated, most_likely
 
         answers = [Generated() for _ in prompts]
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fintune.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.generation import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated
 
 AT_ONCE = 4096
 """Prompts handed over in one call: vLLM makes its own batches of them."""
@@ -116,7 +116,7 @@ class Vllm:
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        from fintune.inference.generation import Generated
+        from fintune.inference.decoding import Generated
 
         if allowed is not None:
             raise ModelError(

@@ -1,0 +1,1 @@
+"""Raw records into checked, split, prepared data on disk."""

@@ -1,0 +1,397 @@
+"""A recipe in, a prepared dataset on disk out: Parquet splits of every task, with a manifest.
+
+    <prepared_dir>/<task>/{train,validation,test}.parquet     id, text, question, target, group, source, time
+    <prepared_dir>/manifest.json                              sources, checksums, counts, what was dropped
+
+Preparing again with the same recipe, data and code finds the same key in the manifest and does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune import __version__
+from fintune.config import Recipe, TaskDataConfig
+from fintune.data.prepare import splits
+from fintune.data.prepare.checks import Report, refuse_empty, refuse_unknown_labels
+from fintune.data.prepare.shards import Map, Part, read_parts
+from fintune.data.prepare.table import Rows
+from fintune.data.raw.registry import check_views
+from fintune.data.raw.sources import SAMPLE, Source, licensed_source
+from fintune.data.records import Split
+from fintune.data.storage import locate, refuse_full, write_parquet
+from fintune.errors import DataError
+from fintune.files import atomic_folder, file_sha256, read_json, write_json
+from fintune.recipes import default_recipe_path, load_recipe
+from fintune.tasks import task_from_dict, task_set
+from fintune.tasks.base import Record, Task, TaskSet
+
+__all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FIT_ROWS = 100_000
+"""Training records that a task learns its levels from, at most; a fair sample where there are more."""
+FIT_CHARACTERS = 50_000_000
+"""Of their texts together, at most."""
+COPY_ROWS = 100_000
+"""Of a file that `PreparedDataset.copy_to` writes."""
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Every task's records on disk, split, with the manifest that says where they come from."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    def records(self, task: str, split: Split) -> list[Record]:
+        """The records of one split, in a seeded order: the first n of them are a fair sample.
+
+        Raises:
+            DataError: the task is not there, or its file is not the one that this manifest describes.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if task not in self.manifest["tasks"]:
+            known = ", ".join(self.manifest["tasks"])
+            raise DataError(
+                f"There is no task {task!r} in the data prepared in {self.folder}, only: {known}."
+            )
+        name = f"{task}/{split}.parquet"
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]:
+            raise DataError(
+                f"{self.folder / name} is no longer what was prepared: another preparation replaced it, or "
+                "it is damaged. Run the command again, or use another data.prepared_dir."
+            )
+        # On this thread alone: one of Arrow's pool that still held these bytes, which Python owns, when the
+        # interpreter ends would abort the process (github.com/apache/arrow/issues/36389).
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            rows = file.read(use_threads=False).to_pylist()
+        return [Record(**row, split=split) for row in rows]
+
+    def copy_to(self, path: str) -> int:
+        """Write every record as Parquet partitioned by task and split, at any path fsspec knows.
+
+            <path>/task=qa/split=train/part-00000.parquet, …
+
+        Returns:
+            The number of records.
+
+        Raises:
+            DataError: the folder holds files already, or it cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        place = locate(path)
+        refuse_full(place, "--copy_to")
+        count = 0
+        for name in self.manifest["files"]:
+            task, _, split = name.removesuffix(".parquet").partition("/")
+            with pq.ParquetFile(self.folder / name) as file:
+                batches = file.iter_batches(batch_size=8_192)
+                tables = (pa.Table.from_batches([batch]) for batch in batches)
+                part = place.child(f"task={task}").child(f"split={split}")
+                count += write_parquet(part, file.schema_arrow, tables, COPY_ROWS)
+        return count
+
+    def task_set(self) -> TaskSet:
+        """The tasks as they were fitted on the training records."""
+        entries = self.manifest["tasks"].items()
+        return TaskSet({name: task_from_dict(entry["task"]) for name, entry in entries})
+
+    @property
+    def describes(self) -> str:
+        """What tables call this data: `built-in sample` if any task is from it, else the datasets' names."""
+        names = list(dict.fromkeys(entry["dataset"] for entry in self.manifest["tasks"].values()))
+        return SAMPLE if SAMPLE in names else ", ".join(names)
+
+
+def prepare(
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+    workers: int | None = None,
+    mapper: Map | None = None,
+) -> PreparedDataset:
+    """Read, check, split and store the data of every task of a recipe.
+
+    Rows stream from the sources to disk, so memory does not grow with their number; neither `workers` nor
+    `mapper` changes a byte of what is written.
+
+    Args:
+        force: prepare again even if nothing changed.
+        say: takes a line for each task.
+        workers: processes that read; None is one a core, and one alone where there is little to read.
+        mapper: reads elsewhere, such as on a Ray cluster.
+
+    Raises:
+        DataError: a source is missing or cannot be used; the message names task, file and fix.
+    """
+    tasks = task_set(recipe)
+    folder = Path(recipe.data.prepared_dir)
+    configs = {task.name: recipe.data.tasks.get(task.name, TaskDataConfig()) for task in tasks}
+    sources = _sources(recipe, tasks, configs, say)
+    tasks = TaskSet({task.name: task for task in tasks if task.name in sources})
+    sums = {name: source.sha256() for name, source in sources.items()}
+    key = _key(recipe, tasks, sources, sums)
+    if not force and (current := _current(folder, key)) is not None:
+        say(f"Data in {folder} is up to date ({current.describes}).")
+        return current
+    _refuse_foreign(folder)
+
+    manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
+    manifest.update(seed=recipe.data_seed, tasks={}, files={})
+    with (
+        atomic_folder(folder) as staging,
+        tempfile.TemporaryDirectory(prefix=".rows-", dir=staging) as scratch,
+    ):
+        parts = _parts(tasks, sources, configs, Path(scratch).resolve())
+        reports = read_parts(parts, workers, mapper)
+        for task in tasks:
+            source, config, report = sources[task.name], configs[task.name], Report()
+            own = [part for part in parts if part.task is task]
+            for part, dropped in zip(parts, reports, strict=True):
+                if part.task is task:
+                    report.merge(dropped)
+            refuse_unknown_labels(task, report)
+            home = Path(scratch) / task.name
+            numeric = task.type == "regression"
+            with Rows([part.path for part in own], home, numeric, report) as rows:
+                labels = _splits(rows, task, source, config, recipe, report)
+                clipped = splits.bounds(rows, config.winsorize) if numeric else None
+                for split in SPLITS:
+                    path = staging / task.name / f"{split}.parquet"
+                    rows.write(split, path, recipe.data_seed, clipped if split == "train" else None)
+                    manifest["files"][f"{task.name}/{split}.parquet"] = file_sha256(path)
+            shutil.rmtree(home)
+            task.fit(_read(staging / task.name / "train.parquet", "train", FIT_ROWS))
+            manifest["tasks"][task.name] = _entry(task, source, sums[task.name], labels, report, clipped)
+            say(_line(task.name, manifest["tasks"][task.name], source.note))
+        write_json(staging / "manifest.json", manifest)
+    return PreparedDataset(folder, manifest)
+
+
+def _sources(
+    recipe: Recipe, tasks: TaskSet, configs: dict[str, TaskDataConfig], say: Callable[[str], None]
+) -> dict[str, Source]:
+    """Each task's source; `data.commercial_only` may put another in its place, or leave the task out."""
+    sources = {}
+    for task in tasks:
+        source, line = licensed_source(task.name, configs[task.name], recipe.data, task)
+        if line:
+            say(line)
+        if source is not None:
+            sources[task.name] = source
+    if not sources:
+        raise DataError(
+            "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
+            "commercial use (fintune data list)."
+        )
+    check_views(source.dataset for source in sources.values())
+    return sources
+
+
+def _parts(
+    tasks: TaskSet, sources: dict[str, Source], configs: dict[str, TaskDataConfig], scratch: Path
+) -> list[Part]:
+    """What every task's source is read in."""
+    parts = []
+    for task in tasks:
+        home = scratch / task.name
+        home.mkdir()
+        for number, (read, size) in enumerate(sources[task.name].parts()):
+            path = home / f"part-{number:05}.parquet"
+            parts.append(Part(task, read, configs[task.name].labels, path, size))
+    return parts
+
+
+def load_prepared(folder: str | Path) -> PreparedDataset:
+    """The dataset that `prepare` wrote.
+
+    Raises:
+        DataError: there is none, or a file of it is missing or not as it was written.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        raise DataError(f"There is no prepared data in {folder}: run  fintune data prepare.")
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise DataError(_damaged(folder, "its manifest.json is not of this version's format"))
+    for name, expected in manifest["files"].items():
+        try:
+            actual = file_sha256(folder / name)
+        except OSError:
+            raise DataError(_damaged(folder, f"{name} is missing")) from None
+        if actual != expected:
+            raise DataError(_damaged(folder, f"{name} is not as it was written"))
+    return PreparedDataset(folder, manifest)
+
+
+def test_data_loading() -> None:
+    """Prepare the default recipe's data, or find it prepared, and print what there is."""
+    prepared = prepare(load_recipe(default_recipe_path()))
+    print(f"\n{'task':<14} {'dataset':<23} {'train':>7} {'valid.':>7} {'test':>7}  example")
+    for name, entry in prepared.manifest["tasks"].items():
+        counts = " ".join(f"{entry['counts'][split]:>7,}" for split in SPLITS)
+        text = " ".join(prepared.records(name, "train")[0].text.split())
+        print(f"{name:<14} {entry['dataset']:<23} {counts}  {text[:59] + '…' if len(text) > 60 else text}")
+    print(f"\nThe data is in {prepared.folder} (source: {prepared.describes}).")
+
+
+test_data_loading.__test__ = False  # type: ignore[attr-defined]  # its name is the guide's; it is no test
+
+
+def _damaged(folder: Path, why: str) -> str:
+    return f"The prepared data in {folder} is damaged ({why}): run  fintune data prepare --force."
+
+
+def _splits(
+    rows: Rows, task: Task, source: Source, config: TaskDataConfig, recipe: Recipe, report: Report
+) -> dict[Split, dict[str, int]]:
+    """Give every row its split; official splits stay, missing ones are carved from the training rows.
+
+    Where every training row says when it was known, the latest become the missing splits.
+
+    Returns:
+        Split → label → its number of records, before any limit.
+    """
+    seed, embargo, near = recipe.data_seed, recipe.data.embargo_days, recipe.data.near_duplicates
+
+    def carve(into: Split, fraction: float) -> None:
+        if splits.timed(rows, "train"):
+            splits.carve_by_time(rows, into, fraction)
+        else:
+            splits.carve(rows, into, fraction, seed)
+
+    if not rows.count("test"):
+        carve("test", recipe.data.test_fraction)
+    splits.remove_leaks(rows, "validation", "test")
+    splits.remove_leaks(rows, "train", "test")
+    splits.remove_leaks(rows, "train", "validation")
+    splits.remove_duplicates(rows)
+    if near:
+        splits.remove_near_leaks(rows, ("validation", "train"), "test", near)
+    if not rows.count("validation"):
+        carve("validation", recipe.data.validation_fraction)
+        splits.remove_leaks(rows, "train", "validation")
+    if near:
+        splits.remove_near_leaks(rows, ("train",), "validation", near)
+    splits.embargo(rows, "validation", "test", embargo)
+    splits.embargo(rows, "train", "test", embargo)
+    splits.embargo(rows, "train", "validation", embargo)
+    report.conflicting = splits.count_conflicts(rows)
+    whole = {split: rows.labels(split) for split in SPLITS}
+    refuse_empty(task, whole, source.dataset, report)
+    for split, limit in zip(SPLITS, (config.max_train, config.max_validation, config.max_test), strict=True):
+        splits.cap(rows, split, limit, seed)
+    return {split: rows.labels(split) for split in SPLITS}
+
+
+def _entry(
+    task: Task,
+    source: Source,
+    sums: dict[str, str],
+    labels: dict[Split, dict[str, int]],
+    report: Report,
+    clipped: tuple[float, float] | None,
+) -> dict[str, Any]:
+    return {
+        "task": task.to_dict(),
+        "dataset": source.dataset,
+        "source": source.home,
+        "licence": source.licence,
+        "sha256": sums,
+        "counts": {split: sum(counts.values()) for split, counts in labels.items()},
+        "labels": labels if task.type == "classification" else {},
+        "dropped": dict(report.dropped),
+        "dropped_examples": report.named,
+        "conflicting_targets_in_train": report.conflicting,
+        "training_targets_clipped_to": list(clipped) if clipped else None,
+    }
+
+
+def _line(name: str, entry: dict[str, Any], note: str) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in entry["counts"].items())
+    left_out = [f"{count:,} {reason}" for reason, count in entry["dropped"].items()]
+    if entry["conflicting_targets_in_train"]:
+        left_out.append(f"kept {entry['conflicting_targets_in_train']:,} texts with several targets")
+    return (
+        f"{name}: {entry['dataset']}{f' ({note})' if note else ''}: {counts}"
+        + (f"; left out: {'; '.join(left_out)}" if left_out else "")
+        + (f" (first: {entry['dropped_examples'][0]})" if entry["dropped_examples"] else "")
+    )
+
+
+def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[str, dict[str, str]]) -> str:
+    """A digest of everything the prepared files depend on: recipe, tasks, sources, this package's code."""
+    code = hashlib.sha256()
+    package = Path(__file__).parents[2]
+    for path in sorted(path for part in ("data", "tasks", "text") for path in (package / part).rglob("*.py")):
+        code.update(path.read_bytes())
+    parts = {
+        "format": _FORMAT,
+        "code": code.hexdigest(),
+        "seed": recipe.data_seed,
+        "data": recipe.data.model_dump(exclude={"dir", "prepared_dir", "seed", "tasks"}),
+        "tasks": [
+            {
+                "task": task.to_dict(),
+                "config": recipe.data.tasks.get(task.name, TaskDataConfig()).model_dump(),
+                "dataset": sources[task.name].dataset,
+                "sha256": sums[task.name],
+                "content": sources[task.name].content,
+            }
+            for task in tasks
+        ],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _current(folder: Path, key: str) -> PreparedDataset | None:
+    """The prepared dataset in `folder`, if it is whole and has this key."""
+    try:
+        prepared = load_prepared(folder)
+    except DataError:
+        return None
+    return prepared if prepared.manifest["key"] == key else None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Preparing replaces the whole folder, so it must not be one that holds something else."""
+    if folder.is_file() or (
+        folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file()
+    ):
+        raise DataError(
+            f"data.prepared_dir is {folder}, which holds something else than prepared data: "
+            "name another folder, or empty this one."
+        )
+
+
+def _read(path: Path, split: Split, limit: int) -> list[Record]:
+    """The first records of a split's file, as many as `FIT_CHARACTERS` of text hold."""
+    import pyarrow.parquet as pq
+
+    records: list[Record] = []
+    characters = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1_024):
+            records += [Record(**row, split=split) for row in batch.to_pylist()]
+            characters += sum(len(record.text) for record in records[-batch.num_rows :])
+            if len(records) >= limit or characters >= FIT_CHARACTERS:
+                break
+    return records[:limit]

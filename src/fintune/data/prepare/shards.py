@@ -1,0 +1,142 @@
+"""A source's rows, read and checked part by part, in as many processes as there are cores, onto disk.
+
+Parts in, one Parquet file a part out, in the same order whatever the number of workers. A part's memory is
+that of a batch of rows. Knows nothing of splits.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fintune.data.prepare.checks import Report, check
+from fintune.data.records import Dropped, Read, digest, text_key
+from fintune.tasks.base import Record, Task
+from fintune.tasks.kinds import ClassificationTask
+
+BATCH_ROWS = 8_192
+PARALLEL_BYTES = 16 * 2**20
+"""Less than so much to read is read by this process alone: starting others would cost more."""
+
+OWN = ("time", "kind", "derivation", "system")
+"""Columns of a record's own that nothing here looks into."""
+
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""Applies a function to items in other processes or on other machines, and yields the results in order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of one task's source that can be read alone."""
+
+    task: Task
+    read: Read
+    labels: Mapping[str, str]
+    path: Path
+    """Where its rows go."""
+    bytes: int = 0
+    """About how much there is to read."""
+
+
+def read_parts(parts: Sequence[Part], workers: int | None = None, mapper: Map | None = None) -> list[Report]:
+    """Write every part's rows; returns what was dropped of each.
+
+    Args:
+        workers: processes at most; None is the number of cores.
+        mapper: reads the parts elsewhere, such as on a Ray cluster.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(parts))
+    total = sum(part.bytes for part in parts)
+    if mapper is None and (workers < 2 or total < PARALLEL_BYTES):
+        return list(_watched(map(write_part, parts), parts, total))
+    if mapper is not None:
+        return list(_watched(mapper(write_part, parts), parts, total))
+    # Tasks of a plug-in are known in a forked process; where none can be forked they must be importable.
+    method = (
+        "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else None
+    )
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
+        return list(_watched(pool.map(write_part, parts), parts, total))
+
+
+def _watched(reports: Iterator[Report], parts: Sequence[Part], total: int) -> Iterator[Report]:
+    from tqdm import tqdm
+
+    silent = not sys.stderr.isatty() or total < PARALLEL_BYTES
+    with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=silent, leave=False) as bar:
+        for part, report in zip(parts, reports, strict=True):
+            bar.update(part.bytes)
+            yield report
+
+
+def schema() -> Any:
+    """The columns of a part: a record's fields, its row's number in the part, and keys of its texts.
+
+    `key` stands for the text, `ask` for text and question, `same` for text, question and target.
+    """
+    import pyarrow as pa
+
+    text = ("id", "text", "question", "target", "group", "split", "source", *OWN)
+    numbers = {"row": pa.int64(), "number": pa.float64()}
+    keys = dict.fromkeys(("key", "ask", "same"), pa.uint64())
+    return pa.schema({**dict.fromkeys(text, pa.string()), **numbers, **keys, "label": pa.string()})
+
+
+def write_part(part: Part) -> Report:
+    """Read a part, check its rows, and write those that are whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    report = Report()
+    columns = schema()
+    row = 0
+    with pq.ParquetWriter(part.path, columns, compression="zstd", compression_level=1) as writer:
+        for batch in _batches(check(part.task, part.read(), report, part.labels)):
+            rows = list(_rows(batch, part.task, report))
+            for values in rows:
+                values["row"] = row
+                row += 1
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, columns))
+    return report
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dict[str, Any]]:
+    classify, numeric = isinstance(task, ClassificationTask), task.type == "regression"
+    for record in records:
+        key = text_key(record.text)
+        ask = f"{key}\0{text_key(record.question or '')}"
+        try:
+            yield {
+                "id": record.id,
+                "text": record.text,
+                "question": record.question,
+                "target": None if numeric else record.target,
+                "number": record.target if numeric else None,
+                "group": record.group,
+                "split": record.split,
+                "source": record.source,
+                **{name: getattr(record, name) for name in OWN},
+                "key": digest(key),
+                "ask": digest(ask),
+                "same": digest(f"{ask}\0{record.target}"),
+                "label": record.target if classify else "",
+            }
+        except UnicodeEncodeError:
+            report.add(Dropped("malformed rows", record.id, "its text holds half a character"))

@@ -1,0 +1,144 @@
+"""One task's rows as a table that need not fit in memory (DuckDB), from its parts to its splits on disk.
+
+The table holds what splitting needs: numbers, keys, labels, times; texts stay in the parts' files until the
+splits are written. A row that leaves keeps the reason why. Knows nothing of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fintune.data.prepare.checks import MAX_NAMED, Report
+from fintune.data.records import Split
+
+MEMORY = "512MB"
+"""What DuckDB may use before it goes to disk."""
+COLUMNS = ("id", "text", "question", "target", "group", "source", "time", "kind", "derivation", "system")
+"""Of a split's Parquet file."""
+
+
+class Rows:
+    """The rows of one task; use it as a context, for it holds files open."""
+
+    def __init__(self, parts: Sequence[Path], scratch: Path, numeric: bool, report: Report) -> None:
+        import duckdb
+        import pyarrow.parquet as pq
+
+        self.report = report
+        self.numeric = numeric
+        self.db = duckdb.connect(str(scratch / "rows.duckdb"))
+        self.db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
+        self.db.execute("SET enable_progress_bar = false")
+        # Rows are numbered through all parts, so that how a source was cut changes nothing.
+        self.db.execute("CREATE TABLE part (file VARCHAR, before BIGINT)")
+        before = 0
+        for path in parts:
+            self.db.execute("INSERT INTO part VALUES (?, ?)", [str(path), before])
+            before += pq.read_metadata(path).num_rows
+        files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in parts)
+        self.db.execute(
+            f"""
+            CREATE VIEW source AS
+            SELECT * REPLACE (before + row AS row) FROM read_parquet([{files}], filename = true)
+            JOIN part ON filename = file
+            """
+        )
+        self.db.execute(
+            """
+            CREATE TABLE r AS
+            SELECT row, id, key, ask, same, nullif("group", '') AS grp, label, number,
+                   nullif(time, '') AS time, coalesce(split, 'train') AS split,
+                   CAST(NULL AS VARCHAR) AS gone
+            FROM source
+            """
+        )
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.db.close()
+
+    def query(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        return self.db.execute(sql, parameters or None).fetchall()
+
+    def value(self, sql: str, **parameters: Any) -> Any:
+        """The one value of a query; None where it finds no row."""
+        found = self.query(sql, **parameters)
+        return found[0][0] if found else None
+
+    def count(self, split: str) -> int:
+        return int(self.value("SELECT count(*) FROM r WHERE gone IS NULL AND split = $split", split=split))
+
+    def labels(self, split: str) -> dict[str, int]:
+        """Label → its number of rows in a split; one label, "", where the task has none."""
+        sql = "SELECT label, count(*) FROM r WHERE gone IS NULL AND split = $split GROUP BY 1 ORDER BY 1"
+        return dict(self.query(sql, split=split))
+
+    def drop(self, reason: str, where: str, why: str = "NULL", **parameters: Any) -> int:
+        """Take the rows that fulfil a condition out, under a reason that the report counts and names.
+
+        Args:
+            why: an SQL expression that says more of a row.
+        """
+        chosen = f"FROM r WHERE gone IS NULL AND ({where})"
+        names = self.db.execute(
+            f"SELECT id, {why} {chosen} ORDER BY row LIMIT {MAX_NAMED}", parameters or None
+        )
+        named = [f"{name}: {more or reason}" for name, more in names.fetchall()]
+        if not named:
+            return 0
+        count = int(self.value(f"SELECT count(*) {chosen}", **parameters))
+        self.db.execute(
+            f"UPDATE r SET gone = $reason WHERE gone IS NULL AND ({where})", {"reason": reason, **parameters}
+        )
+        self.report.dropped[reason] += count
+        self.report.named = [*self.report.named, *named][:MAX_NAMED]
+        return count
+
+    def texts(self, *splits: str) -> Iterator[tuple[int, str, str]]:
+        """(row, id, text) of the rows that are left in some splits, in order of the rows."""
+        rows = self.db.cursor().execute(
+            """
+            SELECT p.row, p.id, p.text FROM source p JOIN r USING (row)
+            WHERE r.gone IS NULL AND list_contains($splits, r.split) ORDER BY p.row
+            """,
+            {"splits": list(splits)},
+        )
+        while found := rows.fetchmany(8_192):
+            yield from found
+
+    def write(self, split: Split, path: Path, seed: int, bounds: tuple[float, float] | None = None) -> None:
+        """Write a split in a seeded order, so that its first n rows are a fair sample of it.
+
+        Args:
+            bounds: the least and the greatest number that a target is clipped to.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        target = "p.number" if self.numeric else "p.target"
+        if bounds:
+            target = f"least(greatest({target}, {bounds[0]!r}::DOUBLE), {bounds[1]!r}::DOUBLE)"
+        text = ", ".join(
+            'p."group"' if name == "group" else f"p.{name}" for name in COLUMNS if name != "target"
+        )
+        relation = self.db.sql(
+            f"""
+            SELECT {text}, {target} AS target FROM source p JOIN r USING (row)
+            WHERE r.gone IS NULL AND r.split = $split
+            ORDER BY md5_number_lower(concat($seed, '-order-', row)), row
+            """,
+            params={"split": split, "seed": seed},
+        )
+        kinds = {
+            **dict.fromkeys(COLUMNS, pa.string()),
+            "target": pa.float64() if self.numeric else pa.string(),
+        }
+        columns = pa.schema(kinds)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(path, columns, compression="zstd") as writer:
+            for batch in relation.to_arrow_reader(16_384):
+                writer.write_batch(batch.select(list(COLUMNS)).cast(columns))

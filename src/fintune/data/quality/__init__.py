@@ -1,0 +1,1 @@
+"""What the prepared data is like, and what leaks between its splits."""

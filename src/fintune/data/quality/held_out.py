@@ -1,0 +1,148 @@
+"""The texts nobody may train on: the test sets of every public dataset found, and of the prepared data.
+
+What is compared is a statement as it stands in the world: a dataset's own framing (a line `Target: …`,
+several tweets in one text) is taken away, so that one sentence is the same in every dataset.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fintune.config import DataConfig
+from fintune.data.prepare.dataset import PreparedDataset
+from fintune.data.raw.registry import DATASETS, Dataset
+from fintune.data.raw.sources import data_folders, whole_in
+from fintune.data.records import text_key
+from fintune.tasks.base import Record
+from fintune.text.near_duplicates import THRESHOLD, Index, without_links
+
+WORDS_IN_TWEET = 4
+"""A tweet of fewer words says too little to be called a repetition of another."""
+
+
+def statements(record: Record) -> list[str]:
+    """A record's text as the statements that other datasets may hold too; most often the text alone."""
+    if record.source.startswith("fiqa"):
+        return [record.text.rpartition("\nTarget: ")[0] or record.text]
+    if record.source.startswith("stocknet"):
+        tweets = [line[2:] for line in record.text.splitlines() if line.startswith("- ")]
+        return [tweet for tweet in tweets if len(tweet.split()) >= WORDS_IN_TWEET]
+    return [record.text]
+
+
+def _whole(record: Record) -> list[str]:
+    return [record.text]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The held-out text that a text repeats."""
+
+    id: str
+    exact: bool
+    """The same text, case, spacing and links aside."""
+    similarity: float
+
+
+class HeldOut:
+    """Named test sets in one index, and which of their texts another text repeats, exactly or nearly."""
+
+    def __init__(self, threshold: float = THRESHOLD, whole: bool = False) -> None:
+        """`whole` compares texts as they stand in the dataset, not statement by statement."""
+        self._parts = _whole if whole else statements
+        self.records: Counter[str] = Counter()
+        """Test set → records in it."""
+        self._exact: dict[str, dict[str, str]] = {}
+        self._index = Index(threshold)
+
+    def add(self, name: str, record: Record) -> None:
+        """Take a record into the test set of this name: its statements, and its text as a whole."""
+        self.records[name] += 1
+        for statement in dict.fromkeys([*self._parts(record), record.text]):
+            self._exact.setdefault(_key(statement), {}).setdefault(name, record.id)
+            self._index.add((name, record.id), statement)
+
+    def find(self, text: str) -> dict[str, Found]:
+        """By test set, the text that is most like this one; nothing where it has none."""
+        key = _key(text)
+        exact = self._exact.get(key, {}) if key else {}
+        found = {name: Found(id, True, 1.0) for name, id in exact.items()}
+        for (name, id), similarity in self._index.matches(text):
+            found.setdefault(name, Found(id, False, similarity))
+        return found
+
+    def find_record(self, record: Record) -> dict[str, Found]:
+        """The same for a record: the best that any of its statements finds."""
+        best: dict[str, Found] = {}
+        for statement in self._parts(record):
+            for name, found in self.find(statement).items():
+                if name not in best or _rank(found) > _rank(best[name]):
+                    best[name] = found
+        return best
+
+
+def _key(text: str) -> str:
+    return text_key(without_links(text))
+
+
+def _rank(found: Found) -> tuple[bool, float]:
+    return found.exact, found.similarity
+
+
+def public_and_prepared(
+    data: DataConfig,
+    prepared: PreparedDataset | None,
+    threshold: float = THRESHOLD,
+    ignore: tuple[str, ...] = (),
+) -> HeldOut:
+    """Every test set there is.
+
+    A public dataset's is its official test split; where it has none, the split of the prepared data, and
+    where that does not hold it either, the whole dataset. Prepared tasks on other data add their own.
+
+    Args:
+        ignore: sources of prepared tasks that are left out, as the manifest names them.
+    """
+    folders = data_folders(data)
+    entries = prepared.manifest["tasks"].items() if prepared else ()
+    tasks = {entry["dataset"]: task for task, entry in entries}
+    held_out = HeldOut(threshold)
+    taken: set[tuple[str, ...]] = set()
+    for dataset in DATASETS.values():
+        task = tasks.pop(dataset.name, None)
+        if tuple(dataset.paths) in taken:  # another view of files whose test split is in already
+            continue
+        if (folder := whole_in(dataset, folders)) is not None:
+            for record in _test_records(dataset, folder, prepared, task):
+                held_out.add(dataset.name, record)
+            taken.add(tuple(dataset.paths))
+        elif prepared and task:
+            tasks[dataset.name] = task
+    for name, task in tasks.items():
+        if prepared and name not in ignore:
+            for record in prepared.records(task, "test"):
+                held_out.add(name if name in DATASETS else f"{task}: {name}", record)
+    return held_out
+
+
+def _test_records(
+    dataset: Dataset, folder: Path, prepared: PreparedDataset | None, task: str | None
+) -> Iterator[Record]:
+    """The official test split, else the prepared one, else every record; the dataset is read once."""
+    official = False
+    others: list[Record] = []
+    for item in dataset.read(folder):
+        if not isinstance(item, Record):
+            continue
+        if item.split == "test":
+            official = True
+            others.clear()
+            yield item
+        elif not official and not task:
+            others.append(item)
+    if prepared and task and not official:
+        yield from prepared.records(task, "test")
+    yield from others

@@ -1,0 +1,320 @@
+"""Prepared data in, a quality report out: JSON for machines, Markdown and HTML for people.
+
+`build` measures and returns plain values; `leaks` says what `--strict` refuses; `write` makes the files.
+Knows nothing of Markdown or HTML, which `report_pages` makes of the same values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fintune import __version__
+from fintune.config import Recipe
+from fintune.data.prepare.dataset import SPLITS, PreparedDataset
+from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
+from fintune.data.raw.registry import DATASETS
+from fintune.data.records import Split, text_key
+from fintune.errors import DataError
+from fintune.prompts import PromptTemplate
+from fintune.tasks.base import Record, Task
+from fintune.text import encoding
+from fintune.text.near_duplicates import THRESHOLD, pairs, shingles, similarity
+
+SCHEMA = 1
+"""Raised when a key of `quality.json` changes its meaning or goes."""
+NAMED = 10
+"""Examples that are shown of each finding; all are counted."""
+SHOWN = 160
+"""Characters of a text that are shown."""
+NEAR_ROWS = 200_000
+"""Rows of a split, from its beginning, among which near duplicates are looked for, in memory."""
+BINS = 24
+
+Splits = dict[Split, list[Record]]
+
+
+def build(
+    prepared: PreparedDataset, tokenizer: Any | None, recipe: Recipe, threshold: float = THRESHOLD
+) -> dict[str, Any]:
+    """Measure prepared data.
+
+    Args:
+        tokenizer: the base model's; None leaves token lengths out.
+        recipe: says where the public datasets are, and `training.max_length`.
+        threshold: similarity from which two texts are near duplicates.
+
+    Returns:
+        `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: by name, what was found;
+        `across`: what the training texts of each task repeat of every test set there is.
+    """
+    template = PromptTemplate(tokenizer, recipe.training.max_length) if tokenizer is not None else None
+
+    def measure(task: Task, splits: Splits) -> dict[str, Any]:
+        return {split: _split(task, records, template, threshold) for split, records in splits.items()}
+
+    return {
+        "schema": SCHEMA,
+        "fintune": __version__,
+        "data": prepared.describes,
+        "key": prepared.manifest["key"],
+        "threshold": threshold,
+        "max_length": recipe.training.max_length,
+        **_found(prepared, recipe, threshold, measure),
+    }
+
+
+def _found(
+    prepared: PreparedDataset,
+    recipe: Recipe,
+    threshold: float,
+    measure: Callable[[Task, Splits], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """`tasks` and `across` of the report: the leaks, and what `measure` says of a task's splits."""
+    held_out = public_and_prepared(recipe.data, prepared, threshold)
+    tasks: dict[str, Any] = {}
+    across: list[dict[str, Any]] = []
+    for task in prepared.task_set():
+        entry = prepared.manifest["tasks"][task.name]
+        splits: Splits = {split: prepared.records(task.name, split) for split in SPLITS}
+        tasks[task.name] = {
+            "type": task.type,
+            **{key: entry[key] for key in ("dataset", "source", "licence", "dropped", "dropped_examples")},
+            **({"splits": measure(task, splits)} if measure else {}),
+            "leaks": _between_splits(splits, threshold),
+        }
+        across.append(
+            {"task": task.name, "dataset": entry["dataset"], "found": _across(splits["train"], held_out)}
+        )
+    return {"tasks": tasks, "across": {"test_sets": dict(held_out.records), "train": across}}
+
+
+def leaks(report: dict[str, Any]) -> list[str]:
+    """One sentence a leak: what was removed before, what remains between splits, and between datasets.
+
+    Args:
+        report: what `build` returned; `tasks` and `across` are enough.
+    """
+    sentences = []
+    for name, task in report["tasks"].items():
+        for reason, count in task["dropped"].items():
+            if " also in " in reason:
+                sentences.append(f"{name}: {count:,} {reason} (left out)")
+        for leak in task["leaks"]:
+            if leak["exact"] or leak["near"]:
+                sentences.append(f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}")
+    for row in report["across"]["train"]:
+        for test_set, found in row["found"].items():
+            own = test_set.startswith(f"{row['task']}: ") or _one_source(row["dataset"], test_set)
+            if not own:
+                sentences.append(f"{row['task']}: {_counts(found)} of {test_set}'s test texts in train")
+    return sentences
+
+
+def _one_source(dataset: str, other: str) -> bool:
+    """Whether two names stand for one dataset, or for views of the same files."""
+    known = DATASETS.get(dataset), DATASETS.get(other)
+    return dataset == other or (None not in known and known[0].paths == known[1].paths)  # type: ignore[union-attr]
+
+
+def refuse_leaks(prepared: PreparedDataset, recipe: Recipe) -> None:
+    """Raise a DataError that lists what of the training data stands in a test set; see `leaks`."""
+    if sentences := leaks(_found(prepared, recipe, THRESHOLD)):
+        raise DataError(
+            "--strict allows no leak, but there are these (fintune data report names them):\n  "
+            + "\n  ".join(sentences)
+        )
+
+
+def _counts(found: dict[str, Any]) -> str:
+    counts = [f"{found[how]:,} {how}" for how in ("exact", "near") if found[how]]
+    return f"{' and '.join(counts)} repetitions"
+
+
+# One split ------------------------------------------------------------------------------------------
+
+
+def _split(
+    task: Task, records: Sequence[Record], template: PromptTemplate | None, threshold: float
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"rows": len(records)}
+    if task.type == "classification":
+        result["labels"] = dict(sorted(Counter(str(record.target) for record in records).items()))
+    elif task.type == "regression":
+        result["targets"] = _distribution([float(record.target) for record in records])  # type: ignore[arg-type]
+    result["characters"] = _distribution([len(record.text) for record in records])
+    result["words"] = _distribution([len(record.text.split()) for record in records])
+    if template:
+        result.update(_tokens(task, records, template))
+    return {
+        **result,
+        "duplicates": _duplicates(records, threshold),
+        "conflicts": _conflicts(records),
+        "encoding": _encoding(records),
+    }
+
+
+def _distribution(values: Sequence[float]) -> dict[str, Any]:
+    """Quantiles and a histogram; its last bin, from the 99th percentile on, is open to the right."""
+    import numpy as np
+
+    if not len(values):
+        return {}
+    data = np.asarray(values)
+    quantiles = np.quantile(data, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)).tolist()
+    names = ("min", "p5", "p25", "median", "p75", "p95", "p99", "max")
+    counts, edges = np.histogram(np.minimum(data, quantiles[-2]), bins=BINS)
+    histogram = {"edges": [round(edge, 4) for edge in edges.tolist()], "counts": counts.tolist()}
+    rounded = {name: round(value, 4) for name, value in zip(names, quantiles, strict=True)}
+    return {**rounded, "mean": round(float(data.mean()), 4), "histogram": histogram}
+
+
+def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> dict[str, Any]:
+    """Tokens of prompt and answer together, before anything is cut, and what `max_length` cuts of them."""
+    lengths: list[int] = []
+    for begin in range(0, len(records), 256):
+        batch = records[begin : begin + 256]
+        prompts = [template.prompt_text(task, record) for record in batch]
+        ids = template.tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+        for record, prompt in zip(batch, ids, strict=True):
+            lengths.append(len(prompt) + len(template.completion_ids(task.completion(record))))
+    excess = [length - template.max_length for length in lengths if length > template.max_length]
+    total = sum(lengths)
+    return {
+        "tokens": _distribution(lengths),
+        "truncated": {
+            "examples": len(excess),
+            "share": round(len(excess) / max(1, len(lengths)), 4),
+            "tokens_cut": sum(excess),
+            "share_of_tokens": round(sum(excess) / max(1, total), 4),
+        },
+    }
+
+
+def _duplicates(records: Sequence[Record], threshold: float) -> dict[str, Any]:
+    """Records whose text, and question if there is one, repeat an earlier one's in this split."""
+    keys = {record.id: _key(record) for record in records}
+    repeated = len(records) - len(set(keys.values()))
+
+    def same_question(id: str, earlier: str) -> bool:
+        a, b = keys[id][1], keys[earlier][1]
+        return a == b or similarity(shingles(a), shingles(b)) >= threshold
+
+    found = pairs(((record.id, record.text) for record in records[:NEAR_ROWS]), threshold, same_question)
+    near = [
+        {
+            "ids": [pair.earlier, pair.id],
+            "similarity": round(pair.similarity, 4),
+            "text": _shown(" ".join(keys[pair.id])),
+        }
+        for pair in sorted(found, key=lambda pair: -pair.similarity)
+        if keys[pair.id] != keys[pair.earlier]
+    ]
+    return {
+        "exact": repeated,
+        "near": len(near),
+        "near_looked_for_in": min(len(records), NEAR_ROWS),
+        "examples": near[:NAMED],
+    }
+
+
+def _conflicts(records: Sequence[Record]) -> dict[str, Any]:
+    """Texts (with their question) that stand in this split with more than one target."""
+    by_key: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        by_key[_key(record)].append(record)
+    found = [group for group in by_key.values() if len({record.target for record in group}) > 1]
+    examples = [
+        {
+            "ids": [record.id for record in group],
+            "targets": [_shown(record.target) for record in group],
+            "text": _shown(group[0].text),
+        }
+        for group in found[:NAMED]
+    ]
+    return {"texts": len(found), "examples": examples}
+
+
+def _encoding(records: Iterable[Record]) -> dict[str, Any]:
+    """Records that `data.repair_encoding` would repair, and those with a character lost for good."""
+    counts = {"repairable": 0, "lost": 0}
+    examples: list[dict[str, str]] = []
+    for record in records:
+        parts = (record.text, record.question, record.target)
+        problems = [(part, encoding.problem(part)) for part in parts if isinstance(part, str)]
+        for part, problem in problems:
+            if problem is None:
+                continue
+            counts[problem] += 1
+            if len(examples) < NAMED:
+                examples.append({"id": record.id, "problem": problem, "text": _around(part, problem)})
+            break  # a record counts once
+    return {**counts, "examples": examples}
+
+
+def _around(text: str, problem: encoding.Problem) -> str:
+    """The part of a text where the damage is."""
+    if problem == "lost":
+        place = text.index("\ufffd")
+    else:
+        repaired = encoding.repair(text)
+        place = next((i for i, (a, b) in enumerate(zip(text, repaired, strict=False)) if a != b), 0)
+    begin = max(0, place - 30)
+    return ("…" if begin else "") + _shown(text[begin : place + 50])
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return text_key(record.text), text_key(record.question or "")
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+# Between splits and datasets ------------------------------------------------------------------------
+
+
+def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
+    """What the texts of one split repeat of another that it should not know: whole texts, not statements."""
+    held_out = HeldOut(threshold, whole=True)
+    for split in ("validation", "test"):
+        for record in splits[split]:
+            held_out.add(split, record)
+    none = {"exact": 0, "near": 0, "examples": []}
+    train = _across(splits["train"], held_out)
+    validation = _across(splits["validation"], held_out)
+    return [
+        {"from": "train", "to": "test", **train.get("test", none)},
+        {"from": "train", "to": "validation", **train.get("validation", none)},
+        {"from": "validation", "to": "test", **validation.get("test", none)},
+    ]
+
+
+def _across(records: Iterable[Record], held_out: HeldOut) -> dict[str, Any]:
+    """By test set that some repeat: how many records repeat one of its texts, exactly or nearly."""
+    found: dict[str, list[tuple[Record, Found]]] = defaultdict(list)
+    for record in records:
+        for name, match in held_out.find_record(record).items():
+            found[name].append((record, match))
+    return {name: _counted(found[name]) for name in held_out.records if name in found}
+
+
+def _counted(matches: list[tuple[Record, Found]]) -> dict[str, Any]:
+    exact = sum(match.exact for _, match in matches)
+    ranked = sorted(matches, key=lambda item: (-item[1].exact, -item[1].similarity))
+    return {
+        "exact": exact,
+        "near": len(matches) - exact,
+        "examples": [
+            {
+                "id": record.id,
+                "test_id": match.id,
+                "exact": match.exact,
+                "similarity": round(match.similarity, 4),
+                "text": _shown(record.text),
+            }
+            for record, match in ranked[:NAMED]
+        ],
+    }

@@ -1,0 +1,327 @@
+"""Dataset names in, raw files below a folder out: copied from a data folder at hand, else downloaded.
+
+Every file is checked against its known checksum and put in its place whole or not at all. What was
+downloaded is recorded in `downloads.json` beside the files, so that a later call knows them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.data.raw.fetch import (
+    FetchError,
+    Limits,
+    OfflineError,
+    check_reachable,
+    fetch,
+    fetch_hub,
+    host_of,
+)
+from fintune.data.raw.readers.archives import members
+from fintune.data.raw.registry import DATASETS, Dataset, Origin, RawFile
+from fintune.errors import DataError
+from fintune.files import atomic_write, file_sha256, read_json, write_json
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+DEFAULT_DIR = "data/raw"
+RECORD = "downloads.json"
+QUICK = Limits(connect_seconds=1.2, read_seconds=10, file_seconds=300, attempts=3, pause_seconds=0.5)
+"""For a run that can do without: offline it learns so within three seconds."""
+
+
+@dataclass
+class Outcome:
+    """What became of each dataset that was asked for."""
+
+    got: list[str] = field(default_factory=list)
+    unreached: dict[str, str] = field(default_factory=dict)
+    """Datasets whose servers were not reached: name → why."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Datasets that no place gave as they are known: name → why."""
+
+
+def download(
+    names: Iterable[str] | None = None,
+    target_dir: str | Path = DEFAULT_DIR,
+    say: Callable[[str], None] = print,
+    limits: Limits | None = None,
+) -> list[str]:
+    """Get the raw files of datasets (default, or with the name `all`: all).
+
+    Files that are there already are checked and kept. FINTUNE_DATA_DIR, where it is set and holds a
+    file, is copied from; other files come from their pinned upstream. FINTUNE_OFFLINE=1 asks no server.
+
+    Returns:
+        The names of the datasets that could not be got, because no server was reached; `say` has told
+        where to put their files, and the built-in sample serves until then.
+
+    Raises:
+        DataError: a name is unknown, a file has another checksum or is no longer upstream, or it cannot
+            be written. The other datasets are there nevertheless.
+    """
+    outcome = get(names, target_dir, say, limits or Limits())
+    if outcome.unreached:
+        say(_advice(outcome.unreached, Path(target_dir)))
+    if outcome.failed:
+        raise DataError("\n".join(outcome.failed.values()))
+    return list(outcome.unreached)
+
+
+def get(
+    names: Iterable[str] | None,
+    target_dir: str | Path,
+    say: Callable[[str], None],
+    limits: Limits,
+    *,
+    quick: bool = False,
+) -> Outcome:
+    """As `download`, but what went wrong is returned.
+
+    Args:
+        quick: after one server that does not answer ask no other.
+    """
+    names = list(names or ["all"])
+    if "all" in names:
+        names = list(DATASETS)
+    for name in names:
+        if name not in DATASETS:
+            raise DataError(f"There is no dataset '{name}'; there are: all, {', '.join(DATASETS)}.")
+    store = _Store(Path(target_dir), limits, quick, say)
+    outcome = Outcome()
+    for dataset in (DATASETS[name] for name in dict.fromkeys(names)):
+        try:
+            done = {how for file in dataset.files if not file.optional and (how := store.get(dataset, file))}
+            without = store.get_optional(dataset)
+        except OfflineError as error:
+            outcome.unreached[dataset.name] = str(error)
+        except FetchError as error:
+            outcome.failed[dataset.name] = f"{dataset.name} could not be had: {error}."
+        else:
+            state = " and ".join(sorted(done)) or "already there"
+            files = ", ".join(dataset.found(Path(target_dir)))
+            say(f"{dataset.name}: {state}, {files} in {target_dir} ({dataset.licence}){without}.")
+            outcome.got.append(dataset.name)
+    return outcome
+
+
+def _advice(unreached: dict[str, str], target: Path) -> str:
+    lines = []
+    for dataset in (DATASETS[name] for name in unreached):
+        for file in dataset.files:
+            places = [
+                origin.address + (f" (its member {_plain(origin.member)})" if origin.member else "")
+                for origin in dataset.origins(file)
+            ]
+            lines.append(f"  {target / file.path}  from {' or '.join(places)}")
+    reasons = dict.fromkeys(reason for why in unreached.values() for reason in why.split("; "))
+    return (
+        f"No server was reached ({'; '.join(reasons)}), so these were not "
+        f"downloaded: {', '.join(unreached)}. Place these files here, or set FINTUNE_DATA_DIR to a folder "
+        "that holds them; the built-in sample is used meanwhile.\n" + "\n".join(lines)
+    )
+
+
+def _plain(pattern: str) -> str:
+    return re.sub(r"\\(.)", r"\1", pattern)
+
+
+class _Store:
+    """The folder of raw files, and what is known of the servers."""
+
+    def __init__(self, target: Path, limits: Limits, quick: bool, say: Callable[[str], None]) -> None:
+        self.target, self.limits, self.quick, self.say = target, limits, quick, say
+        self.at_hand = os.environ.get("FINTUNE_DATA_DIR")
+        self.offline = "FINTUNE_OFFLINE is set" if is_set("FINTUNE_OFFLINE") else ""
+        self.hosts: dict[str, OfflineError | None] = {}
+        self.record = self._read_record()
+
+    def get(self, dataset: Dataset, file: RawFile) -> str:
+        """Have a file in its place: "" where it was, else "copied" or "downloaded".
+
+        Raises:
+            OfflineError: the network alone is at fault.
+            FetchError: what each place answered.
+            DataError: the folder cannot be written.
+        """
+        path = self.target / file.path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            complaints = []
+            if path.is_file():
+                problem = self._problem(file, path)
+                if not problem:
+                    return ""
+                complaints.append(problem)
+                self.say(f"{problem}, so it is fetched again.")
+            if self.at_hand and (local := Path(self.at_hand) / file.path).is_file() and local != path:
+                found, known = file_sha256(local), _known_sums(file)
+                if not known or found in known or not file.upstream:
+                    part = path.with_name(path.name + ".part")
+                    shutil.copyfile(local, part)
+                    os.replace(part, path)
+                    return "copied"
+                complaints.append(f"{local} has {_another_sum(found, known)}, so it was not copied")
+            unreached: list[str] = []
+            for origin in dataset.origins(file):
+                try:
+                    with _only_here(self.target):  # two processes would write into one partial file
+                        if not complaints and path.is_file():
+                            return "downloaded"  # by the other, meanwhile
+                        self._receive(origin, path)
+                    return "downloaded"
+                except OfflineError as error:
+                    unreached.append(str(error))
+                except FetchError as error:
+                    complaints.append(str(error))
+                except DataError as error:  # the archive holds something else than it should
+                    complaints.append(str(error).rstrip("."))
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror or error}.") from None
+        if not complaints:
+            raise OfflineError("; ".join(dict.fromkeys(unreached)) or "it has no address")
+        raise FetchError("; ".join(dict.fromkeys([*complaints, *unreached])))
+
+    def get_optional(self, dataset: Dataset) -> str:
+        """Have what a dataset can do without; a clause on what is not to be had, "" where all is there."""
+        lacking = []
+        for file in dataset.files:
+            if file.optional:
+                try:
+                    self.get(dataset, file)
+                except (OfflineError, FetchError) as error:
+                    lacking.append(f"{file.path} ({error})")
+        return f"; without {', '.join(lacking)}" if lacking else ""
+
+    def _problem(self, file: RawFile, path: Path) -> str:
+        """Why a file in its place is not the one that belongs there; "" where it is."""
+        found = file_sha256(path)
+        known = _known_sums(file)
+        recorded = self.record.get(file.path, {}).get("sha256")
+        if found in known or found == recorded:
+            return ""
+        if recorded:
+            return f"{path} has changed since it was downloaded (its checksum was {recorded}, now {found})"
+        # An archive that GitHub made, put here by hand, has a checksum of its own.
+        return f"{path} has {_another_sum(found, known)}" if known and file.upstream else ""
+
+    def _receive(self, origin: Origin, path: Path) -> None:
+        """Fetch, check, store and record."""
+        self._check_reachable(origin)
+        part = path.with_name(path.name + ".part")
+        if origin.hub:
+            shutil.copyfile(fetch_hub(*origin.hub, origin.address, self.limits), part)
+        else:
+            # What an earlier call left is only gone on from where a checksum tells whether it fits.
+            begun = part.is_file() and origin.sha256 is not None
+            fetch(origin.url, part, self.limits, resume=begun)
+            if begun and file_sha256(part) != origin.sha256:
+                fetch(origin.url, part, self.limits, resume=False)
+        found = file_sha256(part)
+        if origin.sha256 and found != origin.sha256:
+            part.unlink()
+            raise FetchError(
+                f"{origin.address} has {_another_sum(found, {origin.sha256})}, so it was not stored"
+            )
+        if not origin.sha256 and path.name.endswith((".tar.gz", ".zip")):
+            try:
+                for _ in members(part, "(?!)"):  # to its end, so that it is whole and not hostile
+                    pass
+            except DataError as error:
+                part.unlink()
+                raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
+        elif not origin.sha256 and _is_web_page(part):  # a network's log-in page, for one
+            part.unlink()
+            raise FetchError(f"{origin.address} gave a web page instead of the file")
+        if origin.member:
+            try:
+                texts = [text for _, text in members(part, origin.member, origin.encoding)]
+            finally:
+                part.unlink()
+            if len(texts) != 1:
+                raise FetchError(
+                    f"{origin.address} holds {len(texts)} files {_plain(origin.member)}, not one"
+                )
+            atomic_write(path, texts[0])
+            found = file_sha256(path)
+        else:
+            os.replace(part, path)
+        name = path.relative_to(self.target).as_posix()
+        self.record = self._read_record()  # another process may have added to it
+        self.record[name] = {
+            "url": origin.address,
+            "sha256": found,
+            "bytes": path.stat().st_size,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.target / RECORD, self.record)
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = read_json(self.target / RECORD)
+        except DataError:  # none yet, or damaged: the files' known checksums still hold
+            record = None
+        return record if isinstance(record, dict) else {}
+
+    def _check_reachable(self, origin: Origin) -> None:
+        if self.offline:
+            raise OfflineError(self.offline)
+        if origin.hub and _hub_is_off():
+            return  # its client then looks into its cache alone
+        host = host_of(origin.address)
+        if host not in self.hosts:
+            gone = [error for error in self.hosts.values() if error]
+            try:
+                if self.quick and gone:
+                    raise gone[0]
+                check_reachable(origin.address, self.limits)
+                self.hosts[host] = None
+            except OfflineError as error:
+                self.hosts[host] = error
+        if (known := self.hosts[host]) is not None:
+            raise known
+
+
+def _only_here(target: Path) -> BaseFileLock:
+    """A lock among this machine's processes that download into a folder."""
+    import tempfile
+
+    from filelock import FileLock
+
+    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"fintune-download-{name}.lock")
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable is a yes, as the hub client reads its own."""
+    return os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def _hub_is_off() -> bool:
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+def _known_sums(file: RawFile) -> set[str]:
+    """The checksums a genuine file may have: as tested, or as another place has it."""
+    sums = {origin.sha256 for origin in file.others if not origin.member}
+    return {known for known in (file.sha256, *sums) if known}
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(1000).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _another_sum(found: str, known: set[str]) -> str:
+    return f"another checksum than it should ({found} instead of {' or '.join(sorted(known))})"

@@ -1,0 +1,35 @@
+"""Which datasets may be used commercially, as their licences state: a word for people, a choice for a run.
+
+This reads licences as they are stated; it is no legal advice.
+"""
+
+from __future__ import annotations
+
+from fintune.data.raw.registry import COMMERCIAL_DEFAULTS, DATASETS, SAMPLE
+from fintune.tasks.base import Task
+from fintune.tasks.kinds import ClassificationTask
+
+
+def commercial_use(dataset: str) -> str:
+    """Whether a source's licence allows commercial use: `yes`, `no`, `not stated` or `yours to know`."""
+    if dataset not in DATASETS:
+        return "yes" if dataset == SAMPLE else "yours to know"
+    return {True: "yes", False: "no", None: "not stated"}[DATASETS[dataset].commercial]
+
+
+def commercial_dataset(task: Task, dataset: str) -> tuple[str | None, str]:
+    """The dataset that a task takes under `data.commercial_only`, and the line that says so.
+
+    A dataset that allows commercial use is kept, without a line. Else the task's stand-in is taken, where
+    there is one that allows it and has the task's labels; else None: the task is to be left out.
+    """
+    if DATASETS[dataset].commercial:
+        return dataset, ""
+    why = f"{dataset} ({DATASETS[dataset].licence}) does not allow commercial use"
+    other = DATASETS.get(COMMERCIAL_DEFAULTS.get(task.name, ""))
+    fits = other is not None and other.commercial and other.type == task.type
+    if other is not None and fits and isinstance(task, ClassificationTask):
+        fits = set(other.labels) == set(task.labels)
+    if other is None or not fits or other.name == dataset:
+        return None, f"{task.name}: left out (data.commercial_only): {why}."
+    return other.name, f"{task.name}: {other.name} (data.commercial_only): {why}."

@@ -1,0 +1,388 @@
+"""Where a task's raw records come from: a public dataset, a user's file, a plug-in, the built-in sample.
+
+`find_source` decides; nothing is read before `Source.read` is called. A public dataset is looked for in
+`data.dir`, then FINTUNE_DATA_DIR, then the download folder; `fetch_missing` puts there what is nowhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
+from fintune.data.raw.download import DEFAULT_DIR, QUICK, download, get, is_set
+from fintune.data.raw.licences import commercial_dataset
+from fintune.data.raw.readers.row_files import RowFile
+from fintune.data.raw.registry import DATASETS, DEFAULTS, SAMPLE, Dataset
+from fintune.data.records import Dropped, Read
+from fintune.data.storage import Location, locate
+from fintune.errors import ConfigError, DataError
+from fintune.tasks.base import Record, Task
+from fintune.text.encoding import repair
+
+__all__ = [
+    "DATASETS",
+    "SAMPLE",
+    "Source",
+    "data_folders",
+    "describe_sources",
+    "download",
+    "fetch_missing",
+    "find_source",
+    "licensed_source",
+    "list_datasets",
+]
+
+Folders = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one task's records come from."""
+
+    dataset: str
+    """What tables call it: a dataset's name, `built-in sample`, a file, or the plug-in."""
+    home: str
+    licence: str
+    read: Read | None = None
+    files: Mapping[str, Location] = field(default_factory=dict)
+    content: str = ""
+    """What stands for the content where there is no file."""
+    note: str = ""
+    """Why this source, where that is not plain."""
+
+    pieces: Callable[[], list[tuple[Read, int]]] | None = None
+    """What to read instead of `read`, where it can be read in pieces."""
+    repair: bool = False
+    """Whether records' texts are put right that were read in a wrong encoding."""
+
+    def parts(self) -> list[tuple[Read, int]]:
+        """What its records can be read in, in order, each with the bytes there are to read."""
+        if self.read is not None:
+            parts = [(self.read, sum(file.size() for file in self.files.values()))]
+        else:
+            parts = self.pieces() if self.pieces else []
+        if self.repair:
+            parts = [(functools.partial(repaired, read), size) for read, size in parts]
+        return parts
+
+    def sha256(self) -> dict[str, str]:
+        """The checksum of each file that is read.
+
+        Raises:
+            DataError: a file is missing or cannot be read.
+        """
+        return {name: file.sha256() for name, file in self.files.items()}
+
+
+def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
+    """The source of a task's records: its file, else its dataset, else the defaults.
+
+    A built-in task without a setting takes its public dataset where that is found in the data folder,
+    else the built-in sample. Another task takes its `load_custom_dataset`. With `data.repair_encoding`
+    what is read is repaired.
+
+    Raises:
+        ConfigError: the dataset's name is unknown, or its type is not the task's.
+        DataError: a file or the data folder is missing, or the task has no data at all.
+    """
+    source = _found(name, config, data, task)
+    return replace(source, repair=data.repair_encoding)
+
+
+def licensed_source(
+    name: str, config: TaskDataConfig, data: DataConfig, task: Task
+) -> tuple[Source | None, str]:
+    """`find_source` under `data.commercial_only`, and the line that says what that changed; "" if nothing.
+
+    Where the dataset's licence does not allow commercial use: the source of its stand-in, or None if the task
+    is to be left out. A default that no folder holds is the built-in sample, unless its stand-in is there.
+
+    Raises:
+        ConfigError, DataError: as `find_source`.
+    """
+    wanted = _wanted(name, config)
+    if not data.commercial_only or wanted not in DATASETS:
+        return find_source(name, config, data, task), ""
+    if config.dataset:
+        _dataset(name, wanted, task)  # of another type, it is refused and not left out
+    chosen, line = commercial_dataset(task, wanted)
+    if not config.dataset:
+        source = find_source(name, config, data, task)
+        if chosen == wanted or (
+            source.dataset == SAMPLE
+            and (chosen is None or whole_in(DATASETS[chosen], data_folders(data)) is None)
+        ):
+            return source, ""
+    if chosen is None:
+        return None, line
+    return find_source(name, config.model_copy(update={"dataset": chosen}), data, task), line
+
+
+def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
+    if config.file:
+        return _own_files(name, config, task)
+    if config.dataset == "sample":
+        return _sample(name, "chosen in the recipe")
+    folders = data_folders(data)
+    if config.dataset:
+        return _public(_dataset(name, config.dataset, task), folders)
+    if name not in BUILT_IN_TASKS:
+        return _plugin(task)
+    return _default(name, folders)
+
+
+def data_folders(data: DataConfig) -> Folders:
+    """The folders that public datasets are looked for in, and the setting each comes from."""
+    folders = {Path(DEFAULT_DIR): ""}
+    if os.environ.get("FINTUNE_DATA_DIR"):
+        folders = {Path(os.environ["FINTUNE_DATA_DIR"]): "FINTUNE_DATA_DIR", **folders}
+    if data.dir:
+        folders = {Path(data.dir): "data.dir", **folders}
+    return list(folders.items())
+
+
+def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
+    """Download the public datasets that a recipe's tasks would take and that no folder holds.
+
+    With `data.commercial_only` these are the ones whose licence allows commercial use. A machine without a
+    network is found out within three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1 skip the attempt. A
+    download that fails raises nothing: a run can do without.
+
+    Returns:
+        Why datasets are still missing; "" where none is.
+
+    Raises:
+        ConfigError: the recipe names a task that nobody defines.
+    """
+    from fintune.tasks import task_set
+
+    wanted = []
+    for task in task_set(recipe):
+        name = _wanted(task.name, recipe.data.tasks.get(task.name))
+        if recipe.data.commercial_only and name in DATASETS:
+            name = commercial_dataset(task, name)[0] or ""
+        wanted.append(name)
+    folders = data_folders(recipe.data)
+    missing = [
+        name
+        for name in dict.fromkeys(wanted)
+        if name in DATASETS and whole_in(DATASETS[name], folders) is None
+    ]
+    if not missing or _wrong_folder(folders):
+        return ""
+    for variable in ("FINTUNE_OFFLINE", "HF_HUB_OFFLINE"):
+        if is_set(variable):
+            return f"{variable} is set"
+    say(f"Trying to download {', '.join(missing)} into {DEFAULT_DIR} (FINTUNE_OFFLINE=1 skips this).")
+    try:
+        outcome = get(missing, DEFAULT_DIR, say, QUICK, quick=True)
+    except DataError as error:
+        return str(error).rstrip(".")
+    return "; ".join(dict.fromkeys([*outcome.failed.values(), *outcome.unreached.values()])).rstrip(".")
+
+
+def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> str:
+    """The data a run takes, for a person: the public datasets by name, the built-in sample and why.
+
+    Args:
+        why: the reason for the sample, where more is known than that there are no files.
+
+    Raises:
+        ConfigError, DataError: as `find_source`.
+    """
+    named: list[str] = []
+    sampled: dict[str, list[str]] = {}
+    for task in tasks:
+        config = recipe.data.tasks.get(task.name, TaskDataConfig())
+        if task.name not in BUILT_IN_TASKS and not config.dataset and not config.file:
+            named.append(f"the plug-in's data for {task.name}")
+            continue
+        source, _ = licensed_source(task.name, config, recipe.data, task)
+        if source is None:
+            continue
+        if source.dataset != SAMPLE:
+            named.append(source.dataset)
+        else:
+            reason = source.note if config.dataset or not why else why
+            sampled.setdefault(reason, []).append(task.name)
+    whole = not named and len(sampled) == 1
+    for reason, names in sampled.items():
+        named.append(f"the {SAMPLE}{'' if whole else ' for ' + ', '.join(names)} ({reason})")
+    return ", ".join(dict.fromkeys(named))
+
+
+def _wanted(name: str, config: TaskDataConfig | None) -> str:
+    """The public dataset that a task takes if it is found; "" where it takes something else."""
+    if config and (config.file or config.dataset):
+        return config.dataset or ""
+    return DEFAULTS.get(name, "")
+
+
+def _dataset(name: str, dataset: str, task: Task) -> Dataset:
+    key = f"data.tasks.{name}.dataset"
+    if dataset not in DATASETS:
+        near = difflib.get_close_matches(dataset, [*DATASETS, "sample"], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are: sample, {', '.join(DATASETS)}"
+        raise ConfigError(f"{key} names the unknown dataset '{dataset}'; {hint}")
+    found = DATASETS[dataset]
+    if found.type != task.type:
+        fitting = [other.name for other in DATASETS.values() if other.type == task.type]
+        raise ConfigError(
+            f"{key} is '{dataset}', which is for {found.type} tasks, but {name} is a {task.type} task; "
+            f"for that there are: {', '.join(fitting)}"
+        )
+    return found
+
+
+def _default(name: str, folders: Folders) -> Source:
+    dataset = DATASETS[DEFAULTS[name]]
+    if wrong := _wrong_folder(folders):
+        raise DataError(wrong)
+    if _lookup(dataset, folders) is None:
+        searched = " or ".join(str(folder) for folder, _ in folders)
+        return _sample(name, f"there is no {dataset.paths[0]} in {searched}")
+    return _public(dataset, folders)
+
+
+def _wrong_folder(folders: Folders) -> str:
+    """What is wrong with a folder that was set: a slip must not end in data from elsewhere."""
+    folder, setting = folders[0]
+    if not setting or any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
+        return ""
+    what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
+    return (
+        f"{setting} is {folder}, which {what}: correct it, run  fintune data download,  or unset it "
+        "to use the built-in sample."
+    )
+
+
+def _lookup(dataset: Dataset, folders: Folders) -> tuple[Path, str] | None:
+    """The first folder with all files of a dataset, else the first with any."""
+    for enough in (all, any):
+        for folder, setting in folders:
+            if enough((folder / file).is_file() for file in dataset.paths):
+                return folder, setting
+    return None
+
+
+def whole_in(dataset: Dataset, folders: Folders) -> Path | None:
+    """The first folder with all files that a dataset cannot be read without."""
+    for folder, _ in folders:
+        if all((folder / file).is_file() for file in dataset.paths):
+            return folder
+    return None
+
+
+def _public(dataset: Dataset, folders: Folders) -> Source:
+    folder, setting = _lookup(dataset, folders) or folders[0]
+    missing = [file for file in dataset.paths if not (folder / file).is_file()]
+    if missing:
+        where = f"{folder} ({setting})" if setting else f"{folder} (set another with data.dir)"
+        raise DataError(
+            f"Dataset {dataset.name} needs {', '.join(missing)}, which is missing from {where}: "
+            f"run  fintune data download --dataset {dataset.name},  or copy it there."
+        )
+    return Source(
+        dataset=dataset.name,
+        home=dataset.home,
+        licence=dataset.licence,
+        read=functools.partial(dataset.read, folder.resolve()),
+        files={file: locate(folder / file) for file in dataset.found(folder)},
+    )
+
+
+def _sample(name: str, note: str) -> Source:
+    read = functools.partial(_sample_records, name)
+    return Source(SAMPLE, "fintune.data.raw.sample", "Apache-2.0", read, note=note)
+
+
+def _sample_records(name: str) -> Iterator[Record | Dropped]:
+    from fintune.data.raw.sample import sample_records
+
+    yield from sample_records(name)
+
+
+def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
+    from fintune.data.raw.readers.row_files import row_files
+
+    key = f"data.tasks.{name}"
+    given = {"file": config.file, "validation_file": config.validation_file, "test_file": config.test_file}
+    files = [
+        (setting.removesuffix("file").rstrip("_") or None, file)
+        for setting, path in given.items()
+        if path
+        for file in row_files(path, f"{key}.{setting}")
+    ]
+    pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns")
+    sums = {file.place.shown: file.place for _, file in files}
+    shown = files[0][1].root or files[0][1].place
+    return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces)
+
+
+def _own_pieces(
+    files: list[tuple[str | None, RowFile]], task: Task, columns: Mapping[str, str], key: str
+) -> list[tuple[Read, int]]:
+    from fintune.data.raw.readers.own_file import read_own_file
+    from fintune.data.raw.readers.row_files import cuts
+
+    return [
+        (functools.partial(read_own_file, file, task, columns, key, split, cut), size)
+        for split, file in files
+        for cut, size in cuts(file)
+    ]
+
+
+def _plugin(task: Task) -> Source:
+    try:
+        rows = task.load_custom_dataset()
+    except NotImplementedError:
+        raise DataError(
+            f"Task {task.name} has no data: name a file with data.tasks.{task.name}.file, or a public "
+            f"dataset with data.tasks.{task.name}.dataset."
+        ) from None
+
+    read = functools.partial(_plugin_records, rows, task)
+    content = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
+    return Source(f"{task.name} (plug-in)", type(task).__module__, "the plug-in's", read, content=content)
+
+
+def _plugin_records(rows: list[dict[str, Any]], task: Task) -> Iterator[Record | Dropped]:
+    from fintune.data.raw.readers.own_file import record_of
+
+    for number, row in enumerate(rows, start=1):
+        yield record_of(row, task, f"{task.name}:{number}", None)
+
+
+def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Show every public dataset: its task type, licence and home, and whether its files are found."""
+    folders = data_folders(DataConfig(dir=data_dir))
+    task_of = {dataset: task for task, dataset in DEFAULTS.items()}
+    say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<6} licence; home")
+    for dataset in DATASETS.values():
+        part = "in part" if _lookup(dataset, folders) else "no"
+        state = "yes" if whole_in(dataset, folders) else part
+        say(
+            f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} {state:<6} "
+            f"{dataset.licence}; {dataset.home}"
+        )
+    say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<6} Apache-2.0; built in")
+    say(f"Looked in {', '.join(str(folder) for folder, _ in folders)}.")
+
+
+def repaired(read: Callable[[], Iterable[Record | Dropped]]) -> Iterator[Record | Dropped]:
+    """What a source's `read` yields, with the text, question and target of its records repaired."""
+    for item in read():
+        if not isinstance(item, Record):
+            yield item
+            continue
+        target = repair(item.target) if isinstance(item.target, str) else item.target
+        question = None if item.question is None else repair(item.question)
+        yield replace(item, text=repair(item.text), question=question, target=target)

@@ -1,0 +1,42 @@
+"""What readers yield: records, and rows that were dropped, counted and named; and when two texts are one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from fintune.tasks.base import Record
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row a reader could not turn into a record, or left out by its dataset's rule."""
+
+    reason: str
+    """A short phrase that rows are counted under, such as "malformed rows"."""
+    where: str
+    """File and line, or another name the row can be found by."""
+    why: str = ""
+    count: int = 1
+
+
+Read = Callable[[], Iterable[Record | Dropped]]
+"""Yields a part's records; must be picklable, as a `functools.partial` of a function is."""
+
+
+def text_key(text: str) -> str:
+    """Two texts with the same key are the same text: case and spacing do not tell them apart."""
+    return " ".join(text.casefold().split())
+
+
+def digest(key: str) -> int:
+    """64 bits that stand for a key: of 10 million texts two different ones agree once in 400,000 times.
+
+    Raises:
+        UnicodeEncodeError: the text holds half a character (a lone surrogate).
+    """
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

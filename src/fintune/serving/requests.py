@@ -1,0 +1,54 @@
+"""What every route of the API uses: the model thread, the client that may go away, the task that is meant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+
+from fintune.serving.errors import ApiError
+from fintune.serving.queue import ModelThread
+from fintune.tasks import Task
+
+T = TypeVar("T")
+
+
+def model_thread(request: Request) -> ModelThread:
+    return request.app.state.thread
+
+
+Thread = Annotated[ModelThread, Depends(model_thread)]
+
+
+async def attended(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(499, "The client went away.", code="client_closed_request")
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def task_of(thread: ModelThread, model: str, task: str) -> Task:
+    """The model's task.
+
+    Raises:
+        ApiError: 404, there is none of this name.
+    """
+    tasks = thread.models.tasks(model)
+    if task not in tasks.names():
+        known = ", ".join(tasks.names())
+        raise ApiError(404, f"There is no such task: there are {known}.", code="task_not_found", param="task")
+    return tasks[task]

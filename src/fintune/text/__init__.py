@@ -1,0 +1,1 @@
+"""What strings say: sentences, numbers, near duplicates, encodings. Knows nothing of tasks or models."""

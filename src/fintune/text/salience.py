@@ -1,0 +1,299 @@
+"""Which sentences of a long text stand for it within a token budget, in the text's order.
+
+One pass: sentences come in blocks, the method scores a block, and of all that was read only the best
+sentences stay, a few budgets' worth, so memory does not grow with the text. Knows texts and a function that
+counts tokens; knows nothing of tasks, prompts or files.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from typing import Any, Literal, get_args
+
+from fintune.errors import ConfigError
+from fintune.text.sentences import sentences
+
+Method = Literal["lead", "score", "learnt", "bm25", "graph"]
+
+BLOCK = 512
+"""Sentences scored together: `bm25` and `graph` rank a sentence among those of its block alone."""
+LONGEST = 1000
+"""Characters of a sentence at most: a text without full stops is cut, too."""
+CANDIDATES = 4
+"""Budgets' worth of sentences kept while reading, so that enough are left when repetitions are skipped."""
+ALIKE = 0.7
+"""Sentences whose words have this Jaccard similarity say the same."""
+LEARN_FROM = 400
+"""Texts that weights are learnt from at most: more change little."""
+LEARNT = 300
+"""Features whose weights are learnt."""
+
+_TOKEN = re.compile(
+    r"[^\W\d_]+(?:['’][^\W\d_]+)?"
+    r"|\d[\d,.]*\s?(?:%|percent\b|percentage points?\b|basis points?\b|bps\b)"
+    r"|[$€£]\s?\d[\d,.]*"
+    r"|\d[\d,.]*"
+)
+_WORD = re.compile(r"\w[\w.,]*\w|\w")
+
+WEIGHTS: dict[str, float] = {
+    "<money>": 1.0,
+    "<percent>": 0.6,
+    "<number>": 0.3,
+    "<year>": 0.2,
+    "million": 0.4,
+    "billion": 0.4,
+    "per share": 1.5,
+    "eps": 1.5,
+    "dividend": 0.5,
+    **dict.fromkeys(["guidance", "outlook", "forecast"], 1.0),
+    **dict.fromkeys(["expect", "expects", "expected", "anticipate", "project", "range"], 0.5),
+    **dict.fromkeys(["revenue", "revenues", "sales", "earnings", "income", "profit", "ebitda"], 0.7),
+    **dict.fromkeys(["quarter", "year", "fiscal", "adjusted", "net", "diluted", "total"], 0.3),
+    **dict.fromkeys(["reported", "compared", "versus", "increased", "decreased", "grew", "declined"], 0.3),
+    **{f"<at {k}>": 0.5 - 0.1 * k for k in range(5)},
+}
+"""What `score` adds up: figures, results, guidance and periods, and the text's first sentences."""
+
+QUERY = (
+    "guidance outlook expect full year range earnings per share diluted adjusted net income revenue sales "
+    "quarter increased decreased million billion percent"
+)
+"""What `bm25` looks for where there is no question."""
+
+
+@dataclass(frozen=True)
+class Salience:
+    """How the sentences are chosen.
+
+    `lead` takes the first ones. `score` adds up `WEIGHTS`. `learnt` adds up weights that `fit` learnt from
+    texts with references, and `WEIGHTS` where it has learnt nothing. `bm25` ranks the sentences of a block
+    against a question, or `QUERY` (Robertson and Zaragoza, 2009). `graph` is TextRank on TF-IDF similarities
+    (Mihalcea and Tarau, 2004). The last two compare the sentences of a block; the others see each alone.
+    """
+
+    method: Method = "score"
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ConfigError(f"salience is {self.method!r}, but known are: {', '.join(get_args(Method))}")
+
+    def select(
+        self,
+        document: str | Iterable[str],
+        budget: int,
+        count_tokens: Callable[[str], int],
+        query: str | None = None,
+    ) -> str:
+        """The chosen sentences in their order, one a line; "" if not one fits.
+
+        By descending score, a sentence is taken where it fits and does not repeat one already taken.
+
+        Args:
+            document: a text, or its parts in order, such as an open file's lines.
+            budget: tokens of the result at most, as `count_tokens` counts them.
+            query: what `bm25` looks for.
+        """
+        best = sorted(_best(self._scored(document, query), budget, count_tokens), reverse=True)
+        chosen: list[tuple[int, str]] = []
+        words: list[frozenset[str]] = []
+        used = 0
+        for _, negative_index, tokens, text in best:
+            own = _words(text)
+            if used + tokens <= budget and not any(_repeats(own, other) for other in words):
+                chosen.append((-negative_index, text))
+                words.append(own)
+                used += tokens
+        while chosen:
+            text = "\n".join(sentence for _, sentence in sorted(chosen))
+            if count_tokens(text) <= budget:
+                return text
+            chosen.pop()  # joined, the sentences may have more tokens than apart
+        return ""
+
+    def fit(self, pairs: Iterable[tuple[str, str]]) -> Salience:
+        """With weights learnt from (text, reference) pairs of training; other methods learn nothing."""
+        return replace(self, weights=learn_weights(pairs)) if self.method == "learnt" else self
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method} | ({"weights": dict(self.weights)} if self.weights else {})
+
+    def _scored(self, document: str | Iterable[str], query: str | None) -> Iterator[tuple[float, str]]:
+        """Each sentence with its score, in order."""
+        stream = sentences(document, LONGEST)
+        first = 0
+        while block := list(islice(stream, BLOCK)):
+            yield from zip(self._scores(block, first, query), block, strict=True)
+            first += len(block)
+
+    def _scores(self, block: Sequence[str], first: int, query: str | None) -> Iterable[float]:
+        places = range(first, first + len(block))
+        if self.method == "lead":
+            return (-float(i) for i in places)
+        if self.method == "bm25":
+            return _bm25(block, query or QUERY)
+        if self.method == "graph":
+            return _textrank(block)
+        weights = self.weights or WEIGHTS
+        return (
+            sum(weights.get(name, 0.0) for name in features(text, i))
+            for text, i in zip(block, places, strict=True)
+        )
+
+
+def _best(
+    scored: Iterable[tuple[float, str]], budget: int, count_tokens: Callable[[str], int]
+) -> list[tuple[float, int, int, str]]:
+    """The best sentences, `CANDIDATES` budgets' worth, as (score, -index, tokens, text); none twice."""
+    heap: list[tuple[float, int, int, str]] = []
+    held = 0
+    known: set[str] = set()
+    for i, (score, text) in enumerate(scored):
+        if heap and held >= CANDIDATES * budget and score <= heap[0][0]:
+            continue
+        if text in known:
+            continue
+        tokens = max(1, count_tokens(text + "\n"))
+        if tokens > budget:
+            continue
+        heapq.heappush(heap, (score, -i, tokens, text))
+        known.add(text)
+        held += tokens
+        while held - heap[0][2] >= CANDIDATES * budget:
+            _, _, tokens, text = heapq.heappop(heap)
+            known.remove(text)
+            held -= tokens
+    return heap
+
+
+def features(sentence: str, index: int) -> list[str]:
+    """What is known of a sentence, each thing once: words, pairs of them, and its place in the text.
+
+    Figures become <money>, <percent>, <year> or <number>; `<at k>` is the place, k = ⌊log2(index + 1)⌋.
+    """
+    tokens = [t if t[0].isalpha() else _figure(t) for t in _TOKEN.findall(sentence.lower())]
+    pairs = map(" ".join, pairwise(tokens))
+    return list(dict.fromkeys([f"<at {(index + 1).bit_length() - 1}>", *tokens, *pairs]))
+
+
+def _figure(token: str) -> str:
+    """What kind of figure a token is."""
+    if token[0] in "$€£":
+        return "<money>"
+    digits = token.rstrip(".,")
+    if not digits[-1].isdigit():
+        return "<percent>"
+    return "<year>" if len(digits) == 4 and digits[:2] in ("19", "20") and digits.isdigit() else "<number>"
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(text.lower()))
+
+
+def _repeats(new: frozenset[str], old: frozenset[str]) -> bool:
+    """Whether sentences with these words say the same, and the new one has no figure of its own."""
+    common = len(new & old)
+    alike = common >= ALIKE * (len(new) + len(old) - common)
+    return alike and not any(word[0].isdigit() for word in new - old)
+
+
+def _bm25(block: Sequence[str], query: str) -> list[float]:
+    """BM25 of each sentence of a block for the query's words."""
+    import bm25s
+
+    corpus = [_WORD.findall(text.lower()) for text in block]
+    vocabulary = {word for words in corpus for word in words}
+    wanted = [word for word in dict.fromkeys(_WORD.findall(query.lower())) if word in vocabulary]
+    if not wanted:
+        return [0.0] * len(block)
+    index = bm25s.BM25()
+    index.index(corpus, show_progress=False)
+    return [float(score) for score in index.get_scores(wanted)]
+
+
+def _textrank(block: Sequence[str], damping: float = 0.85, rounds: int = 30) -> list[float]:
+    """PageRank of each sentence in the graph of cosine similarities, times the block's length."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        vectors = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(block)
+    except ValueError:  # no words at all
+        return [1.0] * len(block)
+    similar = (vectors @ vectors.T).toarray()
+    np.fill_diagonal(similar, 0.0)
+    degree = similar.sum(axis=0)
+    flow = similar / np.where(degree > 0, degree, 1.0)
+    rank = np.ones(len(block))
+    for _ in range(rounds):
+        rank = 1.0 - damping + damping * (flow @ rank)
+    return [round(float(value), 9) for value in rank]  # BLAS may differ in the last digits
+
+
+def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """`WEIGHTS` and the weights of `LEARNT` other features, as texts with references teach them.
+
+    Logistic regression of whether a sentence belongs to its text's oracle summary (it adds two words or pairs
+    of words at least to what better sentences cover of the reference; Nallapati et al., 2017, section 2.3) on
+    the features that vary most with what it adds. What `score` says is a feature too, regularized least, so
+    that few texts change it little. The first `LEARN_FROM` pairs are used; {} where they teach nothing.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.feature_selection import f_regression
+    from sklearn.linear_model import LogisticRegression
+
+    added: list[int] = []
+    scores: list[float] = []
+
+    def every() -> Iterator[list[str]]:
+        for text, reference in islice(pairs, LEARN_FROM):
+            lines = list(sentences(text, LONGEST))
+            added.extend(_added(lines, reference))
+            for i, line in enumerate(lines):
+                found = features(line, i)
+                scores.append(sum(WEIGHTS.get(name, 0.0) for name in found))
+                yield found
+
+    try:
+        counter = CountVectorizer(analyzer=lambda found: found, binary=True, min_df=8)
+        rows = counter.fit_transform(every())
+    except ValueError:  # no feature occurs so often
+        return {}
+    wanted = np.array(added) >= 2
+    if wanted.all() or not wanted.any():
+        return {}
+    strength = np.nan_to_num(f_regression(rows, np.array(added))[0])
+    chosen = np.sort(np.argsort(-strength, kind="stable")[:LEARNT])
+    scale = 3.0  # larger values need smaller coefficients, which are regularized less
+    both = hstack([rows[:, chosen], csr_matrix(np.array(scores)[:, None] * scale)]).tocsr()
+    *own, of_score = LogisticRegression(C=0.02, max_iter=200).fit(both, wanted).coef_[0].tolist()
+    weights = {name: of_score * scale * weight for name, weight in WEIGHTS.items()}
+    for name, weight in zip(counter.get_feature_names_out()[chosen], own, strict=True):
+        weights[name] = weights.get(name, 0.0) + weight
+    return {str(name): round(weight, 4) for name, weight in weights.items()}
+
+
+def _added(lines: Sequence[str], reference: str) -> list[int]:
+    """How many of the reference's words and pairs each sentence adds, taken greedily, the largest first."""
+    left = _grams(reference)
+    has = [_grams(line) & left for line in lines]
+    added = [0] * len(lines)
+    pool = [i for i in range(len(lines)) if has[i]]
+    while pool:
+        best = max(pool, key=lambda i: (len(has[i] & left), -i))
+        added[best] = len(has[best] & left)
+        left -= has[best]
+        pool = [i for i in pool if i != best and has[i] & left]
+    return added
+
+
+def _grams(text: str) -> frozenset[str | tuple[str, str]]:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return frozenset(words) | frozenset(pairwise(words))

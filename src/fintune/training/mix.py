@@ -1,0 +1,180 @@
+"""What a recipe's sampling strategy feeds the model: how a run draws from its tasks, and what that comes to.
+
+`draw` and `steps` are the ones that training follows, so what is shown here is what will be trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fintune.config import Recipe
+from fintune.data.sampling import quotas, schedule, shares
+from fintune.errors import DataError
+
+if TYPE_CHECKING:
+    from fintune.data.prepare.dataset import PreparedDataset
+
+SAMPLED = 2000
+"""Training examples of a task that are tokenized; their mean length stands for all."""
+MANY = 10
+"""A task whose examples are seen more often than this in a run is warned of."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an epoch takes of each task (one it takes nothing of is left out), and each task's loss weight."""
+
+    per_epoch: dict[str, int]
+    loss_weights: dict[str, float]
+    step_size: int
+    """Examples of an optimizer step."""
+
+
+def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
+    """How a recipe mixes tasks with these numbers of training examples.
+
+    Raises:
+        DataError: no task has both examples and a weight.
+    """
+    mix, training = recipe.multi_task, recipe.training
+    weights = {name: mix.task_weights.get(name, 1.0) for name in sizes}
+    drawn_from = {name: size if weights[name] > 0 else 0 for name, size in sizes.items()}
+    sampling = mix.sampling_weights or weights
+    try:
+        share = shares(drawn_from, mix.sampling_strategy, sampling, mix.temperature)
+    except ValueError as error:
+        raise DataError(f"Nothing to train on: {error}.") from None
+    per_epoch = quotas(share, mix.samples_per_epoch or sum(drawn_from.values()))
+    weighs_loss = mix.sampling_strategy != "weighted" or mix.sampling_weights
+    return Draw(
+        per_epoch={name: count for name, count in per_epoch.items() if count},
+        loss_weights=weights if weighs_loss else dict.fromkeys(weights, 1.0),
+        step_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
+    )
+
+
+def steps(recipe: Recipe, drawn: Draw, task_of: Sequence[str]) -> list[list[int]]:
+    """The run's optimizer steps, each a list of indices into `task_of`, the task of every example."""
+    training = recipe.training
+    found = schedule(task_of, drawn.per_epoch, training.num_train_epochs, drawn.step_size, training.seed)
+    return found[: training.max_steps] if training.max_steps > 0 else found
+
+
+@dataclass(frozen=True)
+class TaskMix:
+    """One task's part of a run."""
+
+    name: str
+    examples: int
+    """Its training examples."""
+    per_epoch: int
+    """How many an epoch takes of them."""
+    tokens: float
+    """Mean tokens of an example, prompt and completion together, after cutting to `training.max_length`."""
+    sampled: int
+    """Examples that `tokens` is the mean of."""
+    cut: float
+    """The share of those whose text did not fit."""
+    loss_weight: float
+    seen: int
+    """How many the whole run takes."""
+
+    @property
+    def repeats(self) -> float:
+        """How often the run sees each of its examples."""
+        return self.seen / self.examples
+
+
+@dataclass(frozen=True)
+class Mix:
+    """All tasks of a run, and its optimizer steps."""
+
+    tasks: list[TaskMix]
+    steps: int
+    step_size: int
+
+    def share(self, task: TaskMix, of: Callable[[TaskMix], float]) -> float:
+        """The task's share of a quantity of an epoch, such as `tokens`."""
+        return of(task) / sum(of(other) for other in self.tasks)
+
+    def warnings(self) -> list[str]:
+        """A sentence for each task that is seen too often, with what to change."""
+        return [
+            f"{task.name}: each of its {task.examples:,} training examples is seen {task.repeats:.1f} times "
+            f"(over {MANY} they are learnt by heart). Add data, lower its part "
+            "(multi_task.sampling_strategy: proportional or temperature, or its sampling weight), "
+            "or train less (training.num_train_epochs, multi_task.samples_per_epoch)."
+            for task in self.tasks
+            if task.repeats > MANY
+        ]
+
+
+def measure(recipe: Recipe, prepared: PreparedDataset, template: Any) -> Mix:
+    """The mix of a recipe's run on its prepared data; `template` is the `PromptTemplate` of its base.
+
+    Raises:
+        DataError: no task has both examples and a weight.
+    """
+    tasks = prepared.task_set()
+    sizes = {name: prepared.manifest["tasks"][name]["counts"]["train"] for name in tasks.names()}
+    drawn = draw(recipe, sizes)
+    task_of = [name for name in drawn.per_epoch for _ in range(sizes[name])]
+    run = steps(recipe, drawn, task_of)
+    seen = Counter(task_of[i] for step in run for i in step)
+    found = []
+    for name, count in drawn.per_epoch.items():
+        records = prepared.records(name, "train")[:SAMPLED]
+        examples = [template.example(tasks[name], record) for record in records]
+        found.append(
+            TaskMix(
+                name=name,
+                examples=sizes[name],
+                per_epoch=count,
+                tokens=sum(map(len, examples)) / len(examples),
+                sampled=len(examples),
+                cut=sum(example.truncated for example in examples) / len(examples),
+                loss_weight=drawn.loss_weights[name],
+                seen=seen[name],
+            )
+        )
+    return Mix(found, len(run), drawn.step_size)
+
+
+def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
+    """Prepare the recipe's data, and print the mix and its warnings."""
+    from fintune.data.prepare.dataset import prepare
+    from fintune.models.base import load_tokenizer
+    from fintune.prompts import PromptTemplate
+
+    prepared = prepare(recipe, say=say)
+    tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    mix = measure(recipe, prepared, PromptTemplate(tokenizer, recipe.training.max_length))
+    say(
+        f"\n{'':15}{'training':>10}{'an epoch':>10}{'':>7}{'':>11}{'':>7}{'of the':>8}{'seen in':>9}{'':>6}\n"
+        f"{'task':15}{'examples':>10}{'examples':>10}{'share':>7}{'tokens':>11}{'share':>7}{'loss':>8}"
+        f"{'the run':>9}{'cut':>6}"
+    )
+    for task in mix.tasks:
+        examples = mix.share(task, lambda t: t.per_epoch)
+        tokens = mix.share(task, lambda t: t.per_epoch * t.tokens)
+        loss = mix.share(task, lambda t: t.per_epoch * t.loss_weight)
+        say(
+            f"{task.name:15}{task.examples:>10,}{task.per_epoch:>10,}{examples:>7.1%}"
+            f"{task.per_epoch * task.tokens:>11,.0f}{tokens:>7.1%}{loss:>8.1%}"
+            f"{task.repeats:>8.1f}×{task.cut:>6.0%}"
+        )
+    epoch, run = sum(t.per_epoch for t in mix.tasks), sum(t.seen for t in mix.tasks)
+    tokens_of_epoch = sum(t.per_epoch * t.tokens for t in mix.tasks)
+    say(
+        f"An epoch: {epoch:,} examples, about {tokens_of_epoch:,.0f} tokens. "
+        f"The run: {mix.steps:,} steps of {mix.step_size} examples, {run:,} in all "
+        f"({run / epoch:.2f} epochs; {recipe.multi_task.sampling_strategy} sampling)."
+    )
+    part = [f"{t.sampled:,} of {t.examples:,} {t.name}" for t in mix.tasks if t.sampled < t.examples]
+    if part:
+        say(f"Tokens are estimated from a part of the examples: {', '.join(part)}.")
+    for warning in mix.warnings():
+        say(f"Warning: {warning}")

@@ -1,0 +1,114 @@
+"""Prompts: one way to ask, never too long, and an answer that ends."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fintune.errors import DataError
+from fintune.models.base import load_tokenizer
+from fintune.prompts import PromptTemplate
+from fintune.tasks import Record, known_tasks
+
+TASKS = known_tasks()
+TOKENIZER = load_tokenizer("smollm2-135m-instruct")
+SENTENCE = "Net sales of the Nordic unit rose 4.5 % to €12.3 million, from £11.8 million a year before. "
+
+
+def template(max_length=256, tokenizer=TOKENIZER):
+    return PromptTemplate(tokenizer, max_length)
+
+
+def qa(text=SENTENCE, target="€12.3 million"):
+    return Record(text.strip(), target, "What were the unit's net sales?")
+
+
+def test_a_prompt_holds_instruction_question_and_text_and_ends_where_the_answer_begins():
+    prompt = template().prompt_text(TASKS["qa"], qa())
+    assert prompt == (
+        f"<|im_start|>system\n{TASKS['qa'].instruction}<|im_end|>\n"
+        f"<|im_start|>user\nContext: {SENTENCE.strip()}\n\n"
+        "Question: What were the unit's net sales?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_a_model_is_asked_as_it_was_trained(repeats):
+    """Prediction knows no target, and leaves as much room for the answer as training did."""
+    example = template().example(TASKS["qa"], qa(SENTENCE * repeats))
+    room = 256 - len(example.completion_ids)
+    ids, truncated = template().prompt_ids(TASKS["qa"], qa(SENTENCE * repeats, None), room)
+    assert (ids, truncated) == (example.prompt_ids, example.truncated)
+    assert truncated == (repeats > 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(140, 400), st.text(max_size=20))
+def test_an_example_is_never_too_long_and_the_question_survives(texts, answers, max_length, odd):
+    record = qa(f"Sales. {odd}" + SENTENCE * texts, "Yes. " + SENTENCE * answers + odd)
+    example = template(max_length).example(TASKS["qa"], record)
+    assert len(example) <= max_length
+    prompt = TOKENIZER.decode(example.prompt_ids)
+    assert TASKS["qa"].instruction in prompt and record.question in prompt
+    assert prompt.endswith("<|im_start|>assistant\n")
+    whole = template().completion_ids(str(record.target))
+    answer = example.completion_ids
+    assert answer[:-1] == whole[: len(answer) - 1] and answer[-1] == TOKENIZER.eos_token_id
+    if len(answer) < len(whole):
+        assert example.truncated and len(answer) >= max_length // 2
+    if not example.truncated:
+        assert example.prompt_ids == template().prompt_ids(TASKS["qa"], record, 10**6)[0]
+
+
+def test_an_answer_longer_than_half_is_whole_where_the_prompt_leaves_room():
+    record = Record("Call.", "- Sales rose 4 %\n" * 20)
+    fits = template().example(TASKS["summarization"], record)
+    assert len(fits.completion_ids) > 128 and not fits.truncated
+    assert fits.completion_ids == template().completion_ids(TASKS["summarization"].completion(record))
+
+
+def test_an_answer_that_is_cut_keeps_its_beginning_and_is_counted():
+    example = template(200).example(TASKS["summarization"], Record("Call.", "EPS of $1.20.\n" + SENTENCE * 9))
+    assert example.truncated and example.completion_ids[-1] == TOKENIZER.eos_token_id
+    assert TOKENIZER.decode(example.completion_ids).startswith("- EPS of $1.20.\n- Net sales")
+
+
+def test_a_text_that_is_cut_keeps_its_beginning():
+    example = template(160).example(TASKS["qa"], qa("Beginning. " + SENTENCE * 30 + "End."))
+    prompt = TOKENIZER.decode(example.prompt_ids)
+    assert example.truncated and "Context: Beginning. Net sales" in prompt and "End." not in prompt
+
+
+def test_a_text_that_must_not_be_cut_is_refused_with_both_lengths():
+    with pytest.raises(
+        DataError, match=r"The qa prompt has \d+ tokens, but there is room for 200: .*--truncate"
+    ):
+        template().prompt_ids(TASKS["qa"], qa(SENTENCE * 40), 200, truncate=False)
+    ids, truncated = template().prompt_ids(TASKS["qa"], qa(), 200, truncate=False)
+    assert ids and not truncated
+
+
+def test_an_instruction_that_leaves_no_room_for_a_text_is_refused():
+    with pytest.raises(DataError, match=r"alone fill the 20 tokens there are: raise training\.max_length"):
+        template().prompt_ids(TASKS["qa"], qa(), 20)
+
+
+def test_a_tokenizer_without_a_chat_template_gets_the_plain_format():
+    bare = copy.copy(TOKENIZER)
+    bare.chat_template = None
+    prompt = template(tokenizer=bare).prompt_text(TASKS["sentiment"], Record("Sales rose."))
+    instruction = TASKS["sentiment"].instruction
+    assert prompt == (
+        f"{TOKENIZER.bos_token}### Instruction:\n{instruction}\n\n### Input:\nSales rose.\n\n### Response:\n"
+    )
+
+
+def test_a_chat_template_without_a_system_role_gets_the_instruction_before_the_text():
+    plain = copy.copy(TOKENIZER)
+    plain.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "[{{ m.role }}] {{ m.content }}{% endfor %}"
+    )
+    prompt = template(tokenizer=plain).prompt_text(TASKS["sentiment"], Record("Sales rose."))
+    assert prompt == f"[user] {TASKS['sentiment'].instruction}\n\nSales rose."
