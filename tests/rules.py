@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from fintune.evaluation.systems.baselines import overlap_sentence
 from fintune.tasks import TaskSet
+from fintune.tasks.classical import overlap_sentence
 from fintune.text.sentences import sentences
 
 GOOD = re.compile(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fintune.tasks import register
-from fintune.tasks.kinds import ClassificationTask
+from fintune.tasks.types import ClassificationTask
 
 _NOTICES = {
     "urgent": ("payment due today", "trading halted", "margin call", "deadline tonight"),

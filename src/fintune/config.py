@@ -213,16 +213,17 @@ class CustomTaskConfig(_Section):
     """A task defined in YAML alone; its data file is `data.tasks.<name>.file`."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
-    type: Literal["classification", "qa", "summarization", "regression", "instruction"]
+    type: str = Field(min_length=1)
+    """A type of task: `classification`, `multilabel`, `qa`, `summarization`, `regression`, `instruction`, or
+    one
+    that a plug-in registers."""
     instruction: str = Field(min_length=1)
     labels: list[str] = []
+    options: dict[str, Any] = {}
+    """Further arguments of the type, such as `unit` of a regression."""
 
     @model_validator(mode="after")
-    def _labels_fit_type(self) -> CustomTaskConfig:
-        if self.type == "classification" and len(set(self.labels)) < 2:
-            raise ValueError(f"labels must hold at least two different labels, got {self.labels}")
-        if self.type != "classification" and self.labels:
-            raise ValueError(f"labels belong to a classification task; this one's type is {self.type}")
+    def _own_name(self) -> CustomTaskConfig:
         if self.name in BUILT_IN_TASKS:
             raise ValueError(f"name '{self.name}' is a built-in task's: choose another")
         return self

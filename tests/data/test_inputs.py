@@ -15,7 +15,7 @@ from fintune.data.records import Dropped
 from fintune.data.storage import locate
 from fintune.errors import DataError
 from fintune.tasks.base import Record
-from fintune.tasks.kinds import ClassificationTask, QATask
+from fintune.tasks.types import ClassificationTask, QATask
 
 MOOD = ClassificationTask("mood", "How is it?", ["good", "bad"])
 

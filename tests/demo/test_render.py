@@ -2,7 +2,7 @@
 
 from fintune.demo import render
 from fintune.tasks.base import Prediction, Record
-from fintune.tasks.kinds import RegressionTask, SummarizationTask
+from fintune.tasks.types import RegressionTask, SummarizationTask
 
 
 def move(shares, unit="%", name="regression"):

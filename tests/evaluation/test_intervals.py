@@ -11,18 +11,28 @@ from scipy.stats import kstest
 
 from fintune.evaluation import intervals
 from fintune.evaluation.intervals import (
-    Sums,
-    _mean_metric,
-    bootstrap_intervals,
     cluster_of,
     mcnemar,
-    metrics_by_sums,
     paired_differences,
 )
-from fintune.evaluation.scores import example_scores
+from fintune.evaluation.scores import Scored
+from fintune.metrics.measure import Measure
 from fintune.tasks import Prediction, Record, known_tasks
 
 TASKS = known_tasks()
+MEAN = Measure("mean", "mean", lambda *_: ())
+
+
+def _intervals(task, records, predictions, **options):
+    return Scored.of(task, records, predictions).intervals(**options)
+
+
+def _mean_metric(values):
+    return MEAN.summable(np.asarray(values, float)[:, None])
+
+
+def _summable(scored):
+    return {m.name: m.summable(scored.tables[m.name]) for m in scored.measures if not m.whole}
 
 
 def _example(name, n, seed=1):
@@ -44,7 +54,7 @@ def _example(name, n, seed=1):
 def test_intervals_equal_those_of_metrics_computed_anew_on_every_resample(name):
     task, n, resamples = TASKS[name], 60, 40
     records, predictions = _example(name, n)
-    got = bootstrap_intervals(task, records, predictions, resamples=resamples, seed=3)
+    got = _intervals(task, records, predictions, resamples=resamples, seed=3)
     drawn = []
     for indices in np.random.default_rng(3).integers(0, n, size=(resamples, n)):
         drawn.append(task.metrics([records[i] for i in indices], [predictions[i] for i in indices]))
@@ -57,28 +67,28 @@ def test_intervals_equal_those_of_metrics_computed_anew_on_every_resample(name):
 def test_the_interval_of_an_accuracy_has_the_width_of_the_binomial():
     records, predictions = _example("sentiment", 2000)
     accuracy = TASKS["sentiment"].metrics(records, predictions)["accuracy"]
-    low, high = bootstrap_intervals(TASKS["sentiment"], records, predictions)["accuracy"]
+    low, high = _intervals(TASKS["sentiment"], records, predictions)["accuracy"]
     half = 1.96 * (accuracy * (1 - accuracy) / 2000) ** 0.5
     assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.2 * half)
 
 
 def test_resampling_in_small_pieces_changes_nothing(monkeypatch):
     records, predictions = _example("regression", 50)
-    whole = bootstrap_intervals(TASKS["regression"], records, predictions)
+    whole = _intervals(TASKS["regression"], records, predictions)
     monkeypatch.setattr(intervals, "_COUNTS_AT_A_TIME", 50 * 7)
-    pieces = bootstrap_intervals(TASKS["regression"], records, predictions)
+    pieces = _intervals(TASKS["regression"], records, predictions)
     assert pieces == {name: pytest.approx(bounds, rel=1e-12) for name, bounds in whole.items()}
 
 
 def test_r2_of_constant_targets_has_no_interval():
-    records = [Record(text="t", target=0.1)] * 7
-    got = bootstrap_intervals(TASKS["regression"], records, [Prediction(float(i)) for i in range(7)])
+    records, answers = [Record(text="t", target=0.1)] * 7, [Prediction(float(i)) for i in range(7)]
+    got = _intervals(TASKS["regression"], records, answers)
     assert {"mse", "mae"} <= set(got) and not {"r2", "spearman"} & set(got)
 
 
 def test_an_answer_that_is_no_label_counts_as_wrong():
     records = [Record(text="t", target="positive")] * 4
-    got = bootstrap_intervals(TASKS["sentiment"], records, [Prediction("unknown")] * 4)
+    got = _intervals(TASKS["sentiment"], records, [Prediction("unknown")] * 4)
     assert got == {
         "accuracy": (0, 0), "macro_f1": (0, 0), "weighted_f1": (0, 0), "mcc": (0, 0), "missing_rate": (1, 1),
     }  # fmt: skip
@@ -91,15 +101,11 @@ def test_mcc_and_spearman_of_sums_equal_scikit_learns_and_scipys(name):
 
     records, predictions = _example(name, 90)
     targets, answers = [r.target for r in records], [p.value for p in predictions]
-    scores = example_scores(TASKS[name], records, predictions)
-    labels = TASKS[name].candidates() if name == "sentiment" else []
-    metrics = metrics_by_sums(TASKS[name].type, labels, targets, answers, scores)
-    sums = Sums.of(metrics, list(range(90)))
-    got = sums.values(sums.table.sum(axis=0)[None])
+    got = Scored.of(TASKS[name], records, predictions).metrics()
     if name == "sentiment":
-        assert got["mcc"][0] == pytest.approx(matthews_corrcoef(targets, answers))
+        assert got["mcc"] == pytest.approx(matthews_corrcoef(targets, answers))
     else:
-        assert got["spearman"][0] == pytest.approx(spearmanr(targets, answers).statistic)
+        assert got["spearman"] == pytest.approx(spearmanr(targets, answers).statistic)
 
 
 def test_examples_of_one_group_or_date_are_drawn_together():
@@ -113,27 +119,23 @@ def test_examples_of_one_group_or_date_are_drawn_together():
         records = [
             Record(text="t", target="positive", **{k: f(i) for k, f in options.items()}) for i in range(200)
         ]
-        low, high = bootstrap_intervals(TASKS["sentiment"], records, predictions)["accuracy"]
+        low, high = _intervals(TASKS["sentiment"], records, predictions)["accuracy"]
         return high - low
 
     alone, together = width(), width(group=lambda i: str(i // 10))
     assert together == pytest.approx(alone * 10**0.5, rel=0.2)
     assert width(time=lambda i: f"2015-10-{i // 10 + 1:02}") == alone  # labels have no cluster by date
-    same_day = [cluster_of("regression", i, "AAPL", f"2015-10-01T{i}:00") for i in ("10", "14")]
-    assert same_day[0] == same_day[1] != cluster_of("regression", "10", "AAPL", "2015-10-02T10:00")
-    assert cluster_of("qa", "1", "", "") != cluster_of("qa", "2", "1", "")  # a group that is called "1"
+    same_day = [cluster_of(True, i, "AAPL", f"2015-10-01T{i}:00") for i in ("10", "14")]
+    assert same_day[0] == same_day[1] != cluster_of(True, "10", "AAPL", "2015-10-02T10:00")
+    assert cluster_of(False, "1", "", "") != cluster_of(False, "2", "1", "")  # a group that is called "1"
 
 
 def test_one_cluster_says_nothing_of_chance():
     records, predictions = _example("regression", 30)
     records = [replace(r, time="2015-10-01") for r in records]
-    assert bootstrap_intervals(TASKS["regression"], records, predictions) == {}
-    targets, answers = [r.target for r in records], [p.value for p in predictions]
-    scores = example_scores(TASKS["regression"], records, predictions)
-    one = metrics_by_sums("regression", [], targets, answers, scores)
-    two = metrics_by_sums(
-        "regression", [], targets, answers, {k: np.array(v) * 0.5 for k, v in scores.items()}
-    )
+    assert _intervals(TASKS["regression"], records, predictions) == {}
+    closer = [Prediction((r.target + p.value) / 2) for r, p in zip(records, predictions, strict=True)]
+    one, two = (_summable(Scored.of(TASKS["regression"], records, a)) for a in (predictions, closer))
     found = paired_differences(one, two, ["a"] * 30)["mae"]
     assert found.difference < 0
     assert found.interval is None and found.p_value is None
@@ -142,7 +144,7 @@ def test_one_cluster_says_nothing_of_chance():
 def test_clusters_drawn_by_sums_equal_metrics_of_the_examples_drawn_anew():
     records, predictions = _example("regression", 60)
     records = [replace(r, time=f"2015-10-{i % 12 + 1:02}") for i, r in enumerate(records)]
-    got = bootstrap_intervals(TASKS["regression"], records, predictions, resamples=40, seed=3)
+    got = _intervals(TASKS["regression"], records, predictions, resamples=40, seed=3)
     drawn = []
     for days in np.random.default_rng(3).integers(0, 12, size=(40, 12)):
         chosen = [i for day in days for i in range(60) if i % 12 == day]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fintune.evaluation.scores import central_range, details_of, example_scores, interval_of, metrics_of
+from fintune.evaluation.scores import Scored
 from fintune.metrics.reliability import aurc, expected_calibration_error
 from fintune.metrics.strategy import strategy
 from fintune.tasks import Prediction, Record, known_tasks
@@ -21,9 +21,8 @@ def _metrics(name, targets, predictions, **fields):
         )
         for i, t in enumerate(targets)
     ]
-    scores = example_scores(TASKS[name], records, predictions)
-    metrics = metrics_of(TASKS[name], records, predictions, scores)
-    return metrics, details_of(TASKS[name], records, predictions, scores)
+    scored = Scored.of(TASKS[name], records, predictions)
+    return scored.metrics(), scored.details()
 
 
 def _label(label, p):
@@ -66,30 +65,13 @@ def test_numbers_get_rank_direction_and_interval():
     from scipy.stats import spearmanr
 
     targets = [1.0, -2.0, 0.0, 3.0]
-    predictions = [
-        Prediction(v, {"-2": 0.05, "-1": 0.25, "0": 0.4, "+1": 0.25, "+4": 0.05})
-        for v in (0.5, 0.1, -0.2, 0.0)
-    ]
+    predictions = [Prediction(v, interval=(-1.0, 1.0)) for v in (0.5, 0.1, -0.2, 0.0)]
     metrics, _ = _metrics("regression", targets, predictions)
     assert metrics["spearman"] == pytest.approx(spearmanr(targets, [0.5, 0.1, -0.2, 0.0]).statistic)
     assert metrics["directional_accuracy"] == pytest.approx(
         1 / 3
     )  # no move is left out, a forecast of 0 is wrong
-    assert interval_of(predictions[0]) == (-1, 1)
     assert metrics["interval_coverage"] == 0.5 and metrics["mean_interval_width"] == 2
-
-
-def test_the_central_range_leaves_out_at_most_a_tenth_at_either_end():
-    assert central_range([0.1, 0.1, 0.6, 0.1, 0.1]) == (0, 3)
-    assert central_range([0.09, 0.09, 0.64, 0.09, 0.09]) == (1, 3)
-    assert central_range([1.0]) == (0, 0)
-
-
-def test_a_prediction_with_an_interval_of_its_own_shows_that_one():
-    prediction = Prediction(1.0, {"+0": 0.5, "+2": 0.5})
-    assert interval_of(prediction) == (0.0, 2.0)
-    object.__setattr__(prediction, "interval", (-0.5, 2.25))
-    assert interval_of(prediction) == (-0.5, 2.25)
 
 
 def test_one_forecast_for_all_has_no_rank_correlation():

@@ -10,7 +10,7 @@ from fintune.errors import DataError
 from fintune.inference.answers import as_dict, predict_file, schema, table
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction
-from fintune.tasks.kinds import QATask, RegressionTask
+from fintune.tasks.types import QATask, RegressionTask
 
 
 @pytest.fixture(scope="module")

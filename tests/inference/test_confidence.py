@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fintune.inference.calibration import conformal_margin, fit_temperature
 from fintune.tasks import Prediction
 from fintune.tasks.base import INTERVAL, softmax
-from fintune.tasks.kinds import RegressionTask
+from fintune.tasks.types import RegressionTask
 
 
 @settings(deadline=None, max_examples=20)

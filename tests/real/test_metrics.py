@@ -5,10 +5,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-
-from fintune.data.raw.registry import DATASETS
 from fintune.evaluation.systems.baselines import lead
 from fintune.evaluation.systems.references import tfidf_system
+
+from fintune.data.raw.registry import DATASETS
 from fintune.tasks import Record, known_tasks
 from fintune.text.numbers import numeric_match, parse_figure, supported_numbers, tatqa_scores
 

@@ -7,6 +7,7 @@ import shutil
 import time
 
 import pytest
+from fintune.evaluation.analysis.label_noise import CANDIDATES
 from pydantic import BaseModel
 from rules import RuleEngine
 
@@ -14,7 +15,6 @@ from fintune.cli import main
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError, MissingExtraError
-from fintune.evaluation.analysis.label_noise import CANDIDATES
 from fintune.evaluation.results import FORMAT, Answer, Results, output_files, read_predictions, read_results
 from fintune.models import card
 from fintune.pipeline import evaluate

@@ -9,7 +9,7 @@ from fintune.serving.errors import for_caller
 from fintune.serving.queue import ModelThread
 from fintune.serving.settings import Settings
 from fintune.tasks import Record
-from fintune.tasks.kinds import QATask
+from fintune.tasks.types import QATask
 
 
 def test_what_names_a_folder_stays_in_the_log(caplog):

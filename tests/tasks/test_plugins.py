@@ -5,17 +5,17 @@ import textwrap
 
 import pytest
 
-from fintune import tasks
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.models import manifest
 from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set
+from fintune.tasks import registry as registry_module
 from fintune.tasks.base import Task
-from fintune.tasks.kinds import RegressionTask
+from fintune.tasks.types import RegressionTask
 
 PLUGIN = """
-    from fintune.tasks.kinds import RegressionTask
+    from fintune.tasks.types import RegressionTask
 
     class Surprise(RegressionTask):
         made = 0
@@ -90,7 +90,7 @@ def test_a_plug_in_that_cannot_be_used_is_named(install, name, source, why):
 @pytest.fixture
 def registry(monkeypatch):
     """The registry as it was found, put back afterwards."""
-    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))
+    monkeypatch.setattr(registry_module, "_registered", dict(registry_module._registered))
 
 
 def test_a_registered_class_with_the_guides_two_hooks_is_a_task(registry, tmp_path):

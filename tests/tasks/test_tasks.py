@@ -12,7 +12,7 @@ from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError
 from fintune.tasks import Prediction, Record, known_tasks, task_from_dict
 from fintune.tasks.base import Task
-from fintune.tasks.kinds import ClassificationTask, RegressionTask
+from fintune.tasks.types import ClassificationTask, RegressionTask
 
 TASKS = known_tasks()
 RETURNS = [-0.05, -0.031, -0.012, -0.004, 0.0, 0.003, 0.011, 0.02, 0.034, 0.06]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fintune.commands.common import Command, count, recipe_flags, recipe_of, store_flag
-from fintune.config import Recipe
+
+if TYPE_CHECKING:
+    from fintune.config import Recipe
 
 REPORT_DIR = "output/quality"
 

@@ -18,10 +18,9 @@ from fintune.data.raw.readers.own_file import read_inputs
 from fintune.data.raw.readers.row_files import RowFile, row_files
 from fintune.data.records import Dropped
 from fintune.errors import DataError
-from fintune.evaluation.scores import interval_of
 from fintune.inference.answers import answers
 from fintune.inference.engine import Engine
-from fintune.tasks.base import Prediction, Record, Task
+from fintune.tasks.base import Record, Task
 
 CHUNK = 16
 """Rows answered together."""
@@ -49,13 +48,8 @@ class Progress:
 
 def columns(task: Task) -> list[str]:
     """The columns of a task's answers."""
-    asked = ["question"] if task.type == "qa" else []
-    found: list[str] = []
-    if task.type == "classification":
-        found = [f"probability_{label}" for label in task.candidates()]
-    elif task.type == "regression":
-        found = ["interval_low", "interval_high"]
-    return ["id", "text", *asked, "prediction", *found, "error"]
+    inputs = sorted(task.inputs, key=lambda name: name != "text")
+    return ["id", *inputs, *(name for name in task.answer_columns() if name != "probabilities"), "error"]
 
 
 def run(engine: Engine, task: Task, source: str | Path, target: Path) -> Iterator[Progress]:
@@ -102,14 +96,9 @@ def count(file: RowFile, task: Task) -> int:
 
 def flat(task: Task, row: Record | Dropped, line: dict[str, Any]) -> dict[str, Any]:
     """An answer's line (see `fintune.inference.answers.Line`) with its input, as a row of `columns(task)`."""
-    found = {"id": line["id"], "prediction": line.get("prediction"), "error": line.get("error")}
+    found = {"id": line["id"], "error": line.get("error"), **task.answer_cells(line)}
     if isinstance(row, Record):
         found |= {"text": row.text, "question": row.question}
-    shares = line.get("probabilities") or {}
-    if task.type == "classification":
-        found |= {f"probability_{label}": share for label, share in shares.items()}
-    elif shares and (interval := line.get("interval") or interval_of(Prediction(line["prediction"], shares))):
-        found |= {"interval_low": interval[0], "interval_high": interval[1]}
     return found
 
 

@@ -32,7 +32,9 @@ def add(gr: Any, engine: Engine) -> None:
         placeholder="Paste a text here, or take an example.",
         elem_id="compare-text",
     )
-    question = gr.Textbox(label="Question", visible=tasks[first].type == "qa", elem_id="compare-question")
+    question = gr.Textbox(
+        label="Question", visible="question" in tasks[first].inputs, elem_id="compare-question"
+    )
     with gr.Row():
         example = gr.Button("Next example", elem_id="compare-example", min_width=120)
         button = gr.Button("Compare", variant="primary", elem_id="compare-run", min_width=120)
@@ -51,7 +53,7 @@ def add(gr: Any, engine: Engine) -> None:
     def compare(name: str, text: str, question: str) -> Iterator[tuple[Any, Any, Any]]:
         """Both answers, one after the other as they are there."""
         task = tasks[name]
-        record = Record(text, question=question if task.type == "qa" else None)
+        record = Record(text, question=question if "question" in task.inputs else None)
         if wanted := unanswerable(text, record.question):
             yield empty, empty, gr.update(value=render.notice(wanted), visible=True)
             return
@@ -82,7 +84,7 @@ def add(gr: Any, engine: Engine) -> None:
         return record.text, record.question or "", index, empty, empty, gr.update(visible=False)
 
     def choose(name: str) -> tuple[Any, ...]:
-        asked = gr.update(value="", visible=tasks[name].type == "qa")
+        asked = gr.update(value="", visible="question" in tasks[name].inputs)
         return "", asked, -1, empty, empty, gr.update(visible=False)
 
     choice.input(choose, choice, [text, question, shown, *outputs], queue=False, **private)
@@ -101,7 +103,7 @@ def add(gr: Any, engine: Engine) -> None:
 
 def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
     """What changed, in one sentence."""
-    if task.type == "regression":
+    if task.numeric:
         change = float(tuned.value) - float(base.value)
         unit = "percentage points" if getattr(task, "unit", "") == "%" else getattr(task, "unit", "")
         return f"The adapter's number is {change:+.2f} {unit}".rstrip() + " from the base's."
@@ -111,5 +113,7 @@ def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
         return f"They disagree: {base.value} without the adapter, {tuned.value} with it."
     if not (base.probabilities and tuned.probabilities):
         return "Both gave the same text."
-    was, now = (p.probabilities[str(p.value)] for p in (base, tuned) if p.probabilities)
+    was, now = base.confidence, tuned.confidence
+    if was is None or now is None:
+        return f"They agree: {tuned.value}."
     return f"They agree: {tuned.value}. Its probability was {was:.0%} and is {now:.0%} with the adapter."

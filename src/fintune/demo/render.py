@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fintune.evaluation.scores import interval_of
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks.base import Prediction, Record, Task
-from fintune.tasks.kinds import RegressionTask
 from fintune.text.numbers import unsupported_figures
 from fintune.text.sentences import bullet_lines, without_bullet
 
@@ -65,13 +63,13 @@ def progress(done: int, total: int, failed: int, seconds_left: float | None) -> 
 
 def answer(task: Task, record: Record, prediction: Prediction) -> str:
     """The answer to a record, as its task shows it."""
-    if isinstance(task, RegressionTask):
+    if task.numeric:
         return number_answer(task, prediction)
     if task.decoding == "candidates":
         return label_answer(prediction)
-    if task.type == "summarization":
+    if task.grounded == "bullets":
         return summary_answer(task.name, record.text, str(prediction.value))
-    if task.type == "qa":
+    if task.grounded == "passage":
         return passage_answer(record.text, str(prediction.value))
     return text_answer(str(prediction.value))
 
@@ -179,19 +177,20 @@ def number(value: float, unit: str) -> str:
     return f"{value:+.2f} %" if unit == "%" and value else f"{value:.2f} {unit}".rstrip()
 
 
-def number_answer(task: RegressionTask, prediction: Prediction) -> str:
+def number_answer(task: Task, prediction: Prediction) -> str:
     """The expected number with its interval on a scale, and a bar for the probability of each level."""
-    value = number(float(prediction.value), task.unit)
+    unit = getattr(task, "unit", "")
+    value = number(float(prediction.value), unit)
     what = "change in price on the next trading day" if task.name == "regression" else "value"
     html = f'<div class="ft-number">{escape(value)}</div><p>Expected {what}: {escape(value)}.'
-    interval = interval_of(prediction)
+    interval = prediction.interval
     if interval is None or not prediction.probabilities:
         return f'<div class="ft-card ft-answer">{html}</p></div>'
-    low, high = (number(bound, task.unit) for bound in interval)
+    low, high = (number(bound, unit) for bound in interval)
     where = f"at {low}" if low == high else f"between {low} and {high}"
     html += f" The model puts 80 % of its probability {escape(where)}.</p>"
     levels, shares = list(prediction.probabilities), list(prediction.probabilities.values())
-    html += _scale(float(prediction.value), interval, [float(level) for level in levels], task.unit)
+    html += _scale(float(prediction.value), interval, [float(level) for level in levels], unit)
     top = max(shares)
     bars = "".join(
         f'<div title="{escape(level)}: {share:.1%}"><i style="height:{100 * share / top:.1f}%"></i>'

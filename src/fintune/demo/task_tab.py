@@ -37,13 +37,12 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
             api_visibility="private",
         )
     # A summary stands beside its transcript, so it has the page's width; others stand beside their text.
-    wide = task.type == "summarization"
+    wide = task.grounded == "bullets"
     with gr.Column() if wide else gr.Row():
         with gr.Column(min_width=300):
             for box in inputs:
                 box.render()
-            verb = texts.VERBS.get(task.type, "Run")
-            button = gr.Button(verb, variant="primary", elem_id=f"{task.name}-run")
+            button = gr.Button(task.verb, variant="primary", elem_id=f"{task.name}-run")
         with gr.Column(min_width=300):
             note = gr.HTML(visible=False, elem_id=f"{task.name}-note")
             answer = gr.HTML(
@@ -71,18 +70,17 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
 
 def boxes(gr: Any, task: Task) -> list[Any]:
     """The text boxes of a task, to be rendered where they belong."""
-    lines = texts.LINES.get(task.type, 3)
     found = [
         gr.Textbox(
             label=texts.LABELS.get(task.name, "Text"),
-            lines=lines,
-            max_lines=max(12, lines),
+            lines=task.input_lines,
+            max_lines=max(12, task.input_lines),
             placeholder="Paste a text here, or choose an example above.",
             elem_id=f"{task.name}-text",
             render=False,
         )
     ]
-    if task.type == "qa":
+    if "question" in task.inputs:
         found.append(gr.Textbox(label="Question", elem_id=f"{task.name}-question", render=False))
     return found
 

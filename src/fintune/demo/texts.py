@@ -30,13 +30,6 @@ LABELS = {
     "qa": "Passage of a report",
     "regression": "News about a stock",
 }
-LINES = {"summarization": 12, "qa": 7, "regression": 4}
-VERBS = {
-    "classification": "Classify",
-    "summarization": "Summarize",
-    "qa": "Answer",
-    "regression": "Predict",
-}
 
 
 def title(task: Task) -> str:
@@ -58,7 +51,7 @@ def examples(task: Task) -> list[Record]:
 
 def example_label(task: Task, record: Record) -> str:
     """What an example's button says."""
-    if task.type == "summarization":
+    if task.grounded == "bullets":
         return f"A call of {record.group}"
     return textwrap.shorten(record.question or record.text, 58, placeholder=" …")
 

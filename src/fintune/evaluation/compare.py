@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from fintune.errors import DataError
@@ -17,11 +18,10 @@ from fintune.evaluation.intervals import (
     RESAMPLES,
     cluster_of,
     mcnemar,
-    metrics_by_sums,
     paired_differences,
 )
-from fintune.evaluation.metrics import SMALLER_IS_BETTER
 from fintune.evaluation.runs import Run, TaskRun, common_tasks
+from fintune.evaluation.scores import metrics_of_rows
 
 NAMED = 3
 """Examples shown of those won and of those lost."""
@@ -83,13 +83,16 @@ def _keep_metric(tasks: dict[str, Any], metric: str) -> None:
 
 def _compare_task(a: TaskRun, b: TaskRun, resamples: int, permutations: int, seed: int) -> dict[str, Any]:
     order = list(a.rows)
-    clusters = [cluster_of(a.type, i, a.rows[i]["group"], a.rows[i]["time"]) for i in order]
+    clusters = [
+        cluster_of(isinstance(a.rows[i]["target"], float), i, a.rows[i]["group"], a.rows[i]["time"])
+        for i in order
+    ]
     scores = {"a": a.scores(order), "b": b.scores(order)}
     one, two = (
-        metrics_by_sums(
-            run.type, run.labels, run.column("target", order), run.column("prediction", order), scores[key]
+        metrics_of_rows(
+            run.type, run.labels, [SimpleNamespace(**run.rows[i]) for i in order], list(run.metrics)
         )
-        for key, run in (("a", a), ("b", b))
+        for run in (a, b)
     )
     tested = paired_differences(one, two, clusters, resamples=resamples, permutations=permutations, seed=seed)
     independent = len(set(clusters)) == len(order)
@@ -161,7 +164,7 @@ def better(metric: str, difference: float | None) -> bool | None:
     """Whether a difference (b - a) is to B's good; None where there is none."""
     if not difference:
         return None
-    return (difference < 0) == (metric in SMALLER_IS_BETTER)
+    return (difference < 0) == (metric in ("mse", "mae", "brier", "ece", "aurc", "missing_rate"))
 
 
 def spread(runs: Sequence[Run], *, task: str | None = None, metric: str | None = None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from fintune.provenance import git_commit, machine, versions
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.prepare.dataset import PreparedDataset
-    from fintune.evaluation.systems.other_models import OtherModel
+    from fintune.evaluation.other_models import OtherModel
     from fintune.inference.engine import Engine
     from fintune.tasks import Record, Task
 
@@ -137,7 +137,7 @@ def evaluate(
 def _others(config: EvaluationConfig) -> list[OtherModel]:
     if not config.other_models:
         return []
-    from fintune.evaluation.systems.other_models import OtherModel
+    from fintune.evaluation.other_models import OtherModel
 
     return [OtherModel.load(name) for name in config.other_models]
 

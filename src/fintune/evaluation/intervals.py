@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from fintune.evaluation.scores import METRIC_OF, example_scores
-
-if TYPE_CHECKING:
-    from fintune.tasks import Prediction, Record, Task
+from typing import Any
 
 RESAMPLES = 1000
 PERMUTATIONS = 5000
@@ -26,128 +21,9 @@ Metric = tuple[Any, Callable[[Any], Any]]
 """The values to sum, (examples, k), and the metric of such sums: (resamples, k) -> (resamples,)."""
 
 
-def _ratio(sums: Any) -> Any:
-    """Σ of the first column / Σ of the second; nan where the second is 0."""
-    import numpy as np
-
-    return sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
-
-
-def _mean_metric(values: Any) -> Metric:
-    """The mean of what is not nan."""
-    import numpy as np
-
-    known = np.isfinite(values)
-    return np.stack([np.where(known, values, 0.0), known.astype(float)], axis=1), _ratio
-
-
-def _label_metrics(cells: Any, classes: int) -> dict[str, Metric]:
-    """Macro and weighted F1 and MCC, from confusion matrices of `classes` labels and one more for others."""
-    import numpy as np
-
-    side = classes + 1
-    table = np.zeros((len(cells), side * side))
-    table[np.arange(len(cells)), cells] = 1
-
-    def per_class(sums: Any) -> tuple[Any, Any]:
-        matrices = sums.reshape(-1, side, side)
-        hits = np.diagonal(matrices, axis1=1, axis2=2)
-        total = matrices.sum(axis=1) + matrices.sum(axis=2)
-        f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-        return f1[:, :classes], matrices.sum(axis=2)[:, :classes]
-
-    def macro(sums: Any) -> Any:
-        return per_class(sums)[0].mean(axis=1)
-
-    def weighted(sums: Any) -> Any:
-        f1, support = per_class(sums)
-        return (f1 * support).sum(axis=1) / support.sum(axis=1)
-
-    def mcc(sums: Any) -> Any:
-        matrices = sums.reshape(-1, side, side)
-        hits = np.trace(matrices, axis1=1, axis2=2)
-        true, got = matrices.sum(axis=2), matrices.sum(axis=1)
-        n = true.sum(axis=1)
-        shared = hits * n - (true * got).sum(axis=1)
-        spread = (n * n - (true * true).sum(axis=1)) * (n * n - (got * got).sum(axis=1))
-        return np.divide(shared, np.sqrt(spread), out=np.zeros_like(shared), where=spread > 0)
-
-    return {"macro_f1": (table, macro), "weighted_f1": (table, weighted), "mcc": (table, mcc)}
-
-
-def _r2_metric(targets: Any, squared_errors: Any) -> Metric:
-    """R² from sums of (1, y, y², (y - ŷ)²); nan where the resampled targets are constant."""
-    import numpy as np
-
-    y = targets - targets.mean()  # R² does not depend on where 0 lies, but rounding does
-
-    def r2(sums: Any) -> Any:
-        n, y, y2, error2 = sums.T
-        spread = y2 - y * y / n
-        return 1 - error2 / np.where(spread > 1e-9 * y2, spread, np.nan)  # rounding leaves a trace of 0
-
-    return np.stack([np.ones_like(y), y, y * y, squared_errors], axis=1), r2
-
-
-def _correlation_metric(x: Any, y: Any) -> Metric:
-    """Pearson's correlation from sums; with ranks, Spearman's, the ranks kept as in the whole sample."""
-    import numpy as np
-
-    x, y = x - x.mean(), y - y.mean()
-
-    def correlation(sums: Any) -> Any:
-        n, x, y, xx, yy, xy = sums.T
-        spread = (xx - x * x / n) * (yy - y * y / n)
-        return (xy - x * y / n) / np.sqrt(np.where(spread > 1e-9 * xx * yy, spread, np.nan))
-
-    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1), correlation
-
-
-def metrics_by_sums(
-    kind: str,
-    labels: Sequence[str],
-    targets: Sequence[Any],
-    answers: Sequence[Any],
-    scores: Mapping[str, Sequence[float]],
-) -> dict[str, Metric]:
-    """Every metric of a task that is a function of sums over the examples, by name.
-
-    Args:
-        kind: the task's type.
-        labels: its labels, for a classification.
-        scores: measure → its value on each example, nan where it has none.
-    """
-    import numpy as np
-
-    columns = {name: np.array(values, float) for name, values in scores.items()}
-    metrics = {
-        METRIC_OF.get(name, name): _mean_metric(values)
-        for name, values in columns.items()
-        if not name.startswith("numbers")
-    }
-    if "numbers" in columns:
-        both = np.stack([columns["numbers_supported"], columns["numbers"]], axis=1)
-        metrics["number_faithfulness"] = (both, _ratio)
-    if kind == "classification":
-        place = {label: i for i, label in enumerate(labels)}
-        k = len(place)
-        cells = [
-            place.get(str(t), k) * (k + 1) + place.get(str(a), k)
-            for t, a in zip(targets, answers, strict=True)
-        ]
-        metrics |= _label_metrics(cells, k)
-    if kind == "regression" and columns:
-        from scipy.stats import rankdata
-
-        y, forecast = np.array(targets, float), np.array(answers, float)
-        metrics["r2"] = _r2_metric(y, columns["squared_error"])
-        metrics["spearman"] = _correlation_metric(rankdata(y), rankdata(forecast))
-    return metrics
-
-
-def cluster_of(kind: str, identity: str, group: str, time: str) -> str:
+def cluster_of(numeric: bool, identity: str, group: str, time: str) -> str:
     """What an example shares with those it is not independent of: its date (numbers), else group, else id."""
-    if kind == "regression" and time:
+    if numeric and time:
         return f"date {time[:10]}"
     return f"group {group}" if group else f"example {identity}"  # a group may be called as an example is
 
@@ -209,32 +85,22 @@ def percentile_interval(values: Any, confidence: float = 0.95) -> tuple[float, f
 
 
 def bootstrap_intervals(
-    task: Task,
-    records: Sequence[Record],
-    predictions: Sequence[Prediction],
+    metrics: Mapping[str, Metric],
+    clusters: Sequence[str],
     *,
-    scores: Mapping[str, Sequence[float]] | None = None,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of each metric known here when the test examples are drawn anew.
+    """The percentile interval of each metric when the test examples are drawn anew.
 
-    Examples of one group, or of one date for numbers with a time, are drawn together (see `cluster_of`).
-    It covers the choice of test examples alone, not that of training data or of the training seed.
-    Resamples in which a metric is not defined (R² of constant targets) are left out; a metric that is
-    defined in none of them has no interval. Nor has any where all examples are of one cluster.
-
-    Args:
-        scores: measures by example, where they are known already or there are more than `example_scores`.
+    Examples of one cluster (see `cluster_of`) are drawn together. It covers the choice of test examples
+    alone, not that of training data or of the training seed. Resamples in which a metric is not defined (R²
+    of constant targets) are left out; a metric that is defined in none of them has no interval. Nor has any
+    where all examples are of one cluster.
     """
     import numpy as np
 
-    scores = example_scores(task, records, predictions) if scores is None else scores
-    labels = task.candidates() if task.type == "classification" else []
-    targets, answers = [r.target for r in records], [p.value for p in predictions]
-    metrics = metrics_by_sums(task.type, labels, targets, answers, scores)
-    clusters = [cluster_of(task.type, str(i), r.group, r.time) for i, r in enumerate(records)]
     if not metrics or len(set(clusters)) < 2:
         return {}
     sums = Sums.of(metrics, cluster_places(clusters))

@@ -48,7 +48,7 @@ def export(
         DataError: no task has labels, or `folder` is a file or holds something else.
     """
     folder = checked_folder(folder)
-    chosen = [task for task in tasks if task.type == "classification" and records.get(task.name)]
+    chosen = [task for task in tasks if task.one_of and records.get(task.name)]
     if not chosen:
         raise DataError(f"None of the tasks {', '.join(records)} chooses among labels: nothing to export.")
     with atomic_folder(folder) as staging:

@@ -6,41 +6,27 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fintune.errors import DataError
 from fintune.evaluation.analysis.errors import analyse, shorten
-from fintune.evaluation.intervals import bootstrap_intervals, cluster_of
-from fintune.evaluation.scores import Scores, details_of, example_scores, interval_of, metrics_of
-from fintune.evaluation.systems.baselines import baseline_predictions
-from fintune.evaluation.systems.references import lexicon_system, tfidf_system
-from fintune.inference.engine import configure
-from fintune.metrics.bertscore import bertscore_examples
+from fintune.evaluation.scores import Scored, cluster_names
+from fintune.metrics.bertscore import bertscore_measure
 from fintune.tasks import Prediction, Record, Task
+from fintune.tasks.base import NONE_OF_ITS_TYPE, Answers
 
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.prepare.dataset import PreparedDataset
-    from fintune.evaluation.systems.other_models import OtherModel
+    from fintune.evaluation.other_models import OtherModel
     from fintune.inference.engine import Engine
 
 HeldOut = Literal["test", "validation"]
 SEED = 0
 """Draws the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
-
-
-@dataclass
-class _Answers:
-    """What one system answered, and everything that is computed of it by example."""
-
-    records: Sequence[Record]
-    predictions: Sequence[Prediction]
-    seconds: float
-    scores: Scores
 
 
 class TaskRun:
@@ -76,47 +62,59 @@ class TaskRun:
         entry: dict[str, Any] = {"type": task.type, "headline_metrics": list(task.headline_metrics)}
         if self.engine.adapter is not None and task.name not in self.engine.tasks.names():
             return {**entry, "skipped": "the adapter was not trained on this task"}, []
-        self._lend_levels()
-        self.encoder = encoder if task.type == "summarization" else None
-        if task.type == "summarization":
+        self._lend_learnt()
+        self.encoder = encoder if task.semantic else None
+        if task.semantic:
             entry["bertscore"] = (
                 {"encoder": encoder.name, "layer": "last"} if encoder else {"skipped": skipped}
             )
-
-        if task.type == "classification":
-            entry["labels"] = task.candidates()
         own = "base" if self.engine.adapter is None else "adapter"
-        answers = self._scored(test, *self._predict(own, test))
+        answers, seconds = self._predict(own, test)
+        scored = self._scored(test, answers)
+        entry |= self._type_facts(scored)
         begun = time.perf_counter()
-        name, plain = baseline_predictions(task, self.train, test)
-        baseline = self._scored(test, plain, time.perf_counter() - begun)
-        systems = {"baseline": self._system(name, baseline)}
+        name, plain = task.baseline(self.train, test)
+        systems = {"baseline": self._system(name, self._scored(test, plain), time.perf_counter() - begun)}
         more, entry["systems_skipped"] = self._references()
-        systems |= {key: self._system(name, answers) for key, (name, answers) in more.items()}
+        for key, (name, found, taken) in more.items():
+            systems[key] = self._system(name, self._scored(test, found), taken)
         untuned: dict[int, Prediction] = {}
         if own == "adapter" and self.config.base_model:
-            systems["base"], untuned = self._untuned(answers)
-        systems[own] = self._system(own, answers)
+            systems["base"], untuned = self._untuned(scored)
+        systems[own] = self._system(own, scored, seconds)
         entry |= {"clusters": self._clusters(), "systems": systems}
-        analysis = analyse(task, test, answers.predictions, self.train)
+        analysis = analyse(scored, self.train)
         entry["errors"] = analysis.summary
-        rows = self._rows(answers, plain, {k: a.predictions for k, (_, a) in more.items()}, untuned)
+        rows = self._rows(scored, plain, {key: found for key, (_, found, _) in more.items()}, untuned)
         return entry, [row | {"error": error} for row, error in zip(rows, analysis.examples, strict=True)]
 
-    def _references(self) -> tuple[dict[str, tuple[str, _Answers]], dict[str, str]]:
-        """The classical systems and the other models by key, and why some were skipped."""
-        found: dict[str, tuple[str, _Answers]] = {}
+    def _type_facts(self, scored: Scored) -> dict[str, Any]:
+        """What a reader of the results needs to know of the type: its measures, its labels."""
+        measures = [
+            {"name": m.name, "title": m.title, "better": m.better, "columns": list(m.kept)}
+            for m in scored.measures
+        ]
+        facts: dict[str, Any] = {"measures": measures}
+        if ranking := self.task.ranking:
+            facts["ranked_by"] = ranking.name
+        if labels := getattr(self.task, "labels", ()):
+            facts["labels"] = list(labels)
+        return facts
+
+    def _references(self) -> tuple[dict[str, tuple[str, list[Prediction], float]], dict[str, str]]:
+        """The classical systems and the other models by key: name, answers, seconds; and why some were
+        skipped."""
+        found: dict[str, tuple[str, list[Prediction], float]] = {}
         skipped: dict[str, str] = {}
-        task, test = self.task, self.test
+        known = self.task.references()
         wanted: list[tuple[str, Callable[[], Any]]] = []
-        if "tfidf" in self.config.baselines:
-            wanted.append(("tfidf", lambda: tfidf_system(task, self.train, self.validation(), test)))
-        if "lexicon" in self.config.baselines:
-            wanted.append(("lexicon", lambda: lexicon_system(task, self.train, test)))
-        if "zero" in self.config.baselines and task.type == "regression":
-            wanted.append(("zero", lambda: ("zero", [Prediction(0.0)] * len(test))))
-        for other in self.others:
-            wanted.append((other.name, partial(self._ask, other)))
+        for name in self.config.baselines:
+            key = str(name)
+            if key in known:
+                wanted.append((key, partial(self._refer, known[key])))
+            else:
+                skipped[key] = f"{NONE_OF_ITS_TYPE} {self.task.type or 'unknown'}"
+        wanted += [(other.name, partial(self._ask, other)) for other in self.others]
         for key, answer in wanted:
             begun = time.perf_counter()
             try:
@@ -126,8 +124,11 @@ class TaskRun:
             if isinstance(system, str):
                 skipped[key] = system
             else:
-                found[key] = system[0], self._scored(test, system[1], time.perf_counter() - begun)
+                found[key] = (*system, time.perf_counter() - begun)
         return found, skipped
+
+    def _refer(self, make: Callable[..., Answers | str]) -> Answers | str:
+        return make(self.train, self.validation(), self.test)
 
     def _ask(self, other: OtherModel) -> tuple[str, list[Prediction]] | str:
         with self._bar(other.name, len(self.test)) as bar:
@@ -136,21 +137,19 @@ class TaskRun:
 
     def _clusters(self) -> dict[str, Any]:
         """What the intervals draw together: `by` date, group or example, and how many there are."""
-        kind = self.task.type
-        names = {cluster_of(kind, str(i), r.group, r.time) for i, r in enumerate(self.test)}
-        by = "example"
-        if kind == "regression" and any(r.time for r in self.test):
+        names = set(cluster_names(self.task, self.test))
+        by = "group" if len(names) < len(self.test) else "example"
+        if self.task.numeric and any(r.time for r in self.test):
             by = "date"
-        elif len(names) < len(self.test):
-            by = "group"
         return {"by": by, "n": len(names)}
 
-    def _lend_levels(self) -> None:
-        """An engine that never saw training data takes this data's tasks (regression: the fitted levels)."""
+    def _lend_learnt(self) -> None:
+        """An engine that never saw training data takes this data's tasks, with what they learnt of it."""
         known = self.engine.tasks.tasks.get(self.task.name)
-        if self.engine.adapter is None or getattr(known, "levels", None) == []:
+        if self.engine.adapter is None or not _has_candidates(known):
             self.engine.tasks.tasks[self.task.name] = self.task
-        configure(self.engine.tasks, self.config)
+        for task in self.engine.tasks:
+            task.configure(self.config)
 
     def _bar(self, what: str, total: int) -> Any:
         from tqdm import tqdm
@@ -170,59 +169,44 @@ class TaskRun:
             )
         return answers, time.perf_counter() - begun
 
-    def _untuned(self, answers: _Answers) -> tuple[dict[str, Any], dict[int, Prediction]]:
+    def _untuned(self, scored: Scored) -> tuple[dict[str, Any], dict[int, Prediction]]:
         chosen = _draw(len(self.test), self.config.base_model_max_test)
         records = [self.test[i] for i in chosen]
-        base = self._scored(records, *self._predict("base", records))
-        system = self._system("base", base)
+        answers, seconds = self._predict("base", records)
+        system = self._system("base", self._scored(records, answers), seconds)
         if len(chosen) < len(self.test):
-            same = {name: [values[i] for i in chosen] for name, values in answers.scores.items()}
-            beside = _Answers(records, [answers.predictions[i] for i in chosen], 0.0, same)
-            system["adapter_metrics"] = self._metrics(beside)
-        return system, dict(zip(chosen, base.predictions, strict=True))
+            system["adapter_metrics"] = _finite_values(scored.subset(chosen).metrics())
+        return system, dict(zip(chosen, answers, strict=True))
 
-    def _scored(
-        self, records: Sequence[Record], predictions: Sequence[Prediction], seconds: float
-    ) -> _Answers:
-        scores = example_scores(self.task, records, predictions) | self._semantic(records, predictions)
-        return _Answers(records, predictions, seconds, scores)
+    def _scored(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> Scored:
+        if self.encoder is None:
+            return Scored.of(self.task, records, predictions)
+        with self._bar("BERTScore", len(records)) as bar:
+            measure = bertscore_measure(self.encoder, bar.update)
+            return Scored.of(self.task, records, predictions, [measure])
 
-    def _system(self, name: str, answers: _Answers) -> dict[str, Any]:
-        n = len(answers.records)
-        intervals = bootstrap_intervals(
-            self.task, answers.records, answers.predictions, scores=answers.scores, seed=SEED
-        )
+    def _system(self, name: str, scored: Scored, seconds: float) -> dict[str, Any]:
+        n = len(scored.records)
+        intervals = scored.intervals(seed=SEED)
         return {
             "name": {"base": self.engine.base_name, "adapter": str(self.engine.adapter)}.get(name, name),
             "n": n,
-            "metrics": self._metrics(answers),
+            "metrics": _finite_values(scored.metrics()),
             "metrics_interval": {metric: list(bounds) for metric, bounds in intervals.items()},
-            "details": details_of(self.task, answers.records, answers.predictions, answers.scores),
-            "seconds": round(answers.seconds, 3),
-            "examples_per_second": round(n / max(answers.seconds, 1e-9), 2),
+            "details": scored.details(),
+            "seconds": round(seconds, 3),
+            "examples_per_second": round(n / max(seconds, 1e-9), 2),
         }
-
-    def _semantic(self, records: Sequence[Record], answers: Sequence[Prediction]) -> Scores:
-        """BERTScore example by example; {} where it does not apply or is skipped."""
-        if self.encoder is None:
-            return {}
-        targets, texts = [self.task.completion(r) for r in records], [str(a.value) for a in answers]
-        with self._bar("BERTScore", len(records)) as bar:
-            return {"bertscore_f1": bertscore_examples(targets, texts, self.encoder, bar.update)}
-
-    def _metrics(self, answers: _Answers) -> dict[str, float | None]:
-        metrics = metrics_of(self.task, answers.records, answers.predictions, answers.scores)
-        return {name: _finite(float(value)) for name, value in metrics.items()}
 
     def _rows(
         self,
-        answers: _Answers,
+        scored: Scored,
         plain: Sequence[Prediction],
         more: Mapping[str, Sequence[Prediction]],
         untuned: Mapping[int, Prediction],
     ) -> list[dict[str, Any]]:
         rows = []
-        for i, (record, answer) in enumerate(zip(self.test, answers.predictions, strict=True)):
+        for i, (record, answer) in enumerate(zip(self.test, scored.predictions, strict=True)):
             row = {
                 "task": self.task.name,
                 "id": record.id,
@@ -234,9 +218,9 @@ class TaskRun:
                 "target": record.target,
                 "prediction": answer.value,
                 "probabilities": dict(answer.probabilities) if answer.probabilities else None,
-                "interval": interval_of(answer) if self.task.type == "regression" else None,
+                "interval": answer.interval,
                 "token_probability": answer.token_probability,
-                "scores": {name: _finite(values[i]) for name, values in answers.scores.items()},
+                "scores": {name: _finite(values[i]) for name, values in scored.columns.items()},
                 "baseline_prediction": plain[i].value,
                 "other_predictions": {key: predictions[i].value for key, predictions in more.items()},
             }
@@ -249,6 +233,18 @@ class TaskRun:
 def _finite(value: float) -> float | None:
     """JSON has no nan: null stands for what is not defined."""
     return value if math.isfinite(value) else None
+
+
+def _finite_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(float(value)) for name, value in metrics.items()}
+
+
+def _has_candidates(task: Task | None) -> bool:
+    """Whether a task of the engine has learnt what it chooses among, where it chooses."""
+    try:
+        return task is None or task.decoding == "text" or bool(task.candidates())
+    except DataError:
+        return False
 
 
 def drawn(records: Sequence[Record], limit: int | None) -> list[Record]:

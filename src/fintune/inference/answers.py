@@ -32,6 +32,8 @@ def as_dict(task: str, prediction: Prediction) -> Line:
         answer["probabilities"] = {k: round(p, 6) for k, p in prediction.probabilities.items()}
     if prediction.interval:
         answer["interval"] = [round(bound, 4) for bound in prediction.interval]
+    if prediction.set_probability is not None:
+        answer["set_probability"] = round(prediction.set_probability, 6)
     if prediction.token_probability is not None:
         answer["token_probability"] = round(prediction.token_probability, 6)
     return answer
@@ -153,32 +155,17 @@ def _write_lines(lines: Iterable[list[Line]], path: Path | None) -> None:
 
 
 def schema(task: Task) -> Any:
-    """The Parquet columns of a task's answers: a column for each label's probability.
-
-    A number has the probabilities of its levels as one JSON object; a text has none.
-    """
+    """The Parquet columns of a task's answers: `id`, `task`, those of its type, `error`."""
     import pyarrow as pa
 
-    columns = {"id": pa.string(), "task": pa.string()}
-    columns["prediction"] = pa.float64() if task.type == "regression" else pa.string()
-    if task.type == "classification":
-        columns |= {f"probability_{label}": pa.float64() for label in task.candidates()}
-    elif task.decoding == "candidates":
-        columns["probabilities"] = pa.string()
-    return pa.schema({**columns, "error": pa.string()})
+    types = {"text": pa.string(), "number": pa.float64()}
+    own = {name: types[kind] for name, kind in task.answer_columns().items()}
+    return pa.schema({"id": pa.string(), "task": pa.string(), **own, "error": pa.string()})
 
 
 def table(lines: list[Line], task: Task) -> Any:
     """Lines as a table of `schema(task)`."""
     import pyarrow as pa
 
-    rows = []
-    for line in lines:
-        row = dict(line)
-        probabilities = row.pop("probabilities", None)
-        if probabilities and task.type == "classification":
-            row |= {f"probability_{label}": share for label, share in probabilities.items()}
-        elif probabilities:
-            row["probabilities"] = json.dumps(probabilities, ensure_ascii=False)
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema(task))
+    rows = [{"error": None, **line, **task.answer_cells(line)} for line in lines]
+    return pa.Table.from_pylist(rows, schema(task))

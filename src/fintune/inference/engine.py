@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fintune.config import EvaluationConfig, Recipe, TextFormatConfig
-from fintune.errors import ConfigError, DataError, ModelError
+from fintune.config import EvaluationConfig, Recipe
+from fintune.errors import DataError, ModelError
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
 from fintune.tasks import Prediction, Record, Task, TaskSet
-from fintune.tasks.base import TextFormat, softmax
-from fintune.tasks.kinds import RegressionTask
+from fintune.tasks.base import softmax
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
@@ -298,27 +297,7 @@ def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
         ConfigError: `formats` names a task that writes no text.
     """
     for task in tasks:
-        if task.type == "classification":
-            task.calibration = config.calibration
-            if config.label_normalization != "auto":
-                task.normalization = config.label_normalization
-        if isinstance(task, RegressionTask):
-            task.answers_with = config.number_decoding
-        if task.name in config.formats:
-            _set_format(task, config.formats[task.name])
-
-
-def _set_format(task: Task, wish: TextFormatConfig) -> None:
-    if task.decoding != "text":
-        raise ConfigError(
-            f"evaluation.formats names {task.name}, a {task.type} task, which chooses among candidates "
-            "and writes no text: remove it there"
-        )
-    if wish.max_new_tokens:
-        task.max_new_tokens = wish.max_new_tokens
-    parts = wish.model_dump(exclude={"max_new_tokens"})
-    if any(parts.values()):
-        task.text_format = TextFormat(**parts)
+        task.configure(config)
 
 
 def newest_adapter(root: str | Path = "output") -> Path:

@@ -17,8 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fintune.errors import ConfigError, FintuneError, ModelError
-from fintune.evaluation.scores import interval_of
+from fintune.errors import ConfigError, DataError, FintuneError, ModelError
 from fintune.inference.answers import answers
 from fintune.inference.engine import Engine
 from fintune.live.alerts import KEPT_DAYS, Webhook, alert_id, deliver, fired
@@ -251,13 +250,12 @@ def problems(states: Iterable[SourceState]) -> list[str]:
 def _check_tasks(engine: Engine, config: LiveConfig) -> None:
     for name in config.tasks:
         task = engine.tasks[name]
-        if task.type == "qa":
+        if "question" in task.inputs:
             raise ConfigError(f"--tasks has {name}, which needs a question: leave it out.")
-        if task.type == "regression" and not getattr(task, "levels", True):
-            raise ModelError(
-                f"--tasks has {name}, whose levels are learnt in training: give --model_path an adapter that "
-                "was trained on it."
-            )
+        try:
+            task.candidates()
+        except DataError as error:
+            raise ModelError(f"--tasks has {name}, which cannot be answered yet. {error}") from None
     for rule in config.alerts.rules:
         if rule.task not in config.tasks:
             if "rules" in config.alerts.model_fields_set:
@@ -267,10 +265,10 @@ def _check_tasks(engine: Engine, config: LiveConfig) -> None:
                 )
             continue
         task = engine.tasks[rule.task]
-        if rule.label and task.type == "classification" and rule.label not in task.candidates():
+        if rule.label and task.one_of and rule.label not in task.one_of:
             raise ConfigError(
                 f"alerts.rules names the label {rule.label!r}, which {rule.task} does not have: "
-                f"its labels are {', '.join(task.candidates())}."
+                f"its labels are {', '.join(task.one_of)}."
             )
 
 
@@ -285,7 +283,7 @@ def _row(item: Item, task: str, line: dict[str, Any], seen: str) -> Row:
     value = line.get("prediction")
     shares = line.get("probabilities")
     number = value if isinstance(value, float) else None
-    bounds = line.get("interval") or (interval_of(Prediction(number, shares)) if number is not None else None)
+    bounds = line.get("interval")
     return {
         "id": item.id,
         "seen": seen,

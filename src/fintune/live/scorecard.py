@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.evaluation.intervals import bootstrap_intervals
-from fintune.evaluation.scores import example_scores, mean
+from fintune.evaluation.scores import Scored
 from fintune.files import write_json
 from fintune.live.market import Closes, Prices, move_after
 from fintune.live.store import Row, Store, days_ago, write_table
+from fintune.metrics.measure import mean
 from fintune.tasks.base import INTERVAL, Prediction, Record
-from fintune.tasks.kinds import RegressionTask
+from fintune.tasks.types import RegressionTask
 
 SCORECARD_FORMAT = 1
 FEW_DAYS = 30
 """Below so many trading days the intervals mean little, and the scorecard says so."""
-_FIGURES = {"hit_rate": "same_direction", "mse": "squared_error", "interval_coverage": "covered"}
-_NAMES = {"hit_rate": "directional_accuracy", "mse": "mse", "interval_coverage": "interval_coverage"}
+_FIGURES = {"hit_rate": "directional_accuracy", "mse": "mse", "interval_coverage": "interval_coverage"}
+"""What a scorecard calls a figure → the metric."""
 
 
 def score(
@@ -103,14 +103,13 @@ def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]
         return card | {"figures": {}}
     judge = RegressionTask(task, "", unit="%")
     records = [Record(text="-", target=move["percent"], time=move["day"]) for _, move in joined]
-    predictions = [_Answer.of(row) for row, _ in joined]
-    scores = example_scores(judge, records, predictions)
-    intervals = bootstrap_intervals(judge, records, predictions, scores=scores) if len(days) > 1 else {}
+    scored = Scored.of(judge, records, [_answer(row) for row, _ in joined])
+    intervals = scored.intervals() if len(days) > 1 else {}
     figures = {}
-    for name, measure in _FIGURES.items():
-        known = [value for value in scores[measure] if value == value]
+    for name, metric in _FIGURES.items():
+        known = [value for value in scored.tables[metric][:, 0].tolist() if value == value]
         if known:
-            bounds = intervals.get(_NAMES[name])
+            bounds = intervals.get(metric)
             figures[name] = {"value": mean(known), "interval": bounds and list(bounds), "n": len(known)}
     truth = [move["percent"] for _, move in joined]
     ups = mean([float(y > 0) for y in truth if y])
@@ -118,17 +117,10 @@ def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]
     return card | {"figures": figures}
 
 
-class _Answer(Prediction):
+def _answer(row: Row) -> Prediction:
     """A stored answer, with the interval it was given with."""
-
-    interval: tuple[float, float] | None
-
-    @classmethod
-    def of(cls, row: Row) -> _Answer:
-        answer = cls(float(row["value"]))
-        bounds = None if row["low"] is None else (float(row["low"]), float(row["high"]))
-        object.__setattr__(answer, "interval", bounds)
-        return answer
+    bounds = None if row["low"] is None else (float(row["low"]), float(row["high"]))
+    return Prediction(float(row["value"]), interval=bounds)
 
 
 def _known(value: float) -> float | None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.errors import ConfigError, DataError, MissingExtraError
+from fintune.errors import ConfigError, MissingExtraError
+from fintune.metrics.measure import Measure
 from fintune.text.sentences import bullet_lines
 
 if TYPE_CHECKING:
@@ -112,16 +113,14 @@ def bertscore_examples(
     return scores
 
 
-def bertscore(targets: Sequence[str], predictions: Sequence[str], encoder: Path) -> dict[str, float]:
-    """BERTScore F1 averaged over the examples; see `bertscore_examples`.
+def bertscore_measure(encoder: Path, on_done: Callable[[int], object] | None = None) -> Measure:
+    """BERTScore F1 as a measure of texts; see `bertscore_examples`."""
 
-    Raises:
-        DataError: there are no examples.
-    """
-    if not targets:
-        raise DataError("There is nothing to score: the set of examples is empty.")
-    scores = bertscore_examples(targets, predictions, encoder)
-    return {"bertscore_f1": sum(scores) / len(scores)}
+    def values(task: Any, records: Sequence[Any], predictions: Sequence[Any]) -> list[float]:
+        targets, answers = [task.completion(r) for r in records], [str(p.value) for p in predictions]
+        return bertscore_examples(targets, answers, encoder, on_done)
+
+    return Measure("bertscore_f1", "BERTScore", values, further=True)
 
 
 class _EveryTokenOnce(dict):

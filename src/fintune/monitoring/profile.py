@@ -161,7 +161,7 @@ def profile_rows(task: Task, records: Sequence[Record], rows: Sequence[Mapping[s
             Observation.of(record.text, record.question, row["prediction"], row["probabilities"])
             for record, row in zip(records, rows, strict=True)
         ),
-        task.candidates() if task.type == "classification" else [],
+        task.one_of,
     )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fintune.evaluation.metrics import SMALLER_IS_BETTER
-from fintune.evaluation.systems.references import NONE_OF_ITS_TYPE
+from fintune.tasks.base import NONE_OF_ITS_TYPE
 
+SMALLER_IS_BETTER = ("mse", "mae", "brier", "ece", "aurc", "missing_rate", "error_rate")
 _NAMES = {
     "macro_f1": "F1 (macro)",
     "weighted_f1": "F1 (weighted)",

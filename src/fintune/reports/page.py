@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fintune.evaluation.analysis.errors import BROWSED, shorten
-from fintune.evaluation.analysis.label_noise import CANDIDATES
 from fintune.evaluation.published import by_system
 from fintune.evaluation.results import output_files, read_predictions, read_results
 from fintune.files import atomic_write, writable
 from fintune.reports import figures, markdown, plots, reproduce
+from fintune.tasks.label_noise import CANDIDATES
 
 ASSETS = Path(__file__).with_name("assets")
 TEXT_CHARACTERS = 900

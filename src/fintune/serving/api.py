@@ -45,7 +45,6 @@ from fintune.serving.schemas import (
 )
 from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
-from fintune.tasks.kinds import QATask, SummarizationTask
 from fintune.text.numbers import supported_numbers
 from fintune.text.sentences import bullet_lines
 
@@ -147,7 +146,7 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
     answers = [each.answer for each in found]
     if body.inputs is None and isinstance(answers[0], str):
         raise ApiError(400, answers[0], code="cannot_answer")
-    long = isinstance(chosen, SummarizationTask)
+    long = chosen.grounded == "bullets"
     data = (
         await asyncio.to_thread(_shown, chosen, records, answers)
         if long
@@ -170,7 +169,7 @@ def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[Tas
             continue
         item = TaskAnswer(index=i, **as_dict(task.name, answer))
         item.unit = getattr(task, "unit", None) or None
-        if isinstance(task, SummarizationTask):
+        if task.grounded == "bullets":
             item.bullets = bullets(str(answer.value), record.text)
         shown.append(item)
     return shown
@@ -196,9 +195,9 @@ async def list_tasks(thread: Thread, model: str | None = None) -> Any:
             id=task.name,
             type=task.type,
             instruction=task.instruction,
-            labels=task.candidates() if task.type == "classification" else None,
+            labels=list(getattr(task, "labels", ())) or None,
             unit=getattr(task, "unit", None) or None,
-            needs_question=isinstance(task, QATask),
+            needs_question="question" in task.inputs,
         )
         for task in thread.models.tasks(name)
     ]

@@ -145,7 +145,7 @@ def _record(task: Task, messages: list[dict[str, str]]) -> Record:
     said = [each["content"] for each in messages if each["role"] == "user"]
     if not said:
         raise ApiError(400, "There is no message of the user.", param="messages")
-    if task.type == "qa":
+    if "question" in task.inputs:
         text, _, question = said[-1].rpartition("\n")
         return Record(text=text, question=question)
     return Record(text=said[-1])

@@ -68,6 +68,7 @@ class TaskAnswer(BaseModel):
     interval: list[float] | None = Field(None, description="Low and high end of a number's interval.")
     unit: str | None = None
     token_probability: float | None = None
+    set_probability: float | None = Field(None, description="Of exactly this set of labels.")
     bullets: list[BulletAnswer] | None = None
     prediction_id: str | None = Field(None, description="To send feedback with, where answers are kept.")
     error: str | None = None

@@ -1,130 +1,17 @@
-"""The registry of tasks: the five built in, those of a recipe's YAML, and plug-ins."""
+"""What a task is: prompt, answer and figures; the built-in tasks, a recipe's own, and plug-ins."""
 
-from __future__ import annotations
-
-import copy
-import functools
-import importlib
-from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
-
-from fintune.config import BUILT_IN_TASKS, CustomTaskConfig, Recipe, TaskDataConfig
-from fintune.errors import ConfigError
 from fintune.tasks.base import Prediction, Record, Task, TaskSet
-from fintune.tasks.kinds import ClassificationTask, InstructionTask, QATask, RegressionTask, SummarizationTask
-from fintune.text.salience import Salience
+from fintune.tasks.registry import known_tasks, register, task_from_dict, task_set
+from fintune.tasks.types import register_type
 
-__all__ = ["Prediction", "Record", "Task", "TaskSet", "known_tasks", "register", "task_from_dict", "task_set"]
-
-_KINDS: dict[str, type[Task]] = {
-    kind.type: kind
-    for kind in (ClassificationTask, RegressionTask, QATask, SummarizationTask, InstructionTask)
-}
-_registered: dict[str, Task] = {}
-
-
-def register(task: Task | type[Task]) -> Task | type[Task]:
-    """Make a plug-in task known by its name; also usable as a class decorator.
-
-    The other way is an entry point in the group `fintune.tasks` that names the class.
-    """
-    instance = task() if isinstance(task, type) else task  # type: ignore[call-arg]
-    _registered[instance.name] = instance
-    return task
-
-
-@functools.cache
-def _loaded(point: EntryPoint) -> Task:
-    try:
-        task = point.load()()
-    except Exception as error:  # a plug-in may raise anything
-        raise ConfigError(
-            f"the plug-in task {point.name} ({point.value}) cannot be loaded: {error}; "
-            "mend or uninstall its package"
-        ) from error
-    if task.name != point.name:
-        raise ConfigError(
-            f"the plug-in task {point.name} ({point.value}) calls itself {task.name}: "
-            "its entry point and its name must be the same"
-        )
-    return task
-
-
-def _plugins() -> dict[str, Task]:
-    """The plug-ins by name: each entry point's, loaded once, and the registered ones."""
-    return {point.name: _loaded(point) for point in entry_points(group="fintune.tasks")} | _registered
-
-
-def known_tasks(custom: Iterable[CustomTaskConfig] = ()) -> dict[str, Task]:
-    """Every task by name: built in, from entry points, registered, and the recipe's own."""
-    tasks = {name: importlib.import_module(f"fintune.tasks.{name}").TASK for name in BUILT_IN_TASKS}
-    tasks.update(_plugins())
-    for config in custom:
-        tasks[config.name] = task_from_dict(config.model_dump(exclude_defaults=True))
-    return tasks
-
-
-def task_from_dict(fields: Mapping[str, Any]) -> Task:
-    """The inverse of `Task.to_dict`; a plug-in is made anew, and only what it had learnt is taken over."""
-    fields = dict(fields)
-    salience = fields.pop("salience", None)
-    task = _without_salience(fields)
-    task.salience = Salience(**salience) if salience else None
-    return task
-
-
-def _without_salience(fields: dict[str, Any]) -> Task:
-    kind = fields.pop("type")
-    if plugin := _plugins().get(fields["name"]):
-        task = copy.deepcopy(plugin)
-        for name in task.learnt:
-            if name in fields:
-                setattr(task, name, copy.deepcopy(fields[name]))
-        return task
-    if kind not in _KINDS:
-        raise ConfigError(
-            f"task {fields['name']} is of the unknown type {kind!r}: install the plug-in that defines it."
-        )
-    return _KINDS[kind](**fields)
-
-
-def task_set(recipe: Recipe) -> TaskSet:
-    """The tasks a recipe trains: those of `multi_task.task_weights` and its custom tasks.
-
-    Raises:
-        ConfigError: a weight names a task nobody defines, or `salience: learnt` a task without references.
-    """
-    custom = recipe.custom_task
-    for module in recipe.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"plugins names the module {module!r}, which cannot be imported: {error}"
-            ) from None
-    known = known_tasks(custom)
-    names = list(dict.fromkeys([*recipe.multi_task.task_weights, *(task.name for task in custom)]))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"multi_task.task_weights names the unknown task '{unknown[0]}'; known are: {', '.join(known)}"
-        )
-    tasks = TaskSet({name: copy.deepcopy(known[name]) for name in names})
-    for task in tasks:
-        task.instruction = recipe.multi_task.instructions.get(task.name, task.instruction)
-        _set_salience(task, recipe.data.tasks.get(task.name, TaskDataConfig()).salience)
-    return tasks
-
-
-def _set_salience(task: Task, wish: str | None) -> None:
-    """Set what the recipe wishes, or the default of the task's type."""
-    if wish == "learnt" and task.type != "summarization":
-        raise ConfigError(
-            f"data.tasks.{task.name}.salience is learnt, which needs summaries to learn from, but this is a "
-            f"{task.type} task: choose score, bm25, graph, lead or none"
-        )
-    if wish is not None:
-        task.salience = None if wish == "none" else Salience(wish)  # type: ignore[arg-type]
-    elif task.type == "summarization":
-        task.salience = task.salience or Salience("learnt")
+__all__ = [
+    "Prediction",
+    "Record",
+    "Task",
+    "TaskSet",
+    "known_tasks",
+    "register",
+    "register_type",
+    "task_from_dict",
+    "task_set",
+]

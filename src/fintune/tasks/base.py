@@ -1,95 +1,95 @@
-"""What a task is: its instruction, its prompt and completion text, how an answer is chosen, its metrics.
+"""What a task is: its instruction, prompt and completion, how an answer is decided, what its figures are.
 
-A task knows nothing of tokenizers, models or files. Training, evaluation, the demo and serving all
-read the same `Task`, so what is trained is what is evaluated is what is served.
+A `Task` is one object of a type; a type is one class in `types/`, and everything that depends on the type is
+here: no other module asks which type a task has. Nothing here knows of tokenizers, models or files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fintune.errors import DataError
+from fintune.errors import ConfigError, DataError
+from fintune.metrics.measure import Measure, each
+from fintune.tasks.example import INTERVAL, Expectation, Prediction, Record, TextFormat
 from fintune.text.salience import Salience
+
+if TYPE_CHECKING:
+    from fintune.config import EvaluationConfig
+
+__all__ = [
+    "INTERVAL",
+    "Analysed",
+    "Answers",
+    "Expectation",
+    "Prediction",
+    "Record",
+    "Task",
+    "TaskSet",
+    "TextFormat",
+]
 
 Decoding = Literal["candidates", "text"]
 Normalization = Literal["none", "tokens"]
-INTERVAL = 0.8
-"""How much of a number's distribution its interval holds: from the 0.1 to the 0.9 quantile."""
+NONE_OF_ITS_TYPE = "there is none for a task of type"
+"""How the reason begins where a reference system is not made for a type of task."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One example, as a reader yields it and a Parquet row holds it."""
+MISSING = Measure(
+    "missing_rate",
+    "missing",
+    each(lambda task, _, prediction: float(task.missing(prediction))),
+    better="lower",
+    columns=("missing",),
+    further=True,
+)
+"""The share of predictions that are no answer; every type of this package has it."""
 
-    text: str
-    """The statement, headline, transcript, context or news."""
-    target: str | float | None = None
-    """The label or text, or for regression the number; None when only predicting."""
-    question: str | None = None
-    """The question of a qa example, or the last turn of a conversation."""
-    group: str = ""
-    """Records of one group (same text, company or sentence) never end in different splits."""
-    split: Literal["train", "validation", "test"] | None = None
-    """Set where the dataset has official splits; None lets the seed, or time, decide."""
-    time: str = ""
-    """When the text was known, in UTC and ISO 8601 (a date, or date and time); "" where a source has none."""
-    id: str = ""
-    source: str = ""
-    kind: str = ""
-    """What sort of example it is: TAT-QA's answer type, FinQA's operations, StockNet's view."""
-    derivation: str = ""
-    """How the target was computed, where its dataset says: never part of a prompt."""
-    system: str = ""
-    """A system message of the example's own, in place of the task's instruction."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """An answer, and how sure the model is of it."""
-
-    value: str | float
-    probabilities: Mapping[str, float] | None = None
-    """Of tasks with candidates: the probability of each."""
-    interval: tuple[float, float] | None = None
-    """Of numbers: where the middle 80 % of the model's distribution lies."""
-    token_probability: float | None = None
-    """Of generated texts: the geometric mean of their tokens' probabilities, the end of text included."""
-
-    @property
-    def confidence(self) -> float | None:
-        """The label's probability, or the text's `token_probability`; None of a number, or where unknown."""
-        if self.probabilities is not None and isinstance(self.value, str):
-            return self.probabilities.get(self.value)
-        return self.token_probability
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How a generated answer must look. Each part is off by default."""
-
-    bullets: int | None = None
-    """At most so many lines, each of which begins with a dash."""
-    bullet_tokens: int | None = None
-    """At most so many tokens in each of them, the dash included."""
-    copy_spans: bool = False
-    """The answer is a passage of the record's text, word for word."""
-    source_numbers: bool = False
-    """Every number of the answer, with its scale, stands in the record's text or question."""
+Answers = tuple[str, list[Prediction]]
+"""A system's name, as tables show it, and its answers."""
 
 
 class Task:
-    """The contract; its kinds are in `kinds.py`, and a plug-in may subclass any of them."""
+    """The contract. A type derives from it and sets what differs; a plug-in may derive from any type.
 
-    type: str = ""
-    decoding: Decoding = "text"
-    max_new_tokens: int = 64
+    A type of your own sets `type` and `measures`, and overrides what its answers need: `decide` or `parse`,
+    perhaps `read_target`, `baseline`, `mistake`. The rest works from these: data checks, training, evaluation
+    with intervals, error analysis, comparison, `predict`, the demo's tab and the API's route.
+    """
+
+    type: ClassVar[str] = ""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    ranked_by: ClassVar[str] = ""
+    """The measure that says which of two answers is better, and ranks errors; "" is the first."""
     headline_metrics: tuple[str, ...] = ()
     """The metrics a summary table shows, best-known first."""
+    decoding: Decoding = "text"
+    """candidates: the answer is decided from the likelihood of each candidate; text: it is generated."""
+    numeric: ClassVar[bool] = False
+    """Whether targets and answers are numbers."""
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
+    """The fields of a record that its prompt needs."""
+    takes_turns: ClassVar[bool] = False
+    """Whether a conversation is read as a record, with its last user turn as `question`."""
+    grounded: ClassVar[Literal["", "passage", "bullets"]] = ""
+    """How an answer is found in its text again: as a passage, or bullet by bullet."""
+    error_means: ClassVar[str] = "another answer than the expected one"
+    """What error analysis counts as an error, as a noun phrase."""
+    needs_neighbours: ClassVar[bool] = False
+    """Whether `analysis` needs the nearest training records of every example, not of the worst alone."""
+    semantic: ClassVar[bool] = False
+    """Whether BERTScore compares its answers."""
+    verb: ClassVar[str] = "Run"
+    """What the demo's button says."""
+    input_lines: ClassVar[int] = 3
+    """The height of the demo's text box."""
+    default_salience: ClassVar[str | None] = None
+    """The `salience` of a recipe that sets none."""
+    max_new_tokens: int = 64
     learnt: tuple[str, ...] = ()
-    """The fields that `fit` or the end of training sets and `to_dict` keeps."""
+    """The fields that `fit` or `calibrate` sets and `to_dict` keeps."""
     salience: Salience | None = None
     """Which sentences stand for a text that does not fit; with None its end is cut off."""
     normalization: Normalization = "none"
@@ -104,6 +104,18 @@ class Task:
     def __init__(self, name: str, instruction: str) -> None:
         self.name = name
         self.instruction = instruction
+
+    @classmethod
+    def stand_in(cls, name: str, labels: Sequence[str] = ()) -> Task:
+        """A task of this type that scores the answers of results read back from a file."""
+        return cls(name, "")
+
+    # Prompt and completion ----------------------------------------------------------------------------
+
+    @property
+    def one_of(self) -> tuple[str, ...]:
+        """The labels of which an answer is exactly one; () where answers are something else."""
+        return ()
 
     def system(self, record: Record) -> str:
         """The system message: the instruction, or the example's own."""
@@ -121,9 +133,38 @@ class Task:
         """The text the model is trained to answer with."""
         return str(record.target)
 
+    def expectation(self, record: Record) -> Expectation | None:
+        """What training on the expectation's error needs (`regression_loss_weight`); None of no number."""
+        return None
+
+    # Data ---------------------------------------------------------------------------------------------
+
+    def read_target(self, value: Any) -> str | float:
+        """A cell of a data file as a target.
+
+        Raises:
+            ValueError: it is none; the message says why.
+        """
+        return value if isinstance(value, str) else str(value)
+
+    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
+        """The target in the task's own labels.
+
+        Args:
+            labels: the data's label → the task's label, where they differ.
+        """
+        return labels.get(target, target) if isinstance(target, str) else target
+
+    def unknown_labels(self, record: Record) -> list[str]:
+        """The labels of a record's target that are none of the task's."""
+        return []
+
     def input_problem(self, record: Record) -> str | None:
         """Why this record cannot be answered; None when it can. Its target does not matter."""
-        return None if record.text.strip() else "the text is empty"
+        for name in self.inputs:
+            if not str(getattr(record, name) or "").strip():
+                return f"the {name} is empty"
+        return None
 
     def problem(self, record: Record) -> str | None:
         """Why this record cannot be trained or evaluated on; None when it can."""
@@ -136,6 +177,8 @@ class Task:
     def fit(self, records: Sequence[Record]) -> None:
         """Learn what the task needs of its training records (regression: its levels; summarization: what is
         salient)."""
+
+    # Answers ------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[str]:
         """The completions that are scored when `decoding` is "candidates"."""
@@ -153,17 +196,155 @@ class Task:
         """Turn generated text into an answer."""
         return Prediction(text.strip())
 
-    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Score predictions against the records' targets; {} where `evaluate_custom_task` does it all."""
+    def configure(self, config: EvaluationConfig) -> None:
+        """Answer as the recipe's `evaluation` says.
+
+        Raises:
+            ConfigError: `formats` names this task, which writes no text.
+        """
+        wish = config.formats.get(self.name)
+        if wish is None:
+            return
+        if self.decoding != "text":
+            raise ConfigError(
+                f"evaluation.formats names {self.name}, a {self.type} task, which chooses among candidates "
+                "and writes no text: remove it there"
+            )
+        if wish.max_new_tokens:
+            self.max_new_tokens = wish.max_new_tokens
+        parts = wish.model_dump(exclude={"max_new_tokens"})
+        if any(parts.values()):
+            self.text_format = TextFormat(**parts)
+
+    def calibrate(
+        self,
+        ask: Callable[[Sequence[Record]], list[Prediction]],
+        records: Sequence[Record],
+        config: EvaluationConfig,
+        tokens: Callable[[str], int],
+    ) -> dict[str, str | float]:
+        """Set what validation decides of this task's answers, and return it.
+
+        Args:
+            ask: the adapter's predictions, with the task as it is set at the time.
+            records: validation records.
+            tokens: how many tokens a completion has.
+        """
         return {}
 
-    def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """What validation and evaluation report: `metrics`, and what `evaluate_custom_task` adds."""
+    def answer_columns(self) -> dict[str, Literal["text", "number"]]:
+        """The columns that an answer has in a table of predictions."""
+        columns: dict[str, Literal["text", "number"]] = {"prediction": "number" if self.numeric else "text"}
+        return columns | ({"probabilities": "text"} if self.decoding == "candidates" else {})
+
+    def answer_cells(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """The cells of `answer_columns`.
+
+        Args:
+            line: an answer as `predict` writes it: `prediction`, perhaps `probabilities`.
+        """
+        import json
+
+        cells = {"prediction": line.get("prediction")}
+        if self.decoding == "candidates":
+            shares = line.get("probabilities")
+            cells["probabilities"] = json.dumps(shares, ensure_ascii=False) if shares else None
+        return cells
+
+    # Figures and errors -------------------------------------------------------------------------------
+
+    def measure(self, name: str) -> Measure:
+        """One of `measures`, by its name."""
+        return next(each for each in self.measures if each.name == name)
+
+    @property
+    def ranking(self) -> Measure | None:
+        """The measure that says which of two answers is better; None of a type without measures."""
+        if not self.measures:
+            return None
+        return self.measure(self.ranked_by) if self.ranked_by else self.measures[0]
+
+    def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """The metrics of validation during training; {} of a type without measures.
+
+        Raises:
+            DataError: there are no examples.
+        """
+        if len(records) != len(predictions):
+            raise ValueError(f"{len(records)} records but {len(predictions)} predictions")
+        if not records:
+            raise DataError("There is nothing to score: the set of examples is empty.")
+        chosen = (measure for measure in self.measures if not measure.further)
+        return {m.name: m.of(m.table(self, records, predictions)) for m in chosen}
+
+    def own_metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """What a plug-in's `evaluate_custom_task` says of the answers."""
         rows = [
             {"text": r.text, "question": r.question, "target": r.target, "prediction": p.value}
             for r, p in zip(records, predictions, strict=True)
         ]
-        return {**self.metrics(records, predictions), **self.evaluate_custom_task(rows)}
+        return self.evaluate_custom_task(rows)
+
+    def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
+        """What validation reports: `metrics`, and a plug-in's own."""
+        return {**self.metrics(records, predictions), **self.own_metrics(records, predictions)}
+
+    def missing(self, prediction: Prediction) -> bool:
+        """Whether a prediction is no answer at all."""
+        return not str(prediction.value).strip()
+
+    def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
+        """The simplest system that every figure must beat, learnt from the training records alone.
+
+        Raises:
+            DataError: it needs training records and there are none.
+        """
+        from fintune.tasks.classical import most_frequent
+
+        return most_frequent(self, train, test)
+
+    def references(self) -> dict[str, Callable[..., Answers | str]]:
+        """Key of `evaluation.baselines` → (train, validation, test) → a classical system's answers, or why
+        there
+        are none."""
+        return {}
+
+    def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
+        """The sort of mistake, "" for a right answer, and what shows it."""
+        return ("" if prediction.value == record.target else "another answer"), {}
+
+    def is_error(
+        self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
+    ) -> list[bool]:
+        """Whether each answer counts as an error; `error_means` says it in words."""
+        return [bool(self.mistake(r, p)[0]) for r, p in zip(records, predictions, strict=True)]
+
+    def severity(self, predictions: Sequence[Prediction], values: Sequence[float]) -> list[float]:
+        """How bad each answer is, for the order of errors; larger is worse.
+
+        Args:
+            values: each example's value of `ranking`.
+        """
+        worse = 1 if self.ranking is not None and self.ranking.better == "lower" else -1
+        return [worse * value for value in values]
+
+    def error_measure(self, values: Sequence[float]) -> tuple[str, list[float]]:
+        """The name and values of what error slices average: `ranking`, unless a type says otherwise."""
+        return (self.ranking.name if self.ranking else ""), list(values)
+
+    def traits(self, records: Sequence[Record], train: Sequence[Record]) -> list[dict[str, str]]:
+        """Trait → value of each record, for error slices, beside those that every type has."""
+        return [{} for _ in records]
+
+    def analysis(self, answers: Analysed) -> dict[str, Any]:
+        """Parts of the error analysis that only this type has."""
+        return {}
+
+    def details(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Parts of a system's results that are more than a number, such as a reliability curve."""
+        return {}
+
+    # Hooks of the guide, and storage ------------------------------------------------------------------
 
     def load_custom_dataset(self) -> list[dict[str, Any]]:
         """A plug-in's own data: dicts with `text` and `target`, optionally `question`, `group`, `split`."""
@@ -177,6 +358,23 @@ class Task:
         """What an adapter folder keeps so that the task can be made again without its data."""
         fields = {"name": self.name, "type": self.type, "instruction": self.instruction}
         return fields | ({"salience": self.salience.to_dict()} if self.salience else {})
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What the error analysis has found when it asks a type for more."""
+
+    records: Sequence[Record]
+    predictions: Sequence[Prediction]
+    order: Sequence[int]
+    """Places of the inexact answers, the worst first."""
+    mistakes: Sequence[tuple[str, dict[str, Any]]]
+    example: Callable[[int], dict[str, Any]]
+    """The example at a place, as results show it."""
+    nearest: Mapping[int, Sequence[tuple[Record, float]]]
+    """Place → the training records most like it, with their cosine; all places if `needs_neighbours`."""
+    neighbour: Callable[[Record, float], dict[str, Any]]
+    """A training record and its cosine, as results show them."""
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from typing import Any
 
 from fintune.errors import MissingExtraError
 
@@ -35,11 +36,21 @@ def answer_scores(target: str, prediction: str) -> tuple[float, float]:
     return exact, 2 * shared / (len(expected) + len(got)) if expected and got else exact
 
 
-def rouge_scores(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, list[float]]:
+@functools.lru_cache(maxsize=1 << 16)
+def rouge(target: str, prediction: str) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin, 2004), with Porter stemming.
+
+    Raises:
+        MissingExtraError: the package rouge-score is not installed.
+    """
+    found = _scorer().score(target, prediction)
+    return {name: float(found[name].fmeasure) for name in ROUGE}
+
+
+@functools.cache
+def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise MissingExtraError("ROUGE", "eval") from None
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
-    scores = [scorer.score(t, p) for t, p in zip(targets, predictions, strict=True)]
-    return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE}
+    return RougeScorer(list(ROUGE), use_stemmer=True)

@@ -24,7 +24,7 @@ def label_weights(task: Task, records: Sequence[Record], wish: Wish) -> dict[str
         ConfigError: the task has no labels, or `wish` names one that is not the task's.
     """
     where = f"multi_task.class_weights.{task.name}"
-    labels = task.candidates() if task.type == "classification" else []
+    labels = task.one_of
     if not labels:
         raise ConfigError(f"{where} is set, but a {task.type} task has no labels: remove it")
     if isinstance(wish, str):

@@ -19,7 +19,7 @@ from typing import Any
 from fintune.kernels.packing import PackedRow, common_prefix_length, join, pack, rows_of
 from fintune.prompts import Levels, PromptTemplate, TokenizedExample
 from fintune.tasks.base import Record, TaskSet
-from fintune.tasks.kinds import RegressionTask
+from fintune.tasks.types import RegressionTask
 
 
 @dataclass

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fintune import tasks
 from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.prepare import shards
@@ -18,6 +17,7 @@ from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.data.raw.readers import row_files
 from fintune.errors import ConfigError, DataError
 from fintune.recipes import load_recipe
+from fintune.tasks import registry
 
 ROOT = Path(__file__).parents[3]
 TASKS = ["sentiment", "headline", "summarization", "qa", "regression"]
@@ -27,7 +27,9 @@ TASKS = ["sentiment", "headline", "summarization", "qa", "regression"]
 def alone(tmp_path, monkeypatch):
     monkeypatch.delenv("FINTUNE_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tasks, "_registered", dict(tasks._registered))  # the example plug-in registers itself
+    monkeypatch.setattr(
+        registry, "_registered", dict(registry._registered)
+    )  # the example plug-in registers itself
     yield
     sys.modules.pop("configs.examples.plugin_task", None)
 

@@ -15,7 +15,7 @@ from fintune.data.prepare.shards import Part, read_parts
 from fintune.data.prepare.table import Rows
 from fintune.data.records import text_key
 from fintune.tasks.base import Record
-from fintune.tasks.kinds import ClassificationTask
+from fintune.tasks.types import ClassificationTask
 
 FRACTIONS = st.floats(0.05, 0.45)
 SEEDS = st.integers(0, 10**6)

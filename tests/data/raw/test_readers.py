@@ -22,7 +22,7 @@ from fintune.data.raw.readers.stocknet import stocknet
 from fintune.data.records import Dropped
 from fintune.errors import DataError
 from fintune.tasks.base import Record
-from fintune.tasks.kinds import ClassificationTask, QATask, RegressionTask
+from fintune.tasks.types import ClassificationTask, QATask, RegressionTask
 
 TOPIC = ClassificationTask("topic", "Name the topic.", ("good", "bad"))
 

@@ -9,7 +9,7 @@ from fintune.data.raw.registry import DATASETS, DEFAULTS, check_views
 from fintune.errors import ConfigError
 from fintune.recipes import load_recipe
 from fintune.tasks import known_tasks
-from fintune.tasks.kinds import ClassificationTask
+from fintune.tasks.types import ClassificationTask
 
 
 @given(st.lists(st.sampled_from([*DATASETS, "built-in sample", "reviews.csv"]), max_size=5))

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.evaluation.analysis.errors import BROWSED, TEXT_CHARACTERS, analyse
-from fintune.evaluation.analysis.label_noise import CANDIDATES, confident_disagreements, near_copies
-from fintune.evaluation.analysis.mistakes import mistake
+from fintune.evaluation.analysis import errors
+from fintune.evaluation.analysis.errors import BROWSED, TEXT_CHARACTERS
 from fintune.evaluation.analysis.neighbours import Neighbours
 from fintune.evaluation.analysis.slices import (
     STOCK_EXAMPLES,
@@ -15,9 +14,19 @@ from fintune.evaluation.analysis.slices import (
     traits_of,
     wilson_interval,
 )
+from fintune.evaluation.scores import Scored
 from fintune.tasks import Prediction, Record, known_tasks
+from fintune.tasks.label_noise import CANDIDATES, confident_disagreements, near_copies
 
 TASKS = known_tasks()
+
+
+def analyse(task, records, answers, train=()):
+    return errors.analyse(Scored.of(task, records, answers), train)
+
+
+def mistake(task, record, answer):
+    return task.mistake(record, answer)
 
 
 def _sure(label, p):
@@ -61,8 +70,8 @@ def test_a_regression_error_is_an_answer_farther_off_than_the_training_mean():
     slices = analyse(TASKS["regression"], records, [Prediction(2.5), Prediction(5.0)], train).summary[
         "slices"
     ]
-    errors = {row["value"]: row["errors"] for row in slices if row["trait"] == "negation"}
-    assert errors == {"without negation": 0, "with negation": 1}
+    found = {row["value"]: row["errors"] for row in slices if row["trait"] == "negation"}
+    assert found == {"without negation": 0, "with negation": 1}
     examples = analyse(TASKS["regression"], records, [Prediction(2.5), Prediction(5.0)], train).examples
     assert [example["counts"] for example in examples] == [False, True]  # both are inexact
 

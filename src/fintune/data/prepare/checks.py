@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from fintune.data.records import Dropped, Split, text_key
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
-from fintune.tasks.kinds import ClassificationTask
 
 MAX_NAMED = 5
 """Dropped rows that a report names one by one; all are counted."""
@@ -54,12 +53,13 @@ def check(
         if isinstance(item, Dropped):
             report.add(item)
             continue
-        record = replace(item, target=labels.get(item.target, item.target)) if labels else item  # type: ignore[arg-type]
+        record = replace(item, target=task.relabel(item.target, labels)) if labels else item
         problem = task.problem(record)
         if problem is None:
             yield record
-        elif isinstance(task, ClassificationTask) and record.text.strip() and str(record.target).strip():
-            report.unknown_labels.setdefault(str(record.target), record.id)
+        elif task.input_problem(record) is None and (unknown := task.unknown_labels(record)):
+            for label in unknown:
+                report.unknown_labels.setdefault(label, record.id)
         else:
             report.add(Dropped("malformed rows", record.id, problem))
 
@@ -67,15 +67,16 @@ def check(
 def refuse_unknown_labels(task: Task, report: Report) -> None:
     """Raise a DataError for labels that are none of the task's; it names them and how to map them."""
     unknown = report.unknown_labels
-    if not unknown or not isinstance(task, ClassificationTask):
+    if not unknown:
         return
+    labels: tuple[str, ...] = getattr(task, "labels", ())
     shown = list(unknown)[:5]
     names = ", ".join(repr(label) for label in shown) + (", …" if len(unknown) > 5 else "")
-    by_key = {text_key(label): label for label in task.labels}
-    mapping = ", ".join(f"{label!r}: {by_key.get(text_key(label), task.labels[0])}" for label in shown)
+    by_key = {text_key(label): label for label in labels}
+    mapping = ", ".join(f"{label!r}: {by_key.get(text_key(label), labels[0])}" for label in shown)
     raise DataError(
         f"Task {task.name}: {unknown[shown[0]]} has a label that the task does not know ({names}); "
-        f"valid are: {', '.join(task.labels)}. Correct the file, or map the labels in the recipe, "
+        f"valid are: {', '.join(labels)}. Correct the file, or map the labels in the recipe, "
         f"such as  data.tasks.{task.name}.labels: {{{mapping}}}"
     )
 
@@ -95,9 +96,9 @@ def refuse_empty(task: Task, labels: Mapping[Split, Mapping[str, int]], where: s
                 f"Task {task.name}: the {split} split of {where} is empty{hint}: add rows to it, or give "
                 f"the task another file or dataset under data.tasks.{task.name}."
             )
-        if isinstance(task, ClassificationTask) and total > (split != "train") and len(counts) == 1:
+        if task.one_of and total > (split != "train") and len(counts) == 1:
             raise DataError(
                 f"Task {task.name}: all {total:,} records of the {split} split of {where} have "
                 f"the label {next(iter(counts))!r}: add rows of the other labels "
-                f"(the task has {', '.join(task.labels)})."
+                f"(the task has {', '.join(task.one_of)})."
             )

@@ -170,7 +170,7 @@ def prepare(
                     report.merge(dropped)
             refuse_unknown_labels(task, report)
             home = Path(scratch) / task.name
-            numeric = task.type == "regression"
+            numeric = task.numeric
             with Rows([part.path for part in own], home, numeric, report) as rows:
                 labels = _splits(rows, task, source, config, recipe, report)
                 clipped = splits.bounds(rows, config.winsorize) if numeric else None
@@ -317,7 +317,7 @@ def _entry(
         "licence": source.licence,
         "sha256": sums,
         "counts": {split: sum(counts.values()) for split, counts in labels.items()},
-        "labels": labels if task.type == "classification" else {},
+        "labels": labels if task.one_of else {},
         "dropped": dict(report.dropped),
         "dropped_examples": report.named,
         "conflicting_targets_in_train": report.conflicting,

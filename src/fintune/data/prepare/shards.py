@@ -18,7 +18,6 @@ from typing import Any
 from fintune.data.prepare.checks import Report, check
 from fintune.data.records import Dropped, Read, digest, text_key
 from fintune.tasks.base import Record, Task
-from fintune.tasks.kinds import ClassificationTask
 
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20
@@ -118,7 +117,7 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dict[str, Any]]:
-    classify, numeric = isinstance(task, ClassificationTask), task.type == "regression"
+    classify, numeric = bool(task.one_of), task.numeric
     for record in records:
         key = text_key(record.text)
         ask = f"{key}\0{text_key(record.question or '')}"

@@ -139,9 +139,9 @@ def _split(
     task: Task, records: Sequence[Record], template: PromptTemplate | None, threshold: float
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"rows": len(records)}
-    if task.type == "classification":
+    if task.one_of:
         result["labels"] = dict(sorted(Counter(str(record.target) for record in records).items()))
-    elif task.type == "regression":
+    elif task.numeric:
         result["targets"] = _distribution([float(record.target) for record in records])  # type: ignore[arg-type]
     result["characters"] = _distribution([len(record.text) for record in records])
     result["words"] = _distribution([len(record.text.split()) for record in records])

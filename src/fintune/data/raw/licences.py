@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from fintune.data.raw.registry import COMMERCIAL_DEFAULTS, DATASETS, SAMPLE
 from fintune.tasks.base import Task
-from fintune.tasks.kinds import ClassificationTask
 
 
 def commercial_use(dataset: str) -> str:
@@ -28,8 +27,8 @@ def commercial_dataset(task: Task, dataset: str) -> tuple[str | None, str]:
     why = f"{dataset} ({DATASETS[dataset].licence}) does not allow commercial use"
     other = DATASETS.get(COMMERCIAL_DEFAULTS.get(task.name, ""))
     fits = other is not None and other.commercial and other.type == task.type
-    if other is not None and fits and isinstance(task, ClassificationTask):
-        fits = set(other.labels) == set(task.labels)
+    if other is not None and fits and task.one_of:
+        fits = set(other.labels) == set(task.one_of)
     if other is None or not fits or other.name == dataset:
         return None, f"{task.name}: left out (data.commercial_only): {why}."
     return other.name, f"{task.name}: {other.name} (data.commercial_only): {why}."

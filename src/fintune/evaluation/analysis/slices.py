@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fintune.tasks import Record, Task
 
-RARE = 0.5
-"""A label is rare if its share of the training examples is below this part of an even share."""
-
 _NUMBER = re.compile(r"\d")
 _NEGATION = re.compile(
     r"\b(?:no|not|nor|never|none|neither|without|cannot|hardly|fail(?:s|ed)? to)\b|n['’]t\b", re.IGNORECASE
@@ -41,14 +38,14 @@ def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = (
     """Trait → its value, for each record.
 
     `length` (quartiles of the texts' words), `numbers`, `negation` and `ticker` (whether the text has one),
-    `stock` (the most frequent ones), `question` (its first word), `label` and `rarity` (classification),
+    `stock` (the most frequent ones), `question` (its first word), what the task's type adds (`Task.traits`),
     `source` and `kind` of the record, where it has them.
     """
     stocks = _stocks(records)
     lengths = _quartiles([len(record.text.split()) for record in records])
-    rare = _rare_labels(task, train)
     rows = []
-    for record, length, stock in zip(records, lengths, stocks, strict=True):
+    own = task.traits(records, train)
+    for record, length, stock, more in zip(records, lengths, stocks, own, strict=True):
         row = {"length": length}
         for trait, pattern in (("numbers", _NUMBER), ("negation", _NEGATION), ("ticker", _TICKER)):
             row[trait] = f"{'with' if pattern.search(record.text) else 'without'} {trait}"
@@ -56,10 +53,7 @@ def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = (
         if record.question:
             first = re.search(r"\b(what|which|who|when|where|why|how)\b", record.question.lower())
             row["question"] = first[1] if first else "other"
-        if task.type == "classification":
-            row["label"] = str(record.target)
-            if rare:
-                row["rarity"] = "rare label" if record.target in rare else "other label"
+        row |= more
         for trait in ("source", "kind"):
             if value := getattr(record, trait, ""):
                 row[trait] = value
@@ -144,11 +138,3 @@ def _stocks(records: Sequence[Record]) -> list[str]:
     counts = Counter(filter(None, named)).most_common(STOCKS)
     frequent = {stock for stock, n in counts if n >= STOCK_EXAMPLES}
     return [f"${stock}" if stock in frequent else "another stock, or none" for stock in named]
-
-
-def _rare_labels(task: Task, train: Sequence[Record]) -> set[str]:
-    if task.type != "classification" or not train:
-        return set()
-    counts = Counter(str(record.target) for record in train)
-    limit = RARE * len(train) / len(task.candidates())
-    return {label for label in task.candidates() if counts[label] < limit}

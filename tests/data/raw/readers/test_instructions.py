@@ -11,7 +11,7 @@ from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
 from fintune.tasks.base import Record
-from fintune.tasks.kinds import InstructionTask
+from fintune.tasks.types import InstructionTask
 
 TASK = InstructionTask("advise", "Be brief.")
 

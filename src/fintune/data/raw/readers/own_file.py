@@ -50,7 +50,7 @@ def read_own_file(
     Raises:
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
-    required = ("text", "target", *(("question",) if task.type == "qa" else ()))
+    required = ("text", "target", *(name for name in task.inputs if name != "text"))
     fix = f"Map it in the recipe, such as  {key}: "
     for number, fields in _fields(file, task, columns, required, fix, cut=cut):
         where = f"{file.name}:{number}"
@@ -68,17 +68,17 @@ def read_inputs(file: RowFile, task: Task) -> Iterator[Record | Dropped]:
     Raises:
         DataError: the file is empty, damaged or of an unknown kind, or lacks a column.
     """
-    required = ("text", "question") if task.type == "qa" else ("text",)
+    required = tuple(task.inputs)
     rows = _fields(file, task, {}, required, "Rename a column, such as  ", answered=False)
     for number, fields in rows:
         where = f"{file.name}:{number}"
         if isinstance(fields, str):
             yield Dropped("malformed rows", where, fields)
             continue
-        asked = fields.get("question") if task.type in ("qa", "instruction") else None
+        asked = fields.get("question") if task.takes_turns or "question" in task.inputs else None
         record = Record(
             _text(fields.get("text")),
-            question=_text(asked) if task.type == "qa" else _text(asked) or None,
+            question=_text(asked) or None,
             id=_text(fields.get("id")) or where,
             system=_text(fields.get("system")),
         )
@@ -88,14 +88,11 @@ def read_inputs(file: RowFile, task: Task) -> Iterator[Record | Dropped]:
 
 def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | None) -> Record | Dropped:
     """A record of `text`, `target` and, where there are any, `question`, `group`, `split` and `time`."""
-    target: Any = fields.get("target")
-    if task.type == "regression":
-        try:
-            target = float(target)
-        except (TypeError, ValueError):
-            return Dropped("malformed rows", where, f"the target {target!r} is not a number")
-    else:
-        target = _text(target)
+    raw = fields.get("target")
+    try:
+        target = task.read_target(raw if task.numeric or isinstance(raw, list) else _text(raw))
+    except ValueError as error:
+        return Dropped("malformed rows", where, str(error))
     if split is None and (named := _text(fields.get("split"))):
         split = _SPLITS.get(named.casefold())
         if split is None:
@@ -155,7 +152,7 @@ def _fields(
     """Each row's number, and its values by field, or why there are none."""
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None
-    if task.type == "instruction" and not {"text", "target"} & set(columns):
+    if task.takes_turns and not {"text", "target"} & set(columns):
         names, rows = open_rows(file, columns.values(), cut)
         shape = shape_of(names, answered)
         fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
@@ -169,7 +166,7 @@ def _fields(
             continue
         fields = {field: row.get(column) for field, column in column_of.items()}
         fields["id"] = row.get("id")
-        if task.type == "instruction":
+        if task.takes_turns:
             fields["system"] = row.get("system")
         made = fields_of(row, shape, answered) if shape else {}
         yield number, made if isinstance(made, str) else {**fields, **made}

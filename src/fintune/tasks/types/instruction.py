@@ -1,0 +1,41 @@
+"""Anything that is asked and answered in free text: `messages`, ShareGPT or Alpaca rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fintune.metrics.measure import Measure, each
+from fintune.tasks.base import MISSING, Prediction, Record, Task
+from fintune.tasks.types.wording import is_half_wrong, token_f1, wording_mistake
+from fintune.text.answers import rouge
+
+
+class InstructionTask(Task):
+    """A free answer.
+
+    The system message is the data's own where it has one. Of a conversation the last assistant turn is the
+    target; what came before it is `text`, and the last user turn is `question`, which is never cut.
+    """
+
+    type = "instruction"
+    measures = (
+        token_f1(),
+        Measure("rougeL", "ROUGE-L", each(lambda _, r, p: rouge(str(r.target), str(p.value))["rougeL"])),
+        MISSING,
+    )
+    headline_metrics = ("f1", "rougeL")
+    max_new_tokens = 128
+    takes_turns = True
+    error_means = "an answer with a token F1 below 0.5"
+
+    def body(self, record: Record) -> str:
+        return f"{record.text}\n\n{record.question}" if record.question else record.text
+
+    def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
+        return wording_mistake(str(record.target), str(prediction.value)), {}
+
+    def is_error(
+        self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
+    ) -> list[bool]:
+        return is_half_wrong(records, predictions)

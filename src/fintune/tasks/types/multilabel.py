@@ -1,0 +1,186 @@
+"""Any number of labels of a fixed set, decided from the likelihoods of whole sets of labels.
+
+The candidates are label sets: the empty one, each label alone, and the sets most frequent in training (label
+powerset, Tsoumakas and Katakis, 2007). A label's probability is the sum over the sets that have it, and the
+answer is every label with at least 0.5; so it may be a set that no candidate is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from fintune.errors import DataError
+from fintune.metrics import labels as label_metrics
+from fintune.metrics.measure import Measure, each
+from fintune.tasks.base import MISSING, Answers, Decoding, Prediction, Record, Task, softmax
+from fintune.tasks.types.classification import probability_column
+
+NO_LABEL = "none"
+"""The completion and the answer of an example without labels."""
+SETS = 32
+"""Sets of two or more labels that are scored, at most: the most frequent ones in training."""
+_SEPARATOR = re.compile(r"[,;|\n]")
+
+
+def _sets(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> Any:
+    assert isinstance(task, MultiLabelTask)
+    return label_metrics.set_counts(
+        task.labels, [task.set_of(r.target) for r in records], [task.set_of(p.value) for p in predictions]
+    )
+
+
+def _same(task: Any, record: Record, prediction: Prediction) -> float:
+    return float(task.set_of(record.target) == task.set_of(prediction.value))
+
+
+def _brier(task: Any, record: Record, prediction: Prediction) -> float | None:
+    """The mean over labels of (p − [the label is expected])², 0 to 1 (Brier, 1950)."""
+    if not prediction.probabilities:
+        return None
+    wanted = task.set_of(record.target)
+    return sum((p - (label in wanted)) ** 2 for label, p in prediction.probabilities.items()) / len(
+        task.labels
+    )
+
+
+class MultiLabelTask(Task):
+    """Labels of `labels`: targets and answers are texts such as `earnings, guidance`, or `none`."""
+
+    type = "multilabel"
+    decoding: Decoding = "candidates"
+    measures = (
+        Measure("exact_match", "same labels", each(_same)),
+        Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1),
+        Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1),
+        MISSING,
+        Measure("brier", "Brier", each(_brier), better="lower", further=True),
+    )
+    headline_metrics = ("micro_f1", "macro_f1", "exact_match")
+    learnt = ("sets",)
+    error_means = "another set of labels than the expected one"
+    verb: ClassVar[str] = "Label"
+
+    def __init__(
+        self,
+        name: str,
+        instruction: str,
+        labels: Sequence[str],
+        sets: Sequence[str] = (),
+    ) -> None:
+        """
+        Raises:
+            ValueError: there are no labels, or one cannot be told from a list of labels.
+        """
+        super().__init__(name, instruction)
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"labels must hold different labels, got {list(labels)}")
+        for label in labels:
+            if _SEPARATOR.search(label) or label != label.strip() or label == NO_LABEL:
+                raise ValueError(
+                    f"the label {label!r} cannot stand in a list of labels: write it without commas, "
+                    f"semicolons, bars and outer spaces, and not as '{NO_LABEL}'"
+                )
+        self.labels = tuple(labels)
+        self.sets = list(sets)
+
+    @classmethod
+    def stand_in(cls, name: str, labels: Sequence[str] = ()) -> Task:
+        return cls(name, "", labels)
+
+    # Sets as texts ------------------------------------------------------------------------------------
+
+    def set_of(self, value: Any) -> frozenset[str]:
+        """The labels of a text such as `earnings, guidance`; none of `none` or an empty text."""
+        parts = (part.strip() for part in _SEPARATOR.split(str(value or "")))
+        return frozenset(part for part in parts if part and part != NO_LABEL)
+
+    def text_of(self, chosen: frozenset[str]) -> str:
+        """A set as text, in the order of `labels`; unknown ones last, so that they can be named."""
+        known = [label for label in self.labels if label in chosen]
+        return ", ".join(known + sorted(chosen.difference(known))) or NO_LABEL
+
+    def read_target(self, value: Any) -> str:
+        """A list of labels, or a text with commas, semicolons or bars between them; empty is no label."""
+        if value is None:
+            return ""
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"the target {value!r} is no list of labels")
+        return self.text_of(frozenset().union(*(self.set_of(part) for part in parts)))
+
+    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
+        return self.text_of(frozenset(labels.get(label, label) for label in self.set_of(target)))
+
+    def unknown_labels(self, record: Record) -> list[str]:
+        return sorted(self.set_of(record.target).difference(self.labels))
+
+    def problem(self, record: Record) -> str | None:
+        problem = super().problem(record)
+        if problem is None and (unknown := self.unknown_labels(record)):
+            return f"the label {unknown[0]!r} is unknown; task {self.name} has {', '.join(self.labels)}"
+        return problem
+
+    # Answers ------------------------------------------------------------------------------------------
+
+    def fit(self, records: Sequence[Record]) -> None:
+        """Learn the most frequent sets of two or more labels."""
+        counts = Counter(self.set_of(record.target) for record in records)
+        several = {self.text_of(chosen): n for chosen, n in counts.items() if len(chosen) > 1}
+        self.sets = sorted(several, key=lambda text: (-several[text], text))[:SETS]
+
+    def completion(self, record: Record) -> str:
+        return self.text_of(self.set_of(record.target))
+
+    def candidates(self) -> list[str]:
+        return [NO_LABEL, *self.labels, *self.sets]
+
+    def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
+        shares = dict(zip(self.candidates(), softmax(log_likelihoods), strict=True))
+        members = {text: self.set_of(text) for text in shares}
+        by_label = {
+            label: sum(p for text, p in shares.items() if label in members[text]) for label in self.labels
+        }
+        value = self.text_of(frozenset(label for label, p in by_label.items() if p >= 0.5))
+        return Prediction(value, by_label, set_probability=shares.get(value, 0.0))
+
+    def answer_columns(self) -> dict[str, Literal["text", "number"]]:
+        return {"prediction": "text", **dict.fromkeys(map(probability_column, self.labels), "number")}
+
+    def answer_cells(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        shares = line.get("probabilities") or {}
+        cells = {probability_column(label): shares.get(label) for label in self.labels}
+        return {"prediction": line.get("prediction"), **cells}
+
+    # Figures and errors -------------------------------------------------------------------------------
+
+    def missing(self, prediction: Prediction) -> bool:
+        return not self.set_of(prediction.value) <= set(self.labels)
+
+    def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
+        """The most frequent set of labels, with the labels' frequencies."""
+        if not train:
+            raise DataError(f"Task {self.name} has no training records, which its baseline is made from.")
+        counts = Counter(self.set_of(record.target) for record in train)
+        shares = {
+            label: sum(n for c, n in counts.items() if label in c) / len(train) for label in self.labels
+        }
+        most = Prediction(self.text_of(max(counts, key=lambda c: (counts[c], sorted(c)))), shares)
+        return "most frequent labels", [most] * len(test)
+
+    def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
+        """`missed`, `too many` or `other labels`."""
+        wanted, got = self.set_of(record.target), self.set_of(prediction.value)
+        if wanted == got:
+            return "", {}
+        return ("too many" if wanted < got else "missed" if got < wanted else "other labels"), {}
+
+    def details(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """`per_class`: precision, recall, F1 and n of each label."""
+        sums = _sets(self, records, predictions).sum(axis=0).reshape(-1, 3).astype(int).tolist()
+        return {"per_class": label_metrics.per_label(dict(zip(self.labels, map(tuple, sums), strict=True)))}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "labels": list(self.labels), "sets": self.sets}

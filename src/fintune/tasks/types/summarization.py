@@ -1,0 +1,94 @@
+"""A long text in, bullet points out, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from fintune.metrics.measure import Measure, each, ratio
+from fintune.tasks import classical
+from fintune.tasks.base import MISSING, Analysed, Answers, Prediction, Record, Task
+from fintune.tasks.types.wording import absent
+from fintune.text.answers import normalize_answer, rouge
+from fintune.text.numbers import supported_numbers
+from fintune.text.sentences import bullet_lines
+
+
+def _rouge(name: str, title: str) -> Measure:
+    """An F-measure of ROUGE (Lin, 2004), with Porter stemming.
+
+    rougeL takes the bullets as one sequence, so their order counts; it is the stricter of the package's two
+    variants (rougeLsum matches bullet by bullet).
+    """
+    return Measure(name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]))
+
+
+class SummarizationTask(Task):
+    """Bullet points."""
+
+    type = "summarization"
+    measures = (
+        _rouge("rouge1", "ROUGE-1"),
+        _rouge("rouge2", "ROUGE-2"),
+        _rouge("rougeL", "ROUGE-L"),
+        MISSING,
+        # Supported numbers / all numbers over all summaries, not the mean of summaries.
+        Measure(
+            "number_faithfulness",
+            "true numbers",
+            lambda _, records, predictions: [
+                supported_numbers(str(p.value), r.text) for r, p in zip(records, predictions, strict=True)
+            ],
+            aggregate=ratio,
+            columns=("numbers_supported", "numbers"),
+            further=True,
+        ),
+    )
+    ranked_by = "rougeL"
+    headline_metrics = ("rougeL", "rouge1", "rouge2")
+    max_new_tokens = 96
+    grounded = "bullets"
+    semantic = True
+    error_means = "a summary with a number that is not in the text"
+    verb: ClassVar[str] = "Summarize"
+    input_lines: ClassVar[int] = 12
+    default_salience: ClassVar[str | None] = "learnt"
+
+    def fit(self, records: Sequence[Record]) -> None:
+        if self.salience:
+            self.salience = self.salience.fit((record.text, str(record.target)) for record in records)
+
+    def completion(self, record: Record) -> str:
+        return "\n".join(f"- {line}" for line in bullet_lines(str(record.target)))
+
+    def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
+        return classical.lead(test)
+
+    def references(self) -> dict[str, Callable[..., Answers | str]]:
+        return {"tfidf": lambda train, validation, test: classical.central(train, test)}
+
+    def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
+        """`unfaithful number` (one that the text does not have), `missing number` (of the expected summary),
+        else
+        `other wording`; the numbers stand in `unfaithful` and `missing`."""
+        expected, got = str(record.target), str(prediction.value)
+        details = {"unfaithful": absent(got, record.text), "missing": absent(expected, got)}
+        for kind in details:
+            if details[kind]:
+                return f"{kind} number", {name: found for name, found in details.items() if found}
+        same = normalize_answer(self.completion(record)) == normalize_answer(got)
+        return ("" if same else "other wording"), {}
+
+    def is_error(
+        self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
+    ) -> list[bool]:
+        return ["unfaithful" in self.mistake(r, p)[1] for r, p in zip(records, predictions, strict=True)]
+
+    def analysis(self, answers: Analysed) -> dict[str, Any]:
+        """How many summaries have a wrong or missing number."""
+        return {
+            "numbers": {
+                f"summaries_with_{kind}": sum(kind in details for _, details in answers.mistakes)
+                for kind in ("unfaithful", "missing")
+            }
+        }

@@ -1,0 +1,67 @@
+"""What text types share: measures of an answer's words, and what is wrong with an answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fintune.metrics.measure import Measure, each
+from fintune.tasks.base import Prediction, Record
+from fintune.text.answers import answer_scores, normalize_answer
+from fintune.text.numbers import Figure, unsupported_figures
+
+VERBOSE = 2.0
+"""An answer that holds the whole expected one is verbose if it has this many times its words."""
+
+_SCALES = {1e2: " hundred", 1e3: " thousand", 1e6: " million", 1e9: " billion", 1e12: " trillion"}
+
+
+def exact_match() -> Measure:
+    """Exact match by the SQuAD rules; see `text.answers.answer_scores`."""
+    return Measure(
+        "exact_match", "exact match", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[0])
+    )
+
+
+def token_f1() -> Measure:
+    """Token F1 by the SQuAD rules; see `text.answers.answer_scores`."""
+    return Measure("f1", "F1 (tokens)", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[1]))
+
+
+def is_half_wrong(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[bool]:
+    """Whether each answer has a token F1 below 0.5."""
+    pairs = zip(records, predictions, strict=True)
+    return [answer_scores(str(r.target), str(p.value))[1] < 0.5 for r, p in pairs]
+
+
+def absent(text: str, source: str) -> list[str]:
+    """The numbers of a text that do not occur in its source (see `numbers.supported_numbers`), each once."""
+    return list(dict.fromkeys(map(_shown, unsupported_figures(text, source))))
+
+
+def _shown(figure: Figure) -> str:
+    scale = _SCALES.get(figure.scale, "")
+    return f"{figure.figure:,.{figure.decimals}f}{scale}{' %' if figure.percent else ''}"
+
+
+def wording_mistake(expected: str, got: str) -> str:
+    """What is wrong with an answer: the first of these that fits, over SQuAD's normalised tokens; "" if
+    nothing.
+
+    `empty`; `verbose`: all of the expected answer and at least as much again; `wrong number`: it lacks a
+    number of the expected answer; `incomplete`: nothing but part of the expected answer; `wrong span`: less
+    than half of the tokens agree (F1 < 0.5); `other wording`.
+    """
+    wanted, given = Counter(normalize_answer(expected).split()), Counter(normalize_answer(got).split())
+    if wanted == given:
+        return ""
+    if not given:
+        return "empty"
+    shared = (wanted & given).total()
+    if shared == wanted.total() and given.total() >= VERBOSE * wanted.total():
+        return "verbose"
+    if absent(expected, got):
+        return "wrong number"
+    if shared == given.total():
+        return "incomplete"
+    return "wrong span" if 2 * shared < 0.5 * (wanted.total() + given.total()) else "other wording"
