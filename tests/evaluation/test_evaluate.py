@@ -165,8 +165,7 @@ def test_a_plug_in_with_the_guides_hook_alone_is_evaluated():
     scorer = object.__new__(TaskRun)
     scorer.task, scorer.encoder = Plugin("own", "Do it."), None
     record = Record(text="a", target="b")
-    answers = scorer._scored([record], [Prediction("b")], 0.0)
-    assert scorer._metrics(answers) == {"length": 1.0}
+    assert scorer._scored([record], [Prediction("b")]).metrics() == {"length": 1.0}
 
 
 def test_bertscore_is_skipped_with_the_command_that_installs_it(run):
