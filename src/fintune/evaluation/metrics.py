@@ -10,10 +10,6 @@ from fintune.text.answers import answer_scores, rouge_scores
 if TYPE_CHECKING:
     from fintune.tasks import Prediction, Record, Task
 
-SMALLER_IS_BETTER = frozenset(
-    {"mse", "mae", "brier", "ece", "aurc", "missing_rate", "mean_interval_width", "error_rate"}
-)
-
 
 def score_examples(
     task: Task, records: Sequence[Record], predictions: Sequence[Prediction]
