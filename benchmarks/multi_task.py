@@ -77,7 +77,7 @@ def make(folder: Path, recipe: dict[str, Any], data_dir: str | None) -> Run:
     if path.is_file() and path.read_text() != text:
         raise SystemExit(f"{path} is of another recipe than this run's: name another folder with --output.")
     path.write_text(text)
-    if (folder / "results.json").is_file() and (run := Run.load(folder)).results["complete"]:
+    if (folder / "results.json").is_file() and (run := Run.load(folder)).results.complete:
         return run
     command = [sys.executable, "-m", "fintune.cli", "run", "--config", str(path), "--output_dir", str(folder)]
     command += ["--data_dir", data_dir] if data_dir else []
@@ -99,8 +99,8 @@ def table(found: dict[str, list[Run]], tasks: list[str]) -> tuple[str, dict[str,
     flat = {}
     for task in tasks:
         alone = found[f"only {task}"]
-        paired = {name: compare(alone[0], found[name][0], task=task)["tasks"][task] for name in mixes}
-        for metric in SHOWN[alone[0].tasks[task].type]:
+        paired = {name: compare(alone[0], found[name][0], task=task).tasks[task] for name in mixes}
+        for metric in SHOWN[alone[0].tasks[task].result.type]:
             cells = []
             for name, runs in (("alone", alone), *((name, found[name]) for name in mixes)):
                 values = [run.tasks[task].metrics[metric] for run in runs]
@@ -108,8 +108,8 @@ def table(found: dict[str, list[Run]], tasks: list[str]) -> tuple[str, dict[str,
                 cell = f"{statistics.fmean(values):.3f}"
                 if len(values) > 1:
                     cell += f" ± {statistics.stdev(values):.3f}"
-                if name in paired and (row := paired[name]["metrics"][metric])["interval"]:
-                    cell += " ({:+.3f} [{:+.3f}, {:+.3f}])".format(row["difference"], *row["interval"])
+                if name in paired and (row := paired[name].metrics[metric]).interval:
+                    cell += " ({:+.3f} [{:+.3f}, {:+.3f}])".format(row.difference, *row.interval)
                 cells.append(cell)
             n = len(alone[0].tasks[task].rows)
             lines.append(f"| {task} | {metric} | {n:,} | " + " | ".join(cells) + " |")

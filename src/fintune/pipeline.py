@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fintune.config import Recipe
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.prepare.dataset import PreparedDataset
     from fintune.evaluation.evaluate import TaskDone
+    from fintune.evaluation.results import Answer, Results
     from fintune.evaluation.task_run import HeldOut
     from fintune.inference.engine import Engine
     from fintune.monitoring.profile import Profile
@@ -43,7 +44,7 @@ def evaluate(
     split: HeldOut = "test",
     say: Callable[[str], None] = print,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Results:
     """`evaluation.evaluate` with everything that people read of it.
 
     After every task the Markdown and HTML reports are written beside the results. At the end the figures
@@ -51,29 +52,31 @@ def evaluate(
     profile that live answers are compared with.
     """
     from fintune.evaluation.evaluate import evaluate as run_evaluation
-    from fintune.evaluation.results import output_files
+    from fintune.evaluation.results import Answer, Results, output_files
     from fintune.files import atomic_write
     from fintune.models import card
     from fintune.monitoring.profile import Profile, profile_rows
-    from fintune.reports import figures, markdown, page, uploads
+    from fintune.reports import figures, markdown, uploads
+    from fintune.reports.evaluation import html_report
 
     check_evaluation(output_file, config)
     reference = Profile({}, f"test split of {prepared.folder.name}")
     files = output_files(output_file)
-    rows: list[dict[str, Any]] = []
+    answers: list[Answer] = []
 
     def on_task(done: TaskDone) -> None:
         name = done.task.name
-        rows[:] = done.rows
+        answers[:] = map(Answer.model_validate, done.rows)
         if done.fresh:
-            atomic_write(files["report"], markdown.markdown_report(done.results))
-            atomic_write(files["page"], page.html_report(done.results, done.rows, files["results"]))
-            say(figures.summary_line(done.results, name))
+            results = Results.model_validate(done.results)
+            atomic_write(files["report"], markdown.markdown_report(results))
+            atomic_write(files["page"], html_report(results, answers, files["results"]))
+            say(figures.summary_line(results, name))
         own = [row for row in done.rows if row["task"] == name]
         if own and split == "test":
             reference.tasks[name] = profile_rows(done.task, done.records, own)
 
-    results = run_evaluation(
+    written = run_evaluation(
         engine,
         prepared,
         config,
@@ -84,10 +87,11 @@ def evaluate(
         progress=progress,
         on_task=on_task,
     )
+    results = Results.model_validate(written)
     if engine.adapter is not None and split == "test":
         card.put_evaluation(engine.adapter, markdown.card_section(results), say)
         _save_profile(engine.adapter, reference)
-    uploads.upload(results, rows, files["results"], config.report_to)
+    uploads.upload(results, answers, files["results"], config.report_to)
     return results
 
 
@@ -114,7 +118,7 @@ def run(
     use_wandb: bool = False,
     verbose: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Results:
     """Run every stage; return the evaluation's results. Raises what the stages raise."""
     from fintune.data.prepare.dataset import prepare
     from fintune.data.raw.sources import describe_sources, fetch_missing

@@ -14,7 +14,8 @@ from fintune.cli import main
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError
-from fintune.evaluation.compare import better, compare, spread
+from fintune.evaluation.compare import compare, spread
+from fintune.evaluation.measure_info import known_measure
 from fintune.evaluation.runs import Run
 from fintune.pipeline import evaluate
 from fintune.reports.comparison import markdown, print_comparison
@@ -60,66 +61,96 @@ def _sides(folders):
 def test_every_metric_of_every_task_has_a_difference_and_most_an_interval_and_a_test(folders):
     a, b = _sides(folders)
     compared = compare(a, b, permutations=200, resamples=200)
-    assert list(compared["tasks"]) == list(a.tasks)
-    for name, entry in compared["tasks"].items():
-        assert set(entry["metrics"]) == set(a.results["tasks"][name]["systems"]["adapter"]["metrics"])
-        assert entry["won"] + entry["lost"] + entry["tied"] == entry["n"] == 24
-        for row in entry["metrics"].values():
-            if row["interval"]:
-                assert row["difference"] == pytest.approx(row["b"] - row["a"])
-                assert (
-                    row["interval"][0] <= row["difference"] + 1e-9
-                    and row["difference"] - 1e-9 <= row["interval"][1]
-                )
-    accuracy = compared["tasks"]["sentiment"]["metrics"]["accuracy"]
-    assert accuracy["difference"] > 0 and accuracy["test"] == "permutation"  # statements of one group
-    assert compared["tasks"]["sentiment"]["metrics"]["ece"]["interval"] is None
-    assert json.loads(json.dumps(compared)) == compared
+    assert list(compared.tasks) == list(a.tasks)
+    for name, entry in compared.tasks.items():
+        assert set(entry.metrics) == set(a.results.tasks[name].systems["adapter"].metrics)
+        assert entry.won + entry.lost + entry.tied == entry.n == 24
+        for row in entry.metrics.values():
+            if row.interval:
+                assert row.difference == pytest.approx(row.b - row.a)
+                assert row.interval[0] <= row.difference + 1e-9
+                assert row.difference - 1e-9 <= row.interval[1]
+    accuracy = compared.tasks["sentiment"].metrics["accuracy"]
+    assert accuracy.difference > 0 and accuracy.test == "permutation"  # statements of one group
+    assert compared.tasks["sentiment"].metrics["ece"].interval is None
 
 
 def test_won_and_lost_are_counted_and_named_from_the_answers(folders):
     a, b = _sides(folders)
-    entry = compare(a, b, task="sentiment", permutations=50)["tasks"]["sentiment"]
+    entry = compare(a, b, task="sentiment", permutations=50).tasks["sentiment"]
     rows_a, rows_b = a.tasks["sentiment"].rows, b.tasks["sentiment"].rows
-    right = {
-        i: (rows_a[i]["prediction"] == r["target"], r["prediction"] == r["target"]) for i, r in rows_b.items()
-    }
-    assert entry["won"] == sum(y > x for x, y in right.values())
-    assert entry["lost"] == sum(y < x for x, y in right.values())
-    assert entry["won_examples"] and all(right[row["id"]] == (False, True) for row in entry["won_examples"])
+    right = {i: (rows_a[i].prediction == r.target, r.prediction == r.target) for i, r in rows_b.items()}
+    assert entry.won == sum(y > x for x, y in right.values())
+    assert entry.lost == sum(y < x for x, y in right.values())
+    assert entry.won_examples and all(right[row.id] == (False, True) for row in entry.won_examples)
 
 
 def test_a_run_wins_nothing_from_itself_and_a_swap_turns_the_sign(folders):
     a, b = _sides(folders)
     same = compare(a, a, permutations=50)
-    assert all(
-        row["difference"] in (0, None) for e in same["tasks"].values() for row in e["metrics"].values()
-    )
+    assert all(row.difference in (0, None) for entry in same.tasks.values() for row in entry.metrics.values())
     one, two = (
-        compare(*pair, task="qa", metric="f1", permutations=50)["tasks"]["qa"] for pair in ((a, b), (b, a))
+        compare(*pair, task="qa", metric="f1", permutations=50).tasks["qa"] for pair in ((a, b), (b, a))
     )
-    assert (one["won"], one["lost"]) == (two["lost"], two["won"])
-    assert one["metrics"]["f1"]["difference"] == -two["metrics"]["f1"]["difference"]
+    assert (one.won, one.lost) == (two.lost, two.won)
+    assert one.metrics["f1"].difference == -two.metrics["f1"].difference
+
+
+def test_answers_to_instructions_win_and_lose_as_those_of_other_tasks_do(tmp_path):
+    rest = "Nothing else was said. The site was not named. No date was given."
+    lines = [
+        {"text": f"Orders at plant {i} rose by {i + 2} percent. {rest}", "split": split,
+         "target": f"Orders at plant {i} rose by {i + 2} percent."}
+        for i, split in enumerate(["train"] * 8 + ["validation"] * 4 + ["test"] * 9)
+    ]  # fmt: skip
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = {"name": "rewrite", "type": "instruction", "instruction": "Say it shorter."}
+    own = {"rewrite": {"file": str(tmp_path / "own.jsonl")}}
+    data = {"prepared_dir": str(tmp_path / "prepared"), "near_duplicates": None, "tasks": own}
+    recipe = {"custom_task": task, "multi_task": {"task_weights": {"rewrite": 1}}, "data": data}
+    prepared = prepare(Recipe.model_validate(recipe), say=lambda line: None)
+    for name, engine in (("a", Careless), ("b", RuleEngine)):
+        output = tmp_path / name / "results.json"
+        evaluate(engine(prepared.task_set()), prepared, CONFIG, output, say=lambda line: None, progress=False)
+    entry = compare(Run.load(tmp_path / "a"), Run.load(tmp_path / "b"), permutations=20).tasks["rewrite"]
+    assert entry.measure == "f1" and len(entry.won_examples) == 3
+    assert (entry.n, entry.won, entry.lost, entry.tied) == (9, 3, 0, 6)
+
+
+def test_what_ranks_answers_is_what_the_results_say(folders, tmp_path):
+    for name in ("careless", "good"):
+        shutil.copytree(folders / name, tmp_path / name)
+        path = tmp_path / name / "results.json"
+        raw = json.loads(path.read_text())
+        cost = {"name": "cost", "title": "Cost", "better": "lower", "columns": ["f1"]}
+        raw["tasks"]["sentiment"] |= {"ranked_by": "brier"}  # where smaller is better, by its name
+        raw["tasks"]["qa"] |= {"type": "of a plug-in", "ranked_by": "f1", "measures": [cost]}
+        path.write_text(json.dumps(raw))
+    found = compare(Run.load(tmp_path / "careless"), Run.load(tmp_path / "good"), permutations=20).tasks
+    usual = compare(*_sides(folders), permutations=20).tasks
+    assert found["sentiment"].measure == "brier" and found["sentiment"].won > found["sentiment"].lost
+    assert (found["qa"].won, found["qa"].lost) == (usual["qa"].lost, usual["qa"].won)
+    assert usual["qa"].won != usual["qa"].lost  # or this shows nothing
 
 
 def test_accuracy_of_independent_examples_is_tested_exactly(folders):
     a, b = _sides(folders)
     for run in (a, b):
         for row in run.tasks["sentiment"].rows.values():
-            row["group"] = ""
-    entry = compare(a, b, task="sentiment", metric="accuracy", permutations=50)["tasks"]["sentiment"]
-    row = entry["metrics"]["accuracy"]
-    assert row["test"] == "McNemar, exact" and entry["clusters"] == {"by": "example", "n": 24}
-    assert row["p_value"] == pytest.approx(binomtest(entry["won"], entry["won"] + entry["lost"]).pvalue)
+            row.group = ""
+    entry = compare(a, b, task="sentiment", metric="accuracy", permutations=50).tasks["sentiment"]
+    row = entry.metrics["accuracy"]
+    assert row.test == "McNemar, exact" and (entry.clusters.by, entry.clusters.n) == ("example", 24)
+    assert row.p_value == pytest.approx(binomtest(entry.won, entry.won + entry.lost).pvalue)
 
 
 def test_numbers_with_dates_are_compared_by_date(folders):
     a, b = _sides(folders)
     for run in (a, b):
-        for place, row in enumerate(sorted(run.tasks["regression"].rows.values(), key=lambda row: row["id"])):
-            row["time"] = f"2015-10-{place % 6 + 1:02}"
-    entry = compare(a, b, task="regression", permutations=50)["tasks"]["regression"]
-    assert entry["clusters"] == {"by": "cluster", "n": 6}
+        for place, row in enumerate(sorted(run.tasks["regression"].rows.values(), key=lambda row: row.id)):
+            row.time = f"2015-10-{place % 6 + 1:02}"
+    entry = compare(a, b, task="regression", permutations=50).tasks["regression"]
+    assert (entry.clusters.by, entry.clusters.n) == ("cluster", 6)
 
 
 def test_runs_on_different_examples_are_refused_in_one_sentence(folders, tmp_path):
@@ -163,20 +194,19 @@ def test_files_that_cannot_be_compared_are_refused_with_the_reason(folders, tmp_
 
 def test_seeds_have_a_mean_and_the_samples_standard_deviation(folders):
     a, b = _sides(folders)
-    found = spread([a, b, b], task="sentiment", metric="accuracy")["tasks"]["sentiment"]["metrics"][
-        "accuracy"
-    ]
+    found = spread([a, b, b], task="sentiment", metric="accuracy").tasks["sentiment"].metrics["accuracy"]
     values = [run.tasks["sentiment"].metrics["accuracy"] for run in (a, b, b)]
     mean = sum(values) / 3
-    assert found["values"] == values and found["mean"] == pytest.approx(mean) and found["n"] == 3
-    assert found["sd"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+    assert found.values == values and found.mean == pytest.approx(mean) and found.n == 3
+    assert found.sd == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
     with pytest.raises(DataError, match="at least two runs, got 1"):
         spread([a])
 
 
-def test_better_minds_that_an_error_should_fall():
-    assert better("accuracy", 0.1) and better("mse", -0.1)
-    assert better("mse", 0.1) is False and better("mse", 0) is None and better("mse", None) is None
+def test_an_improvement_minds_that_an_error_should_fall():
+    accuracy, mse, width = map(known_measure, ("accuracy", "mse", "mean_interval_width"))
+    assert accuracy.improves(0.1) and mse.improves(-0.1) and mse.improves(0.1) is False
+    assert mse.improves(0) is None and mse.improves(None) is None and width.improves(-0.1) is None
 
 
 def test_the_command_prints_a_table_of_80_columns_and_writes_json_and_markdown(folders, tmp_path, capsys):
@@ -189,7 +219,7 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json_and_markdown(f
     written = json.loads((tmp_path / "out.json").read_text())
     assert set(written["tasks"]) == {"sentiment", "headline"}
     text = (tmp_path / "out.md").read_text()
-    assert text == markdown(written) and "## sentiment: examples B won" in text
+    assert "## sentiment: examples B won" in text
     console = Console(file=io.StringIO(), width=80, color_system=None)
     print_comparison(compare(*_sides(folders), permutations=50), console)
     table = console.file.getvalue().partition("A is ")[0]
@@ -241,6 +271,6 @@ def test_a_damaged_line_of_predictions_is_named(folders, tmp_path, change, messa
 
 def test_text_from_data_cannot_break_the_markdown(folders):
     compared = compare(*_sides(folders), task="sentiment", permutations=50)
-    compared["tasks"]["sentiment"]["won_examples"][0]["text"] = "a | b <script>\n# Heading"
+    compared.tasks["sentiment"].won_examples[0].text = "a | b <script>\n# Heading"
     text = markdown(compared)
     assert "<script>" not in text and "\n# Heading" not in text

@@ -51,7 +51,7 @@ def run(prepared, tmp_path):
             engine, prepared, config, files["results"], say=lines.append, progress=False, **options
         )
         results = json.loads(files["results"].read_text(), parse_constant=pytest.fail)  # nan is no JSON
-        assert results == json.loads(json.dumps(returned))
+        assert results == returned.model_dump(mode="json", exclude_unset=True)
         rows = [json.loads(line) for line in files["predictions"].read_text().splitlines()]
         return results, rows, lines, files["report"].read_text()
 

@@ -1,6 +1,5 @@
 """Tables people read: every figure, on 80 columns, with what must be known to read it."""
 
-import copy
 import html
 import io
 import re
@@ -11,11 +10,13 @@ from rules import RuleEngine
 
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.prepare.dataset import prepare
+from fintune.evaluation.measure_info import MeasureInfo, known_measure
 from fintune.evaluation.published import published_for
+from fintune.evaluation.results import Results
 from fintune.pipeline import evaluate
+from fintune.reports.evaluation import html_report
 from fintune.reports.figures import Row, number, print_table, rows_of
 from fintune.reports.markdown import markdown_report, results_table
-from fintune.reports.page import html_report
 from fintune.tasks import known_tasks
 
 
@@ -40,9 +41,9 @@ def _printed(results, width=80):
 
 
 def test_the_terminal_table_shows_every_figure_on_80_columns(results, monkeypatch):
-    regression = results["tasks"]["regression"]["systems"]["adapter"]
-    monkeypatch.setitem(regression["metrics_interval"], "r2", [-10.0291, -10.0031])
-    monkeypatch.setitem(regression, "n", 12694)
+    regression = results.tasks["regression"].systems["adapter"]
+    monkeypatch.setitem(regression.metrics_interval, "r2", (-10.0291, -10.0031))
+    monkeypatch.setattr(regression, "n", 12694)
     text = _printed(results)
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     for row in rows_of(results):
@@ -63,7 +64,7 @@ def test_the_terminal_table_shows_every_figure_on_80_columns(results, monkeypatc
 
 def test_the_markdown_table_has_a_row_per_task_and_metric(results):
     table = [line for line in results_table(results).splitlines() if line.startswith("|")][2:]
-    metrics = sum(len(entry["systems"]["adapter"]["metrics"]) for entry in results["tasks"].values())
+    metrics = sum(len(task.systems["adapter"].metrics) for task in results.tasks.values())
     assert len(table) == metrics and all(line.count("|") == 9 for line in table)
     assert all("built-in sample" in line for line in table)
 
@@ -97,23 +98,19 @@ def test_the_markdown_table_has_a_row_per_task_and_metric(results):
     ],
 )
 def test_better_means_on_the_same_examples_and_smaller_for_an_error(metric, figures, verdict):
-    assert Row("t", metric, 10, interval=None, base_n=5, **figures).verdict is verdict
+    assert Row("t", known_measure(metric), 10, interval=None, base_n=5, **figures).verdict is verdict
 
 
 def test_the_verdict_uses_the_adapters_figures_on_the_examples_the_base_answered(results):
     for row in rows_of(results):
-        same = results["tasks"][row.task]["systems"]["base"]["adapter_metrics"][row.metric]
+        same = results.tasks[row.task].systems["base"].adapter_metrics[row.measure.name]
         assert row.adapter_beside_base == same
 
 
 def test_text_from_data_cannot_break_the_report(results):
     hostile = "a | b `c` <script>\n# Heading"
-    worst = results["tasks"]["sentiment"]["errors"]["worst"]
-    assert worst
-    changed = {**results, "tasks": {"sentiment": {**results["tasks"]["sentiment"]}}}
-    changed["tasks"]["sentiment"]["errors"] = {
-        **results["tasks"]["sentiment"]["errors"], "worst": [{**worst[0], "text": hostile}],
-    }  # fmt: skip
+    changed = results.model_copy(deep=True)
+    changed.tasks["sentiment"].errors.worst[0].text = hostile
     report = markdown_report(changed)
     assert "<script>" not in report and "\n# Heading" not in report and "a \\| b" in report
 
@@ -125,26 +122,28 @@ def _everywhere(results):
 
 
 def _changed(results, **entries):
-    tasks = {task: {**entry, **entries.get(task, {})} for task, entry in results["tasks"].items()}
-    return {**results, "tasks": tasks}
+    raw = results.model_dump(exclude_unset=True)
+    for task, keys in entries.items():
+        raw["tasks"][task] |= keys
+    return Results.model_validate(raw)
 
 
 def test_notes_say_what_the_intervals_draw_together(results):
-    by_example = {task: {"clusters": {"by": "example", "n": 20}} for task in results["tasks"]}
+    by_example = {task: {"clusters": {"by": "example", "n": 20}} for task in results.tasks}
     clusters = by_example | {
         "qa": {"clusters": {"by": "group", "n": 7}},
         "regression": {"clusters": {"by": "date", "n": 1062}},
     }
     for text in _everywhere(_changed(results, **clusters)):
         assert "bootstrap over examples; qa: over 7 groups; regression: over 1,062 dates." in text
-    groups = {task: {"clusters": {"by": "group", "n": 3}} for task in results["tasks"]}
+    groups = {task: {"clusters": {"by": "group", "n": 3}} for task in results.tasks}
     assert all(
         "bootstrap sentiment: over 3 groups; " in text for text in _everywhere(_changed(results, **groups))
     )
-    old = copy.deepcopy(results)
-    for entry in old["tasks"].values():
+    raw = results.model_dump(exclude_unset=True)
+    for entry in raw["tasks"].values():
         del entry["clusters"], entry["systems_skipped"]
-    assert all("bootstrap over examples." in text for text in _everywhere(old))
+    assert all("bootstrap over examples." in text for text in _everywhere(Results.model_validate(raw)))
 
 
 def test_notes_say_why_a_system_is_missing(results):
@@ -159,7 +158,8 @@ def test_notes_say_why_a_system_is_missing(results):
 
 
 def test_published_figures_stand_in_the_markdown_too_apart_from_ours(results):
-    report = markdown_report({**results, "published": published_for(["tatqa", "twitter_sentiment"])})
+    raw = results.model_dump() | {"published": published_for(["tatqa", "twitter_sentiment"])}
+    report = markdown_report(Results.model_validate(raw))
     ours, _, theirs = report.partition("## Published figures")
     assert "TagOp" not in ours and "FinGPT" not in ours
     (line,) = [line for line in theirs.splitlines() if "TagOp" in line]
@@ -172,10 +172,10 @@ def test_published_figures_stand_in_the_markdown_too_apart_from_ours(results):
 
 
 def test_validation_figures_are_called_so(results):
-    validation = {**results, "settings": {**results["settings"], "split": "validation"}}
+    validation = results.model_copy(update={"settings": {**results.settings, "split": "validation"}})
     for text in _everywhere(validation):
         assert "Validation results on the built-in sample" in text and "Test results" not in text
-    old = {**results, "settings": {k: v for k, v in results["settings"].items() if k != "split"}}
+    old = results.model_copy(update={"settings": {k: v for k, v in results.settings.items() if k != "split"}})
     assert all("Test results on the built-in sample" in text for text in _everywhere(old))
 
 
@@ -185,3 +185,15 @@ def test_validation_figures_are_called_so(results):
 )
 def test_numbers_keep_three_decimals_or_two_digits(value, text):
     assert number(value) == text
+
+
+def test_titles_and_directions_are_those_that_the_results_give(results):
+    own = [MeasureInfo(name="macro_f1", title="gross errors", better="lower")]
+    changed = _changed(results, sentiment={"measures": own})
+    assert all("gross errors ↓" in text for text in _everywhere(changed))
+    one, two = (
+        next(row for row in rows_of(found) if (row.task, row.measure.name) == ("sentiment", "macro_f1"))
+        for found in (results, changed)
+    )
+    assert one.adapter > one.baseline and (one.measure.better, two.measure.better) == ("higher", "lower")
+    assert two.verdict is False

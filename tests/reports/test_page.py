@@ -1,13 +1,11 @@
 """The HTML report in a real browser, from a file, without a network; and the results file it is made of."""
 
-import copy
 import json
 import re
 import shutil
 import time
 
 import pytest
-from fintune.evaluation.analysis.label_noise import CANDIDATES
 from pydantic import BaseModel
 from rules import RuleEngine
 
@@ -15,13 +13,26 @@ from fintune.cli import main
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.errors import DataError, MissingExtraError
-from fintune.evaluation.results import FORMAT, Answer, Results, output_files, read_predictions, read_results
+from fintune.evaluation.measure_info import MeasureInfo
+from fintune.evaluation.results import (
+    FORMAT,
+    Answer,
+    Confusion,
+    Disagreement,
+    Neighbour,
+    Published,
+    Results,
+    output_files,
+    read_predictions,
+    read_results,
+)
 from fintune.models import card
 from fintune.pipeline import evaluate
 from fintune.provenance import git_commit
 from fintune.reports import markdown, plots, uploads
-from fintune.reports.page import html_report, write_report
+from fintune.reports.evaluation import html_report, write_report
 from fintune.tasks import known_tasks
+from fintune.tasks.label_noise import CANDIDATES
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -87,20 +98,20 @@ def _shown(page):
 def test_the_page_filters_its_errors_by_task_label_and_text(results_file, open_page):
     page = open_page(output_files(results_file)["page"])
     rows = read_predictions(output_files(results_file)["predictions"])
-    wrong = [row for row in rows if row["error"]]
+    wrong = [row for row in rows if row.error]
     assert page.inner_text("#count") == f"{len(wrong)} of {len(wrong)} answers"
     assert _shown(page).count() == 20  # and the rest on demand
     page.click("#more")
     assert _shown(page).count() == 40
 
     page.select_option("select[name=task]", "sentiment")
-    own = [row for row in wrong if row["task"] == "sentiment"]
+    own = [row for row in wrong if row.task == "sentiment"]
     assert page.inner_text("#count").startswith(f"{len(own)} of ")
-    label = own[0]["target"]
+    label = own[0].target
     page.select_option("select[name=label]", label)
-    labelled = [row for row in own if row["target"] == label]
+    labelled = [row for row in own if row.target == label]
     assert page.inner_text("#count").startswith(f"{len(labelled)} of ")
-    word = labelled[-1]["text"].split()[0]
+    word = labelled[-1].text.split()[0]
     page.fill("input[name=text]", word)
     assert 1 <= _shown(page).count() <= len(labelled)
     assert all(word.lower() in text.lower() for text in _shown(page).all_inner_texts())
@@ -111,12 +122,12 @@ def test_the_page_filters_its_errors_by_task_label_and_text(results_file, open_p
 def test_a_confusion_and_a_slice_lead_to_their_errors(results_file, open_page):
     results = read_results(results_file)
     page = open_page(output_files(results_file)["page"])
-    table = results["tasks"]["sentiment"]["errors"]["confusion"]
+    table = results.tasks["sentiment"].errors.confusion
     counts = {
-        (a, b): table["matrix"][i][j]
-        for i, a in enumerate(table["labels"])
-        for j, b in enumerate(table["labels"])
-        if i != j and table["matrix"][i][j]
+        (a, b): table.matrix[i][j]
+        for i, a in enumerate(table.labels)
+        for j, b in enumerate(table.labels)
+        if i != j and table.matrix[i][j]
     }
     count = max(counts.values())
     where = "#task-1 button.cell"
@@ -141,25 +152,25 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(results_file, open_pa
 
 
 def test_text_of_models_users_and_datasets_never_becomes_markup(results_file, open_page, tmp_path):
-    results = copy.deepcopy(read_results(results_file))
+    results = read_results(results_file)
     rows = read_predictions(output_files(results_file)["predictions"])
     for row in rows:
-        row["text"] = HOSTILE
-        if row["error"]:
-            row["error"]["mistake"] = row["id"] = HOSTILE
-            row["error"]["traits"] = {"source": HOSTILE}
-        if isinstance(row["prediction"], str):
-            row["prediction"] = HOSTILE
-    for entry in results["tasks"].values():
-        entry["dataset"] = entry["data"]["licence"] = HOSTILE
-        for part in entry["errors"]["slices"]:
-            part["value"] = part["trait"] = HOSTILE
-        for example in entry["errors"]["worst"]:
-            example["text"] = example["mistake"] = HOSTILE
-            example["nearest"] = [{"id": HOSTILE, "similarity": 1, "target": HOSTILE, "text": HOSTILE}]
-    results["model"]["adapter"] = results["data"]["folder"] = HOSTILE
-    hostile_labels = {"labels": [HOSTILE, "b"], "matrix": [[0, 1], [1, 0]]}
-    results["tasks"]["sentiment"]["errors"]["confusion"] = hostile_labels
+        row.text = HOSTILE
+        if row.error:
+            row.error.mistake = row.id = HOSTILE
+            row.error.traits = {"source": HOSTILE}
+        if isinstance(row.prediction, str):
+            row.prediction = HOSTILE
+    for task in results.tasks.values():
+        task.dataset = task.data.licence = HOSTILE
+        task.measures = [MeasureInfo(name="accuracy", title=HOSTILE, better="higher")]
+        for part in task.errors.slices:
+            part.value = part.trait = HOSTILE
+        for example in task.errors.worst:
+            example.text = example.mistake = HOSTILE
+            example.nearest = [Neighbour(id=HOSTILE, similarity=1, target=HOSTILE, text=HOSTILE)]
+    results.model.adapter = results.data.folder = HOSTILE
+    results.tasks["sentiment"].errors.confusion = Confusion(labels=[HOSTILE, "b"], matrix=[[0, 1], [1, 0]])
     path = tmp_path / "hostile.html"
     path.write_text(html_report(results, rows, HOSTILE), encoding="utf-8")
     page = open_page(path)
@@ -213,13 +224,15 @@ def test_a_place_that_cannot_be_written_is_refused_in_a_sentence(
 def test_a_system_that_answered_one_task_alone_and_published_figures_have_their_place(
     results_file, open_page, tmp_path
 ):
-    results = copy.deepcopy(read_results(results_file))
-    systems = results["tasks"]["sentiment"]["systems"]
-    systems["tfidf"] = {**systems["baseline"], "name": "TF-IDF", "metrics": {"accuracy": 0.99}}
-    results["published"] = [
-        {"dataset": "built-in sample", "system": "A system", "metric": metric, "value": value,
-         "source": "a page", "differs": "all"} for metric, value in (("accuracy", 0.7), ("mcc", 0.4))
-    ]  # fmt: skip
+    results = read_results(results_file)
+    systems = results.tasks["sentiment"].systems
+    systems["tfidf"] = systems["baseline"].model_copy(
+        update={"name": "TF-IDF", "metrics": {"accuracy": 0.99}}
+    )
+    about = {"dataset": "built-in sample", "system": "A system", "source": "a page", "differs": "all"}
+    results.published = [
+        Published(metric=metric, value=value, **about) for metric, value in (("accuracy", 0.7), ("mcc", 0.4))
+    ]
     path = tmp_path / "more.html"
     path.write_text(html_report(results, [], "results.json"), encoding="utf-8")
     page = open_page(path)
@@ -259,46 +272,47 @@ def test_everything_that_is_written_is_in_the_schema(results_file):
 
 
 def test_a_list_that_was_cut_says_of_how_many(results_file):
-    results = copy.deepcopy(read_results(results_file))
-    noise = results["tasks"]["sentiment"]["errors"]["label_noise"]
-    example = {**results["tasks"]["sentiment"]["errors"]["worst"][0], "gap": 0.5, "neighbours_agree": [1, 3]}
-    noise["confident"] = [example] * CANDIDATES
-    noise["found"]["confident"] = 80
+    results = read_results(results_file)
+    errors = results.tasks["sentiment"].errors
+    noise = errors.label_noise
+    example = Disagreement(**errors.worst[0].model_dump(), gap=0.5, neighbours_agree=(1, 3))
+    noise.confident = [example] * CANDIDATES
+    noise.found["confident"] = 80
 
     def shown():
         page = html_report(results, [], "results.json")
         return [" ".join(text.split()) for text in re.findall(r"<summary>(.*?)</summary>", page, re.DOTALL)]
 
-    assert f"The {CANDIDATES} surest of 80 confident disagreements" in shown()
-    noise["found"]["confident"] = CANDIDATES
+    assert f"The {CANDIDATES} most confident of 80 confident disagreements" in shown()
+    noise.found["confident"] = CANDIDATES
     assert f"{CANDIDATES} confident disagreements" in shown()
-    del noise["found"]  # results of before it was counted
+    noise.found = {}  # results of before it was counted
     assert f"{CANDIDATES} or more confident disagreements" in shown()
 
 
 def test_the_errors_of_a_slice_are_told_from_answers_that_are_merely_inexact(results_file, open_page):
     rows = read_predictions(output_files(results_file)["predictions"])
-    entries = read_results(results_file)["tasks"]
-    for task, entry in entries.items():
-        own = [row["error"] for row in rows if row["task"] == task and row["error"]]
-        slices = [part for part in entry["errors"]["slices"] if part["trait"] == "length"]
-        assert sum(part["errors"] for part in slices) == sum(error["counts"] for error in own)
-    number = list(entries).index("regression") + 1
-    counted = [row for row in rows if row["task"] == "regression" and row["error"]]
-    assert 0 < sum(row["error"]["counts"] for row in counted) < len(counted)  # or this shows nothing
-    part = next(part for part in entries["regression"]["errors"]["slices"] if part["errors"])
+    tasks = read_results(results_file).tasks
+    for name, task in tasks.items():
+        own = [row.error for row in rows if row.task == name and row.error]
+        slices = [part for part in task.errors.slices if part.trait == "length"]
+        assert sum(part.errors for part in slices) == sum(error.counts for error in own)
+    number = list(tasks).index("regression") + 1
+    counted = [row for row in rows if row.task == "regression" and row.error]
+    assert 0 < sum(row.error.counts for row in counted) < len(counted)  # or this shows nothing
+    part = next(part for part in tasks["regression"].errors.slices if part.errors)
     page = open_page(output_files(results_file)["page"])
     page.locator(f"#task-{number} .link").first.click()
     assert page.input_value("select[name=counted]") == "an error"
-    assert page.inner_text("#count").startswith(f"{part['errors']} of ")
+    assert page.inner_text("#count").startswith(f"{part.errors} of ")
     page.select_option("select[name=counted]", "inexact, no error")
-    errors = [row["error"] for row in counted if part["value"] in row["error"]["traits"].values()]
-    merely = sum(not error["counts"] for error in errors)
+    errors = [row.error for row in counted if part.value in row.error.traits.values()]
+    merely = sum(not error.counts for error in errors)
     assert page.inner_text("#count").startswith(f"{merely} of ")
 
 
 def test_results_of_another_version_or_damaged_ones_are_refused_in_a_sentence(results_file, tmp_path):
-    raw = read_results(results_file)
+    raw = json.loads(results_file.read_text())
     path = tmp_path / "results.json"
     for change, message in (
         ({"format": 1}, r"results.json is of format 1, and this version reads 2: evaluate again"),
@@ -328,12 +342,10 @@ def test_tensorboard_gets_every_metric(results_file, tmp_path):
     uploads.upload(results, [], tmp_path / "results.json", ["tensorboard"])
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "evaluation")).Reload()
     (point,) = events.Scalars("test/sentiment/accuracy")
-    assert point.value == pytest.approx(
-        results["tasks"]["sentiment"]["systems"]["adapter"]["metrics"]["accuracy"]
-    )
+    assert point.value == pytest.approx(results.tasks["sentiment"].systems["adapter"].metrics["accuracy"])
     assert "test/results/text_summary" in events.Tags()["tensors"]
 
-    validation = {**results, "settings": {**results["settings"], "split": "validation"}}
+    validation = results.model_copy(update={"settings": {**results.settings, "split": "validation"}})
     uploads.upload(validation, [], tmp_path / "other" / "results.json", ["tensorboard"])
     folder = tmp_path / "other" / "tensorboard" / "evaluation"
     tags = event_accumulator.EventAccumulator(str(folder)).Reload().Tags()
@@ -371,11 +383,11 @@ def test_the_model_card_gets_the_figures_and_keeps_the_rest(results_file, tmp_pa
     first = (tmp_path / "README.md").read_text()
     begin, end = first.index(card._BEGIN), first.index(card._END) + len(card._END)
     assert (first[:begin].rstrip() + first[end:].lstrip("\n")) == text.replace("\n\n## Use", "## Use")
-    accuracy = results["tasks"]["sentiment"]["systems"]["adapter"]["metrics"]["accuracy"]
+    metrics = results.tasks["sentiment"].systems["adapter"].metrics
+    accuracy = metrics["accuracy"]
     assert f"{accuracy:.3f}" in first and "| sentiment | built-in sample | accuracy | 30 |" in first
-    changed = copy.deepcopy(results)
-    changed["tasks"]["sentiment"]["systems"]["adapter"]["metrics"]["accuracy"] = 0.123456
-    card.put_evaluation(tmp_path, markdown.card_section(changed))
+    metrics["accuracy"] = 0.123456
+    card.put_evaluation(tmp_path, markdown.card_section(results))
     second = (tmp_path / "README.md").read_text()
     assert "0.123" in second and second.count("## On test examples") == 1
     assert second[:begin] == first[:begin] and second.endswith(first[end:])

@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 
 from fintune.config import EvaluationConfig, Recipe
+from fintune.evaluation.results import Results
 from fintune.recipes import recipe_from
-from fintune.reports.page import html_report
+from fintune.reports.evaluation import html_report
 
 RECIPE = Recipe.model_validate({"data": {"prepared_dir": "prepared"}}).model_dump(mode="json")
 
@@ -39,7 +40,7 @@ def _results(*, settings=None, training=None, dataset="built-in sample", **more)
 
 def _reproduce(results):
     """The section of the page, as lines of commands and as the text below them."""
-    page = html_report(results, [], "out/results.json")
+    page = html_report(Results.model_validate(results), [], "out/results.json")
     section = page[page.index('id="reproduce"') :]
     commands = section[section.index("<pre>") + 5 : section.index("</pre>")]
     below = re.sub(r"<[^>]+>", " ", section[section.index("</pre>") :])

@@ -120,7 +120,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from fintune.reports.page import write_report
+    from fintune.reports.evaluation import write_report
 
     page = write_report(args.results, args.output_file)
     print(f"Report: {page} and {page.with_suffix('.md')}")
@@ -141,6 +141,7 @@ def _compare(args: argparse.Namespace) -> int:
     runs = [Run.load(path) for path in args.runs]
     if output and output.resolve() in [run.path.resolve() for run in runs]:
         raise DataError(f"--output_file is {output}, which is one of the results: name another file.")
+    compared: compare.Comparison | compare.Spread
     if args.seeds:
         compared = compare.spread(runs, task=args.task, metric=args.metric)
     else:

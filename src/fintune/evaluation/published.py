@@ -5,7 +5,7 @@ Figures are copied from the sources named and were not reproduced; `differs` say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -97,20 +97,3 @@ def published_for(datasets: Iterable[str]) -> list[dict[str, Any]]:
     """The published figures on these datasets, as a results file holds them; [] where there are none."""
     wanted = {_SAME_EXAMPLES.get(dataset, dataset) for dataset in datasets}
     return [asdict(row) for row in PUBLISHED if row.dataset in wanted]
-
-
-def by_system(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Figures from elsewhere, a row for each system on a dataset, by dataset."""
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["dataset"]):
-        groups.setdefault((row["dataset"], row["system"], row["source"]), []).append(row)
-    return [
-        {
-            "dataset": dataset,
-            "system": system,
-            "source": source,
-            "figures": [(row["metric"], row["value"]) for row in group],
-            "differs": max((row["differs"] for row in group), key=len),
-        }
-        for (dataset, system, source), group in groups.items()
-    ]

@@ -1,7 +1,7 @@
-"""The format of results.json, and of the lines beside it: what `evaluate` writes and everything else reads.
+"""The format of results.json and of the predictions file: what `evaluate` writes and everything else reads.
 
 `docs/evaluation.md` explains the keys. A key that is added does not change the version; one that is renamed,
-removed or means something else does.
+removed or means something else does. Reports, comparisons and uploads take these objects, never dicts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fintune.errors import DataError
+from fintune.evaluation.measure_info import MeasureInfo, column_measure, known_measure, ranking_column
 from fintune.files import read_json
 
 FORMAT = 2
@@ -43,14 +44,26 @@ class Point(_Part):
     """The least confidence that is kept."""
 
 
+class Strategy(_Part):
+    """What trading on the forecasts would have earned, summed by trading day, in percent."""
+
+    label: str
+    cost_bps: float
+    """Basis points a trade costs."""
+    days: int
+    gross: list[float]
+    """Before costs."""
+    net: list[float]
+
+
 class Details(_Part):
-    """What is more than a number; see `scores.details_of`."""
+    """Figures of a system that are not one number; see `scores.details_of`."""
 
     per_class: dict[str, dict[str, float]] = {}
     reliability: list[Bin] = []
     risk_coverage: list[Point] = []
     by_kind: dict[str, dict[str, float | None]] = {}
-    strategy: dict[str, Any] = {}
+    strategy: Strategy | None = None
 
 
 class System(_Part):
@@ -82,7 +95,7 @@ class Neighbour(_Part):
 
 
 class Numbers(_Part):
-    """Numbers that a summary has wrong."""
+    """Numbers that a summary gets wrong."""
 
     unfaithful: list[str] = []
     """In the summary, not in the text."""
@@ -190,6 +203,10 @@ class TaskResult(_Part):
     dataset: str = ""
     data: TaskData = TaskData()
     skipped: str | None = None
+    measures: list[MeasureInfo] = []
+    """Title and direction of each measure; [] in files written before they stood here."""
+    ranked_by: str | None = None
+    """The column of `scores` that decides which of two answers is better."""
     labels: list[str] = []
     """Of a classification, in the order of the confusion matrix."""
     clusters: Clusters | None = None
@@ -198,6 +215,28 @@ class TaskResult(_Part):
     systems: dict[str, System] = {}
     errors: Errors = Errors()
     bertscore: dict[str, Any] = {}
+
+    @property
+    def own(self) -> System | None:
+        """The model's own system: the adapter, or the untuned base where none was given."""
+        return self.systems.get("adapter") or self.systems.get("base")
+
+    @property
+    def further(self) -> dict[str, System]:
+        """The systems besides the baseline, the untuned base and the adapter."""
+        return {key: s for key, s in self.systems.items() if key not in ("baseline", "base", "adapter")}
+
+    def measure(self, name: str) -> MeasureInfo:
+        """A measure by its key in `metrics`."""
+        return next((info for info in self.measures if info.name == name), None) or known_measure(name)
+
+    def ranking(self) -> tuple[str, MeasureInfo] | None:
+        """The column of `scores` that ranks two answers, and its measure; None where nothing does."""
+        column = self.ranked_by or ranking_column(self.type)
+        if column is None:
+            return None
+        found = next((info for info in self.measures if column in (*info.columns, info.name)), None)
+        return column, found or column_measure(column)
 
 
 class Published(_Part):
@@ -251,6 +290,16 @@ class Results(_Part):
     tasks: dict[str, TaskResult]
     published: list[Published] = []
 
+    @property
+    def split(self) -> str:
+        """`test` or `validation`; results written before there was a choice are of test examples."""
+        return str(self.settings.get("split", "test"))
+
+    def measure(self, name: str) -> MeasureInfo:
+        """A measure by its key in `metrics`, as the first task that has it describes it."""
+        known = (info for task in self.tasks.values() for info in task.measures if info.name == name)
+        return next(known, None) or known_measure(name)
+
 
 class Inexact(Numbers):
     """What the predictions file keeps of an answer that is not exactly the expected one."""
@@ -297,8 +346,8 @@ def output_files(output_file: str | Path) -> dict[str, Path]:
     }
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
-    """The results that `evaluate` wrote, checked.
+def read_results(path: str | Path) -> Results:
+    """The results that `evaluate` wrote.
 
     Raises:
         DataError: there are none, they are of another version, or they are damaged.
@@ -311,34 +360,32 @@ def read_results(path: str | Path) -> dict[str, Any]:
             f"{path} is of format {raw['format']}, and this version reads {FORMAT}: evaluate again."
         )
     try:
-        Results.model_validate(raw)
+        return Results.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path} is damaged: {where}: {first['msg']}.") from None
-    return raw
 
 
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a predictions file, one JSON object a line, checked.
+def read_predictions(path: str | Path) -> list[Answer]:
+    """The answers of a predictions file, one JSON object a line.
 
     Raises:
         DataError: there is no such file, or a line of it is no JSON or no `Answer`.
     """
-    rows: list[dict[str, Any]] = []
+    answers: list[Answer] = []
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for line in lines:
-                rows.append(json.loads(line))
-                Answer.model_validate(rows[-1])
+                answers.append(Answer.model_validate(json.loads(line)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("str", "float")) or "it"
         raise DataError(
-            f"{path} is damaged: line {len(rows)}: {where}: {first['msg']}: evaluate again."
+            f"{path} is damaged: line {len(answers) + 1}: {where}: {first['msg']}: evaluate again."
         ) from None
     except FileNotFoundError:
         raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
-    return rows
+    return answers

@@ -6,42 +6,52 @@ Files in, `Run`s out: what `fintune compare` compares. Needs no model and no dat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.evaluation.results import output_files, read_predictions, read_results
+from fintune.evaluation.results import (
+    Answer,
+    Results,
+    TaskResult,
+    output_files,
+    read_predictions,
+    read_results,
+)
 
 _SAME = ("text", "question", "target")
 """What makes an example the same one, beside its id."""
 
 
 @dataclass(frozen=True)
-class TaskRun:
+class TaskAnswers:
     """One task of an evaluation: its entry in the results, and the model's own answers by example id."""
 
     name: str
-    type: str
-    labels: list[str]
-    metrics: dict[str, float | None]
-    intervals: dict[str, list[float]]
-    rows: dict[str, dict[str, Any]]
+    result: TaskResult
+    rows: dict[str, Answer]
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The figures of the model's own system."""
+        return self.result.own.metrics if self.result.own else {}
 
     def scores(self, order: Sequence[str]) -> dict[str, list[float]]:
         """Measure → its value on each example, in the order of ids given; nan where there is none."""
-        measures = next(iter(self.rows.values()))["scores"] if self.rows else {}
+        measures = next(iter(self.rows.values())).scores if self.rows else {}
         return {
             measure: [
-                math.nan if value is None else float(value)
-                for value in (self.rows[name]["scores"].get(measure) for name in order)
+                math.nan if value is None else value
+                for value in (self.rows[name].scores.get(measure) for name in order)
             ]
             for measure in measures
         }
 
     def column(self, name: str, order: Sequence[str]) -> list[Any]:
-        return [self.rows[one][name] for one in order]
+        """A field of the answers, in the order of ids given."""
+        return [getattr(self.rows[one], name) for one in order]
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,12 @@ class Run:
     """One evaluation."""
 
     path: Path
-    results: Mapping[str, Any]
-    tasks: dict[str, TaskRun] = field(default_factory=dict)
+    results: Results
+    tasks: dict[str, TaskAnswers] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
-        return str(self.results["model"]["adapter"] or self.results["model"]["base"])
+        return self.results.model.adapter or self.results.model.base
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -65,24 +75,20 @@ class Run:
         """
         file = results_file(path)
         results = read_results(file)
-        rows: dict[str, dict[str, dict[str, Any]]] = {}
+        rows: dict[str, dict[str, Answer]] = {}
         for row in read_predictions(output_files(file)["predictions"]):
-            rows.setdefault(row["task"], {})[row["id"]] = row
+            rows.setdefault(row.task, {})[row.id] = row
         tasks = {}
-        for name, entry in results["tasks"].items():
-            systems = entry.get("systems")
-            if not systems:
+        for name, entry in results.tasks.items():
+            if entry.own is None:
                 continue
-            own = systems.get("adapter") or systems["base"]
             known = rows.get(name, {})
-            if len(known) != own["n"]:
+            if len(known) != entry.own.n:
                 raise DataError(
-                    f"{file} counts {own['n']} predictions of task {name}, and the file of predictions "
-                    f"beside it holds {len(known)} with ids of their own: evaluate again."
+                    f"{file} counts {entry.own.n} predictions of task {name}, and the file of predictions "
+                    f"beside it holds {len(known)} with different ids: evaluate again."
                 )
-            tasks[name] = TaskRun(
-                name, entry["type"], entry.get("labels", []), own["metrics"], own["metrics_interval"], known
-            )
+            tasks[name] = TaskAnswers(name, entry, known)
         return cls(file, results, tasks)
 
 
@@ -127,7 +133,7 @@ def common_tasks(runs: Sequence[Run], task: str | None = None) -> list[str]:
     return shared
 
 
-def _check_same(name: str, run_a: Run, a: TaskRun, run_b: Run, b: TaskRun) -> None:
+def _check_same(name: str, run_a: Run, a: TaskAnswers, run_b: Run, b: TaskAnswers) -> None:
     advice = "evaluate both on the same prepared data, with the same --max_test"
     apart = len(a.rows.keys() ^ b.rows.keys())
     if apart:
@@ -135,7 +141,7 @@ def _check_same(name: str, run_a: Run, a: TaskRun, run_b: Run, b: TaskRun) -> No
             f"Task {name} has {len(a.rows)} test examples in {run_a.path} and {len(b.rows)} in {run_b.path}, "
             f"and {apart} of them are in one only: {advice}."
         )
-    changed = [i for i, row in a.rows.items() if any(row[key] != b.rows[i][key] for key in _SAME)]
+    changed = [i for i, x in a.rows.items() if any(getattr(x, k) != getattr(b.rows[i], k) for k in _SAME)]
     if changed:
         raise DataError(
             f"Task {name}: {len(changed)} test examples of {run_a.path} and {run_b.path} have one id "

@@ -12,6 +12,7 @@ from fintune.evaluation.intervals import RESAMPLES, Metric, bootstrap_intervals,
 from fintune.metrics.measure import Measure, kept_columns, mean
 
 if TYPE_CHECKING:
+    from fintune.evaluation.results import Answer, TaskResult
     from fintune.tasks import Prediction, Record, Task
 
 
@@ -97,39 +98,32 @@ class Scored:
         )
 
 
-def metrics_of_rows(
-    kind: str, labels: Sequence[str], rows: Sequence[Any], means: Sequence[str] = ()
-) -> dict[str, Metric]:
+def metrics_of_rows(result: TaskResult, rows: Sequence[Answer]) -> dict[str, Metric]:
     """The metrics that are functions of sums, from rows of a predictions file: name → summands and metric.
 
-    A type that is not installed here has its means alone, from the columns that the file keeps of them.
-
-    Args:
-        kind: the task's type.
-        labels: its labels, where it has any.
-        rows: objects with `target`, `prediction`, `probabilities`, `interval`, `kind`, `text`, `question`,
-        `scores`. means: measures of the results that are plain means, for a type that is not installed.
+    Of a type that is not known here, and of what a type does not name, the means alone: from the columns that
+    the file keeps of them.
     """
     import numpy as np
 
     from fintune.tasks import Prediction, Record
     from fintune.tasks.types import task_type
 
-    known = task_type(kind)
-    if known is None:
-        measures: Sequence[Measure] = [Measure(name, name, lambda *_: ()) for name in means]
-        task = None
-    else:
-        measures, task = [m for m in known.measures if not m.whole], known.stand_in("", labels)
+    kind = task_type(result.type)
+    task = kind.stand_in("", result.labels) if kind else None
+    measures = {m.name: m for m in task.measures if not m.whole} if task else {}
+    for info in result.measures:
+        if info.name not in measures and len(info.columns) == 1:
+            measures[info.name] = Measure(info.name, info.title, lambda *_: (), columns=tuple(info.columns))
     records = [Record(r.text, target=r.target, question=r.question, kind=r.kind) for r in rows]
     answers = [Prediction(r.prediction, r.probabilities, r.interval) for r in rows]
-    columns = {name for row in rows[:1] for name in row.scores}
+    columns = set(rows[0].scores) if rows else set()
     found: dict[str, Metric] = {}
-    for measure in measures:
+    for measure in measures.values():
         if measure.kept and set(measure.kept) <= columns:
             values = [[_known(row.scores.get(name)) for name in measure.kept] for row in rows]
             found[measure.name] = measure.summable(np.array(values, float))
-        elif not measure.kept and task is not None:  # targets and answers give its values again
+        elif not measure.kept:  # targets and answers give its values again
             found[measure.name] = measure.summable(measure.table(task, records, answers))
     return found
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fintune.errors import DataError
 from fintune.evaluation.analysis.errors import analyse, shorten
+from fintune.evaluation.measure_info import info_of
 from fintune.evaluation.scores import Scored, cluster_names
 from fintune.metrics.bertscore import bertscore_measure
 from fintune.tasks import Prediction, Record, Task
@@ -90,15 +91,11 @@ class TaskRun:
 
     def _type_facts(self, scored: Scored) -> dict[str, Any]:
         """What a reader of the results needs to know of the type: its measures, its labels."""
-        measures = [
-            {"name": m.name, "title": m.title, "better": m.better, "columns": list(m.kept)}
-            for m in scored.measures
-        ]
-        facts: dict[str, Any] = {"measures": measures}
+        facts: dict[str, Any] = {"measures": [info_of(m).model_dump() for m in scored.measures]}
         if ranking := self.task.ranking:
-            facts["ranked_by"] = ranking.name
-        if labels := getattr(self.task, "labels", ()):
-            facts["labels"] = list(labels)
+            facts["ranked_by"] = (*ranking.kept, ranking.name)[0]
+        if self.task.labels:
+            facts["labels"] = list(self.task.labels)
         return facts
 
     def _references(self) -> tuple[dict[str, tuple[str, list[Prediction], float]], dict[str, str]]:

@@ -1,23 +1,18 @@
-"""A drift report for people: Markdown, and one HTML page that needs no network."""
+"""A drift report as Markdown, and as a page (`assets/drift.html`).
+
+Takes what `monitoring.drift.compare` returns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from fintune.errors import ConfigError
 from fintune.files import atomic_write, write_json
+from fintune.reports.page import make_page
 
-_STYLE = (
-    ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
-    "padding:0 1rem}div{overflow-x:auto}table{border-collapse:collapse;width:100%}"
-    "th,td{padding:.35rem .6rem;text-align:left;border-bottom:1px solid #8886}"
-    "td.n{text-align:right;font-variant-numeric:tabular-nums}"
-    ".drift{color:#c62828;font-weight:700}.watch{color:#b26a00;font-weight:700}.stable{color:#2e7d32}"
-    "@media(prefers-color-scheme:dark){.drift{color:#ff8a80}.watch{color:#ffd180}.stable{color:#a5d6a7}}"
-)
 _HEAD = ("signal", "PSI", "JS, bits", "test", "p", "status")
 
 
@@ -50,6 +45,14 @@ def _rows(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _changes(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The share of each label and the median of each number, in the reference and now."""
+    shares = entry["signals"].get("labels", {}).get("shares", {})
+    rows = [(label, f"{then:.1%}", f"{now:.1%}") for label, (then, now) in shares.items()]
+    medians = {name: found["medians"] for name, found in entry["signals"].items() if "medians" in found}
+    return rows + [(f"median {name}", f"{then:.4g}", f"{now:.4g}") for name, (then, now) in medians.items()]
 
 
 def _number(value: float | None) -> str:
@@ -90,30 +93,16 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def html(report: Mapping[str, Any]) -> str:
-    """The report as one page; every text is escaped."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\">",
-        f"<title>Drift: {escape(report['status'])}</title><style>{_STYLE}</style>",
-        f"<h1>Drift: {_status(report['status'])}</h1>",
-    ]
-    for task, entry in report["tasks"].items():
-        parts.append(f"<h2>{escape(task)}: {_status(entry['status'])}</h2>")
-        parts.append(f"<p>{escape(_about(task, entry, report))}</p>")
-        if rows := _rows(entry):
-            head = "".join(f"<th scope=col>{escape(name)}</th>" for name in _HEAD)
-            parts.append(f"<div><table><thead><tr>{head}</tr></thead><tbody>")
-            for name, psi, js, test, p_value, status in rows:
-                numbers = f"<td class=n>{psi}</td><td class=n>{js}</td><td>{escape(test)}</td>"
-                parts.append(
-                    f"<tr><th scope=row>{escape(name)}</th>{numbers}<td class=n>{p_value}</td>"
-                    f"<td>{_status(status)}</td></tr>"
-                )
-            parts.append("</tbody></table></div>")
-    parts.append(f"<p>{escape(_note(report))}</p></html>")
-    return "\n".join(parts) + "\n"
-
-
-def _status(status: str) -> str:
-    return f'<span class="{escape(status.replace(" ", "-"))}">{escape(status)}</span>'
+    """The report as one page."""
+    tasks = report["tasks"]
+    return make_page(
+        "drift.html",
+        f"Drift: {report['status']}",
+        [(f"task-{i}", name) for i, name in enumerate(tasks, 1)],
+        report=report,
+        note=_note(report),
+        about={name: _about(name, entry, report) for name, entry in tasks.items()},
+        rows={name: _rows(entry) for name, entry in tasks.items()},
+        changes={name: _changes(entry) for name, entry in tasks.items()},
+        head=_HEAD,
+    )

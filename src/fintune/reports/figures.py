@@ -1,53 +1,18 @@
-"""Results for people: the figures as rows, what must be known to read them, and a table for the terminal.
+"""Results as figures: rows of a table, what a reader must know of them, and the table on a terminal.
 
-Reads the dict that `evaluate` writes, so a table can be made again from results.json alone.
+Takes the `Results` of `evaluation.results`, so a table can be made again from results.json alone. The modules
+beside this one make pages of these figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fintune.evaluation.measure_info import MeasureInfo
+from fintune.evaluation.results import Published, Results, TaskResult
 from fintune.tasks.base import NONE_OF_ITS_TYPE
-
-SMALLER_IS_BETTER = ("mse", "mae", "brier", "ece", "aurc", "missing_rate", "error_rate")
-_NAMES = {
-    "macro_f1": "F1 (macro)",
-    "weighted_f1": "F1 (weighted)",
-    "f1": "F1 (tokens)",
-    "exact_match": "exact match",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bertscore_f1": "BERTScore",
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "error_rate": "error rate",
-    "mcc": "MCC",
-    "brier": "Brier",
-    "ece": "ECE",
-    "aurc": "AURC",
-    "missing_rate": "missing",
-    "spearman": "Spearman",
-    "directional_accuracy": "direction",
-    "interval_coverage": "coverage (80 %)",
-    "mean_interval_width": "width (80 %)",
-    "numeric_exact_match": "number match",
-    "tatqa_exact_match": "TAT-QA EM",
-    "tatqa_f1": "TAT-QA F1",
-    "number_faithfulness": "true numbers",
-    "execution_accuracy": "execution accuracy",
-    "f1_as_published": "F1 (as published)",
-}
-_NEITHER_IS_BETTER = frozenset({"interval_coverage", "mean_interval_width"})
-"""Metrics that say nothing alone: an interval is good where it is narrow and still holds 80 %."""
-
-
-def metric_name(metric: str) -> str:
-    """A metric as a table shows it; an arrow marks those where smaller is better."""
-    return _NAMES.get(metric, metric) + (" ↓" if metric in SMALLER_IS_BETTER else "")
 
 
 def number(value: float | None) -> str:
@@ -67,7 +32,7 @@ class Row:
     """One metric of one task, as figures."""
 
     task: str
-    metric: str
+    measure: MeasureInfo
     n: int
     baseline: float | None
     base: float | None
@@ -86,173 +51,187 @@ class Row:
         pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
         pairs += [(self.adapter, value) for value in self.others.values()]
         gains = [own - other for own, other in pairs if own is not None and other is not None]
-        if not gains or self.metric in _NEITHER_IS_BETTER:
+        if not gains or self.measure.better == "neither":
             return None
-        return max(gains) < 0 if self.metric in SMALLER_IS_BETTER else min(gains) > 0
+        return max(gains) < 0 if self.measure.better == "lower" else min(gains) > 0
 
 
-def further_systems(systems: Mapping[str, Any]) -> list[str]:
-    """The keys of the systems besides the baseline, the base and the adapter."""
-    return [key for key in systems if key not in ("baseline", "base", "adapter")]
-
-
-def rows_of(results: Mapping[str, Any]) -> list[Row]:
+def rows_of(results: Results) -> list[Row]:
     """One row per task and metric, in the order of the results."""
-    rows = []
-    for task, entry in results["tasks"].items():
-        systems = entry.get("systems", {})
-        figures = {name: system["metrics"] for name, system in systems.items()}
-        own = systems.get("adapter") or systems.get("base")
-        beside = systems.get("base", {}).get("adapter_metrics") or figures.get("adapter", {})
-        for metric in own["metrics"] if own else ():
-            interval = own["metrics_interval"].get(metric)
-            baseline, base, adapter = (
-                figures.get(name, {}).get(metric) for name in ("baseline", "base", "adapter")
-            )
-            base_n = systems["base"]["n"] if "base" in systems else None
-            bounds = tuple(interval) if interval else None
-            others = {key: figures[key].get(metric) for key in further_systems(systems)}
-            rows.append(
-                Row(
-                    task,
-                    metric,
-                    own["n"],
-                    baseline,
-                    base,
-                    adapter,
-                    bounds,
-                    base_n,
-                    beside.get(metric),
-                    others,
-                )
-            )
-    return rows
+    return [row for name, task in results.tasks.items() for row in _rows_of_task(name, task)]
 
 
-def summary_line(results: Mapping[str, Any], task: str) -> str:
+def _rows_of_task(name: str, task: TaskResult) -> list[Row]:
+    if task.own is None:
+        return []
+    figures = {key: system.metrics for key, system in task.systems.items()}
+    untuned = task.systems.get("base")
+    beside = (untuned.adapter_metrics if untuned else {}) or figures.get("adapter", {})
+    return [
+        Row(
+            name,
+            task.measure(metric),
+            task.own.n,
+            baseline=figures.get("baseline", {}).get(metric),
+            base=figures.get("base", {}).get(metric),
+            adapter=figures.get("adapter", {}).get(metric),
+            interval=task.own.metrics_interval.get(metric),
+            base_n=untuned.n if untuned else None,
+            adapter_beside_base=beside.get(metric),
+            others={key: figures[key].get(metric) for key in task.further},
+        )
+        for metric in task.own.metrics
+    ]
+
+
+def summary_line(results: Results, name: str) -> str:
     """One task in one line, while an evaluation runs."""
-    entry = results["tasks"][task]
-    if "skipped" in entry:
-        return f"{task}: skipped, {entry['skipped']}"
-    systems = entry["systems"]
-    own = systems.get("adapter") or systems["base"]
-    metric = next(iter([m for m in entry["headline_metrics"] if m in own["metrics"]] or own["metrics"]), None)
-    speed = f"{own['n']:,} examples, {own['examples_per_second']:,.1f} examples/s"
+    task = results.tasks[name]
+    if task.own is None:
+        return f"{name}: skipped, {task.skipped}"
+    metrics = task.own.metrics
+    metric = next(iter([m for m in task.headline_metrics if m in metrics] or metrics), None)
+    speed = f"{task.own.n:,} examples, {task.own.examples_per_second:,.1f} examples/s"
     if metric is None:
-        return f"{task}: {speed}"
+        return f"{name}: {speed}"
     others = {
-        label: systems[name]["metrics"].get(metric)
-        for name, label in (("baseline", systems["baseline"]["name"]), ("base", "untuned base"))
-        if name in systems and systems[name] is not own
+        label: task.systems[key].metrics.get(metric)
+        for key, label in (("baseline", task.systems["baseline"].name), ("base", "untuned base"))
+        if key in task.systems and task.systems[key] is not task.own
     }
     beside = ", ".join(f"{label} {number(value)}" for label, value in others.items())
-    return f"{task}: {metric_name(metric)} {number(own['metrics'][metric])} ({beside}); {speed}"
+    return f"{name}: {task.measure(metric).heading} {number(metrics[metric])} ({beside}); {speed}"
 
 
-def notes(results: Mapping[str, Any]) -> list[str]:
+def notes(results: Results) -> list[str]:
     """What a reader must know to read the table, one sentence each."""
-    entries = {task: entry for task, entry in results["tasks"].items() if "systems" in entry}
-    names: dict[str, list[str]] = {}
-    for task, entry in entries.items():
-        names.setdefault(entry["systems"]["baseline"]["name"], []).append(task)
+    tasks = {name: task for name, task in results.tasks.items() if task.systems}
     found = []
-    datasets: dict[str, list[str]] = {}
-    for task, entry in entries.items():
-        datasets.setdefault(entry["dataset"], []).append(task)
+    datasets = _grouped((task.dataset, name) for name, task in tasks.items())
     if len(datasets) > 1:
-        listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in datasets.items())
-        found.append(f"Data: {listed}.")
-    if names:
-        listed = "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in names.items())
-        found.append(f"Baselines: {listed}.")
-    found += _further_notes(entries)
-    found += _missing_systems(entries)
+        found.append(f"Data: {_listed(datasets)}.")
+    if tasks:
+        names = _grouped((task.systems["baseline"].name, name) for name, task in tasks.items())
+        found.append(f"Baselines: {_listed(names)}.")
+    found += _further_notes(tasks)
+    found += _missing_systems(tasks)
+    rows = rows_of(results)
+    alone = list(dict.fromkeys(row.measure.title for row in rows if row.measure.better == "neither"))
+    read_together = f", but for {' and '.join(alone)}, which say nothing alone" if alone else ""
     found.append(
-        f"↓ smaller is better; everywhere else larger is better. Intervals: bootstrap {_drawn(entries)}."
+        f"↓ smaller is better; everywhere else larger is better{read_together}. "
+        f"Intervals: bootstrap {_drawn(tasks)}."
     )
-    fewer = sorted({row.base_n for row in rows_of(results) if row.base_n is not None and row.base_n < row.n})
+    fewer = sorted({row.base_n for row in rows if row.base_n is not None and row.base_n < row.n})
     if fewer:
         listed = " or ".join(f"{n:,}" for n in fewer)
         found.append(
             f"† The untuned base answered {listed} of these examples, drawn by a fixed seed; "
             "it is compared with fintune on those."
         )
-    if results["model"]["adapter"] is None:
+    if results.model.adapter is None:
         found.append("No adapter was given: the model is the untuned base.")
-    split, limit = split_of(results), results["settings"]["max_test"]
-    if split == "validation":
+    if results.split == "validation":
         found.append(
             "Validation examples: what was chosen on them, such as temperatures and TF-IDF's penalty, looks "
             "better than on new ones."
         )
-    if limit:
-        found.append(f"At most {limit:,} {split} examples per task, drawn by a fixed seed.")
-    found += [
-        f"BERTScore was skipped: {entry['bertscore']['skipped']}."
-        for entry in entries.values()
-        if "skipped" in entry.get("bertscore", {})
-    ][:1]
-    found += [
-        f"{task} was skipped: {entry['skipped']}."
-        for task, entry in results["tasks"].items()
-        if "skipped" in entry
-    ]
-    if not results["complete"]:
+    if limit := results.settings["max_test"]:
+        found.append(f"At most {limit:,} {results.split} examples per task, drawn by a fixed seed.")
+    skipped = [task.bertscore["skipped"] for task in tasks.values() if "skipped" in task.bertscore]
+    found += [f"BERTScore was skipped: {why}." for why in skipped[:1]]
+    found += [f"{name} was skipped: {task.skipped}." for name, task in results.tasks.items() if task.skipped]
+    if not results.complete:
         found.append("Incomplete: the evaluation was stopped before its last task.")
     return found
 
 
-def _further_notes(entries: Mapping[str, Any]) -> list[str]:
-    """A sentence for each further system: what it is, and its first headline metric on each task."""
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for task, entry in entries.items():
-        metric = next((m for m in entry["headline_metrics"]), None)
-        for key in further_systems(entry["systems"]) if metric else ():
-            value = number(entry["systems"][key]["metrics"].get(metric))
-            found.setdefault(key, []).append(f"{task} {metric_name(str(metric))} {value}")
+    for key, task in pairs:
+        found.setdefault(key, []).append(task)
+    return found
+
+
+def _listed(groups: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{name} ({', '.join(tasks)})" for name, tasks in groups.items())
+
+
+def _further_notes(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """A sentence for each further system: its first headline metric on each task."""
+    found = _grouped(
+        (key, f"{name} {task.measure(metric).heading} {number(system.metrics.get(metric))}")
+        for name, task in tasks.items()
+        for metric in task.headline_metrics[:1]
+        for key, system in task.further.items()
+    )
     return [f"{key}: {', '.join(figures)}." for key, figures in found.items()]
 
 
-def _missing_systems(entries: Mapping[str, Any]) -> list[str]:
-    """A sentence for each system that some tasks lack, though it is made for their type, and why they do."""
+def _missing_systems(tasks: Mapping[str, TaskResult]) -> list[str]:
+    """A sentence for each system that is made for a task's type and yet did not answer, and why."""
     found: dict[tuple[str, str], list[str]] = {}
-    for task, entry in entries.items():
-        for system, why in entry.get("systems_skipped", {}).items():
+    for name, task in tasks.items():
+        for system, why in task.systems_skipped.items():
             if not why.startswith(NONE_OF_ITS_TYPE):
-                found.setdefault((system, why), []).append(task)
-    return [f"Without {system} ({', '.join(tasks)}): {why}." for (system, why), tasks in found.items()]
+                found.setdefault((system, why), []).append(name)
+    return [f"Without {system} ({', '.join(names)}): {why}." for (system, why), names in found.items()]
 
 
-def _drawn(entries: Mapping[str, Any]) -> str:
+def _drawn(tasks: Mapping[str, TaskResult]) -> str:
     """What the bootstrap draws: examples, and on some tasks groups or dates (old results do not say)."""
-    parts = []
-    for task, entry in entries.items():
-        clusters = entry.get("clusters") or {"by": "example"}
-        if clusters["by"] != "example":
-            parts.append(f"{task}: over {clusters['n']:,} {clusters['by']}s")
-    return "; ".join([*(["over examples"] if len(parts) < len(entries) or not entries else []), *parts])
+    parts = [
+        f"{name}: over {task.clusters.n:,} {task.clusters.by}s"
+        for name, task in tasks.items()
+        if task.clusters and task.clusters.by != "example"
+    ]
+    return "; ".join([*(["over examples"] if len(parts) < len(tasks) or not tasks else []), *parts])
 
 
-def split_of(results: Mapping[str, Any]) -> str:
-    """`test` or `validation`; results of before there was a choice are of test examples."""
-    return str(results["settings"].get("split", "test"))
-
-
-def title_of(results: Mapping[str, Any]) -> str:
-    describes, what = results["data"]["describes"], f"{split_of(results).capitalize()} results"
+def title_of(results: Results) -> str:
+    """The title of a table or report."""
+    describes, what = results.data.describes, f"{results.split.capitalize()} results"
     return f"{what} on the {describes}" if describes == "built-in sample" else f"{what}: {describes}"
 
 
+@dataclass(frozen=True)
+class PublishedSystem:
+    """A system published elsewhere, with its figures on one dataset."""
+
+    dataset: str
+    system: str
+    source: str
+    figures: list[tuple[MeasureInfo, float]]
+    differs: str
+
+
+def published_systems(results: Results) -> list[PublishedSystem]:
+    """The published figures, one row for each system on a dataset, by dataset."""
+    groups: dict[tuple[str, str, str], list[Published]] = {}
+    for row in sorted(results.published, key=lambda row: row.dataset):
+        groups.setdefault((row.dataset, row.system, row.source), []).append(row)
+    return [
+        PublishedSystem(
+            *key,
+            figures=[(results.measure(row.metric), row.value) for row in group],
+            differs=max((row.differs for row in group), key=len),
+        )
+        for key, group in groups.items()
+    ]
+
+
 def base_figure(row: Row) -> str:
+    """The untuned base's figure, with † where it answered fewer examples."""
     fewer = row.base_n is not None and row.base_n < row.n and row.base is not None
     return number(row.base) + ("†" if fewer else "")
 
 
 def interval_text(row: Row) -> str:
+    """The interval in brackets; "" where there is none."""
     return f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
 
 
-def print_table(results: Mapping[str, Any], console: Any = None) -> None:
+def print_table(results: Results, console: Any = None) -> None:
     """The table on a terminal of 80 columns or more, on `console` (a rich Console) or standard output."""
     from rich import box
     from rich.console import Console
@@ -279,7 +258,7 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
         style = {True: "bold green", False: "yellow", None: ""}[row.verdict]
         table.add_row(
             Text(about, style="bold" if position == 0 else "dim"),
-            metric_name(row.metric),
+            row.measure.heading,
             number(row.baseline),
             base_figure(row),
             Text(number(row.adapter), style=style),
@@ -289,5 +268,5 @@ def print_table(results: Mapping[str, Any], console: Any = None) -> None:
     console.print(table)
     for note in notes(results):
         console.print(Text(note, style="dim"))
-    if results["model"]["adapter"]:
+    if results.model.adapter:
         console.print(Text("Green: better than every other system; yellow: not.", style="dim"))

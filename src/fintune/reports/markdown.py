@@ -1,23 +1,22 @@
-"""Results as Markdown: the table with its notes, and the report that `evaluate` writes.
+"""Results as Markdown: the table with its notes, the report that `evaluate` writes, the model card's section.
 
-Reads the dict that `evaluate` writes, so a report can be made again from results.json alone.
+Takes the `Results` of `evaluation.results`, so a report can be made again from results.json alone.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fintune.evaluation.analysis.errors import shorten
-from fintune.evaluation.published import by_system
+from fintune.evaluation.results import Results, TaskResult
 from fintune.reports.figures import (
     answer_text,
     base_figure,
     interval_text,
-    metric_name,
     notes,
     number,
+    published_systems,
     rows_of,
     title_of,
 )
@@ -26,7 +25,7 @@ _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
 
 
-def results_table(results: Mapping[str, Any]) -> str:
+def results_table(results: Results) -> str:
     """The table as Markdown, with its notes."""
     rows = rows_of(results)
     further = list(dict.fromkeys(key for row in rows for key in row.others))
@@ -41,8 +40,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         own = number(row.adapter)
         cells = [
             row.task,
-            results["tasks"][row.task]["dataset"],
-            metric_name(row.metric),
+            results.tasks[row.task].dataset,
+            row.measure.heading,
             f"{row.n:,}",
             number(row.baseline),
             *(number(row.others.get(key)) for key in further),
@@ -51,11 +50,11 @@ def results_table(results: Mapping[str, Any]) -> str:
             interval_text(row),
         ]
         lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
-    bold = ["Bold: better than every other system."] if results["model"]["adapter"] else []
+    bold = ["Bold: better than every other system."] if results.model.adapter else []
     return "\n".join([*lines, "", *(f"- {cell(note)}" for note in [*notes(results), *bold])]) + "\n"
 
 
-def card_section(results: Mapping[str, Any]) -> str:
+def card_section(results: Results) -> str:
     """The headline figures, for the adapter's model card."""
     lines = [
         "## On test examples",
@@ -64,13 +63,13 @@ def card_section(results: Mapping[str, Any]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows_of(results):
-        entry = results["tasks"][row.task]
-        if row.metric in entry["headline_metrics"]:
-            about = (row.task, entry["dataset"], metric_name(row.metric), f"{row.n:,}")
+        task = results.tasks[row.task]
+        if row.measure.name in task.headline_metrics:
+            about = (row.task, task.dataset, row.measure.heading, f"{row.n:,}")
             own = (number(row.baseline), number(row.base), number(row.adapter), interval_text(row))
             lines.append(f"| {' | '.join(map(cell, (*about, *own)))} |")
     lines += ["", *(f"- {cell(note)}" for note in notes(results)), ""]
-    return "\n".join([*lines, f"Measured {results['created']} by fintune {results['fintune']}."])
+    return "\n".join([*lines, f"Measured {results.created} by fintune {results.fintune}."])
 
 
 def cell(text: Any) -> str:
@@ -78,41 +77,39 @@ def cell(text: Any) -> str:
     return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
 
 
-def _errors(task: str, errors: Mapping[str, Any]) -> list[str]:
+def _errors(name: str, task: TaskResult) -> list[str]:
     """The error analysis of one task as Markdown lines."""
-    lines = [f"### {task}", ""]
-    if "confusion" in errors:
-        labels = [cell(label) for label in errors["confusion"]["labels"]]
+    errors, lines = task.errors, [f"### {name}", ""]
+    if errors.confusion:
+        labels = [cell(label) for label in errors.confusion.labels]
         lines += [f"| target ↓, predicted → | {' | '.join(labels)} |", "|---|" + "---:|" * len(labels)]
-        for label, counts in zip(labels, errors["confusion"]["matrix"], strict=True):
+        for label, counts in zip(labels, errors.confusion.matrix, strict=True):
             lines.append(f"| {label} | {' | '.join(map(str, counts))} |")
         lines.append("")
-    if errors["mistakes"] and "confusion" not in errors:
-        listed = ", ".join(f"{name} {count:,}" for name, count in errors["mistakes"].items())
+    elif errors.mistakes:
+        listed = ", ".join(f"{mistake} {count:,}" for mistake, count in errors.mistakes.items())
         lines += [f"Mistakes: {cell(listed)}.", ""]
-    mean = metric_name(errors["measure"])
     lines += [
-        f"An error is {errors['error_means']}.",
+        f"An error is {errors.error_means}.",
         "",
-        f"| examples | n | errors | 95 % interval | {mean} |",
+        f"| examples | n | errors | 95 % interval | {task.measure(errors.measure).heading} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for part in errors["slices"]:
-        low, high = part["interval"]
+    for part in errors.slices:
+        low, high = part.interval
         lines.append(
-            f"| {cell(part['value'])} | {part['n']:,} | {part['rate']:.1%} | [{low:.1%}, {high:.1%}] "
-            f"| {number(part['mean'])} |"
+            f"| {cell(part.value)} | {part.n:,} | {part.rate:.1%} | [{low:.1%}, {high:.1%}] "
+            f"| {number(part.mean)} |"
         )
     lines.append("")
-    if errors["worst"]:
-        lines.append("Worst examples (more in the results file):")
-        lines.append("")
-    for row in errors["worst"][:_WORST_SHOWN]:
-        question = f" Question: {cell(row['question'])}" if row.get("question") else ""
-        sure = f" ({row['confidence']:.0%} sure)" if "confidence" in row else ""
+    if errors.worst:
+        lines += ["Worst examples (more in the results file):", ""]
+    for row in errors.worst[:_WORST_SHOWN]:
+        question = f" Question: {cell(row.question)}" if row.question else ""
+        sure = "" if row.confidence is None else f" ({row.confidence:.0%} sure)"
         lines.append(
-            f"- “{cell(row['text'])}”{question} Expected **{_answer(row['target'])}**, "
-            f"got **{_answer(row['prediction'])}**{sure}."
+            f"- “{cell(row.text)}”{question} Expected **{_answer(row.target)}**, "
+            f"got **{_answer(row.prediction)}**{sure}."
         )
     return [*lines, ""]
 
@@ -121,7 +118,7 @@ def _answer(value: Any) -> str:
     return cell(shorten(answer_text(value), _ANSWER_CHARACTERS))
 
 
-def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _published(results: Results) -> list[str]:
     """Figures from elsewhere, apart from ours; nothing where there are none."""
     lines = [
         "## Published figures",
@@ -131,26 +128,23 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| data | system | figures | source; what differs |",
         "|---|---|---|---|",
     ]
-    for row in by_system(rows):
-        figures = ", ".join(f"{metric_name(metric)} {number(value)}" for metric, value in row["figures"])
-        about = (row["dataset"], row["system"], figures, f"{row['source']}; {row['differs']}")
+    for row in published_systems(results):
+        figures = ", ".join(f"{measure.heading} {number(value)}" for measure, value in row.figures)
+        about = (row.dataset, row.system, figures, f"{row.source}; {row.differs}")
         lines.append(f"| {' | '.join(map(cell, about))} |")
-    return [*lines, ""] if rows else []
+    return [*lines, ""] if results.published else []
 
 
-def markdown_report(results: Mapping[str, Any]) -> str:
+def markdown_report(results: Results) -> str:
     """The table, the circumstances, the speed, the error analysis, and what others have published."""
-    model, machine, data = results["model"], results["machine"], results["data"]
-    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items() if value)
-    code = f"fintune {results['fintune']}"
-    if results.get("git_commit"):
-        code += f" (commit {results['git_commit']})"
+    model, machine, data = results.model, results.machine, results.data
+    versions = ", ".join(f"{name} {value}" for name, value in results.versions.items() if value)
+    commit = f" (commit {results.git_commit})" if results.git_commit else ""
     speed = [
-        f"| {task} | {name} | {system['n']:,} | {system['seconds']:.1f} "
-        f"| {system['examples_per_second']:,.1f} |"
-        for task, entry in results["tasks"].items()
-        for name, system in entry.get("systems", {}).items()
-        if name != "baseline"
+        f"| {name} | {key} | {system.n:,} | {system.seconds:.1f} | {system.examples_per_second:,.1f} |"
+        for name, task in results.tasks.items()
+        for key, system in task.systems.items()
+        if key != "baseline"
     ]
     lines = [
         "# Evaluation",
@@ -158,9 +152,9 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         results_table(results),
         "## How it was made",
         "",
-        f"- Date: {results['created']}, {code}, {results['seconds']:.0f} s in all",
-        f"- Model: base {cell(model['base'])}, adapter {cell(model['adapter'] or 'none')}",
-        f"- Data: {cell(data['describes'])}, prepared in {cell(data['folder'])} (key {data['key']})",
+        f"- Date: {results.created}, fintune {results.fintune}{commit}, {results.seconds:.0f} s in all",
+        f"- Model: base {cell(model.base)}, adapter {cell(model.adapter or 'none')}",
+        f"- Data: {cell(data.describes)}, prepared in {cell(data.folder)} (key {data.key})",
         f"- Machine: {cell(machine['processor'])}, {machine['cores']} cores; GPU: {machine['gpu']}",
         f"- Versions: {versions}",
         "",
@@ -171,8 +165,8 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         "## Where it goes wrong",
         "",
     ]
-    for task, entry in results["tasks"].items():
-        if entry.get("errors"):
-            lines += _errors(task, entry["errors"])
-    lines += _published(results.get("published", []))
+    for name, task in results.tasks.items():
+        if task.errors.measure:
+            lines += _errors(name, task)
+    lines += _published(results)
     return "\n".join(lines).rstrip() + "\n"

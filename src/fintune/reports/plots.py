@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Sequence
+from math import ceil, floor, log10
+
+from markupsafe import Markup, escape
+
+from fintune.evaluation.results import Bin, Point
 
 WIDTH, HEIGHT = 340, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 38
-_STRIP = 132
 
 
 class _Frame:
@@ -66,9 +68,18 @@ class _Frame:
             f"<title>{escape(title)}</title></circle>"
         )
 
-    def svg(self, title: str) -> str:
+    def bar(self, left: float, right: float, top: float, title: str) -> None:
+        """A bar from 0 to `top` in data coordinates."""
+        x, y = self.x(left) + 0.5, self.y(top)
+        width, height = max(self.x(right) - x - 0.5, 0.5), self.y(0) - y
+        self.parts.append(
+            f'<rect class="bar" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{escape(title)}</title></rect>"
+        )
+
+    def svg(self, title: str) -> Markup:
         """The finished picture."""
-        return (
+        return Markup(
             f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
             f"{''.join(self.parts)}</svg>"
         )
@@ -76,8 +87,6 @@ class _Frame:
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers between `low` and `high`, about five of them."""
-    from math import ceil, floor, log10
-
     rough = (high - low) / 5
     size = 10.0 ** floor(log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
@@ -86,35 +95,35 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _tick(value: float, percent: bool) -> str:
-    return f"{value:.0%}" if percent else f"{value:g}"
+    return f"{value:.0%}" if percent else f"{value:,g}" if abs(value) < 1e6 else f"{value:.0e}"
 
 
-def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+def reliability(bins: Sequence[Bin]) -> Markup:
     """Accuracy against confidence; a dot is a bin, its area grows with the examples in it."""
     frame = _Frame((0, 1), (0, 1))
     frame.axes("confidence", "accuracy", (True, True))
     frame.path([(0, 0), (1, 1)], "ideal")
-    frame.path([(b["confidence"], b["accuracy"]) for b in bins], "curve")
-    most = max(b["n"] for b in bins)
+    frame.path([(b.confidence, b.accuracy) for b in bins], "curve")
+    most = max(b.n for b in bins)
     for b in bins:
-        title = f"{b['n']} examples: {b['confidence']:.1%} sure, {b['accuracy']:.1%} right"
-        frame.dot(b["confidence"], b["accuracy"], 2 + 3 * (b["n"] / most) ** 0.5, title)
+        title = f"{b.n} examples: confidence {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
+        frame.dot(b.confidence, b.accuracy, 2 + 3 * (b.n / most) ** 0.5, title)
     return frame.svg("Reliability: accuracy by confidence; the dashed line is perfect calibration")
 
 
-def risk_coverage(points: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy among the surest share of the examples."""
-    low = min(p["accuracy"] for p in points)
+def risk_coverage(points: Sequence[Point]) -> Markup:
+    """Accuracy among the most confident share of the examples."""
+    low = min(p.accuracy for p in points)
     bottom = max(0.0, min(0.9, low // 0.1 * 0.1 - 0.1))
     frame = _Frame((0, 1), (bottom, 1))
     frame.axes("share of examples answered", "accuracy", (True, True))
-    last = points[-1]["accuracy"]
+    last = points[-1].accuracy
     frame.path([(0, last), (1, last)], "ideal")
-    frame.path([(p["coverage"], p["accuracy"]) for p in points], "curve")
-    return frame.svg("Risk–coverage: accuracy when only the surest examples are answered")
+    frame.path([(p.coverage, p.accuracy) for p in points], "curve")
+    return frame.svg("Risk–coverage: accuracy when only the most confident examples are answered")
 
 
-def earnings(gross: Sequence[float], net: Sequence[float]) -> str:
+def earnings(gross: Sequence[float], net: Sequence[float]) -> Markup:
     """Summed returns in percent by trading day, before (dashed) and after costs."""
     frame = _Frame((0, max(len(net), 2)), _span([0.0, *gross, *net]))
     frame.axes("trading day", "summed return, %", (False, False))
@@ -123,44 +132,36 @@ def earnings(gross: Sequence[float], net: Sequence[float]) -> str:
     return frame.svg("Summed returns of the forecasts, before costs (dashed) and after")
 
 
-def scatter(targets: Sequence[float], predictions: Sequence[float], unit: str) -> str:
-    """Prediction against target; the axes have one scale each, the dashed line is equality."""
-    x, y = _span(targets), _span(predictions)
+def scatter(pairs: Sequence[tuple[float, float]]) -> Markup:
+    """Prediction against target, of (target, prediction) pairs; the dashed line is equality."""
+    x, y = _span([target for target, _ in pairs]), _span([prediction for _, prediction in pairs])
     frame = _Frame(x, y)
-    suffix = f" ({unit})" if unit else ""
-    frame.axes(f"target{suffix}", f"prediction{suffix}", (False, False))
+    frame.axes("target", "prediction", (False, False))
     low, high = max(x[0], y[0]), min(x[1], y[1])
     if low < high:
         frame.path([(low, low), (high, high)], "ideal")
-    for target, prediction in zip(targets, predictions, strict=True):
+    for target, prediction in pairs:
         frame.dot(target, prediction, 2.2, f"target {target:+.2f}, prediction {prediction:+.2f}")
-    return frame.svg("Predictions against targets; the dashed line is where they are equal")
+    return frame.svg("Predictions against targets; on the dashed line they are equal")
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], unit: str, limit: float | None = None) -> Markup:
+    """Counts by bin, of `edges` (one more than there are counts); `limit` is a dashed line with its name."""
+    low, high = (edges[0], edges[-1]) if edges[-1] > edges[0] else (edges[0] - 0.5, edges[0] + 0.5)
+    frame = _Frame((low, high), (0, max(counts) * 1.08))
+    frame.axes(unit, "examples", (False, False))
+    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+        if count:
+            frame.bar(left, right, count, f"{left:,.4g} to {right:,.4g}: {count:,} examples")
+    if limit is not None and low <= limit <= high:
+        x = frame.x(limit)
+        frame.line((x, _TOP), (x, HEIGHT - _BOTTOM), "limit")
+        anchor, shift = ("end", -5) if x > WIDTH / 2 else ("start", 5)
+        frame.text(x + shift, _TOP + 10, f"max_length {limit:,g}", anchor)
+    return frame.svg(f"Histogram of {unit}")
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or max(1.0, abs(high)) * 0.1
     return low - margin, high + margin
-
-
-def strip(
-    value: float,
-    interval: Sequence[float] | None,
-    scale: tuple[float, float],
-    marks: Sequence[tuple[str, float]] = (),
-) -> str:
-    """A figure and its interval on a small line, with the figures of others as marks (class, value)."""
-    low, high = scale
-
-    def at(x: float) -> float:
-        return 6 + (min(max(x, low), high) - low) / (high - low or 1) * (_STRIP - 12)
-
-    parts = [f'<line class="rail" x1="6" y1="9" x2="{_STRIP - 6}" y2="9"/>']
-    if interval:
-        parts.append(
-            f'<line class="whisker" x1="{at(interval[0]):.1f}" y1="9" x2="{at(interval[1]):.1f}" y2="9"/>'
-        )
-    for kind, mark in marks:
-        parts.append(f'<line class="{kind}" x1="{at(mark):.1f}" y1="2" x2="{at(mark):.1f}" y2="16"/>')
-    parts.append(f'<circle class="dot" cx="{at(value):.1f}" cy="9" r="3.4"/>')
-    return f'<svg class="strip" viewBox="0 0 {_STRIP} 18" aria-hidden="true">{"".join(parts)}</svg>'

@@ -10,37 +10,38 @@ from typing import Any
 
 from fintune.config import BaseModelConfig, EvaluationConfig, TextFormatConfig
 from fintune.data.raw.registry import DATASETS
+from fintune.evaluation.results import Results
 
 _DEFAULTS = EvaluationConfig().model_dump()
 _FORMAT = TextFormatConfig().model_dump()
 _TRAIN = ["fintune", "train", "--config", "recipe.yaml"]
 
 
-def commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]:
+def commands(results: Results, results_file: str | Path) -> list[str]:
     """Lines for a shell: data, training, evaluation and report, each step at the commit that made it."""
     lines: list[str] = []
-    training, adapter = results.get("training", {}), results["model"]["adapter"]
-    recipe, settings = training.get("recipe") or {}, results["settings"]
+    training, adapter = results.training, results.model.adapter
+    recipe, settings = training.get("recipe") or {}, results.settings
     _data(lines, results, recipe)
-    if recipe:
+    if recipe and adapter:
         _training(lines, training, recipe, adapter)
     elif adapter:
         lines.append(_remark(f"how {adapter} was trained is not in these results"))
-    _checkout(lines, results.get("git_commit"), f"this evaluation (fintune {results['fintune']})")
+    _checkout(lines, results.git_commit, f"this evaluation (fintune {results.fintune})")
     evaluate = ["fintune", "evaluate", *(["--model_path", adapter] if adapter else [])]
     if not recipe:
-        base = results["model"]["base"]
+        base = results.model.base
         lines.append(_remark(f"evaluated {base}; its recipe (--config) is not in these results"))
         if base != BaseModelConfig().name and not adapter:
             evaluate += ["--set", f"base_model.name={base}"]
-    elif Path(recipe.get("data", {}).get("prepared_dir", "")) != Path(results["data"]["folder"]):
+    elif Path(recipe.get("data", {}).get("prepared_dir", "")) != Path(results.data.folder):
         lines.append(
             _remark(
-                f"evaluated on {results['data']['folder']} (key {results['data']['key']}), which is not the "
+                f"evaluated on {results.data.folder} (key {results.data.key}), which is not the "
                 "data of recipe.yaml: the --config or --set that made it is not in these results"
             )
         )
-    evaluate += ["--split", "validation"] if settings.get("split") == "validation" else []
+    evaluate += ["--split", "validation"] if results.split == "validation" else []
     for change in _overrides(settings, recipe.get("evaluation", {})):
         evaluate += ["--set", change]
     limit = settings.get("max_test")
@@ -48,18 +49,18 @@ def commands(results: Mapping[str, Any], results_file: str | Path) -> list[str]:
     return [*lines, shlex.join(evaluate), shlex.join(["fintune", "report", str(results_file)])]
 
 
-def settings_text(results: Mapping[str, Any]) -> str:
+def settings_text(results: Results) -> str:
     """The evaluation's settings in one line, without those that are off."""
     parts = []
-    for name, value in _flat(results["settings"]).items():
+    for name, value in _flat(results.settings).items():
         off = name.startswith("formats.") and value == _default(name)
         if value is not None and value != [] and not off:
             parts.append(f"{name} {' + '.join(value) if isinstance(value, list) else value}")
     return ", ".join(parts)
 
 
-def _data(lines: list[str], results: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    names = [entry.get("dataset") for entry in results["tasks"].values()]
+def _data(lines: list[str], results: Results, recipe: Mapping[str, Any]) -> None:
+    names = [task.dataset for task in results.tasks.values()]
     public = ", ".join(name for name in dict.fromkeys(names) if name in DATASETS)
     if not public:
         return

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fintune.errors import MissingExtraError
+from fintune.evaluation.results import Answer, Results
 from fintune.reports import figures, markdown
 
 ERRORS = 500
@@ -25,9 +25,7 @@ def check(trackers: Sequence[str]) -> None:
             raise MissingExtraError(f"evaluation.report_to: [{name}]", "track")
 
 
-def upload(
-    results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path, trackers: Sequence[str]
-) -> None:
+def upload(results: Results, answers: Sequence[Answer], output: Path, trackers: Sequence[str]) -> None:
     """Send every metric of every task, the table of results, and (to W&B) a table of inexact answers.
 
     TensorBoard's events go to `tensorboard/evaluation` beside the results. W&B logs offline where it has no
@@ -36,56 +34,47 @@ def upload(
     if "tensorboard" in trackers:
         _tensorboard(results, output.parent / "tensorboard" / "evaluation")
     if "wandb" in trackers:
-        _wandb(results, rows, output)
+        _wandb(results, answers, output)
 
 
-def _figures(results: Mapping[str, Any]) -> dict[str, float]:
+def _figures(results: Results) -> dict[str, float]:
     """`SPLIT/TASK/METRIC` → the figure of the model's own system."""
-    found: dict[str, float] = {}
-    split = figures.split_of(results)
-    for task, entry in results["tasks"].items():
-        systems = entry.get("systems", {})
-        own = systems.get("adapter") or systems.get("base") or {"metrics": {}}
-        for metric, value in own["metrics"].items():
-            if value is not None:
-                found[f"{split}/{task}/{metric}"] = value
-    return found
+    return {
+        f"{results.split}/{name}/{metric}": value
+        for name, task in results.tasks.items()
+        for metric, value in (task.own.metrics if task.own else {}).items()
+        if value is not None
+    }
 
 
-def _tensorboard(results: Mapping[str, Any], folder: Path) -> None:
+def _tensorboard(results: Results, folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    step = results.get("training", {}).get("optimizer_steps", 0)
+    step = results.training.get("optimizer_steps", 0)
     with SummaryWriter(log_dir=str(folder)) as writer:
         for name, value in _figures(results).items():
             writer.add_scalar(name, value, step)
-        writer.add_text(f"{figures.split_of(results)}/results", markdown.results_table(results), step)
+        writer.add_text(f"{results.split}/results", markdown.results_table(results), step)
 
 
-def _wandb(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+def _wandb(results: Results, answers: Sequence[Answer], output: Path) -> None:
     import wandb
 
     from fintune.training.callbacks import wandb as choose_mode
 
     choose_mode()
-    circumstances = {key: results[key] for key in ("model", "data", "settings", "versions", "machine")}
+    circumstances = results.model_dump(
+        mode="json", include={"model", "data", "settings", "versions", "machine"}, exclude_unset=True
+    )
     columns = ["task", "metric", "n", "baseline", "base", "adapter", "low", "high"]
     table = [
-        [row.task, row.metric, row.n, row.baseline, row.base, row.adapter, *(row.interval or (None, None))]
-        for row in figures.rows_of(results)
+        [r.task, r.measure.name, r.n, r.baseline, r.base, r.adapter, *(r.interval or (None, None))]
+        for r in figures.rows_of(results)
     ]
-    wrong = sorted((row for row in rows if row.get("error")), key=lambda row: row["error"]["rank"])[:ERRORS]
+    wrong = [(answer, answer.error) for answer in answers if answer.error]
     errors = [
-        [
-            row["task"],
-            row["id"],
-            row["text"],
-            str(row["target"]),
-            str(row["prediction"]),
-            row["error"]["mistake"],
-            row["error"].get("counts"),
-        ]
-        for row in wrong
+        [a.task, a.id, a.text, str(a.target), str(a.prediction), error.mistake, error.counts]
+        for a, error in sorted(wrong, key=lambda pair: pair[1].rank)[:ERRORS]
     ]
     with wandb.init(job_type="evaluate", config=circumstances, dir=str(output.parent)) as run:
         run.summary.update(_figures(results))

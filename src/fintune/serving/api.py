@@ -195,7 +195,7 @@ async def list_tasks(thread: Thread, model: str | None = None) -> Any:
             id=task.name,
             type=task.type,
             instruction=task.instruction,
-            labels=list(getattr(task, "labels", ())) or None,
+            labels=list(task.labels) or None,
             unit=getattr(task, "unit", None) or None,
             needs_question="question" in task.inputs,
         )

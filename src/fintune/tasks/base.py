@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fintune.errors import ConfigError, DataError
 from fintune.metrics.measure import Measure, each
+from fintune.tasks.classical import most_frequent
 from fintune.tasks.example import INTERVAL, Expectation, Prediction, Record, TextFormat
 from fintune.text.salience import Salience
 
@@ -87,6 +88,8 @@ class Task:
     """The height of the demo's text box."""
     default_salience: ClassVar[str | None] = None
     """The `salience` of a recipe that sets none."""
+    labels: tuple[str, ...] = ()
+    """The labels that answers consist of; () where answers are something else."""
     max_new_tokens: int = 64
     learnt: tuple[str, ...] = ()
     """The fields that `fit` or `calibrate` sets and `to_dict` keeps."""
@@ -108,7 +111,10 @@ class Task:
     @classmethod
     def stand_in(cls, name: str, labels: Sequence[str] = ()) -> Task:
         """A task of this type that scores the answers of results read back from a file."""
-        return cls(name, "")
+        task = cls.__new__(cls)
+        Task.__init__(task, name, "")
+        task.labels = tuple(labels)
+        return task
 
     # Prompt and completion ----------------------------------------------------------------------------
 
@@ -299,9 +305,7 @@ class Task:
         Raises:
             DataError: it needs training records and there are none.
         """
-        from fintune.tasks.classical import most_frequent
-
-        return most_frequent(self, train, test)
+        return most_frequent(self.name, train, test)
 
     def references(self) -> dict[str, Callable[..., Answers | str]]:
         """Key of `evaluation.baselines` → (train, validation, test) → a classical system's answers, or why

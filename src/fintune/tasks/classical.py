@@ -11,14 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fintune.errors import DataError
 from fintune.tasks.example import Prediction, Record
 from fintune.text.sentences import sentences
-
-if TYPE_CHECKING:
-    from fintune.tasks.base import Task
 
 MAX_TRAIN = 50_000
 """Training records a classical system learns from at most, the first of the seeded order."""
@@ -47,27 +44,27 @@ System = tuple[str, list[Prediction]]
 # The simplest answers -------------------------------------------------------------------------------
 
 
-def _needed(task: Task, train: Sequence[Record]) -> None:
+def _needed(task: str, train: Sequence[Record]) -> None:
     if not train:
-        raise DataError(f"Task {task.name} has no training records, which its baseline is made from.")
+        raise DataError(f"Task {task} has no training records, which its baseline is made from.")
 
 
-def most_frequent(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+def most_frequent(task: str, train: Sequence[Record], test: Sequence[Record]) -> System:
     """The answer most frequent in training."""
     _needed(task, train)
     ((answer, _),) = Counter(str(r.target) for r in train).most_common(1)
     return "most frequent answer", [Prediction(answer)] * len(test)
 
 
-def majority(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+def majority(task: str, labels: Sequence[str], train: Sequence[Record], test: Sequence[Record]) -> System:
     """The label most frequent in training, with the training frequencies as probabilities."""
     _needed(task, train)
     counts = Counter(str(r.target) for r in train)
-    shares = {label: counts[label] / len(train) for label in task.one_of}
+    shares = {label: counts[label] / len(train) for label in labels}
     return "majority class", [Prediction(max(shares, key=shares.__getitem__), shares)] * len(test)
 
 
-def training_mean(task: Task, train: Sequence[Record], test: Sequence[Record]) -> System:
+def training_mean(task: str, train: Sequence[Record], test: Sequence[Record]) -> System:
     """The mean of the training targets."""
     _needed(task, train)
     return "training mean", [Prediction(float(_numbers(train).mean()))] * len(test)

@@ -69,7 +69,7 @@ def refuse_unknown_labels(task: Task, report: Report) -> None:
     unknown = report.unknown_labels
     if not unknown:
         return
-    labels: tuple[str, ...] = getattr(task, "labels", ())
+    labels = task.labels
     shown = list(unknown)[:5]
     names = ", ".join(repr(label) for label in shown) + (", …" if len(unknown) > 5 else "")
     by_key = {text_key(label): label for label in labels}

@@ -86,10 +86,6 @@ class MultiLabelTask(Task):
         self.labels = tuple(labels)
         self.sets = list(sets)
 
-    @classmethod
-    def stand_in(cls, name: str, labels: Sequence[str] = ()) -> Task:
-        return cls(name, "", labels)
-
     # Sets as texts ------------------------------------------------------------------------------------
 
     def set_of(self, value: Any) -> frozenset[str]:

@@ -262,7 +262,7 @@ class RegressionTask(Task):
         return not math.isfinite(float(prediction.value))
 
     def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
-        return classical.training_mean(self, train, test)
+        return classical.training_mean(self.name, train, test)
 
     def references(self) -> dict[str, Callable[..., Answers | str]]:
         return {
