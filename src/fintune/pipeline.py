@@ -52,12 +52,13 @@ def evaluate(
     profile that live answers are compared with.
     """
     from fintune.evaluation.evaluate import evaluate as run_evaluation
-    from fintune.evaluation.results import Answer, Results, output_files
+    from fintune.evaluation.results import output_files
     from fintune.files import atomic_write
     from fintune.models import card
-    from fintune.monitoring.profile import Profile, profile_rows
+    from fintune.monitoring.profile import Profile, profile_of
     from fintune.reports import figures, markdown, uploads
     from fintune.reports.evaluation import html_report
+    from fintune.tasks import Prediction
 
     check_evaluation(output_file, config)
     reference = Profile({}, f"test split of {prepared.folder.name}")
@@ -66,17 +67,16 @@ def evaluate(
 
     def on_task(done: TaskDone) -> None:
         name = done.task.name
-        answers[:] = map(Answer.model_validate, done.rows)
+        answers[:] = done.rows
         if done.fresh:
-            results = Results.model_validate(done.results)
-            atomic_write(files["report"], markdown.markdown_report(results))
-            atomic_write(files["page"], html_report(results, answers, files["results"]))
-            say(figures.summary_line(results, name))
-        own = [row for row in done.rows if row["task"] == name]
+            atomic_write(files["report"], markdown.markdown_report(done.results))
+            atomic_write(files["page"], html_report(done.results, answers, files["results"]))
+            say(figures.summary_line(done.results, name))
+        own = [Prediction(row.prediction, row.probabilities) for row in done.rows if row.task == name]
         if own and split == "test":
-            reference.tasks[name] = profile_rows(done.task, done.records, own)
+            reference.tasks[name] = profile_of(done.task, done.records, own)
 
-    written = run_evaluation(
+    results = run_evaluation(
         engine,
         prepared,
         config,
@@ -87,7 +87,6 @@ def evaluate(
         progress=progress,
         on_task=on_task,
     )
-    results = Results.model_validate(written)
     if engine.adapter is not None and split == "test":
         card.put_evaluation(engine.adapter, markdown.card_section(results), say)
         _save_profile(engine.adapter, reference)

@@ -158,7 +158,9 @@ def test_notes_say_why_a_system_is_missing(results):
 
 
 def test_published_figures_stand_in_the_markdown_too_apart_from_ours(results):
-    raw = results.model_dump() | {"published": published_for(["tatqa", "twitter_sentiment"])}
+    raw = results.model_dump() | {
+        "published": [p.model_dump() for p in published_for(["tatqa", "twitter_sentiment"])]
+    }
     report = markdown_report(Results.model_validate(raw))
     ours, _, theirs = report.partition("## Published figures")
     assert "TagOp" not in ours and "FinGPT" not in ours

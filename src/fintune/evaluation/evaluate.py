@@ -19,11 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
+from fintune.errors import DataError
 from fintune.evaluation.intervals import RESAMPLES
 from fintune.evaluation.published import published_for
-from fintune.evaluation.results import FORMAT, output_files
+from fintune.evaluation.results import (
+    FORMAT,
+    Answer,
+    Results,
+    TaskData,
+    TaskResult,
+    output_files,
+    read_predictions,
+    read_results,
+    write,
+)
 from fintune.evaluation.task_run import SEED, HeldOut, TaskRun
-from fintune.files import file_sha256, writable, write_json, write_jsonl
+from fintune.files import file_sha256, writable
 from fintune.metrics.bertscore import find_encoder
 from fintune.models import manifest
 from fintune.models.adapters import WEIGHTS
@@ -44,9 +55,9 @@ class TaskDone:
     task: Task
     records: Sequence[Record]
     """The held-out records that were asked."""
-    rows: Sequence[dict[str, Any]]
-    """The rows of predictions of all tasks so far."""
-    results: dict[str, Any]
+    rows: Sequence[Answer]
+    """The answers to all tasks so far."""
+    results: Results
     """The results so far."""
     fresh: bool
     """False where the task stands from an evaluation that was stopped."""
@@ -66,7 +77,7 @@ def evaluate(
     say: Callable[[str], None] = print,
     progress: bool = True,
     on_task: OnTask | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Evaluate every prepared task, write results and predictions and return the results as written.
 
     The keys are listed in docs/evaluation.md. A metric that is not defined is null. An
@@ -89,47 +100,45 @@ def evaluate(
     others = _others(config)
     tasks = list(prepared.task_set())
     started = time.perf_counter()
-    results: dict[str, Any] = {
-        "format": FORMAT,
-        **_circumstances(engine, prepared),
-        "settings": {
-            "split": split,
-            "max_test": max_test,
-            "seed": SEED,
-            "resamples": RESAMPLES,
-            **config.model_dump(),
-        },
-        "complete": False,
-        "tasks": {},
-        "published": [],
+    settings = {
+        "split": split,
+        "max_test": max_test,
+        "seed": SEED,
+        "resamples": RESAMPLES,
+        **config.model_dump(),
     }
-    results["key"] = resume_key(
-        engine, prepared, {**results["settings"], "encoder": encoder and encoder.name}
+    results = Results(
+        format=FORMAT,
+        key=resume_key(engine, prepared, {**settings, "encoder": encoder and encoder.name}),
+        **_circumstances(engine, prepared),
+        settings=settings,
+        complete=False,
+        seconds=0.0,
+        tasks={},
+        published=[],
     )
-    results["tasks"], rows, before = _kept(output, results)
-    if results["tasks"]:
-        say(f"Going on with {output}: {', '.join(results['tasks'])} stand from the run that was stopped.")
+    results.tasks, rows, before = _kept(output, results.key)
+    if results.tasks:
+        say(f"Going on with {output}: {', '.join(results.tasks)} stand from the run that was stopped.")
     try:
         for task in tasks:
             runner = TaskRun(engine, prepared, config, task, split, max_test, progress, others)
-            fresh = task.name not in results["tasks"]
+            fresh = task.name not in results.tasks
             if fresh:
-                entry, task_rows = runner.run(encoder, skipped)
-                entry |= _source(prepared.manifest["tasks"][task.name])
-                results["tasks"][task.name] = entry
+                found, task_rows = runner.run(encoder, skipped)
+                source = _source(prepared.manifest["tasks"][task.name])
+                results.tasks[task.name] = found.model_copy(update=source)
                 if split == "test":
-                    results["published"] = published_for(e["dataset"] for e in results["tasks"].values())
-                results["complete"] = len(results["tasks"]) == len(tasks)
-                results["seconds"] = round(before + time.perf_counter() - started, 2)
+                    results.published = published_for(each.dataset for each in results.tasks.values())
+                results.complete = len(results.tasks) == len(tasks)
+                results.seconds = round(before + time.perf_counter() - started, 2)
                 rows += task_rows
-                files = output_files(output)
-                write_jsonl(files["predictions"], rows)
-                write_json(files["results"], results)
+                write(output, results, rows)
             if on_task:
                 on_task(TaskDone(task, runner.test, rows, results, fresh))
     except KeyboardInterrupt:
-        if results["tasks"]:
-            say(f"Stopped. {len(results['tasks'])} of {len(tasks)} tasks are in {output}.")
+        if results.tasks:
+            say(f"Stopped. {len(results.tasks)} of {len(tasks)} tasks are in {output}.")
         raise
     return results
 
@@ -187,24 +196,23 @@ def _versions_of(name: str) -> list[Any]:
     return [name, *([known, stat.st_size, stat.st_mtime_ns] for known, stat in stats)]
 
 
-def _kept(output: Path, results: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
-    """The tasks, rows and seconds of a stopped evaluation with the key of `results`; none of any other."""
+def _kept(output: Path, key: str) -> tuple[dict[str, TaskResult], list[Answer], float]:
+    """The tasks, answers and seconds of a stopped evaluation with this key; none of any other."""
     files = output_files(output)
     try:
-        old = json.loads(files["results"].read_text(encoding="utf-8"))
-        if old["complete"] or old["key"] != results["key"]:
-            return {}, [], 0.0
-        lines = filter(None, files["predictions"].read_text(encoding="utf-8").split("\n"))
-        rows = [row for row in map(json.loads, lines) if row["task"] in old["tasks"]]
-        return old["tasks"], rows, float(old["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of another format
+        old, rows = read_results(files["results"]), read_predictions(files["predictions"])
+    except DataError:  # none, or of another format
         return {}, [], 0.0
+    if old.complete or old.key != key:
+        return {}, [], 0.0
+    return old.tasks, [row for row in rows if row.task in old.tasks], old.seconds
 
 
 def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Where a task's examples come from, by the prepared data's manifest."""
     about = {key: entry[key] for key in ("licence", "counts", "dropped") if entry.get(key)}
-    return {"dataset": entry.get("dataset", ""), "data": {**about, "home": entry.get("source") or ""}}
+    data = TaskData(**about, home=entry.get("source") or "")
+    return {"dataset": entry.get("dataset", ""), "data": data}
 
 
 def _training(adapter: Path | None) -> dict[str, Any]:

@@ -6,23 +6,8 @@ Figures are copied from the sources named and were not reproduced; `differs` say
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
 
-
-@dataclass(frozen=True)
-class Published:
-    """One figure of one published system."""
-
-    dataset: str
-    """As `fintune data list` calls it."""
-    system: str
-    metric: str
-    value: float
-    """A fraction, as all shares here."""
-    source: str
-    differs: str
-
+from fintune.evaluation.results import Published
 
 _FINGPT = "FinGPT's README"
 _FINLORA = "FinLoRA's README"
@@ -57,43 +42,47 @@ _SAME_EXAMPLES = {"twitter_sentiment": "twitter_financial_news"}
 """A dataset with other label names → the one of the same examples."""
 
 
+def _row(dataset: str, system: str, metric: str, value: float, source: str, differs: str) -> Published:
+    return Published(
+        dataset=dataset, system=system, metric=metric, value=value, source=source, differs=differs
+    )
+
+
 def _table() -> list[Published]:
     rows = []
     for system, values in _F1.items():
         for dataset, value in zip(_DATASETS, values, strict=True):
             if value is not None:
-                rows.append(Published(dataset, system, "weighted_f1", value, _FINGPT, _SPLIT[dataset]))
+                rows.append(_row(dataset, system, "weighted_f1", value, _FINGPT, _SPLIT[dataset]))
     for system, pairs in _ACCURACY_AND_F1.items():
         for dataset, (accuracy, f1) in zip(_DATASETS, pairs, strict=True):
             differs = _MIXED if dataset == "fiqa_sentiment" else _SAME
-            rows.append(Published(dataset, system, "accuracy", accuracy, _FINLORA, differs))
+            rows.append(_row(dataset, system, "accuracy", accuracy, _FINLORA, differs))
             undefined = f"{differs}; how its F1 is averaged is not said"
-            rows.append(Published(dataset, system, "f1_as_published", f1, _FINLORA, undefined))
+            rows.append(_row(dataset, system, "f1_as_published", f1, _FINLORA, undefined))
     paper = "FinBERT (Araci, 2019), table of FiQA results"
     split = "ten-fold cross-validation on the training data, not the official test"
-    rows.append(Published("fiqa_sa", "FinBERT", "mse", 0.07, paper, split))
-    rows.append(Published("fiqa_sa", "FinBERT", "r2", 0.55, paper, split))
+    rows.append(_row("fiqa_sa", "FinBERT", "mse", 0.07, paper, split))
+    rows.append(_row("fiqa_sa", "FinBERT", "r2", 0.55, paper, split))
     paper = "TAT-QA (Zhu et al., 2021)"
     split = (
         "the official test part, the scale predicted apart; ours reads it from the answer, and tests a part "
         "of the development part where that is all there is"
     )
-    rows.append(Published("tatqa", "TagOp", "tatqa_exact_match", 0.501, paper, split))
-    rows.append(Published("tatqa", "TagOp", "tatqa_f1", 0.580, paper, split))
-    rows.append(Published("tatqa", "people", "tatqa_f1", 0.908, paper, "people, on the official test part"))
+    rows.append(_row("tatqa", "TagOp", "tatqa_exact_match", 0.501, paper, split))
+    rows.append(_row("tatqa", "TagOp", "tatqa_f1", 0.580, paper, split))
+    rows.append(_row("tatqa", "people", "tatqa_f1", 0.908, paper, "people, on the official test part"))
     paper = "FinQA (Chen et al., 2021)"
     measure = "execution accuracy: a program is written and computed; ours writes the number itself"
-    rows.append(Published("finqa", "FinQANet, RoBERTa-large", "execution_accuracy", 0.6124, paper, measure))
-    rows.append(
-        Published("finqa", "experts", "execution_accuracy", 0.9116, paper, "experts, by the same measure")
-    )
+    rows.append(_row("finqa", "FinQANet, RoBERTa-large", "execution_accuracy", 0.6124, paper, measure))
+    rows.append(_row("finqa", "experts", "execution_accuracy", 0.9116, paper, "experts, by the same measure"))
     return rows
 
 
 PUBLISHED = tuple(_table())
 
 
-def published_for(datasets: Iterable[str]) -> list[dict[str, Any]]:
-    """The published figures on these datasets, as a results file holds them; [] where there are none."""
+def published_for(datasets: Iterable[str]) -> list[Published]:
+    """The published figures on these datasets; [] where there are none."""
     wanted = {_SAME_EXAMPLES.get(dataset, dataset) for dataset in datasets}
-    return [asdict(row) for row in PUBLISHED if row.dataset in wanted]
+    return [row for row in PUBLISHED if row.dataset in wanted]

@@ -7,6 +7,7 @@ removed or means something else does. Reports, comparisons and uploads take thes
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fintune.errors import DataError
 from fintune.evaluation.measure_info import MeasureInfo, column_measure, known_measure, ranking_column
-from fintune.files import read_json
+from fintune.files import read_json, write_json, write_jsonl
 
 FORMAT = 2
 """The version of results.json."""
@@ -243,9 +244,11 @@ class Published(_Part):
     """A figure from elsewhere: never in one table with ours."""
 
     dataset: str
+    """As `fintune data list` calls it."""
     system: str
     metric: str
     value: float
+    """A fraction, as all shares here."""
     source: str
     differs: str
     """What keeps it from comparing exactly."""
@@ -344,6 +347,14 @@ def output_files(output_file: str | Path) -> dict[str, Path]:
         "page": path.with_suffix(".html"),
         "predictions": path.with_name(f"{path.stem}-predictions.jsonl"),
     }
+
+
+def write(output_file: str | Path, results: Results, rows: Sequence[Answer]) -> None:
+    """Write the results and the predictions file, each whole or not at all."""
+    files = output_files(output_file)
+    lines = [row.model_dump(mode="json", exclude_unset=True) for row in rows]
+    write_jsonl(files["predictions"], lines)
+    write_json(files["results"], results.model_dump(mode="json", exclude_unset=True))
 
 
 def read_results(path: str | Path) -> Results:

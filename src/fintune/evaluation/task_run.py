@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fintune.errors import DataError
 from fintune.evaluation.analysis.errors import analyse, shorten
 from fintune.evaluation.measure_info import info_of
+from fintune.evaluation.results import Answer, TaskResult
 from fintune.evaluation.scores import Scored, cluster_names
 from fintune.metrics.bertscore import bertscore_measure
 from fintune.tasks import Prediction, Record, Task
@@ -57,12 +58,13 @@ class TaskRun:
             raise DataError(f"Task {task.name} has no {split} records: prepare the data again.")
         self.test = drawn(test, max_test)
 
-    def run(self, encoder: Path | None, skipped: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def run(self, encoder: Path | None, skipped: str) -> tuple[TaskResult, list[Answer]]:
         """The task's entry in the results, and its rows of predictions."""
         task, test = self.task, self.test
         entry: dict[str, Any] = {"type": task.type, "headline_metrics": list(task.headline_metrics)}
         if self.engine.adapter is not None and task.name not in self.engine.tasks.names():
-            return {**entry, "skipped": "the adapter was not trained on this task"}, []
+            entry["skipped"] = "the adapter was not trained on this task"
+            return TaskResult.model_validate(entry), []
         self._lend_learnt()
         self.encoder = encoder if task.semantic else None
         if task.semantic:
@@ -70,8 +72,8 @@ class TaskRun:
                 {"encoder": encoder.name, "layer": "last"} if encoder else {"skipped": skipped}
             )
         own = "base" if self.engine.adapter is None else "adapter"
-        answers, seconds = self._predict(own, test)
-        scored = self._scored(test, answers)
+        predictions, seconds = self._predict(own, test)
+        scored = self._scored(test, predictions)
         entry |= self._type_facts(scored)
         begun = time.perf_counter()
         name, plain = task.baseline(self.train, test)
@@ -87,7 +89,11 @@ class TaskRun:
         analysis = analyse(scored, self.train)
         entry["errors"] = analysis.summary
         rows = self._rows(scored, plain, {key: found for key, (_, found, _) in more.items()}, untuned)
-        return entry, [row | {"error": error} for row, error in zip(rows, analysis.examples, strict=True)]
+        answers = [
+            Answer.model_validate(row | {"error": error})
+            for row, error in zip(rows, analysis.examples, strict=True)
+        ]
+        return TaskResult.model_validate(entry), answers
 
     def _type_facts(self, scored: Scored) -> dict[str, Any]:
         """What a reader of the results needs to know of the type: its measures, its labels."""

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fintune.errors import DataError
 from fintune.files import read_json, write_json
-from fintune.tasks import Record, Task
+from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
     from fintune.data.prepare.dataset import PreparedDataset
@@ -154,12 +154,12 @@ class Profile:
         return cls(tasks, str(raw.get("source", "")), str(raw.get("weights", "")))
 
 
-def profile_rows(task: Task, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> TaskProfile:
-    """The profile of records and what was answered (`prediction`, `probabilities`), in the same order."""
+def profile_of(task: Task, records: Sequence[Record], answers: Sequence[Prediction]) -> TaskProfile:
+    """The profile of records and their answers (`value`, `probabilities`), in the same order."""
     return TaskProfile.of(
         (
-            Observation.of(record.text, record.question, row["prediction"], row["probabilities"])
-            for record, row in zip(records, rows, strict=True)
+            Observation.of(record.text, record.question, answer.value, answer.probabilities)
+            for record, answer in zip(records, answers, strict=True)
         ),
         task.one_of,
     )
@@ -181,8 +181,7 @@ def make_profile(
         records = prepared.records(task.name, split)[:limit]
         if records and task.name in engine.tasks.names():
             answers = engine.predict(task.name, records)
-            rows = [{"prediction": a.value, "probabilities": a.probabilities} for a in answers]
-            tasks[task.name] = profile_rows(engine.tasks[task.name], records, rows)
+            tasks[task.name] = profile_of(engine.tasks[task.name], records, answers)
     if not tasks:
         raise DataError(f"{prepared.folder} has no {split} records of a task this model answers.")
     return Profile(tasks, f"{split} split of {prepared.folder.name}")
