@@ -2,11 +2,17 @@
 
 import os
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests never wait for a hub
+
+
+# How long an example takes says nothing: the first one imports libraries, and machines do other work.
+hypothesis.settings.register_profile("fintune", deadline=None)
+hypothesis.settings.load_profile("fintune")
 
 
 def pytest_collection_modifyitems(items):

@@ -5,11 +5,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from fintune.evaluation.systems.baselines import lead
-from fintune.evaluation.systems.references import tfidf_system
 
 from fintune.data.raw.registry import DATASETS
 from fintune.tasks import Record, known_tasks
+from fintune.tasks.classical import lead
 from fintune.text.numbers import numeric_match, parse_figure, supported_numbers, tatqa_scores
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
@@ -35,7 +34,8 @@ def test_every_tat_qa_answer_is_right_by_its_own_rules_and_numbers_by_value():
 
 def test_sentences_of_a_call_are_faithful_and_its_reference_mostly():
     records = _records("ectsum", 40)
-    copied = [supported_numbers(lead(record.text, 30), record.text) for record in records]
+    _, leads = lead(records, 30)
+    copied = [supported_numbers(str(p.value), r.text) for p, r in zip(leads, records, strict=True)]
     assert all(found == total for found, total in copied) and sum(total for _, total in copied) > 100
     found, total = map(sum, zip(*(supported_numbers(r.target, r.text) for r in records), strict=True))
     assert 0.8 < found / total < 1  # references quote estimates that the call does not mention
@@ -44,6 +44,6 @@ def test_sentences_of_a_call_are_faithful_and_its_reference_mostly():
 def test_tf_idf_beats_the_majority_on_phrasebank():
     records = _records("financial_phrasebank")
     train, test = ([r for r in records if r.split == split] for split in ("train", "test"))
-    _, predictions = tfidf_system(known_tasks()["sentiment"], train, [], test)
+    _, predictions = known_tasks()["sentiment"].references()["tfidf"](train, [], test)
     right = sum(p.value == r.target for p, r in zip(predictions, test, strict=True))
     assert 0.74 < right / len(test) < 0.82  # the majority has 0.60

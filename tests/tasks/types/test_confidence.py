@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fintune.inference.calibration import conformal_margin, fit_temperature
 from fintune.tasks import Prediction
 from fintune.tasks.base import INTERVAL, softmax
 from fintune.tasks.types import RegressionTask
+from fintune.tasks.types.classification import fit_temperature
+from fintune.tasks.types.regression import conformal_margin
 
 
 @settings(deadline=None, max_examples=20)
