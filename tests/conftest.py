@@ -15,8 +15,15 @@ hypothesis.settings.register_profile("fintune", deadline=None)
 hypothesis.settings.load_profile("fintune")
 
 
+SLOW_FIXTURES = {"tiny_base", "tiny_recipe", "random_adapter", "server", "adapters", "start", "page", "chromium"}
+"""What loads or trains a model, starts a server or a browser: their tests are `slow`, left out of `make check`."""
+
+
 def pytest_collection_modifyitems(items):
-    """The longest first, so that it does not stand alone at the end of several processes' work."""
+    """Mark what is slow; the longest come first, so that none stands alone at the end of several processes."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
