@@ -341,7 +341,8 @@ def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[
     """A digest of everything the prepared files depend on: recipe, tasks, sources, this package's code."""
     code = hashlib.sha256()
     package = Path(__file__).parents[2]
-    for path in sorted(path for part in ("data", "tasks", "text") for path in (package / part).rglob("*.py")):
+    files = (path for part in ("data", "tasks", "text") for path in (package / part).rglob("*"))
+    for path in sorted(path for path in files if path.suffix in (".py", ".yaml")):
         code.update(path.read_bytes())
     parts = {
         "format": _FORMAT,

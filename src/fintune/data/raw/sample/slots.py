@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
+from pathlib import Path
 
 Bank = tuple[tuple[str, ...], tuple[str, ...]]
 """Phrasings of one meaning: those of train and validation, and those of test."""
 
 
 def lines_of(block: str) -> list[str]:
-    """The lines of a block; one that is indented by 8 or more continues the line before."""
-    return [line.strip() for line in re.sub(r"\n {8,}", " ", block).splitlines() if line.strip()]
+    """The lines of a block; an indented one continues the line before."""
+    return [line.strip() for line in re.sub(r"\n +", " ", block).splitlines() if line.strip()]
+
+
+@functools.cache
+def phrases() -> dict[str, dict[str, str]]:
+    """The blocks of `phrases.yaml`, by section and name."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text(encoding="utf-8"))
+
+
+def banks(section: str) -> dict[str, Bank]:
+    """A section of `phrases.yaml` as phrasings by name."""
+    return {name: bank(block) for name, block in phrases()[section].items()}
 
 
 def bank(block: str) -> Bank:
