@@ -15,12 +15,12 @@ hypothesis.settings.register_profile("fintune", deadline=None)
 hypothesis.settings.load_profile("fintune")
 
 
-SLOW_FIXTURES = {"tiny_base", "tiny_recipe", "random_adapter", "server", "adapters", "start", "page", "chromium"}
-"""What loads or trains a model, starts a server or a browser: their tests are `slow`, left out of `make check`."""
+SLOW_FIXTURES = {"tiny_base", "tiny_recipe", "random_adapter", "server", "adapters", "start", "page"}
+"""Their tests load or train a model, start a server or a browser: they are `slow`, not in `make check`."""
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow; the longest come first, so that none stands alone at the end of several processes."""
+    """Mark what is slow; the longest come first, so that none runs alone at the end."""
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
