@@ -18,6 +18,7 @@ from fintune.evaluation.results import (
     Confusion,
     Disagreement,
     Neighbour,
+    Point,
     Published,
     Results,
     output_files,
@@ -322,6 +323,20 @@ def test_the_model_card_gets_the_figures_and_keeps_the_rest(results_file, tmp_pa
     assert second[:begin] == first[:begin] and second.endswith(first[end:])
     card.put_evaluation(tmp_path / "elsewhere", markdown.card_section(results))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_dashed_line_of_risk_and_coverage_is_the_accuracy_of_all():
+    points = [
+        Point(coverage=coverage, n=n, accuracy=accuracy, threshold=0.5)
+        for coverage, n, accuracy in ((0.5, 1, 1.0), (1.0, 2, 0.6))
+    ]
+    for order in (points, points[::-1]):
+        svg = plots.risk_coverage(order)
+        dashed, curve = (
+            re.search(f'class="{kind}" points="([^"]+)"', svg)[1].split() for kind in ("ideal", "curve")
+        )
+        whole = max(curve, key=lambda point: float(point.split(",")[0]))
+        assert {point.split(",")[1] for point in dashed} == {whole.split(",")[1]}
 
 
 @pytest.mark.parametrize(
