@@ -1,7 +1,8 @@
-"""Take the pictures of docs/demo.md, or look at the whole page: `python scripts/screenshots.py`.
+"""Take the pictures of docs/demo.md, or look at a whole page: `python scripts/screenshots.py`.
 
 Needs a trained adapter, the extras `demo` and `dev` (Playwright) and Debian's `chromium`. `--all` takes every
-tab on desk and phone, light and dark, into `--output_dir`.
+tab on desk and phone, light and dark, into `--output_dir`. `--pages results.html drift.html` takes the first
+screens of reports instead, and needs no adapter.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 DESK, PHONE = (1100, 700), (390, 844)
+SETTINGS = ("desk-light", "desk-dark", "phone-light", "phone-dark")
 ROWS = """id,text
 r1,Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier.
 r2,The company cut its outlook after orders fell by a fifth.
@@ -103,7 +105,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7869)
     parser.add_argument("--all", action="store_true", help="every tab in every setting")
     parser.add_argument("--only", default=",".join(SHOTS), help="some of: %(default)s")
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="HTML reports, instead of the demo")
     arguments = parser.parse_args()
+    if arguments.pages:
+        return shoot_pages(arguments.pages, arguments.output_dir)
     settings = (arguments.model_path, arguments.port, "127.0.0.1", arguments.live_dir)
     command = f"from fintune.demo.app import launch; launch(*{settings!r})"
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
@@ -112,20 +117,13 @@ def main() -> None:
     try:
         wait(server, url)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-            )
+            browser = launch(playwright)
             for name in arguments.only.split(","):
                 tab, use, kept = SHOTS[name]
-                for setting in ("desk-light", "desk-dark", "phone-light", "phone-dark"):
+                for setting in SETTINGS:
                     if not (arguments.all or setting in kept):
                         continue
-                    device, scheme = setting.split("-")
-                    width, height = DESK if device == "desk" else PHONE
-                    page = browser.new_page(
-                        viewport={"width": width, "height": height},
-                        color_scheme=scheme,  # type: ignore[arg-type]
-                    )
+                    page = new_page(browser, setting)
                     page.goto(url)
                     open_tab(page, tab)
                     use(page, Path(tempfile.mkdtemp()))
@@ -137,6 +135,34 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Debian's Chromium, without a window."""
+    flags = ["--no-sandbox", "--disable-gpu"]
+    return playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+
+
+def new_page(browser: Browser, setting: str, height: int | None = None) -> Page:
+    """A page of the size and colours that a setting names, such as `phone-dark`."""
+    device, scheme = setting.split("-")
+    width, usual = DESK if device == "desk" else PHONE
+    size: ViewportSize = {"width": width, "height": height or usual}
+    return browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+
+
+def shoot_pages(pages: list[Path], folder: Path) -> None:
+    """Take the first screens of reports in every setting."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        for path in pages:
+            for setting in SETTINGS:
+                page = new_page(browser, setting, 2000)  # a whole report is taller than Chromium can take
+                page.goto(path.resolve().as_uri())
+                shoot(page, folder / f"{path.stem}-{setting}.png", full_page=False)
+                page.close()
+        browser.close()
 
 
 def wait(server: subprocess.Popen[bytes], url: str) -> None:
@@ -161,9 +187,9 @@ def open_tab(page: Page, name: str) -> None:
     entry.click()
 
 
-def shoot(page: Page, path: Path) -> None:
-    """Take the whole page, in few colours."""
-    page.screenshot(path=path, full_page=True)
+def shoot(page: Page, path: Path, full_page: bool = True) -> None:
+    """Take the page, in few colours."""
+    page.screenshot(path=path, full_page=full_page)
     with Image.open(path) as picture:
         picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
     print(f"Wrote {path}")

@@ -52,9 +52,15 @@ class Strategy(_Part):
     cost_bps: float
     """Basis points a trade costs."""
     days: int
+    """With a trade."""
+    dates: list[str] = []
     gross: list[float]
     """Before costs."""
     net: list[float]
+    """After costs."""
+    mean_net: float | None = None
+    """A day, of the days with a trade."""
+    mean_net_interval: Interval | None = None
 
 
 class Details(_Part):

@@ -246,7 +246,7 @@ def _plots(task: dict[str, Any], max_length: int) -> Iterable[tuple[Markup, str]
         if found := train.get(key):
             counts, edges = found["histogram"]["counts"], found["histogram"]["edges"]
             beyond = (
-                f" The last bar holds all from {_number(edges[-1])} on." if found["max"] > edges[-1] else ""
+                f" The last bar holds all from {_number(edges[-2])} on." if found["max"] >= edges[-1] else ""
             )
             caption = f"Train: {unit}, median {_number(found['median'])}.{beyond}"
             yield plots.histogram(counts, edges, unit, limit), caption

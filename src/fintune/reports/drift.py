@@ -75,9 +75,9 @@ def _note(report: Mapping[str, Any]) -> str:
     limits = report["thresholds"]
     (watch, drift), (watch_words, drift_words) = limits["psi"], limits["words_js"]
     return (
-        f"PSI from {watch} on asks for a look and from {drift} on means drift, if the test's p is below "
-        f"{limits['p_value']}; for words, a Jensen-Shannon divergence from {watch_words} bits and from "
-        f"{drift_words} bits on. Reference: {report['reference'] or 'unknown'}. Made {report['created']}."
+        f"Watch from a PSI (population stability index) of {watch}, drift from {drift}, if the test's p is "
+        f"below {limits['p_value']}; for words from a JS (Jensen-Shannon divergence) of {watch_words} and "
+        f"{drift_words} bits. Reference: {report['reference'] or 'unknown'}. Made {report['created']}."
     )
 
 
@@ -104,5 +104,4 @@ def html(report: Mapping[str, Any]) -> str:
         about={name: _about(name, entry, report) for name, entry in tasks.items()},
         rows={name: _rows(entry) for name, entry in tasks.items()},
         changes={name: _changes(entry) for name, entry in tasks.items()},
-        head=_HEAD,
     )

@@ -118,7 +118,10 @@ def _pictures(task: TaskResult, answers: Sequence[Answer]) -> Iterable[tuple[Mar
         text = "Reliability: a dot below the dashed line has more confidence than accuracy."
         yield plots.reliability(details.reliability), text
     if details and details.risk_coverage:
-        text = "Risk–coverage: the accuracy when the least confident answers are left to a person."
+        text = (
+            "Risk–coverage: the accuracy when the least confident answers are left to a person. The dashed "
+            "line is the accuracy of all."
+        )
         yield plots.risk_coverage(details.risk_coverage), text
     pairs = [(a.target, a.prediction) for a in answers[:SCATTERED]]
     numbers = [(x, y) for x, y in pairs if isinstance(x, float) and isinstance(y, float)]

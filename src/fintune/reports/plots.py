@@ -89,7 +89,7 @@ def ticks(low: float, high: float) -> list[float]:
     """Round numbers between `low` and `high`, about five of them."""
     rough = (high - low) / 5
     size = 10.0 ** floor(log10(rough))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.7)
     first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
 
@@ -117,8 +117,8 @@ def risk_coverage(points: Sequence[Point]) -> Markup:
     bottom = max(0.0, min(0.9, low // 0.1 * 0.1 - 0.1))
     frame = _Frame((0, 1), (bottom, 1))
     frame.axes("share of examples answered", "accuracy", (True, True))
-    last = points[-1].accuracy
-    frame.path([(0, last), (1, last)], "ideal")
+    whole = max(points, key=lambda p: p.coverage).accuracy
+    frame.path([(0, whole), (1, whole)], "ideal")
     frame.path([(p.coverage, p.accuracy) for p in points], "curve")
     return frame.svg("Risk–coverage: accuracy when only the most confident examples are answered")
 

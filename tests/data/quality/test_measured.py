@@ -82,6 +82,13 @@ def test_every_fault_in_the_data_is_counted_and_named(measured):
     assert sum(train["words"]["histogram"]["counts"]) == 35
 
 
+def test_bins_of_whole_numbers_hold_equally_many_numbers(measured):
+    for kind in ("words", "tokens"):
+        histogram = measured["tasks"]["way"]["splits"]["train"][kind]["histogram"]
+        widths = {b - a for a, b in zip(histogram["edges"], histogram["edges"][1:], strict=False)}
+        assert len(widths) == 1 and widths.pop().is_integer()
+
+
 def test_tokens_cut_are_those_beyond_max_length(measured, recipe):
     from fintune.prompts import PromptTemplate
 

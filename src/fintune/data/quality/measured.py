@@ -164,7 +164,12 @@ def _distribution(values: Sequence[float]) -> dict[str, Any]:
     data = np.asarray(values)
     quantiles = np.quantile(data, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)).tolist()
     names = ("min", "p5", "p25", "median", "p75", "p95", "p99", "max")
-    counts, edges = np.histogram(np.minimum(data, quantiles[-2]), bins=BINS)
+    bins: Any = BINS
+    if (data == np.floor(data)).all():  # bins of whole numbers alike, or some would hold one number more
+        low, top = quantiles[0], np.ceil(quantiles[-2])
+        width = max(1, np.ceil((top - low + 1) / BINS))
+        bins = np.arange(low, top + width + 1, width)
+    counts, edges = np.histogram(np.minimum(data, quantiles[-2]), bins=bins)
     histogram = {"edges": [round(edge, 4) for edge in edges.tolist()], "counts": counts.tolist()}
     rounded = {name: round(value, 4) for name, value in zip(names, quantiles, strict=True)}
     return {**rounded, "mean": round(float(data.mean()), 4), "histogram": histogram}
