@@ -251,7 +251,7 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
     probabilities, where a block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and
     the logits of a chunk of targets.
     """
-    from fintune.kernels.attention import CHUNK
+    from fintune.kernels.attention_cpu import CHUNK
     from fintune.kernels.likelihood import CHUNK as TARGETS
 
     h, m, layers, heads = (
