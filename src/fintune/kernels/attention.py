@@ -16,7 +16,7 @@ and q, k, v queries, keys and values, w attention's probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ def decode_attention(
     """Attention of one query a text, (B, 1, H, D), without copies of the keys for each query head."""
     scale = scaling if scaling is not None else q_BH1D.shape[3] ** -0.5
     if q_BH1D.device.type != "cpu":
-        return _fused(q_BH1D, k_BGTD, v_BGTD, scale, attn_mask=~layout.hidden).transpose(1, 2)
+        return _fused((q_BH1D, k_BGTD, v_BGTD), scale, attn_mask=~layout.hidden).transpose(1, 2)
     return attention_cpu.decode(q_BH1D, k_BGTD, v_BGTD, layout.hidden, scale)
 
 
@@ -169,9 +169,8 @@ def block_attention(
 
 def flex_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float) -> Tensor:
     """What `attention_cpu.blocks` computes, by FlexAttention: for GPUs with Triton."""
-    states = (q_THD, k_TGD, v_TGD)
     parts_THD = [
-        flex.attend(*(each[begin:end] for each in states), block, scale)
+        flex.attend(q_THD[begin:end], k_TGD[begin:end], v_TGD[begin:end], block, scale)
         for begin, _, end, block in spans_of(layout)
     ]
     return torch.cat(parts_THD)
@@ -184,7 +183,7 @@ def fused_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale
         prefix, suffixes = slice(begin, middle), slice(middle, end)
         if block.prefix_length:
             own_1HPD = (states[prefix].transpose(0, 1)[None] for states in (q_THD, k_TGD, v_TGD))
-            mixed_HPD = _fused(*own_1HPD, scale=scale, is_causal=True)[0]
+            mixed_HPD = _fused(own_1HPD, scale, is_causal=True)[0]
             parts_THD.append(mixed_HPD.transpose(0, 1))
         q_BLHD = block.padded(q_THD[suffixes])
         k_BKGD, v_BKGD = (
@@ -192,13 +191,14 @@ def fused_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale
             for states in (k_TGD, v_TGD)
         )
         states_BHLD = (states.transpose(1, 2) for states in (q_BLHD, k_BKGD, v_BKGD))
-        mixed_BHLD = _fused(*states_BHLD, scale=scale, attn_mask=block.mask)
+        mixed_BHLD = _fused(states_BHLD, scale, attn_mask=block.mask)
         parts_THD.append(mixed_BHLD.transpose(1, 2).flatten(0, 1).index_select(0, block.places))
     return torch.cat(parts_THD)
 
 
-def _fused(q_BHLD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, scale: float, **mask: Any) -> Tensor:
-    """PyTorch's fused attention, (B, H, L, D)."""
+def _fused(states: Iterable[Tensor], scale: float, **mask: Any) -> Tensor:
+    """PyTorch's fused attention of queries (B, H, L, D), keys and values (B, G, K, D) → (B, H, L, D)."""
+    q_BHLD, k_BGKD, v_BGKD = states
     grouped = k_BGKD.shape[1] != q_BHLD.shape[1]
     return sdpa(q_BHLD, k_BGKD, v_BGKD, scale=scale, enable_gqa=grouped, **mask)
 
