@@ -186,3 +186,13 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_an_output_made_without_gradients_does_not_serve_a_sibling_that_needs_them():
+    model = adapted()
+    lora.enable(model)
+    attention = model.base_model.model.model.layers[0].self_attn
+    x = torch.randn(1, 3, 32)
+    with torch.no_grad():
+        attention.q_proj(x)
+    assert attention.k_proj(x).requires_grad

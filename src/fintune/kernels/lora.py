@@ -1,4 +1,4 @@
-"""LoRA in as few passes over memory as it needs: y = x·Wᵀ + c + s · (x·Aᵀ)·Bᵀ as one autograd function.
+"""LoRA in as few passes over memory as it needs: y = x·Wᵀ + bias + s · (x·Aᵀ)·Bᵀ as one autograd function.
 
 PEFT's layer makes four products, a scaling, a sum and their gradients as separate operations, each a pass
 over a (tokens × features) tensor; on a CPU those passes cost as much as the products. Here the update is

@@ -100,9 +100,7 @@ def enable(model: Any, compiled: bool = False) -> int:
 
 @torch.no_grad()
 def _computes_the_formula(module: Any) -> bool:
-    if (
-        len(inspect.signature(type(module).forward).parameters) != 2
-    ):  # self and x: it needs a gate or the like
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # self and x, but no gate
         return False
     weight = module.weight
     probe = torch.linspace(-3, 5, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
