@@ -1,8 +1,8 @@
 """What a recipe will need, before anything is downloaded or trained: parameters, memory, disk, time.
 
-Parameters are exact: the model is laid out from its `config.json` on PyTorch's meta device, without weights.
-Memory is the sum of what is held at the worst moment of a step; the terms and their bytes are below. Time is
-the step's arithmetic at the speed of this machine, measured for a moment.
+Parameters are exact: the model is built from its `config.json` on PyTorch's meta device, without weights.
+Memory is the sum of what the process holds at the peak of a training step; each term has its function or
+constant below. Time is an epoch's floating-point operations over the speed that this machine was measured at.
 """
 
 from __future__ import annotations
@@ -11,33 +11,42 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.inference.backends.builtin import ROW_TOKENS
 from fintune.prompts import TokenizedExample
 
+if TYPE_CHECKING:
+    from fintune.kernels.packing import PackedRow
+
 ADAPTER_BYTES = 16
-"""A trainable parameter: fp32 weight, gradient, and AdamW's two moments."""
+"""Bytes of a trainable parameter: its fp32 weight and gradient, and AdamW's two moments."""
 UTILISATION = {"cpu": 0.4, "cpu with AMX": 0.17, "cuda": 0.4}
-"""The share of the matrix peak that training reaches: on CPUs as benchmarks/training.py measured it
-(docs/LOG.md), on a GPU assumed."""
+"""The share of the matrix peak that training reaches: measured on CPUs (benchmarks/training.py, docs/LOG.md),
+assumed on a GPU."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
-"""Python with its libraries, or a CUDA context."""
+"""Bytes of Python with its libraries, or of a CUDA context."""
 LOGIT_BYTES = 10
-"""A logit of the chunk at hand: in fp32 twice, and in the model's dtype."""
+"""Bytes of a logit of the chunk being computed: in fp32 twice, and once in the model's dtype."""
 KEPT = {"cpu": (1.5, 2.2), "cpu in fp32": (2.0, 4.4), "cuda": (1.0, 1.0)}
-"""What the allocator holds for each byte of 2-byte activations and of a validation: mimalloc keeps what was
-freed in other sizes. Measured on three recipes in bfloat16 and one in fp32 (docs/LOG.md)."""
+"""Bytes the allocator holds for each byte of activations, and for each byte of a validation: mimalloc keeps
+freed blocks of other sizes. Measured on three recipes in bfloat16 and one in fp32 (docs/LOG.md)."""
 SAMPLED = 300
-"""Steps of a long epoch that stand for all."""
+"""Steps of a longer epoch that are packed; the figures of all are scaled up from them."""
 CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes in bytes, times in seconds; `tokens` are of the largest forward pass; `device` is cpu or cuda."""
+    """What a run needs: sizes in bytes, time in seconds; the epoch's figures are None until data is prepared.
+
+    Attributes:
+        tokens: of the largest forward pass.
+        available_bytes: of the GPU, or of this machine's memory.
+        device: cpu or cuda.
+    """
 
     trainable_parameters: int
     all_parameters: int
@@ -56,13 +65,13 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         held = self.weight_bytes + self.optimizer_bytes + self.runtime_bytes
-        if self.device == "cpu":  # what a validation used stays with the process
+        if self.device == "cpu":  # the allocator keeps what a validation used; a GPU's gives it back
             return held + self.activation_bytes + self.validation_bytes
         return held + max(self.activation_bytes, self.validation_bytes)
 
 
 def _kind(device: str) -> str:
-    """The key of `UTILISATION`. Matrix units raise the peak far more than what else a step does."""
+    """The key of `UTILISATION`: matrix units (AMX) raise the peak far more than the speed of a whole step."""
     import torch
 
     capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch has none
@@ -70,13 +79,14 @@ def _kind(device: str) -> str:
 
 
 def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
-    """What a run of the recipe needs on this machine; `device` (cpu or cuda) overrides what it computes on.
+    """What a run of the recipe needs on this machine, or on `device` (cpu or cuda).
 
     Raises:
         ModelError: the base's configuration cannot be read, or it has none of the target modules.
     """
     import torch
 
+    from fintune.kernels import attention
     from fintune.models.adapters import add_adapter, count_parameters
     from fintune.training.throughput import FlopCount, matrix_peak
 
@@ -87,11 +97,12 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
 
         base = transformers.AutoModelForCausalLM.from_config(config)
         linear, other = _weights(base)
+        by_blocks = attention.enable(base)
         model = add_adapter(base, recipe.lora_config.plain())
         trainable, total = count_parameters(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    work = _work(recipe)
-    rows = work.rows if work else [_largest_row(recipe)]
+    work = _work(recipe, by_blocks)
+    rows = work.rows if work else [_largest_row(recipe, by_blocks)]
     width = _bytes_per_value(recipe, device)
     kept, kept_of_validation = KEPT["cpu in fp32" if width == 4 else device]
     activations = round(max(_row_bytes(row, recipe, text, device) for row in rows) * kept)
@@ -100,7 +111,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     if work is not None:
         flops = FlopCount(model)(work.tokens, work.targets)
         if recipe.training.gradient_checkpointing:
-            flops += work.tokens * 2 * linear  # the forward pass is computed again
+            flops += work.tokens * 2 * linear  # the forward pass is computed twice
         seconds = flops / (matrix_peak() * UTILISATION[_kind(device)])
     return Estimate(
         trainable_parameters=trainable,
@@ -137,7 +148,7 @@ def _config(recipe: Recipe) -> Any:
 
 
 def _weights(model: Any) -> tuple[int, int]:
-    """Weights of linear layers but the head, which quantization covers, and of all else."""
+    """The number of weights in linear layers but the head, which quantization covers; and of all others."""
     import torch
 
     head = model.get_output_embeddings()
@@ -150,7 +161,7 @@ def _weights(model: Any) -> tuple[int, int]:
 
 
 def _bytes_per_value(recipe: Recipe, device: str) -> int:
-    """Of what is computed: 2, but 4 on a CPU that computes in fp32."""
+    """Bytes of an activation: 2, but 4 on a CPU that computes in fp32."""
     from fintune.models.base import choose_precision
 
     return 2 if device == "cuda" else choose_precision(recipe.training).dtype.itemsize
@@ -164,18 +175,18 @@ def _bytes_per_weight(recipe: Recipe, width: int) -> float:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the optimizer steps of an epoch are: tokens in all, and the rows of some of them."""
+    """An epoch's optimizer steps: tokens and targets of all, the packed rows of at most `SAMPLED` steps."""
 
     tokens: int
     targets: int
-    rows: list[Any]
+    rows: list[PackedRow]
 
 
-def _work(recipe: Recipe) -> _Work | None:
-    """The epoch's own steps, drawn and packed as training does it; None until the data is prepared.
+def _work(recipe: Recipe, by_blocks: bool) -> _Work | None:
+    """The first epoch's steps, drawn and packed by the code that training uses; None until data is prepared.
 
-    Without the base's tokenizer at hand tokens are guessed from characters. Of a long epoch `SAMPLED` steps
-    stand for all.
+    Args:
+        by_blocks: the model computes several examples in a row (`attention.enable`).
     """
     from fintune.data.prepare.dataset import load_prepared
     from fintune.errors import DataError
@@ -193,9 +204,9 @@ def _work(recipe: Recipe) -> _Work | None:
         plan.examples,
         plan.schedule,
         plan.loss_weights,
-        training.per_device_train_batch_size,
+        training.per_device_train_batch_size if by_blocks else 1,
         training.row_tokens,
-        training.shared_prefix,
+        training.shared_prefix and by_blocks,
     )
     count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))
     chosen = range(0, count, math.ceil(count / SAMPLED))
@@ -209,7 +220,7 @@ def _work(recipe: Recipe) -> _Work | None:
 
 
 def _template(recipe: Recipe) -> Any:
-    """The prompt template, where the tokenizer is on this machine, else a guess of its lengths."""
+    """The prompt template if the base's tokenizer is on this machine, else `_Guess`."""
     from fintune.models.base import load_tokenizer, resolve
     from fintune.prompts import PromptTemplate
 
@@ -220,7 +231,7 @@ def _template(recipe: Recipe) -> Any:
 
 
 class _Guess:
-    """Stands in for a `PromptTemplate`: token ids that mean nothing, as many as English text has about."""
+    """Stands in for a `PromptTemplate`: made-up token ids, as many as English text of that length has."""
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
@@ -236,22 +247,22 @@ class _Guess:
 
 
 def _projections(config: Any) -> tuple[int, int]:
-    """The widths of all queries and of all keys of a token."""
+    """The widths of a token's queries and of its keys, all heads together."""
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     return head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
 
 
-def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
-    """What the backward pass needs of one forward pass of a decoder of the Llama kind, in a 2-byte dtype.
+def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
+    """Bytes that one forward pass keeps for the backward pass, in a Llama-like decoder with a 2-byte dtype.
 
     For each token and layer: the residual stream before both normalizations and their outputs (8 h),
     attention's output (2 h), and gate, up, silu(gate) and their product (8 m). For each place of attention's
-    blocks: padded queries (2 h), keys and values with the prefix's before them (4 k), and on a CPU the
-    probabilities, where a block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and
-    the logits of a chunk of targets.
+    blocks: padded queries (2 q), keys and values with the prefix's before them (4 k), and on a CPU the
+    probabilities, if the block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and
+    the logits of a chunk of targets. (h, m: hidden and intermediate size; q, k: as of `_projections`.)
     """
-    from fintune.kernels.attention import CHUNK
+    from fintune.kernels.attention_cpu import CHUNK
     from fintune.kernels.likelihood import CHUNK as TARGETS
 
     h, m, layers, heads = (
@@ -268,8 +279,8 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
         places += batch * (longest * 2 * q + width * 4 * k)
         places += p * (2 * q + 4 * k)
         if device == "cpu":
-            kept = [size for size in ((p, 1, p), (longest, batch, width)) if size[0] <= CHUNK]
-            places += sum(math.prod(size) for size in kept) * heads * 2
+            shapes = ((p, 1, p), (longest, batch, width))  # probabilities of the prefix, and of the suffixes
+            places += sum(math.prod(shape) for shape in shapes if shape[0] <= CHUNK) * heads * 2
     layer = tokens * (10 * h + 8 * m) + places
     held = layers * tokens * 2 * h + layer if recipe.training.gradient_checkpointing else layers * layer
     once = tokens * 8 * (m + h) + min(len(row.targets), TARGETS) * config.vocab_size * LOGIT_BYTES
@@ -277,7 +288,7 @@ def _row_bytes(row: Any, recipe: Recipe, config: Any, device: str) -> int:
 
 
 def _validation_bytes(recipe: Recipe, config: Any) -> int:
-    """The generation of a validation's texts: keys and values of every layer, and one layer's tensors."""
+    """Bytes for writing a validation's texts: keys and values of every layer, and one layer's tensors."""
     from fintune.training.trainer import GENERATED_FOR_VALIDATION
 
     h, m = config.hidden_size, config.intermediate_size
@@ -287,12 +298,13 @@ def _validation_bytes(recipe: Recipe, config: Any) -> int:
     return int(min(tokens, ROW_TOKENS) * (config.num_hidden_layers * 4 * k + 10 * h + 8 * m))
 
 
-def _largest_row(recipe: Recipe) -> Any:
-    """The largest row the recipe allows: texts of `max_length` tokens."""
+def _largest_row(recipe: Recipe, by_blocks: bool) -> PackedRow:
+    """The largest row that the recipe allows: as many texts of `max_length` tokens as fit."""
     from fintune.kernels.packing import pack
 
     training = recipe.training
-    count = max(1, min(training.per_device_train_batch_size, training.row_tokens // training.max_length))
+    size = training.per_device_train_batch_size if by_blocks else 1
+    count = max(1, min(size, training.row_tokens // training.max_length))
     own = min(training.max_length, training.row_tokens)
     return pack([[i + 1] * (own - 1) for i in range(count)], [[[0, 0]]] * count)
 
@@ -342,7 +354,7 @@ def show(recipe: Recipe) -> None:
 
 
 def advice(recipe: Recipe, need: Estimate) -> str:
-    """Whether it fits, and if not, the changes that help, the cheapest first."""
+    """One line: it fits, or the recipe's changes that save memory, the one that costs least first."""
     if need.peak_bytes <= need.available_bytes * 0.95:
         return "It fits."
     options = []

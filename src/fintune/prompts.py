@@ -1,7 +1,7 @@
 """Task and record in, token ids out: the one place where prompts are made.
 
-Training, evaluation, the demo and serving all call `PromptTemplate`, so a model is asked exactly as it
-was trained. The instruction comes first, so that all examples of a task share it as a token prefix.
+Training, evaluation, the demo and serving all use `PromptTemplate`, so a model is asked as it was trained.
+The instruction comes first, so that all examples of a task share it as a token prefix.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One training example: `prompt_ids` are read, `completion_ids` (with end of text) are learnt."""
+    """One training example: the loss is over `completion_ids`, which end with the end-of-text token."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -44,14 +44,19 @@ class TokenizedExample:
     levels: Levels | None = None
     """Of a number, when the expectation over its levels is trained too."""
     weight: float = 1.0
-    """In the loss, times that of its task."""
+    """Factor in the loss, besides the weight of its task."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
 class PromptTemplate:
-    """Renders prompts with the tokenizer's chat template, or a plain format where it has none."""
+    """Renders prompts with the tokenizer's chat template, or in a plain format if it has none.
+
+    Args:
+        tokenizer: of the base model, from Transformers.
+        max_length: the most tokens of a training example, prompt and answer together.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
@@ -59,7 +64,7 @@ class PromptTemplate:
         self._style = self._find_style()
 
     def prompt_text(self, task: Task, record: Record) -> str:
-        """The rendered prompt, up to where the answer begins."""
+        """The rendered prompt; the answer's first token comes right after it."""
         system, body = task.system(record), task.body(record)
         if self._style == "plain":
             return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
@@ -70,16 +75,19 @@ class PromptTemplate:
         return self._render(messages)
 
     def completion_ids(self, text: str) -> list[int]:
-        """An answer's token ids with the end-of-text token; tokenized apart from the prompt."""
+        """An answer's token ids and the end-of-text token.
+
+        An answer is tokenized apart from its prompt, so that its tokens are the same after every prompt.
+        """
         return [*self._ids(text), self.tokenizer.eos_token_id]
 
     def prompt_ids(
         self, task: Task, record: Record, budget: int, truncate: bool = True
     ) -> tuple[list[int], bool]:
-        """The prompt's token ids, at most `budget` of them, and whether the text was cut to fit.
+        """The prompt's token ids, at most `budget` of them, and whether the text was shortened to fit.
 
-        Where the task has a `salience`, the sentences it chooses stand for a text that does not fit. Without
-        one, or where not one sentence fits, the end is cut off.
+        A text that does not fit is replaced by its most salient sentences if the task ranks them
+        (`Task.salience`); otherwise, and if not one sentence fits, its end is cut off.
 
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left.
@@ -101,7 +109,7 @@ class PromptTemplate:
             ids = self._ids(self.prompt_text(task, task.with_text(record, text)))
             if len(ids) <= budget:
                 return ids, True
-            keep -= max(1, len(ids) - budget)  # the cut text may tokenize longer
+            keep -= max(1, len(ids) - budget)  # a cut text may need more tokens than were kept of it
         raise DataError(
             f"The {task.name} instruction and question alone fill the {budget} tokens there are: "
             "raise training.max_length."
@@ -110,12 +118,12 @@ class PromptTemplate:
     def example(self, task: Task, record: Record) -> TokenizedExample:
         """A training example of at most `max_length` tokens.
 
-        Where prompt and answer do not fit, the answer keeps at most its first half of `max_length` tokens
-        (the last is the end of text), and the text is cut to what is left.
+        If prompt and answer do not fit together, the answer keeps at least `max_length` // 2 of its tokens
+        (its first ones and the end of text), and the text is cut to the rest.
         """
         completion = self.completion_ids(task.completion(record))
         room = max(1, self.max_length // 2)
-        if len(completion) > room:
+        if len(completion) > room:  # more than half is the answer's if the whole prompt leaves it
             room = max(room, self.max_length - len(self._ids(self.prompt_text(task, record))))
         cut = len(completion) > room
         if cut:
@@ -124,7 +132,7 @@ class PromptTemplate:
         return TokenizedExample(prompt, completion, task.name, truncated or cut)
 
     def _salient_ids(self, task: Task, record: Record, budget: int) -> list[int] | None:
-        """The prompt with the salient sentences that fit; None where not one does."""
+        """The prompt with as many salient sentences as fit; None if not one does."""
         assert task.salience is not None
         room = budget - len(self._ids(self.prompt_text(task, task.with_text(record, ""))))
         while room > 0:
@@ -134,10 +142,11 @@ class PromptTemplate:
             ids = self._ids(self.prompt_text(task, task.with_text(record, text)))
             if len(ids) <= budget:
                 return ids
-            room -= len(ids) - budget  # in the prompt the text may have more tokens than alone
+            room -= len(ids) - budget  # a text may have more tokens in the prompt than alone
         return None
 
     def count_tokens(self, text: str) -> int:
+        """The number of tokens of a text alone, without special ones."""
         return len(self._ids(text))
 
     def _ids(self, text: str) -> list[int]:
@@ -147,11 +156,11 @@ class PromptTemplate:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _find_style(self) -> str:
-        """`system` where the chat template takes a system message, `user` where not, else `plain`."""
+        """`system` if the chat template takes a system message, `user` if not, `plain` without a template."""
         if not getattr(self.tokenizer, "chat_template", None):
             return "plain"
         probe = [{"role": "system", "content": "SYS"}, {"role": "user", "content": "USER"}]
         try:
             return "system" if "SYS" in self._render(probe) else "user"
-        except Exception:  # templates refuse the system role by raising what they like
+        except Exception:  # a template without a system role may raise anything
             return "user"

@@ -1,50 +1,71 @@
-"""RMS normalization with frozen weights in fewer passes over memory: half on a CPU, one when compiled."""
+"""RMS normalization with frozen weights in fewer passes over memory: half on a CPU, one when compiled.
+
+The plain reference is `rms_norm_plain`, which is also what is compiled. Shape suffix of names: E width of the
+hidden states.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import types
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fintune.errors import ConfigError
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), computed in fp32; x: (…, H), w: (H,), frozen."""
+    """`rms_norm`. With r = (mean(x²) + ε)^-½, which is kept for the backward pass, and g = w · grad y:
+
+    grad x = r · g − x · r³ · Σ(g · x) / E
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, epsilon: float) -> Any:
-        wide = x.float()
-        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype).mul_(weight)
+    def forward(ctx: Any, x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+        wide = _wide(x)
+        # vector_norm reads x once, where pow and mean would write x² and read it again; the rest is (…, 1).
+        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight_E, inverse)
+        normal = (wide * inverse).to(x.dtype)  # rounded before the weight, as Transformers' decoders do
+        return normal.mul_(weight_E) if weight_E.dtype == x.dtype else normal * weight_E
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        x, weight, inverse = ctx.saved_tensors
-        wide, gradient = x.float(), (gradients[0] * weight).float()
-        along = torch.linalg.vecdot(gradient, wide)[..., None]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_E, inverse = ctx.saved_tensors
+        wide, wide_grad = _wide(x), _wide(grad * weight_E)
+        along = torch.linalg.vecdot(wide_grad, wide)[..., None]
         slope = along * inverse.pow(3) / -x.shape[-1]
-        return torch.addcmul(gradient * inverse, wide, slope).to(x.dtype), None, None
+        return torch.addcmul(wide_grad * inverse, wide, slope).to(x.dtype), None, None
 
 
-def _forward(self: Any, x: Any) -> Any:
-    return _RMSNorm.apply(x, self.weight, self.variance_epsilon)
+def rms_norm(x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), in fp32 at least; x: (…, E), w frozen."""
+    return _RMSNorm.apply(x, weight_E, epsilon)
 
 
-def _formula(x: Any, weight: Any, epsilon: float) -> Any:
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+def rms_norm_plain(x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+    """The plain reference of `rms_norm`."""
+    wide = _wide(x)
+    return weight_E * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or in fp64 if it is: a mean of squares in 16 bits loses its small terms, or overflows."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def enable(model: Any, compiled: bool = False) -> int:
     """Make the model's RMS normalizations fast where they are the formula above; returns how many are.
 
     A module is taken by what it computes, not by its name: its output on a probe must be that of the formula.
+    Gemma's, whose factor is 1 + w, and gated ones (Mamba-2) keep their own forward.
 
     Args:
         compiled: compile the formula (some 20 seconds once, cached by PyTorch; 4 instead of 1.5 times as fast
@@ -53,13 +74,13 @@ def enable(model: Any, compiled: bool = False) -> int:
     Raises:
         ConfigError: it is to be compiled, and there is no compiler.
     """
-    forward: Any = _forward
+    formula = rms_norm
     if compiled:
         _find_compiler(model.device.type)
-        formula = torch.compile(_formula, dynamic=True)
+        formula = torch.compile(rms_norm_plain, dynamic=True)
 
-        def forward(self: Any, x: Any) -> Any:
-            return formula(x, self.weight, self.variance_epsilon)
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return formula(x, self.weight, self.variance_epsilon)
 
     count = 0
     for module in model.modules():
@@ -79,10 +100,12 @@ def enable(model: Any, compiled: bool = False) -> int:
 
 @torch.no_grad()
 def _computes_the_formula(module: Any) -> bool:
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # self and x, but no gate
+        return False
     weight = module.weight
     probe = torch.linspace(-3, 5, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
     own = type(module).forward(module, probe)
-    return torch.allclose(own, _formula(probe, weight, module.variance_epsilon), rtol=1e-2)
+    return torch.allclose(own, rms_norm_plain(probe, weight, module.variance_epsilon), rtol=1e-2)
 
 
 def _find_compiler(device: str) -> None:

@@ -1,0 +1,200 @@
+"""Attention over a row's blocks on a CPU, in plain products and with a backward pass of its own.
+
+PyTorch's fused attention is slow backwards on a CPU (12 times these products for 32 suffixes of 65 tokens),
+and autograd would fill, copy and add whole rows for every slice. The plain reference is
+`attention.attention_plain`.
+
+Shape suffixes of names as in `attention`, and R queries of one key head, H / G · L of them. q, k, v are
+queries, keys and values, w attention's probabilities; g is the gradient of the output, dq, dk and dv those of
+q, k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fintune.kernels.packing import Block, spans_of
+
+CHUNK = 256
+"""Queries of a head computed at once on a CPU: longer suffixes never have all their scores in memory, at the
+price of computing them again for the backward pass."""
+
+
+class _CpuBlocks(torch.autograd.Function):
+    """`blocks`. Each block is two problems of `_attend`: the prefix on itself, and the suffixes, each with
+    the prefix's keys before its own.
+
+    Kept for the backward pass of each problem: queries (scaled), keys and values as `_attend` took them, and
+    the probabilities if it kept them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float) -> Tensor:
+        groups = k_TGD.shape[1]
+        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+        saved: list[Tensor | None] = []
+        for begin, middle, end, block in spans_of(layout):
+            if block.prefix_length:
+                # One "suffix" of P tokens with no prefix of its own.
+                q_1GRD = _heads_first(q_THD[None, begin:middle], groups, scale)
+                k_1GPD, v_1GPD = (_heads_first(states[None, begin:middle]) for states in (k_TGD, v_TGD))
+                mixed, weights = _attend(q_1GRD, k_1GPD, v_1GPD, block.hidden_in_prefix)
+                out_THD[begin:middle] = _tokens_first(mixed, block.prefix_length)[0]
+                saved += [q_1GRD, k_1GPD, v_1GPD, weights]
+            q_BGRD = _heads_first(block.padded(q_THD[middle:end]), groups, scale)
+            k_BGKD, v_BGKD = (_with_prefix(states[begin:end], block) for states in (k_TGD, v_TGD))
+            mixed, weights = _attend(q_BGRD, k_BGKD, v_BGKD, block.hidden)
+            mixed_of_places = _tokens_first(mixed, block.longest).flatten(0, 1)  # (B · L, H, D)
+            torch.index_select(mixed_of_places, 0, block.places, out=out_THD[middle:end])
+            saved += [q_BGRD, k_BGKD, v_BGKD, weights]
+        ctx.save_for_backward(*saved)
+        ctx.layout, ctx.scale, ctx.groups = layout, scale, groups
+        return out_THD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_THD: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        tokens, _, dim = g_THD.shape
+        # Every element is written below, so nothing is filled with 0 first.
+        dq_THD = torch.empty(g_THD.shape, dtype=g_THD.dtype)
+        dk_TGD, dv_TGD = (torch.empty(tokens, ctx.groups, dim, dtype=g_THD.dtype) for _ in range(2))
+        for begin, middle, end, block in spans_of(ctx.layout):
+            p, longest = block.prefix_length, block.longest
+            if p:
+                q, k, v, weights = (next(saved) for _ in range(4))
+                g_1GRD = _heads_first(g_THD[None, begin:middle], ctx.groups)
+                dq, dk, dv = _attend_backward(g_1GRD, q, k, v, weights, block.hidden_in_prefix)
+                # q was scaled before the product, so its gradient is scaled after it.
+                torch.mul(_tokens_first(dq, p)[0], ctx.scale, out=dq_THD[begin:middle])
+                dk_TGD[begin:middle], dv_TGD[begin:middle] = (_tokens_first(x, p)[0] for x in (dk, dv))
+            q, k, v, weights = (next(saved) for _ in range(4))
+            # Padding's gradient is 0, so that it adds nothing to the keys' and values'.
+            g_BGRD = _heads_first(block.padded(g_THD[middle:end]), ctx.groups)
+            dq, dk, dv = _attend_backward(g_BGRD, q, k, v, weights, block.hidden)
+            dq = _tokens_first(dq, longest).flatten(0, 1).mul_(ctx.scale)
+            torch.index_select(dq, 0, block.places, out=dq_THD[middle:end])
+            for grad_TGD, own_BGKD in ((dk_TGD, dk), (dv_TGD, dv)):
+                if p:  # every suffix reads the prefix: what they all give back is added to its own
+                    grad_TGD[begin:middle] += own_BGKD[:, :, :p].sum(0).transpose(0, 1)
+                of_places = _tokens_first(own_BGKD, p + longest).flatten(0, 1)  # (B · K, G, D)
+                torch.index_select(of_places, 0, block.places_with_prefix, out=grad_TGD[middle:end])
+        return dq_THD, dk_TGD, dv_TGD, None, None
+
+
+def blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Sequence[Block], scale: float) -> Tensor:
+    """Attention of a whole row by its blocks, (T, H, D)."""
+    return _CpuBlocks.apply(q_THD, k_TGD, v_TGD, layout, scale)
+
+
+def decode(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, hidden_B11T: Tensor, scale: float) -> Tensor:
+    """Attention of one query a text, (B, 1, H, D), which may look where nothing is hidden; no gradients."""
+    q_BGRD = _heads_first(q_BH1D.transpose(1, 2), k_BGTD.shape[1], scale)
+    return _tokens_first(_probabilities(q_BGRD, k_BGTD, hidden_B11T) @ v_BGTD, 1)
+
+
+def _heads_first(states_BLHD: Tensor, groups: int | None = None, scale: float = 1.0) -> Tensor:
+    """(B, L, H, D) → (B, G, R, D), scaled; G is H where no groups are given.
+
+    Row h · L + i of a key head is query i of its h-th query head: all queries that read the same keys are one
+    product, and keys are never repeated for each query head.
+    """
+    batch, _, heads, dim = states_BLHD.shape
+    groups = groups or heads
+    by_group = states_BLHD.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
+    out = torch.empty(by_group.shape, dtype=states_BLHD.dtype)  # products want a copy in this order anyway
+    torch.mul(by_group, scale, out=out) if scale != 1 else out.copy_(by_group)
+    return out.view(batch, groups, -1, dim)
+
+
+def _tokens_first(states_BGRD: Tensor, longest: int) -> Tensor:
+    """(B, G, R, D) → (B, L, H, D), the inverse of `_heads_first`: rows count heads, then tokens."""
+    batch, _, _, dim = states_BGRD.shape
+    return states_BGRD.reshape(batch, -1, longest, dim).transpose(1, 2)
+
+
+def _with_prefix(states_TGD: Tensor, block: Block) -> Tensor:
+    """A block's keys or values → (B, G, K, D): the prefix's before each suffix's own, 0 at padding."""
+    p = block.prefix_length
+    wide_BKGD = states_TGD.new_zeros(block.mask.shape[0], p + block.longest, *states_TGD.shape[1:])
+    wide_BKGD[:, :p] = states_TGD[:p]
+    wide_BKGD.flatten(0, 1).index_copy_(0, block.places_with_prefix, states_TGD[p:])
+    return _heads_first(wide_BKGD)
+
+
+def _attend(q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, hidden_B1LK: Tensor) -> tuple[Tensor, Any]:
+    """softmax(q·kᵀ)·v, (B, G, R, D), and its probabilities where they are small enough to keep, else None.
+
+    query: scaled; hidden: (B, 1, L, K) bool, True where a query may not look, which is everywhere after the
+    diagonal of the last L columns. Queries are taken `CHUNK` at a time, each with the keys up to its chunk's
+    end: query i sees none after P + i.
+    """
+    longest, p = hidden_B1LK.shape[2], hidden_B1LK.shape[3] - hidden_B1LK.shape[2]
+    if longest <= CHUNK:
+        w_BGRK = _probabilities(q_BGRD, k_BGKD, hidden_B1LK)
+        return w_BGRK @ v_BGKD, w_BGRK
+    out_BGRD = torch.empty_like(q_BGRD)
+    for begin in range(0, longest, CHUNK):
+        end = min(begin + CHUNK, longest)
+        chunk = _queries(q_BGRD, longest, begin, end).flatten(2, 3)
+        weights = _probabilities(chunk, k_BGKD[:, :, : p + end], hidden_B1LK[:, :, begin:end, : p + end])
+        part = _queries(out_BGRD, longest, begin, end)
+        part.copy_((weights @ v_BGKD[:, :, : p + end]).view(part.shape))
+    return out_BGRD, None
+
+
+def _attend_backward(
+    g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Any, hidden_B1LK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the scaled query, of key and value; probabilities that were not kept are computed
+    again, chunk by chunk as in `_attend` (Dao et al., 2022)."""
+    longest, p = hidden_B1LK.shape[2], hidden_B1LK.shape[3] - hidden_B1LK.shape[2]
+    if w_BGRK is not None:
+        return _gradients(g_BGRD, q_BGRD, k_BGKD, v_BGKD, w_BGRK)
+    grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (q_BGRD, k_BGKD, v_BGKD))
+    for begin in range(0, longest, CHUNK):
+        end = min(begin + CHUNK, longest)
+        chunk, grad = (_queries(x, longest, begin, end).flatten(2, 3) for x in (q_BGRD, g_BGRD))
+        keys, values = k_BGKD[:, :, : p + end], v_BGKD[:, :, : p + end]
+        weights = _probabilities(chunk, keys, hidden_B1LK[:, :, begin:end, : p + end])
+        dq, dk, dv = _gradients(grad, chunk, keys, values, weights)
+        part = _queries(grad_query, longest, begin, end)
+        part.copy_(dq.view(part.shape))
+        grad_key[:, :, : p + end] += dk  # later chunks read these keys too
+        grad_value[:, :, : p + end] += dv
+    return grad_query, grad_key, grad_value
+
+
+def _probabilities(q_BGRD: Tensor, k_BGKD: Tensor, hidden_B1LK: Tensor) -> Tensor:
+    """(B, G, R, K), the softmax of scaled queries over what is not hidden from them.
+
+    In the states' own dtype: a CPU's softmax computes in fp32 inside and rounds its result.
+    """
+    scores_BGRK = q_BGRD @ k_BGKD.transpose(2, 3)
+    # R counts heads, then tokens: as (B, G, H / G, L, K) the mask of a token is the same for every head.
+    scores_BGhLK = scores_BGRK.view(*scores_BGRK.shape[:2], -1, hidden_B1LK.shape[2], scores_BGRK.shape[3])
+    scores_BGhLK.masked_fill_(hidden_B1LK[:, :, None], float("-inf"))  # a view: scores_BGRK changes with it
+    return scores_BGRK.softmax(dim=3)
+
+
+def _gradients(
+    g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of query, key and value for probabilities at hand.
+
+    The softmax's is w · (g − Σ w · g) for g = grad·vᵀ, 0 where a key was hidden, since its w is 0; PyTorch's
+    own operation makes one pass of it.
+    """
+    g_of_w_BGRK = g_BGRD @ v_BGKD.transpose(2, 3)
+    s_BGRK = torch.ops.aten._softmax_backward_data(g_of_w_BGRK, w_BGRK, 3, w_BGRK.dtype)
+    return s_BGRK @ k_BGKD, s_BGRK.transpose(2, 3) @ q_BGRD, w_BGRK.transpose(2, 3) @ g_BGRD
+
+
+def _queries(states_BGRD: Tensor, longest: int, begin: int, end: int) -> Tensor:
+    """A view of queries begin … end of every head, (B, G, H / G, end − begin, D)."""
+    return states_BGRD.unflatten(2, (-1, longest))[:, :, :, begin:end]

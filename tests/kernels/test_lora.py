@@ -1,0 +1,198 @@
+"""Fast LoRA layers compute what PEFT's compute: outputs, and the gradient of every trained weight."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch.autograd import gradcheck
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fintune.kernels import lora
+from fintune.kernels.lora import lora_linears, lora_plain
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TARGETS = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+IDS = torch.arange(3, 21).view(2, 9)
+
+
+def layers_of(count, biases, dtype, dropout=False, adapter=None):
+    """x, dropout's factors or None, scalings, then weights, biases, A and B of layers that differ in size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape, dtype=dtype, grad=False):
+        return torch.randn(*shape, generator=generator, dtype=dtype, requires_grad=grad)
+
+    outs, ranks, adapter = range(4, 4 + count), range(2, 2 + count), adapter or dtype
+    return (
+        random(2, 3, 5, grad=True),
+        (random(2, 3, 5) > 0) / 0.6 if dropout else None,
+        [0.5 * (i + 1) for i in range(count)],
+        [random(out, 5) for out in outs],
+        [random(out) if biases else None for out in outs],
+        [random(rank, 5, dtype=adapter, grad=True) for rank in ranks],
+        [random(out, rank, dtype=adapter, grad=True) for out, rank in zip(outs, ranks, strict=True)],
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("dropout", [True, False])
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(count, biases, dropout):
+    x, mask, scalings, weights, added, a, b = layers_of(count, biases, torch.float64, dropout)
+
+    def forward(x, *ab):
+        dropped = None if mask is None else x * mask
+        return lora_linears(x, dropped, scalings, weights, added, ab[:count], ab[count:])
+
+    assert gradcheck(forward, [x, *a, *b])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+@pytest.mark.parametrize("dropout", [True, False])
+def test_layers_in_one_function_are_layers_one_by_one(dtype, near, dropout):
+    """The adapter's weights are wider than the base's, as in training."""
+    wide = torch.promote_types(dtype, torch.float32)
+    x, mask, scalings, weights, biases, a, b = layers_of(3, True, dtype, dropout, wide)
+    results = []
+    for compute in (lora_linears, lora_plain):
+        outs = compute(x, None if mask is None else (x * mask).to(dtype), scalings, weights, biases, a, b)
+        assert all(out.dtype == dtype for out in outs)
+        loss = sum((i + 1) * out.float().square().sum() for i, out in enumerate(outs))
+        results.append([*outs, *torch.autograd.grad(loss, [x, *a, *b])])
+    for ours, plain in zip(*results, strict=True):
+        assert ours.dtype == plain.dtype
+        assert (ours - plain).norm() <= near * plain.norm()
+
+
+class SameMask(torch.nn.Dropout):
+    """Dropout that drops the same places at every call, so that two models can be compared."""
+
+    def forward(self, x):
+        torch.manual_seed(0)
+        return super().forward(x)
+
+
+def base():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():  # biases are 0 at first
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    return model
+
+
+def adapted(**changes):
+    config = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "init_lora_weights": False}
+    return peft.get_peft_model(base(), peft.LoraConfig(**(config | changes)))
+
+
+def gradients(model):
+    model.zero_grad()
+    out = model(input_ids=IDS, labels=IDS, use_cache=False)
+    out.loss.backward()
+    return out.logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(ours, plain):
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-4, atol=1e-4)
+    assert ours[1].keys() == plain[1].keys()
+    for name, expected in plain[1].items():
+        assert expected is not None and (ours[1][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-8
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("rslora", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_a_model_with_fast_layers_is_pefts_model(dropout, rslora, checkpointed):
+    """Biased base layers, siblings in groups, also where the forward pass is computed twice."""
+    model = adapted(lora_dropout=dropout, use_rslora=rslora).train()
+    if dropout:
+        for module in model.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                module.lora_dropout["default"] = SameMask(dropout)
+    plain = gradients(model)
+    assert lora.enable(model) == (14, 14)
+    groups = {id(module.fintune_group) for module in model.modules() if hasattr(module, "fintune_group")}
+    assert len(groups) == 2 * 4  # q with k and v; o; gate with up; down
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    assert_same(gradients(model), plain)
+    lora.disable(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("changes", "fast"),
+    [
+        ({"lora_bias": True}, 0),
+        ({"bias": "lora_only"}, 6),  # the biases of q, k, v and o are trained
+        ({"bias": "all"}, 6),
+        ({"use_dora": True}, 0),
+        ({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 3}}, 14),
+        ({"target_modules": ["q_proj", "v_proj", "up_proj"]}, 6),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, 2),
+    ],
+)
+def test_adapters_of_another_kind_keep_pefts_forward_layer_by_layer(changes, fast):
+    model = adapted(**changes)
+    plain = gradients(model)
+    assert lora.enable(model)[0] == fast
+    assert_same(gradients(model), plain)
+
+
+def test_what_is_done_to_an_adapter_afterwards_holds():
+    """Switched off, merged, or changed for one of another kind, which is not computed as plain LoRA."""
+    model = adapted().eval()
+    model.add_adapter(
+        "other",
+        peft.LoraConfig(r=4, target_modules=ATTENTION, use_dora=True, init_lora_weights=False),
+    )
+    plain = copy.deepcopy(model)
+    assert lora.enable(model) == (14, 14)
+    outs = []
+    with torch.no_grad():
+        for each in (model, plain):
+            found = [each(IDS).logits]
+            with each.disable_adapter():
+                found.append(each(IDS).logits)
+            each.merge_adapter()
+            found.append(each(IDS).logits)
+            each.unmerge_adapter()
+            each.set_adapter("other")
+            found.append(each(IDS).logits)
+            outs.append(found)
+    for ours, theirs in zip(*outs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(outs[0][0], outs[0][3], atol=1e-2)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    x, _, *rest = layers_of(1, False, torch.float32)
+    (out,) = lora_linears(x, None, *rest)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_an_output_made_without_gradients_does_not_serve_a_sibling_that_needs_them():
+    model = adapted()
+    lora.enable(model)
+    attention = model.base_model.model.model.layers[0].self_attn
+    x = torch.randn(1, 3, 32)
+    with torch.no_grad():
+        attention.q_proj(x)
+    assert attention.k_proj(x).requires_grad
