@@ -19,6 +19,7 @@ from fintune.kernels import attention, likelihood, lora
 from fintune.models.adapters import add_adapter
 from fintune.models.base import load_base_model
 from fintune.prompts import TokenizedExample
+from fintune.training.objectives import Scores
 from fintune.training.steps import StepBuilder
 
 
@@ -49,10 +50,10 @@ def main(base, examples_file, out):
         if world > 1:
             dist.all_reduce(rows, dist.ReduceOp.MAX)
         step = step.padded(int(rows))
-        for row, weights in zip(step.rows, step.weights, strict=True):
-            nll = likelihood.target_nll(model, row, True, head)
-            loss = (weights * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum() * world
-            loss.backward()
+        for row in step.rows:
+            nll = likelihood.target_nll(model, row.packed, True, head)
+            scores = Scores(nll, row.packed.owner, row.packed.spans, None)
+            ((row.weights * builder.objective.loss(scores, row)).sum() * world).backward()
         optimizer.step()
         optimizer.zero_grad()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
