@@ -27,6 +27,17 @@ def step_loss(model, examples, **cut):
     return loss_of(model, Likelihood(), step), step
 
 
+def test_a_process_without_examples_takes_part_with_rows_that_count_for_nothing():
+    batch = [TokenizedExample([1, 2, 5], [6], "a")]
+    steps = [StepBuilder(batch, [[0]], WEIGHTS, 9, 99, rank=rank, world=2)[0] for rank in range(2)]
+    (row,), (idle,) = (step.rows for step in steps)
+    assert (float(row.weights), row.counted) == (1.0, True)
+    assert (float(idle.weights), idle.counted) == (0.0, False)
+    assert (steps[1].examples, steps[1].tokens, steps[1].targets, steps[1].slots) == (0, 0, 0, 0)
+    padded = steps[0].padded(3)
+    assert [each.counted for each in padded.rows] == [True, False, False] and padded.tokens == steps[0].tokens
+
+
 ids = st.lists(st.integers(3, 29), min_size=1, max_size=5)
 examples = st.lists(
     st.builds(

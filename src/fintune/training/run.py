@@ -232,10 +232,11 @@ def _planned(
 def _model(run: _Run) -> tuple[Any, Any]:
     """The base with the adapter that is trained; and, with PiSSA, A₀ and B₀, which saving needs."""
     from fintune.models import base
+    from fintune.models.placement import Process
 
     recipe = run.recipe
     run.say(f"Loading {recipe.base_model.name} …")
-    model = base.load_base_model(recipe.base_model, run.precision.dtype)
+    model = base.load_base_model(recipe.base_model, run.precision.dtype, Process.of(run.state))
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and recipe.training.max_length > context:
         raise ConfigError(
@@ -351,6 +352,8 @@ def _trainer(
         world=run.state.num_processes,
         objective=plan.objective,
     )
+    with run.state.local_main_process_first():  # measured by one process alone, and read by the others
+        peak = matrix_peak()
     trainer = MultiTaskTrainer(
         engine=engine,
         validation={
@@ -362,7 +365,7 @@ def _trainer(
         batch_size=training.per_device_train_batch_size,
         pissa_start=pissa_start,
         loraplus_lr_ratio=training.loraplus_lr_ratio,
-        meter=Meter(FlopCount(engine.model), matrix_peak()),
+        meter=Meter(FlopCount(engine.model), peak),
         model=engine.model,
         train_dataset=builder,
         args=training_arguments(

@@ -22,7 +22,7 @@ from fintune.files import replace_folder
 from fintune.inference.engine import Engine
 from fintune.kernels.likelihood import target_nll
 from fintune.models import pissa
-from fintune.models.adapters import mixed_precision, without_adapter
+from fintune.models.adapters import mixed_precision, save, without_adapter
 from fintune.prompts import TokenizedExample
 from fintune.tasks import Record
 from fintune.training.checkpoints import checkpoints
@@ -242,11 +242,7 @@ class MultiTaskTrainer(transformers.Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        # Without the last argument PEFT looks the base model up on the hub, to see whether it grew.
-        self.model.save_pretrained(
-            folder, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
-        )
+        save(self.model, self.engine.tokenizer, folder, state_dict)
         if self.pissa_start is not None:
             pissa.export(folder, self.pissa_start)
-        self.engine.tokenizer.save_pretrained(folder)
         self.save_extra(folder)
