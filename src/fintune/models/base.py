@@ -224,7 +224,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {"": device}  # quantized as it is loaded, so never moved later
+        # Quantized as it is loaded, and never moved: every module ("") goes to this one device.
+        options["device_map"] = {"": device.index if device.type == "cuda" else device.type}
     source = resolve(config.name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)

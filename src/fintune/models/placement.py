@@ -32,8 +32,8 @@ class Process:
     def of(cls, state: Any) -> Process:
         """The process of an `accelerate.PartialState`, whose device is that of its own rank.
 
-        That state does not know of FSDP yet: Accelerate reads the same variable, which its launcher sets, only
-        when the trainer is made.
+        That state does not know of FSDP yet: Accelerate reads the variable that its launcher sets only when
+        the trainer is made.
         """
         return cls(state.device, os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true")
 
@@ -42,10 +42,10 @@ def base_device(process: Process, quantized: bool) -> Any:
     """The `torch.device` that the base model is loaded onto.
 
     A process alone holds it on its CPU or GPU, and so does each of several processes with a copy each (DDP).
-    With FSDP it stays on the CPU: `fully_shard` moves a layer at a time to the GPU and keeps a part of it, so
-    that a base that fits no single GPU can be trained. A base in 4 or 8 bit is quantized on the GPU that
-    computes with it, and Accelerate refuses one that lies on another GPU; FSDP does not shard it, so that each
-    GPU holds all of it.
+    With FSDP it stays on the CPU: `fully_shard` moves a layer at a time to the GPU and keeps a part of it,
+    so a base that fits no single GPU can be trained. A base in 4 or 8 bit is quantized on the GPU that
+    computes with it, and Accelerate refuses one that lies on another. FSDP does not shard it, so each GPU
+    holds all of it.
     """
     import torch
 

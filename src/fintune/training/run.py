@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fintune.models.base import Precision
     from fintune.prompts import PromptTemplate
     from fintune.training.objectives import Objective
+    from fintune.training.steps import StepBuilder
     from fintune.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger("fintune.train")
@@ -316,6 +317,24 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
     }
 
 
+def _steps(run: _Run, engine: Engine) -> StepBuilder:
+    """The plan's optimizer steps, of which this process computes its part."""
+    from fintune.training.steps import StepBuilder
+
+    training = run.recipe.training
+    return StepBuilder(
+        run.plan.examples,
+        run.plan.schedule,
+        run.plan.loss_weights,
+        row_size=training.per_device_train_batch_size if engine.builtin.by_blocks else 1,
+        row_tokens=training.row_tokens,
+        share=_shares_prefixes(run, engine),
+        rank=run.state.process_index,
+        world=run.state.num_processes,
+        objective=run.plan.objective,
+    )
+
+
 def _trainer(
     run: _Run,
     engine: Engine,
@@ -330,7 +349,6 @@ def _trainer(
     from fintune.models import card, manifest
     from fintune.training.arguments import training_arguments
     from fintune.training.callbacks import Progress, tensorboard
-    from fintune.training.steps import StepBuilder
     from fintune.training.throughput import FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
@@ -341,17 +359,6 @@ def _trainer(
         card.write(folder, facts, recipe, run.prepared)
 
     held_out = {name: rows[: recipe.evaluation.max_validation] for name, rows in run.validation().items()}
-    builder = StepBuilder(
-        plan.examples,
-        plan.schedule,
-        plan.loss_weights,
-        row_size=training.per_device_train_batch_size if engine.builtin.by_blocks else 1,
-        row_tokens=training.row_tokens,
-        share=_shares_prefixes(run, engine),
-        rank=run.state.process_index,
-        world=run.state.num_processes,
-        objective=plan.objective,
-    )
     with run.state.local_main_process_first():  # measured by one process alone, and read by the others
         peak = matrix_peak()
     trainer = MultiTaskTrainer(
@@ -367,7 +374,7 @@ def _trainer(
         loraplus_lr_ratio=training.loraplus_lr_ratio,
         meter=Meter(FlopCount(engine.model), peak),
         model=engine.model,
-        train_dataset=builder,
+        train_dataset=_steps(run, engine),
         args=training_arguments(
             recipe, run.output_dir, len(plan.schedule), plan.steps_per_epoch, run.precision, report_to
         ),

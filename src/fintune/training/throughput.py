@@ -58,7 +58,7 @@ def matrix_peak() -> float:
     """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s.
 
     It is measured once a machine and kept in `matrix_peak.json` of the user's cache folder, by processor,
-    threads, PyTorch's version and dtype. Deleting that file measures again, should the machine have been busy.
+    threads, PyTorch's version and dtype. Delete that file to measure again, where the machine had been busy.
     """
     path = cache_dir() / "matrix_peak.json"
     known: dict[str, float] = {}
@@ -126,10 +126,10 @@ class Meter(transformers.TrainerCallback):
         self.totals["seconds"] += time.perf_counter() - self._begun
 
     def window(self) -> dict[str, float]:
-        """The speeds since the last call."""
+        """What was counted since the last call."""
         done = {name: value - self._shown[name] for name, value in self.totals.items()}
         self._shown = dict(self.totals)
-        return speeds(done, self.flops, self.peak) if done["seconds"] else {}
+        return done
 
 
 def speeds(sums: dict[str, float], flops: FlopCount, peak: float, processes: int = 1) -> dict[str, float]:

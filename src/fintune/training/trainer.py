@@ -187,18 +187,23 @@ class MultiTaskTrainer(transformers.Trainer):
             for (task, name), (total, count) in sorted(self._over_processes().items()):
                 logs[f"{task}_{name}"] = total / count
             self._figures.clear()
-            logs |= self.meter.window()
+            window = self._summed(self.meter.window())
+            if window["seconds"]:
+                logs |= speeds(window, self.meter.flops, self.meter.peak, self.args.world_size)
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
 
     def speeds(self) -> dict[str, float]:
         """The figures of the whole run (`throughput.speeds`) and their sums, of all processes."""
-        sums = dict(self.meter.totals)
-        if self.args.world_size > 1:
-            values = torch.tensor([sums[name] for name in SUMS], device=self.args.device)
-            reduced = self.accelerator.reduce(values, "sum").tolist()
-            sums |= zip(SUMS, reduced, strict=True)
+        sums = self._summed(self.meter.totals)
         return {**sums, **speeds(sums, self.meter.flops, self.meter.peak, self.args.world_size)}
+
+    def _summed(self, counts: dict[str, float]) -> dict[str, float]:
+        """What the steps counted, over all processes; `seconds` are this one's, for all wait for all."""
+        if self.args.world_size == 1:
+            return dict(counts)
+        values = torch.tensor([counts[name] for name in SUMS], device=self.args.device)
+        return {**counts, **dict(zip(SUMS, self.accelerator.reduce(values, "sum").tolist(), strict=True))}
 
     def _over_processes(self) -> dict[tuple[str, str], list[float]]:
         """`_figures` summed over all processes; what no process has seen is left out."""
