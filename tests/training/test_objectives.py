@@ -14,8 +14,8 @@ from fintune.kernels.likelihood import target_nll
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.tasks import Record, TaskSet, known_tasks
-from fintune.tasks.kinds import RegressionTask
-from fintune.training.objectives import Expectation, Number, Objective, Scores
+from fintune.tasks.types import RegressionTask
+from fintune.training.objectives import RegressionAware, Number, Objective, Scores
 from fintune.training.steps import StepBuilder
 from fintune.training.throughput import FlopCount, Meter
 from fintune.training.trainer import MultiTaskTrainer
@@ -48,7 +48,7 @@ def test_the_expectations_loss_and_gradient_are_those_of_the_plain_computation(m
         TokenizedExample([1, 2, 7, 8], [9, 10, 11], "b"),
         TokenizedExample([1, 2, 4], LEVELS[0], "b", extra=fewer),
     ]
-    objective = Expectation(0.7)
+    objective = RegressionAware(0.7)
     weight = model.model.layers[1].mlp.up_proj.weight
     plain = torch.zeros((), dtype=torch.float64)
     for e in batch:
@@ -74,7 +74,7 @@ def test_training_the_expectation_lowers_the_squared_error_more_than_the_likelih
     batch = numbers(4, own=1)
     errors = []
     for factor in (0.0, 3.0):
-        objective, square = Expectation(factor), Expectation(1.0)
+        objective, square = RegressionAware(factor), RegressionAware(1.0)
         learner = copy.deepcopy(model)
         learner.train()
         optimizer = torch.optim.Adam(learner.model.layers[1].mlp.parameters(), lr=3e-3)
@@ -84,7 +84,7 @@ def test_training_the_expectation_lowers_the_squared_error_more_than_the_likelih
             losses_of(learner, objective, row).mean().backward()
             optimizer.step()
         with torch.no_grad():
-            both, plain = (losses_of(learner, each, row) for each in (square, Expectation(0.0)))
+            both, plain = (losses_of(learner, each, row) for each in (square, RegressionAware(0.0)))
         errors.append(float((both - plain).mean()))
     assert errors[1] < 0.8 * errors[0]
 
@@ -93,7 +93,7 @@ def test_a_numbers_example_holds_every_level_its_own_first(tiny_base):
     template = PromptTemplate(load_tokenizer(str(tiny_base)), 128)
     task = RegressionTask("change", "Predict.", levels=["-1", "+0", "+2"], level_means=[-1.1, 0.1, 2.2])
     records = [Record(text="up", target=1.9), Record(text="down", target=-0.9)]
-    objective = Expectation(0.5)
+    objective = RegressionAware(0.5)
     up, down = objective.examples(task, records, template)
     ids = [template.completion_ids(text) for text in task.levels]
     assert objective.branches(up) == [ids[2], ids[0], ids[1]] and up.extra.means == (2.2, -1.1, 0.1)

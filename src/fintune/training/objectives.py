@@ -143,7 +143,7 @@ class Likelihood(Objective):
 
 @dataclass(frozen=True)
 class Number:
-    """What `Expectation` needs of one example.
+    """What `RegressionAware` needs of one example.
 
     Attributes:
         others: the token ids of the levels beside the example's own, which is its answer.
@@ -158,7 +158,7 @@ class Number:
     variance: float
 
 
-class Expectation(Likelihood):
+class RegressionAware(Likelihood):
     """Regression-aware fine-tuning (RAIL, Lukasik et al., 2025): the expected number is trained too.
 
     The loss of an example whose task answers with an expectation over levels is
@@ -182,13 +182,13 @@ class Expectation(Likelihood):
         found = []
         for example, record, own in zip(plain, records, levels, strict=True):
             if own is not None:
-                answer = own.texts.index(task.completion(record))
-                order = [answer, *(i for i in range(len(own.texts)) if i != answer)]
-                for text in own.texts:
+                answer = own.levels.index(task.completion(record))
+                order = [answer, *(i for i in range(len(own.levels)) if i != answer)]
+                for text in own.levels:
                     if text not in ids:
                         ids[text] = template.completion_ids(text)
                 number = Number(
-                    others=tuple(ids[own.texts[i]] for i in order[1:]),
+                    others=tuple(ids[own.levels[i]] for i in order[1:]),
                     means=tuple(own.means[i] for i in order),
                     target=own.target,
                     variance=variance,
@@ -239,4 +239,4 @@ class Expectation(Likelihood):
 def objective_of(recipe: Recipe) -> Objective:
     """The objective that a recipe asks for."""
     weight = recipe.training.regression_loss_weight
-    return Expectation(weight) if weight else Likelihood()
+    return RegressionAware(weight) if weight else Likelihood()
