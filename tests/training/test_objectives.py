@@ -15,7 +15,7 @@ from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.tasks import Record, TaskSet, known_tasks
 from fintune.tasks.types import RegressionTask
-from fintune.training.objectives import RegressionAware, Number, Objective, Scores
+from fintune.training.objectives import Number, Objective, RegressionAware, Scores
 from fintune.training.steps import StepBuilder
 from fintune.training.throughput import FlopCount, Meter
 from fintune.training.trainer import MultiTaskTrainer

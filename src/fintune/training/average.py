@@ -12,9 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
+
 from fintune.config import Recipe
+from fintune.data.prepare.dataset import prepare
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
+from fintune.inference.calibration import calibrate
+from fintune.inference.engine import Engine
 from fintune.models import adapters, base, card, manifest
 from fintune.models.export import new_folder
 from fintune.provenance import stamp
@@ -44,10 +49,6 @@ def average(
             not empty.
         DataError: the data of the adapters cannot be had.
     """
-    from fintune.data.prepare.dataset import prepare
-    from fintune.inference.calibration import calibrate
-    from fintune.inference.engine import Engine
-
     target = new_folder(output_dir)
     raws = [_read(folder) for folder in folders]
     _check_alike(folders, raws)
@@ -132,8 +133,6 @@ def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) 
 
 def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
     """The base with the mean of the adapters as its only one, `default`."""
-    import peft
-
     names = [f"member{i}" for i in range(len(folders))]
     model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):

@@ -8,22 +8,33 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
 
 from fintune.config import Recipe
+from fintune.data.prepare.dataset import PreparedDataset, prepare
 from fintune.errors import ConfigError
 from fintune.files import read_json, replace_files
+from fintune.inference.calibration import calibrate
+from fintune.inference.engine import Engine
+from fintune.kernels import norm
+from fintune.models import adapters, base, card, manifest, pissa
+from fintune.models.placement import Process
+from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.provenance import peak_memory, stamp
 from fintune.tasks import Record, TaskSet
-
-if TYPE_CHECKING:
-    from fintune.data.prepare.dataset import PreparedDataset
-    from fintune.inference.engine import Engine
-    from fintune.models.base import Precision
-    from fintune.prompts import PromptTemplate
-    from fintune.training.objectives import Objective
-    from fintune.training.steps import StepBuilder
-    from fintune.training.trainer import MultiTaskTrainer
+from fintune.training import mix
+from fintune.training.arguments import training_arguments
+from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
+from fintune.training.checkpoints import check_same_data, find_checkpoint
+from fintune.training.class_weights import add_class_weights
+from fintune.training.objectives import Objective, objective_of
+from fintune.training.steps import StepBuilder, shared_prefixes
+from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
+from fintune.training.trainer import MultiTaskTrainer
 
 logger = logging.getLogger("fintune.train")
 
@@ -45,7 +56,7 @@ class Plan:
     """
 
     objective: Objective
-    examples: list[Any]
+    examples: list[TokenizedExample]
     schedule: list[list[int]]
     per_epoch: dict[str, int]
     loss_weights: dict[str, float]
@@ -60,13 +71,9 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         ConfigError: `multi_task.class_weights` names a task without labels, or an unknown label.
         DataError: no task has both examples and a weight.
     """
-    from fintune.training import mix
-    from fintune.training.class_weights import add_class_weights
-    from fintune.training.objectives import objective_of
-
     drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
     objective = objective_of(recipe)
-    examples: list[Any] = []
+    examples: list[TokenizedExample] = []
     for name in drawn.per_epoch:
         examples += objective.examples(tasks[name], records[name], template)
     if recipe.multi_task.class_weights:
@@ -83,28 +90,45 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     )
 
 
-@dataclasses.dataclass
 class _Run:
-    """What every step of `train` works on, from the moment that the data is prepared and planned.
+    """What every step of `train` works on: the recipe, this process, the prepared data and the plan."""
 
-    Attributes:
-        state: this process among those of the run (`accelerate.PartialState`).
-        checkpoint: the one to resume from.
-        start: the adapter that a new run goes on from (`lora_config.init_adapter`).
-    """
+    def __init__(
+        self,
+        recipe: Recipe,
+        output_dir: Path,
+        checkpoint: Path | None,
+        start: Path | None,
+        prepared: PreparedDataset | None,
+        say: Say,
+        state: PartialState,
+    ) -> None:
+        """Prepare the data where that is left to do, and lay out the steps.
 
-    recipe: Recipe
-    output_dir: Path
-    state: Any
-    say: Say
-    checkpoint: Path | None
-    start: Path | None
-    prepared: PreparedDataset
-    tasks: TaskSet
-    tokenizer: Any
-    template: PromptTemplate
-    precision: Precision
-    plan: Plan
+        Args:
+            checkpoint: the one to resume from.
+            start: the adapter that a new run goes on from (`lora_config.init_adapter`).
+            state: this process among those of the run.
+        """
+        self.recipe = recipe
+        self.output_dir = output_dir
+        self.checkpoint = checkpoint
+        self.start = start
+        self.say = say
+        self.state = state
+        with state.main_process_first():  # the others find data and base model prepared
+            self.prepared = prepared or prepare(recipe, say=say)
+            self.tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+        if checkpoint:
+            check_same_data(checkpoint, self.prepared)
+        transformers.set_seed(recipe.training.seed)
+        self.precision = base.choose_precision(recipe.training)
+        if self.precision.note:
+            say(self.precision.note)
+        self.tasks = self.prepared.task_set()
+        self.template = PromptTemplate(self.tokenizer, recipe.training.max_length)
+        records = {name: self.prepared.records(name, "train") for name in self.tasks.names()}
+        self.plan = make_plan(recipe, self.tasks, records, self.template)
 
     def validation(self) -> dict[str, list[Record]]:
         """The validation records of each task that is trained."""
@@ -131,21 +155,13 @@ def train(
     Raises:
         ConfigError, DataError, ModelError: what the user can mend.
     """
-    from fintune.training.callbacks import log_to_file, wandb
-
     output_dir = Path(output_dir)
     checkpoint, start = _origin(recipe, output_dir, resume)
     report_to = wandb() if use_wandb else []
-
-    import torch
-    from accelerate import PartialState
-
-    from fintune.inference.calibration import calibrate
-
     state = PartialState(cpu=not torch.cuda.is_available())
     say = say if state.is_main_process else _silent
     log_file = log_to_file(verbose=verbose) if state.is_main_process else None
-    run = _planned(recipe, output_dir, state, say, checkpoint, start, prepared)
+    run = _Run(recipe, output_dir, checkpoint, start, prepared, say, state)
     model, pissa_start = _model(run)
     engine = _engine(run, model)
     facts = _facts(run, engine)
@@ -171,10 +187,7 @@ def _silent(line: str) -> None:
 
 
 def _origin(recipe: Recipe, output_dir: Path, resume: str | Path | None) -> tuple[Path | None, Path | None]:
-    """The checkpoint to resume, or the adapter to go on from, checked before anything heavy is loaded."""
-    from fintune.models import adapters, base
-    from fintune.training.checkpoints import find_checkpoint
-
+    """The checkpoint to resume, or the adapter to go on from, checked before data and model are loaded."""
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
     if resume:
@@ -185,56 +198,8 @@ def _origin(recipe: Recipe, output_dir: Path, resume: str | Path | None) -> tupl
     return None, None
 
 
-def _planned(
-    recipe: Recipe,
-    output_dir: Path,
-    state: Any,
-    say: Say,
-    checkpoint: Path | None,
-    start: Path | None,
-    prepared: PreparedDataset | None,
-) -> _Run:
-    """Prepare the data where that is left to do, and lay out the steps."""
-    import transformers
-
-    from fintune.data.prepare.dataset import prepare
-    from fintune.models import base
-    from fintune.prompts import PromptTemplate
-    from fintune.training.checkpoints import check_same_data
-
-    with state.main_process_first():  # the others find data and base model prepared
-        prepared = prepared or prepare(recipe, say=say)
-        tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-    if checkpoint:
-        check_same_data(checkpoint, prepared)
-    transformers.set_seed(recipe.training.seed)
-    precision = base.choose_precision(recipe.training)
-    if precision.note:
-        say(precision.note)
-    tasks = prepared.task_set()
-    template = PromptTemplate(tokenizer, recipe.training.max_length)
-    records = {task.name: prepared.records(task.name, "train") for task in tasks}
-    return _Run(
-        recipe=recipe,
-        output_dir=output_dir,
-        state=state,
-        say=say,
-        checkpoint=checkpoint,
-        start=start,
-        prepared=prepared,
-        tasks=tasks,
-        tokenizer=tokenizer,
-        template=template,
-        precision=precision,
-        plan=make_plan(recipe, tasks, records, template),
-    )
-
-
 def _model(run: _Run) -> tuple[Any, Any]:
     """The base with the adapter that is trained; and, with PiSSA, A₀ and B₀, which saving needs."""
-    from fintune.models import base
-    from fintune.models.placement import Process
-
     recipe = run.recipe
     run.say(f"Loading {recipe.base_model.name} …")
     model = base.load_base_model(recipe.base_model, run.precision.dtype, Process.of(run.state))
@@ -253,8 +218,6 @@ def _model(run: _Run) -> tuple[Any, Any]:
 
 def _adapted(run: _Run, model: Any) -> tuple[Any, Any]:
     """The base with a new adapter, the checkpoint's, or that of `start`; and PiSSA's A₀ and B₀ or None."""
-    from fintune.models import adapters, pissa
-
     lora, seed = run.recipe.lora_config, run.recipe.training.seed
     if lora.pissa and run.checkpoint:
         model = adapters.add_adapter(model, lora.plain(), seed)
@@ -273,9 +236,6 @@ def _adapted(run: _Run, model: Any) -> tuple[Any, Any]:
 
 def _engine(run: _Run, model: Any) -> Engine:
     """The engine that asks the model under training; making it switches the model to packed rows."""
-    from fintune.inference.engine import Engine
-    from fintune.kernels import norm
-
     training, name = run.recipe.training, run.recipe.base_model.name
     engine = Engine(model, run.tokenizer, run.tasks, training.max_length, name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
@@ -295,10 +255,7 @@ def _shares_prefixes(run: _Run, engine: Engine) -> bool:
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
     """What the manifest says of the run, as far as it is known before training."""
-    from fintune.models.adapters import count_parameters
-    from fintune.training.steps import shared_prefixes
-
-    trainable, total = count_parameters(engine.model)
+    trainable, total = adapters.count_parameters(engine.model)
     plan = run.plan
     return {
         **stamp(),
@@ -319,8 +276,6 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
 
 def _steps(run: _Run, engine: Engine) -> StepBuilder:
     """The plan's optimizer steps, of which this process computes its part."""
-    from fintune.training.steps import StepBuilder
-
     training = run.recipe.training
     return StepBuilder(
         run.plan.examples,
@@ -344,14 +299,6 @@ def _trainer(
     progress: bool,
 ) -> MultiTaskTrainer:
     """The trainer of the plan's steps. What it saves has manifest and card, with `facts` as they then are."""
-    import transformers
-
-    from fintune.models import card, manifest
-    from fintune.training.arguments import training_arguments
-    from fintune.training.callbacks import Progress, tensorboard
-    from fintune.training.throughput import FlopCount, Meter, matrix_peak
-    from fintune.training.trainer import MultiTaskTrainer
-
     plan, training, recipe = run.plan, run.recipe.training, run.recipe
 
     def save_manifest(folder: Path) -> None:
@@ -406,8 +353,6 @@ def _announce(run: _Run, facts: dict[str, Any]) -> None:
 
 def _speed(trainer: MultiTaskTrainer, seconds: float) -> dict[str, Any]:
     """The manifest's `training`: time, counts and speeds of the whole run."""
-    from fintune.training.throughput import SPEEDS
-
     figures = trainer.speeds()
     return {
         "seconds": round(seconds, 1),
