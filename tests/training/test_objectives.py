@@ -27,12 +27,8 @@ MEANS = (-1.0, 0.5, 2.0)
 
 def numbers(count, own=0):
     """Examples of a number whose answer is the level `own`, targets 0.75 apart."""
-    order = [own, *(i for i in range(3) if i != own)]
-    others, means = tuple(LEVELS[i] for i in order[1:]), tuple(MEANS[i] for i in order)
-    return [
-        TokenizedExample([1, 2, 5 + i], LEVELS[own], "a", extra=Number(others, means, 0.75 * i - 1, 1.5))
-        for i in range(count)
-    ]
+    extras = [Number(LEVELS, own, MEANS, 0.75 * i - 1, 1.5) for i in range(count)]
+    return [TokenizedExample([1, 2, 5 + i], LEVELS[own], "a", extra=e) for i, e in enumerate(extras)]
 
 
 def losses_of(model, objective, row):
@@ -42,7 +38,7 @@ def losses_of(model, objective, row):
 
 @pytest.mark.parametrize("row_size", [1, 2, 99])
 def test_the_expectations_loss_and_gradient_are_those_of_the_plain_computation(model, row_size):
-    fewer = Number((LEVELS[2],), (0.5, 2.0), 1.0, 0.7)  # another task's number may have fewer levels
+    fewer = Number(LEVELS[:2], 0, (0.5, 2.0), 1.0, 0.7)  # another task's number may have fewer levels
     batch = [
         *numbers(3, own=1),
         TokenizedExample([1, 2, 7, 8], [9, 10, 11], "b"),
@@ -56,7 +52,7 @@ def test_the_expectations_loss_and_gradient_are_those_of_the_plain_computation(m
         for ids in objective.branches(e):
             logits = model(torch.tensor([e.prompt_ids + ids])).logits[0, len(e.prompt_ids) - 1 : -1]
             scores.append(logits.log_softmax(1)[range(len(ids)), ids].sum())
-        loss = -scores[0] / len(e.completion_ids)
+        loss = -scores[objective.answer(e)] / len(e.completion_ids)
         if e.extra:
             expected = sum(q * m for q, m in zip(torch.stack(scores).softmax(0), e.extra.means, strict=True))
             loss = loss + 0.7 * (expected - e.extra.target) ** 2 / e.extra.variance
@@ -89,15 +85,16 @@ def test_training_the_expectation_lowers_the_squared_error_more_than_the_likelih
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_a_numbers_example_holds_every_level_its_own_first(tiny_base):
+def test_a_numbers_example_holds_every_level_and_knows_its_own(tiny_base):
     template = PromptTemplate(load_tokenizer(str(tiny_base)), 128)
     task = RegressionTask("change", "Predict.", levels=["-1", "+0", "+2"], level_means=[-1.1, 0.1, 2.2])
     records = [Record(text="up", target=1.9), Record(text="down", target=-0.9)]
     objective = RegressionAware(0.5)
     up, down = objective.examples(task, records, template)
     ids = [template.completion_ids(text) for text in task.levels]
-    assert objective.branches(up) == [ids[2], ids[0], ids[1]] and up.extra.means == (2.2, -1.1, 0.1)
-    assert objective.branches(down) == ids and down.extra.target == -0.9
+    assert objective.branches(up) == objective.branches(down) == ids
+    assert (objective.answer(up), objective.answer(down)) == (2, 0)
+    assert (up.extra.target, down.extra.target) == (1.9, -0.9)
     assert up.extra.variance == down.extra.variance == pytest.approx(1.4**2)
     assert objective.held_out(task, records, template)[0].extra is None
     label = known_tasks()["sentiment"]

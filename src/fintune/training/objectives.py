@@ -57,7 +57,7 @@ class Row:
     Attributes:
         packed: their tokens.
         examples: E of them; their completions are the spans of `packed`, in this order.
-        first: (E,) int64, the span of each example's first completion, which is its answer.
+        answers: (E,) int64, the span of each example's answer.
         weights: (E,) float32, each example's part of the step's loss: w_i / Σ w over the whole step.
         counted: False of a row that only stands in, so that every process makes as many forward passes: its
             weights are 0, and nothing is shown of it.
@@ -65,7 +65,7 @@ class Row:
 
     packed: PackedRow
     examples: list[TokenizedExample]
-    first: Tensor
+    answers: Tensor
     weights: Tensor
     counted: bool = True
 
@@ -119,8 +119,12 @@ class Objective(ABC):
         return self.examples(task, records, template)
 
     def branches(self, example: TokenizedExample) -> list[list[int]]:
-        """The completions of the example's prompt that stand in its row (token ids), its answer first."""
+        """The completions of the example's prompt that stand in its row, as token ids."""
         return [example.completion_ids]
+
+    def answer(self, example: TokenizedExample) -> int:
+        """The place of the example's answer among its `branches`."""
+        return 0
 
     @abstractmethod
     def loss(self, scores: Scores, row: Row) -> Tensor:
@@ -135,7 +139,7 @@ class Likelihood(Objective):
     """Supervised fine-tuning: the mean negative log-likelihood of the answer's tokens, with end of text."""
 
     def loss(self, scores: Scores, row: Row) -> Tensor:
-        return scores.mean_nll[row.first.to(scores.token_nll.device)]
+        return scores.mean_nll[row.answers.to(scores.token_nll.device)]
 
     def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
         return {"loss": Likelihood.loss(self, scores, row)}
@@ -146,13 +150,15 @@ class Number:
     """What `RegressionAware` needs of one example.
 
     Attributes:
-        others: the token ids of the levels beside the example's own, which is its answer.
-        means: (K,) the number each level stands for, the example's own level first.
+        completions: the token ids of its K levels.
+        own: the place of the example's answer among them.
+        means: (K,) the number each level stands for.
         target: the number itself, as far from its level as it is.
         variance: of the task's training targets: the unit of the squared error.
     """
 
-    others: tuple[list[int], ...]
+    completions: tuple[list[int], ...]
+    own: int
     means: tuple[float, ...]
     target: float
     variance: float
@@ -182,14 +188,11 @@ class RegressionAware(Likelihood):
         found = []
         for example, record, own in zip(plain, records, levels, strict=True):
             if own is not None:
-                answer = own.levels.index(task.completion(record))
-                order = [answer, *(i for i in range(len(own.levels)) if i != answer)]
-                for text in own.levels:
-                    if text not in ids:
-                        ids[text] = template.completion_ids(text)
+                ids |= {text: template.completion_ids(text) for text in own.levels if text not in ids}
                 number = Number(
-                    others=tuple(ids[own.levels[i]] for i in order[1:]),
-                    means=tuple(own.means[i] for i in order),
+                    completions=tuple(ids[text] for text in own.levels),
+                    own=own.levels.index(task.completion(record)),
+                    means=tuple(own.means),
                     target=own.target,
                     variance=variance,
                 )
@@ -203,7 +206,10 @@ class RegressionAware(Likelihood):
         return super().examples(task, records, template)
 
     def branches(self, example: TokenizedExample) -> list[list[int]]:
-        return [example.completion_ids, *(example.extra.others if example.extra else ())]
+        return list(example.extra.completions) if example.extra else [example.completion_ids]
+
+    def answer(self, example: TokenizedExample) -> int:
+        return example.extra.own if example.extra else 0
 
     def loss(self, scores: Scores, row: Row) -> Tensor:
         losses = super().loss(scores, row)
@@ -221,7 +227,7 @@ class RegressionAware(Likelihood):
         place = torch.arange(int(counts.max()), device=device)[
             None
         ]  # (1, K), K the most levels of one number
-        first = row.first[numbers].to(device)[:, None]
+        first = row.answers[numbers].to(device)[:, None] - torch.tensor([[n.own] for n in own], device=device)
         # A number with fewer levels than K repeats its last one, which the mask then hides.
         spans = first + torch.minimum(place, counts - 1)  # (R, K)
         means = torch.zeros(spans.shape, device=device)

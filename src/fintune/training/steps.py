@@ -128,10 +128,11 @@ class StepBuilder:
     def _row(self, group: list[tuple[PackedRow, list[TokenizedExample]]], total: float) -> Row:
         examples = [example for _, chosen in group for example in chosen]
         spans = torch.tensor([len(self.objective.branches(example)) for example in examples])
+        places = torch.tensor([self.objective.answer(example) for example in examples])
         return Row(
             packed=join([packed for packed, _ in group]),
             examples=examples,
-            first=spans.cumsum(0) - spans,  # spans are numbered through: those of all examples before
+            answers=spans.cumsum(0) - spans + places,  # after the spans of all examples before
             weights=torch.tensor([self.weight(example) / total for example in examples]),
         )
 
