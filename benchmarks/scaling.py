@@ -107,11 +107,11 @@ def measure(batch: int, own: int, rank: int, base: str) -> dict[str, float]:
     for i in range(steps):
         step = builder[i]
         begun = time.perf_counter()
-        for row, weights in zip(step.rows, step.weights, strict=True):
-            row = row.to(device)
+        for each in step.rows:
+            row = each.packed.to(device)
             with mixed_precision(model, engine.builtin.peft_forwards):
                 nll = likelihood.target_nll(model, row, engine.builtin.by_blocks, engine.builtin.head)
-            (weights.to(device) * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum().backward()
+            (each.weights.to(device) * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         if device == "cuda":

@@ -71,6 +71,20 @@ def test_an_override_replaces_any_key_and_creates_its_section(write):
         ("training: {learning_rate: -0.1}", ["training.learning_rate must be > 0", "-0.1"]),
         ("training: {lerning_rate: 0.1}", ["training.lerning_rate", "'learning_rate'"]),
         ("trainin: {}", ["trainin", "'training'"]),
+        (
+            "training: {max_steps: 0}",
+            ["training.max_steps: 0 would train nothing", "-1 for num_train_epochs"],
+        ),
+        (
+            "lora_config: {target_modules: [q_proj, all-linear]}",
+            ["lora_config.target_modules", "leave it or"],
+        ),
+        ("lora_config: {target_modules: q_proj}", ["lora_config.target_modules must be", "list", "'q_proj'"]),
+        (
+            "multi_task: {sampling_strategy: weighted, sampling_weights: {sentiment: 2, qa: 1},"
+            " task_weights: {sentiment: 1, qa: 1, headline: 1, regression: 0}}",
+            ["multi_task.sampling_weights has no weight for headline: give"],
+        ),
         ("custom_task: {nme: a}", ["custom_task.nme", "'name'"]),
         ("training: {learning_rate: fast}", ["training.learning_rate", "'fast'"]),
         ("training: {batch_size: 2, per_device_train_batch_size: 4}", ["one setting"]),

@@ -34,6 +34,15 @@ def test_the_guides_recipe_has_its_parameters_and_fits_its_gpu(llama, workdir):
     assert 8e9 < need.peak_bytes < 16e9
 
 
+def test_all_linear_counts_every_linear_layer_but_the_head(llama, workdir):
+    named = plan(llama)  # names all seven of a Llama's layers
+    both = (
+        plan(llama, "lora_config.target_modules=all-linear"),
+        plan(llama, "lora_config.target_modules=[all-linear]"),
+    )
+    assert {need.trainable_parameters for need in both} == {named.trainable_parameters}
+
+
 def test_each_saving_saves_where_it_should(llama, workdir):
     eight, four = plan(llama), plan(llama, "base_model.load_in_4bit=true")
     assert four.weight_bytes < 0.6 * eight.weight_bytes

@@ -66,14 +66,22 @@ class BaseModelConfig(_Section):
         return self
 
 
+def _all_linear(value: Any) -> Any:
+    """`target_modules: all-linear`, as PEFT writes it, is the list of this one word here."""
+    if isinstance(value, list) and "all-linear" in value and len(value) > 1:
+        raise ValueError("all-linear already covers every linear layer: leave it or the other names out")
+    return [value] if value == "all-linear" else value
+
+
 class LoraConfig(_Section):
     """The adapter (Hu et al., 2021): W + (lora_alpha / r) · B·A on each of `target_modules`."""
 
     r: int = Field(16, gt=0)
     lora_alpha: Number = Field(32, gt=0)
-    target_modules: list[str] = Field(
+    target_modules: Annotated[list[str], BeforeValidator(_all_linear)] = Field(
         default=["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
+    """The layers that are adapted, by name; `all-linear` is every linear layer but the LM head."""
     lora_dropout: Number = Field(0.1, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
     use_dora: bool = False
@@ -112,7 +120,7 @@ class TrainingConfig(_Section):
 
     num_train_epochs: Number = Field(3, gt=0)
     max_steps: int = Field(-1, ge=-1)
-    """Stop after this many optimizer steps; -1 trains whole epochs."""
+    """Stop after this many optimizer steps; -1 trains `num_train_epochs`."""
     per_device_train_batch_size: int = Field(4, gt=0)
     """Examples computed at once: the memory knob. It never changes the loss."""
     row_tokens: int = Field(4096, gt=0)
@@ -163,6 +171,13 @@ class TrainingConfig(_Section):
             values["per_device_train_batch_size"] = values.pop("batch_size")
         return values
 
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 would train nothing: give a number of steps, or -1 for num_train_epochs")
+        return value
+
     @model_validator(mode="after")
     def _one_precision(self) -> TrainingConfig:
         if self.fp16 and self.bf16:
@@ -188,6 +203,7 @@ class MultiTaskConfig(_Section):
     """balanced: equal shares; proportional: as the data; weighted: by `sampling_weights` (or else by
     `task_weights`, which then no longer weigh the loss); temperature: shares ∝ size^(1/temperature)."""
     sampling_weights: Weights = {}
+    """With `weighted`: the part of each trained task in an epoch. All are named; 0 leaves a task out."""
     temperature: Number = Field(2.0, ge=1)
     samples_per_epoch: int | None = Field(None, gt=0)
     """Examples of all tasks in one epoch; None is the number of training examples."""
@@ -392,6 +408,22 @@ class Recipe(_Section):
             for name in names:
                 if name not in known and not self.plugins and name not in _entry_point_tasks():
                     raise ValueError(f"{key} names the unknown task '{name}'{hint(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_task_has_a_sampling_weight(self) -> Recipe:
+        mix = self.multi_task
+        trained = [*mix.task_weights, *(task.name for task in self.custom_task)]
+        left_out = [
+            name
+            for name in dict.fromkeys(trained)
+            if mix.task_weights.get(name, 1.0) > 0 and name not in mix.sampling_weights
+        ]
+        if mix.sampling_weights and left_out:
+            raise ValueError(
+                f"multi_task.sampling_weights has no weight for {', '.join(left_out)}: give each trained "
+                "task one (0 draws no examples of it)"
+            )
         return self
 
     def debugged(self) -> Recipe:

@@ -207,6 +207,7 @@ def _work(recipe: Recipe, by_blocks: bool) -> _Work | None:
         training.per_device_train_batch_size if by_blocks else 1,
         training.row_tokens,
         training.shared_prefix and by_blocks,
+        objective=plan.objective,
     )
     count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))
     chosen = range(0, count, math.ceil(count / SAMPLED))
@@ -215,7 +216,7 @@ def _work(recipe: Recipe, by_blocks: bool) -> _Work | None:
     return _Work(
         tokens=round(sum(step.tokens for step in steps) * scale),
         targets=round(sum(step.targets for step in steps) * scale),
-        rows=[row for step in steps for row in step.rows],
+        rows=[row.packed for step in steps for row in step.rows],
     )
 
 
@@ -239,11 +240,14 @@ class _Guess:
 
     def example(self, task: Any, record: Any) -> TokenizedExample:
         shared = [0] * (len(task.instruction) // CHARACTERS_PER_TOKEN + 12)
-        completion = len(task.completion(record)) // CHARACTERS_PER_TOKEN + 2
+        completion = len(self.completion_ids(task.completion(record)))
         own = len(task.body(record)) // CHARACTERS_PER_TOKEN + 6
         own = max(1, min(own, self.max_length - len(shared) - completion))
         ids = list(itertools.islice(self._ids, own + completion))
         return TokenizedExample([*shared, *ids[:own]], ids[own:], task.name)
+
+    def completion_ids(self, text: str) -> list[int]:
+        return [0] * (len(text) // CHARACTERS_PER_TOKEN + 2)
 
 
 def _projections(config: Any) -> tuple[int, int]:

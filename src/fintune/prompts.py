@@ -16,24 +16,6 @@ _PLAIN = "### Instruction:\n{instruction}\n\n### Input:\n{body}\n\n### Response:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """A number's candidate answers and what each stands for.
-
-    Attributes:
-        completions: the token ids of each level, `own` the place of the example's own among them.
-        means: the number that each level stands for.
-        target: the number itself, as far from its level as it is.
-        variance: of the training targets: the unit of the squared error.
-    """
-
-    completions: tuple[list[int], ...]
-    own: int
-    means: tuple[float, ...]
-    target: float
-    variance: float
-
-
-@dataclass(frozen=True)
 class TokenizedExample:
     """One training example: the loss is over `completion_ids`, which end with the end-of-text token."""
 
@@ -41,8 +23,8 @@ class TokenizedExample:
     completion_ids: list[int]
     task: str
     truncated: bool = False
-    levels: Levels | None = None
-    """Of a number, when the expectation over its levels is trained too."""
+    extra: Any = None
+    """What a training objective keeps of it, such as the other levels of a number."""
     weight: float = 1.0
     """Factor in the loss, besides the weight of its task."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fintune.config import BaseModelConfig, TrainingConfig
+from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
 from fintune.models import base
 from fintune.models.adapters import add_adapter, count_parameters
@@ -59,12 +59,23 @@ def test_a_damaged_model_folder_or_gguf_is_named(tmp_path):
         base.resolve("./absent")
 
 
-def test_an_adapter_that_fits_no_layer_names_the_layers_there_are(tiny_base):
+def test_target_modules_that_the_base_does_not_have_are_named_also_beside_right_ones(tiny_base):
     model = base.load_base_model(BaseModelConfig(name=str(tiny_base)), torch.float32)
-    from fintune.config import LoraConfig
+    for names, message in (
+        (["c_attn"], "names 'c_attn', which the base model does not have; valid are: down_proj, .*q_proj"),
+        (["q_proj", "v_prj"], "names 'v_prj', .*; did you mean 'v_proj'"),
+        (["q_proj", "self_attn"], "is .*'self_attn'.*, but PEFT cannot adapt them all"),
+    ):
+        with pytest.raises(ModelError, match=f"lora_config.target_modules {message}"):
+            add_adapter(model, LoraConfig(target_modules=names))
 
-    with pytest.raises(ModelError, match=r"target_modules is \['c_attn'\].*q_proj"):
-        add_adapter(model, LoraConfig(target_modules=["c_attn"]))
+
+@pytest.mark.parametrize("wish", ["all-linear", ["all-linear"]])
+def test_all_linear_adapts_every_linear_layer_but_the_head(tiny_base, wish):
+    model = base.load_base_model(BaseModelConfig(name=str(tiny_base)), torch.float32)
+    model = add_adapter(model, LoraConfig(target_modules=wish))
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    assert len(adapted) == 2 * 7 and not any("lm_head" in name for name in adapted)
 
 
 def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch, tiny_base):

@@ -18,20 +18,24 @@ from fintune.config import BaseModelConfig, LoraConfig
 from fintune.kernels import attention, likelihood, lora
 from fintune.models.adapters import add_adapter
 from fintune.models.base import load_base_model
+from fintune.models.placement import Process
 from fintune.prompts import TokenizedExample
+from fintune.training.objectives import Scores
 from fintune.training.steps import StepBuilder
 
 
 def main(base, examples_file, out):
     torch.manual_seed(0)
-    model = load_base_model(BaseModelConfig(name=base), torch.float32)
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost.
+    process = Process(torch.device("meta"), sharded=True) if world > 1 else None
+    model = load_base_model(BaseModelConfig(name=base), torch.float32, process)
     model = add_adapter(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
     assert attention.enable(model)
     fast, layers = lora.enable(model)
     assert fast == layers
     head = likelihood.frozen_head(model)
     assert head is not None
-    world = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     if world > 1:
         for layer in model.base_model.model.model.layers:
@@ -49,10 +53,10 @@ def main(base, examples_file, out):
         if world > 1:
             dist.all_reduce(rows, dist.ReduceOp.MAX)
         step = step.padded(int(rows))
-        for row, weights in zip(step.rows, step.weights, strict=True):
-            nll = likelihood.target_nll(model, row, True, head)
-            loss = (weights * likelihood.span_mean_nll(nll, row.owner, row.spans)).sum() * world
-            loss.backward()
+        for row in step.rows:
+            nll = likelihood.target_nll(model, row.packed, True, head)
+            scores = Scores(nll, row.packed.owner, row.packed.spans, None)
+            ((row.weights * builder.objective.loss(scores, row)).sum() * world).backward()
         optimizer.step()
         optimizer.zero_grad()
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))

@@ -48,7 +48,7 @@ def test_an_example_has_the_weight_of_its_label_in_the_plan_and_in_the_step():
         ("headline", 1),
     ]
     step = StepBuilder(plan.examples, [[0, 1, 2]], plan.loss_weights, row_size=9, row_tokens=99)[0]
-    assert sorted(step.weights[0].tolist()) == pytest.approx([1 / 9, 2 / 9, 6 / 9])
+    assert sorted(step.rows[0].weights.tolist()) == pytest.approx([1 / 9, 2 / 9, 6 / 9])
     even = StepBuilder(
         [replace(e, weight=1.0) for e in plan.examples],
         [[0, 1, 2]],
@@ -56,7 +56,7 @@ def test_an_example_has_the_weight_of_its_label_in_the_plan_and_in_the_step():
         row_size=9,
         row_tokens=99,
     )[0]
-    assert sorted(even.weights[0].tolist()) == pytest.approx([1 / 5, 2 / 5, 2 / 5])
+    assert sorted(even.rows[0].weights.tolist()) == pytest.approx([1 / 5, 2 / 5, 2 / 5])
 
 
 @pytest.mark.parametrize(

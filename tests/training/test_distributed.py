@@ -47,14 +47,18 @@ def test_every_example_goes_to_one_process_and_none_has_much_more_than_another(l
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulation):
+    """Steps of 3 or 9 examples, which 2 does not divide, and a last one of 1, where one process has none."""
     recipe = tiny_recipe(
         training={
-            "per_device_train_batch_size": 3,  # 9 or 3 examples a step: they do not divide evenly by 2
+            "per_device_train_batch_size": 3,
             "gradient_accumulation_steps": accumulation,
             "max_grad_norm": 0.5,
             "save_steps": 2,
         },
-        multi_task={"task_weights": {"sentiment": 1.0, "qa": 2.5, "regression": 0.5}},
+        multi_task={
+            "task_weights": {"sentiment": 1.0, "qa": 2.5, "regression": 0.5},
+            "samples_per_epoch": 10,
+        },
     )
     train(recipe, workdir / "one", progress=False)
     (workdir / "recipe.json").write_text(json.dumps(recipe.model_dump(exclude_unset=True)))
@@ -64,23 +68,21 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
-    manifest = json.loads((workdir / "two" / "fintune.json").read_text())
-    assert manifest["processes"] == 2
-    assert (
-        manifest["training"]["examples"]
-        == json.loads((workdir / "one" / "fintune.json").read_text())["training"]["examples"]
-    )
-    losses = [
-        [
-            e["loss"]
-            for e in json.loads((workdir / name / "checkpoint-4" / "trainer_state.json").read_text())[
-                "log_history"
-            ]
-            if "loss" in e
-        ]
-        for name in ("one", "two")
+    facts = [json.loads((workdir / name / "fintune.json").read_text()) for name in ("one", "two")]
+    assert [each["processes"] for each in facts] == [1, 2]
+    for counted in ("examples", "tokens_without_sharing"):
+        assert facts[0]["training"][counted] == facts[1]["training"][counted] > 0
+    last = f"checkpoint-{facts[0]['optimizer_steps']}"
+    states = [
+        json.loads((workdir / name / last / "trainer_state.json").read_text()) for name in ("one", "two")
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    logs = [
+        [{k: v for k, v in entry.items() if k.endswith("loss")} for entry in state["log_history"]]
+        for state in states
+    ]
+    assert any("sentiment_loss" in entry for entry in logs[0]) and len(logs[0]) == len(logs[1])
+    for alone, both in zip(*logs, strict=True):
+        assert alone == pytest.approx(both, rel=1e-4)
 
 
 def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir):

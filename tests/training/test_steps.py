@@ -5,20 +5,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fintune.kernels.likelihood import span_log_likelihoods, span_mean_nll, target_nll
-from fintune.prompts import Levels, TokenizedExample
+from fintune.kernels.likelihood import target_nll
+from fintune.prompts import TokenizedExample
+from fintune.training.objectives import Likelihood, Scores
 from fintune.training.steps import StepBuilder
 
 WEIGHTS = {"a": 1.0, "b": 2.5}
 
 
+def loss_of(model, objective, step):
+    """Σ over a step's rows, as the trainer adds them."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row in step.rows:
+        scores = Scores(target_nll(model, row.packed), row.packed.owner, row.packed.spans, None)
+        total = total + (row.weights * objective.loss(scores, row)).sum()
+    return total
+
+
 def step_loss(model, examples, **cut):
     step = StepBuilder(examples, [list(range(len(examples)))], WEIGHTS, **cut)[0]
-    loss = sum(
-        (w * span_mean_nll(target_nll(model, row), row.owner, len(w))).sum()
-        for row, w in zip(step.rows, step.weights, strict=True)
-    )
-    return loss, step
+    return loss_of(model, Likelihood(), step), step
+
+
+def test_a_process_without_examples_takes_part_with_rows_that_count_for_nothing():
+    batch = [TokenizedExample([1, 2, 5], [6], "a")]
+    steps = [StepBuilder(batch, [[0]], WEIGHTS, 9, 99, rank=rank, world=2)[0] for rank in range(2)]
+    (row,), (idle,) = (step.rows for step in steps)
+    assert (float(row.weights), row.counted) == (1.0, True)
+    assert (float(idle.weights), idle.counted) == (0.0, False)
+    assert (steps[1].examples, steps[1].tokens, steps[1].targets, steps[1].slots) == (0, 0, 0, 0)
+    padded = steps[0].padded(3)
+    assert [each.counted for each in padded.rows] == [True, False, False] and padded.tokens == steps[0].tokens
 
 
 ids = st.lists(st.integers(3, 29), min_size=1, max_size=5)
@@ -65,72 +82,3 @@ def test_the_loss_is_the_weighted_mean_of_each_examples_mean_nll(model):
     assert step.examples == 3
     assert step.plain_tokens == sum(len(e) - 1 for e in batch)
     assert step.tokens < step.plain_tokens
-
-
-LEVELS = ([6, 9], [6, 7, 9], [8, 9])
-
-
-def numbers(count, own=0):
-    means = (-1.0, 0.5, 2.0)
-    return [
-        TokenizedExample(
-            [1, 2, 5 + i], LEVELS[own], "a", levels=Levels(LEVELS, own, means, 0.75 * i - 1, 1.5)
-        )
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize("row_size", [1, 2, 99])
-def test_the_expectations_loss_and_gradient_are_those_of_the_plain_computation(model, row_size):
-    batch = [*numbers(3, own=1), TokenizedExample([1, 2, 7, 8], [9, 10, 11], "b")]
-    weight, factor = model.model.layers[1].mlp.up_proj.weight, 0.7
-    plain = torch.zeros((), dtype=torch.float64)
-    for e in batch:
-        scores, mean_nll = [], None
-        for ids in e.levels.completions if e.levels else [e.completion_ids]:
-            logits = model(torch.tensor([e.prompt_ids + ids])).logits[0, len(e.prompt_ids) - 1 : -1]
-            own = logits.log_softmax(1)[range(len(ids)), ids]
-            scores.append(own.sum())
-            if ids == e.completion_ids:
-                mean_nll = -own.mean()
-        loss = mean_nll
-        if e.levels:
-            p = torch.stack(scores).softmax(0)
-            expected = sum(q * m for q, m in zip(p, e.levels.means, strict=True))
-            loss = loss + factor * (expected - e.levels.target) ** 2 / e.levels.variance
-        plain = plain + WEIGHTS[e.task] / (3 * 1.0 + 2.5) * loss
-    step = StepBuilder(batch, [[0, 1, 2, 3]], WEIGHTS, row_size, 999)[0]
-    total = torch.zeros((), dtype=torch.float64)
-    for row, w, own in zip(step.rows, step.weights, step.expectations, strict=True):
-        nll = target_nll(model, row)
-        total = total + (w * span_mean_nll(nll, row.owner, row.spans)).sum()
-        if own is not None:
-            total = total + factor * own.loss(span_log_likelihoods(nll, row.owner, row.spans))
-    gradients = [torch.autograd.grad(loss, weight)[0] for loss in (total, plain)]
-    torch.testing.assert_close(total, plain, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
-    assert sorted(task for tasks in step.tasks for task in tasks if task) == ["a", "a", "a", "b"]
-    assert step.examples == 4
-
-
-def test_training_the_expectation_lowers_the_squared_error_more_than_the_likelihood_alone(model):
-    """Targets that lie between levels, where the nearest level's likelihood is not the whole error."""
-    import copy
-
-    batch = numbers(4, own=1)
-    errors = []
-    for factor in (0.0, 3.0):
-        learner = copy.deepcopy(model)
-        learner.train()
-        optimizer = torch.optim.Adam(learner.model.layers[1].mlp.parameters(), lr=3e-3)
-        step = StepBuilder(batch, [[0, 1, 2, 3]], WEIGHTS, 99, 999)[0]
-        (row,), (weights,), (own,) = step.rows, step.weights, step.expectations
-        for _ in range(30):
-            nll = target_nll(learner, row)
-            error = own.loss(span_log_likelihoods(nll, row.owner, row.spans))
-            loss = (weights * span_mean_nll(nll, row.owner, row.spans)).sum() + factor * error
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        errors.append(float(error.detach()))
-    assert errors[1] < 0.8 * errors[0]

@@ -161,8 +161,8 @@ def test_pissa_resumes_to_the_same_weights_and_its_plain_adapter_does_what_was_t
     examples = [engine.template.example(engine.tasks["sentiment"], record) for record in records]
     (row,) = StepBuilder(examples, [], {"sentiment": 1.0}, 99, 9999).build(examples).rows
     with torch.no_grad():
-        nll = target_nll(engine.model, row, head=engine.builtin.head)
-    loss = span_mean_nll(nll, row.owner, row.spans).mean()
+        nll = target_nll(engine.model, row.packed, head=engine.builtin.head)
+    loss = span_mean_nll(nll, row.packed.owner, row.packed.spans).mean()
     assert float(loss) == pytest.approx(facts["validation"]["eval_sentiment_loss"], rel=1e-4)
 
 

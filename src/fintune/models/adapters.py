@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fintune.config import LoraConfig
+from fintune.config import LoraConfig, hint
 from fintune.errors import ConfigError, ModelError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 """The two files of an adapter, as PEFT names them."""
+ALL_LINEAR = ["all-linear"]
+"""`target_modules` of every linear layer but the LM head."""
 
 
 def peft_config(lora: LoraConfig) -> Any:
@@ -23,7 +25,7 @@ def peft_config(lora: LoraConfig) -> Any:
     return peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
-        target_modules=list(lora.target_modules),
+        target_modules="all-linear" if lora.target_modules == ALL_LINEAR else list(lora.target_modules),
         lora_dropout=lora.lora_dropout,
         bias=lora.bias,
         use_dora=lora.use_dora,
@@ -40,29 +42,43 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
     both come from the base's weights, which keep the rest.
 
     Raises:
-        ModelError: the model has none of the `target_modules`.
+        ModelError: `target_modules` names a module that the model does not have, or that cannot be adapted.
     """
     import peft
     import torch
 
+    _check_targets(model, lora.target_modules)
     torch.manual_seed(seed)
     try:
         model = peft.get_peft_model(model, peft_config(lora))
     except ValueError as error:
-        if "arget modules" not in str(error):
+        if "arget module" not in str(error):
             raise
-        linear = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-        )
+        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"lora_config.target_modules is {lora.target_modules}, but the base model has none of them; "
-            f"its linear layers are: {', '.join(linear)}."
+            f"lora_config.target_modules is {lora.target_modules}, but PEFT cannot adapt them all: {reason}"
         ) from None
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.float()
     _keep_4bit_layout(model)
     return model
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    """Raise a ModelError on a name that fits no module, which PEFT would pass over where others fit."""
+    import torch
+
+    if targets == ALL_LINEAR:
+        return
+    modules = dict(model.named_modules())
+    linear = sorted({n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear)})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):  # as PEFT compares
+            raise ModelError(
+                f"lora_config.target_modules names '{target}', which the base model does not have"
+                f"{hint(target, linear)}"
+            )
 
 
 def _keep_4bit_layout(model: Any) -> None:
@@ -121,6 +137,17 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         ) from error
 
 
+def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
+    """Write the adapter as plain PEFT does, with its tokenizer.
+
+    Args:
+        state: the whole model's gathered state, where FSDP has sharded it; None reads the model's own.
+    """
+    # Without the last argument PEFT looks the base model up on the hub, to see whether its vocabulary grew.
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+
+
 SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
 """What an adapter and the recipe that trains it further must agree on."""
 
@@ -140,6 +167,8 @@ def check_start(lora: LoraConfig, base: str) -> Path:
     begin = f"lora_config.init_adapter is {folder}, "
     for key in SHAPE:
         wanted, found = getattr(lora, key), saved.get(key)
+        if wanted == ALL_LINEAR:  # saved as the names it stood for; `start_from` compares the weights' names
+            continue
         if isinstance(wanted, list) and isinstance(found, list):
             wanted, found = sorted(wanted), sorted(found)
         if found != wanted:

@@ -18,6 +18,7 @@ from typing import Any
 from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
 from fintune.files import atomic_folder, file_sha256
+from fintune.models.placement import Process, base_device
 
 logger = logging.getLogger(__name__)
 
@@ -195,20 +196,24 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
-    """The causal LM, its weights frozen in `dtype` or quantized; on the GPU where there is one.
+def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
+    """The causal LM, its weights frozen in `dtype` or quantized, on the device that `base_device` gives.
+
+    Args:
+        process: this one among those of a run; None is `Process.alone()`.
 
     Raises:
         ModelError: nothing loads under that name.
         MissingExtraError: a quantized load without bitsandbytes.
     """
-    import torch
     import transformers
 
+    quantized = config.load_in_8bit or config.load_in_4bit
+    device = base_device(process or Process.alone(), quantized)
     if not sys.stderr.isatty():  # a bar in a log file is noise
         transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "use_safetensors": True}
-    if config.load_in_8bit or config.load_in_4bit:
+    if quantized:
         if importlib.util.find_spec("bitsandbytes") is None:
             key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
             raise MissingExtraError(f"base_model.{key}", "gpu")
@@ -219,7 +224,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
+        # Quantized as it is loaded, and never moved: every module ("") goes to this one device.
+        options["device_map"] = {"": device.index if device.type == "cuda" else device.type}
     source = resolve(config.name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
@@ -227,9 +233,7 @@ def load_base_model(config: BaseModelConfig, dtype: Any) -> Any:
         raise ModelError(_cannot_load(config.name, error)) from error
     model.config.use_cache = False
     model.requires_grad_(False)
-    if torch.cuda.is_available() and "quantization_config" not in options:
-        model.to("cuda")
-    return model
+    return model if quantized else model.to(device)
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -50,11 +50,7 @@ def export(
         tasks = task_set(recipe)
     else:
         recipe, tasks = manifest.read(adapters.check_adapter(model_path), recipe)
-        facts = {
-            key: value
-            for key, value in manifest.read_raw(model_path).items()
-            if key not in ("format", "recipe", "tasks")
-        }
+        facts = manifest.facts(manifest.read_raw(model_path))
     if format == "gguf":
         gguf.check(base.model_type(recipe.base_model))
     model = _merged(recipe, model_path, dtype)

@@ -5,6 +5,7 @@ Plain PEFT ignores it; an adapter without one (made elsewhere) is read with the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def read_raw(folder: str | Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says beside the recipe and the tasks: the `facts` that `write` was given."""
+    return {key: value for key, value in raw.items() if key not in ("format", "recipe", "tasks")}
+
+
 def read_exported(folder: str | Path) -> tuple[Recipe, TaskSet] | None:
     """The same as `read` of a folder that `fintune export` wrote, its base the folder itself; else None."""
     if not read_raw(folder).get("exported"):
@@ -56,6 +62,8 @@ def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, Ta
         recipe = fallback or Recipe()
         recipe = recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
         return recipe, task_set(recipe)
+    if raw.get("recipe", {}).get("training", {}).get("max_steps") == 0:
+        raw["recipe"]["training"]["max_steps"] = -1  # what 0 did before it was refused
     try:
         recipe = Recipe.model_validate(raw["recipe"])
         task_set(recipe)  # imports the plug-ins that the stored tasks may need

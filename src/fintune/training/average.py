@@ -12,17 +12,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
+
 from fintune.config import Recipe
+from fintune.data.prepare.dataset import prepare
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
+from fintune.inference.calibration import calibrate
+from fintune.inference.engine import Engine
 from fintune.models import adapters, base, card, manifest
 from fintune.models.export import new_folder
 from fintune.provenance import stamp
 
-LEARNT = ("normalization", "temperature", "interval_margin")
-"""Of a task: what validation decided for one adapter."""
-OF_ONE = ("recipe", "tasks", "training", "validation", "seed", "resumed_from")
-"""Of a manifest: what is another for each adapter, or is written anew."""
+CALIBRATED = ("normalization", "temperature", "interval_margin")
+"""Fields of a task that `calibrate` sets for one adapter."""
+OF_ONE = ("training", "validation", "seed", "resumed_from")
+"""Facts of a manifest that differ between the members."""
 
 
 def average(
@@ -44,10 +49,6 @@ def average(
             not empty.
         DataError: the data of the adapters cannot be had.
     """
-    from fintune.data.prepare.dataset import prepare
-    from fintune.inference.calibration import calibrate
-    from fintune.inference.engine import Engine
-
     target = new_folder(output_dir)
     raws = [_read(folder) for folder in folders]
     _check_alike(folders, raws)
@@ -76,7 +77,7 @@ def average(
     model.unmerge_adapter()
     parameters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     facts = {
-        **{key: value for key, value in raws[0].items() if key not in OF_ONE},
+        **{key: value for key, value in manifest.facts(raws[0]).items() if key not in OF_ONE},
         **stamp(),
         "trainable_parameters": parameters,
         "all_parameters": raws[0]["all_parameters"] - raws[0]["trainable_parameters"] + parameters,
@@ -84,8 +85,7 @@ def average(
         "average_of": [_member(folder, raw) for folder, raw in zip(folders, raws, strict=True)],
     }
     with atomic_folder(target) as staging:
-        model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
-        tokenizer.save_pretrained(staging)
+        adapters.save(model, tokenizer, staging)
         manifest.write(staging, recipe, tasks, **facts)
         card.write(staging, facts, _shaped(recipe, config.r), prepared)
     say(f"The mean of {len(folders)} adapters, of rank {config.r}: {target}")
@@ -118,7 +118,7 @@ def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) 
         raise ModelError(f"A mean takes at least two adapters, got {len(folders)}.")
 
     def asked(raw: dict[str, Any]) -> Any:
-        return [{k: v for k, v in task.items() if k not in LEARNT} for task in raw["tasks"]]
+        return [{k: v for k, v in task.items() if k not in CALIBRATED} for task in raw["tasks"]]
 
     first = raws[0]
     for folder, raw in zip(folders[1:], raws[1:], strict=True):
@@ -133,8 +133,6 @@ def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) 
 
 def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
     """The base with the mean of the adapters as its only one, `default`."""
-    import peft
-
     names = [f"member{i}" for i in range(len(folders))]
     model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):

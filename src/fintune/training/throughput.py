@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import Any
 
+import torch
 import transformers
 
+from fintune.errors import DataError
+from fintune.files import read_json, write_json
+from fintune.models.base import cache_dir
+from fintune.provenance import machine
 from fintune.training.steps import Step
 
 SUMS = ("examples", "tokens", "plain_tokens", "targets", "slots")
@@ -49,29 +55,48 @@ def _numel(parameter: Any) -> int:
 
 @functools.cache
 def matrix_peak() -> float:
-    """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s; measured once a process.
+    """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s.
 
-    A precision that is far slower than the best so far is given up: without hardware for it, a CPU computes
-    bfloat16 a hundred times slower than fp32.
+    It is measured once a machine and kept in `matrix_peak.json` of the user's cache folder, by processor,
+    threads, PyTorch's version and dtype. Delete that file to measure again, where the machine had been busy.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    best = 0.0
+    path = cache_dir() / "matrix_peak.json"
+    known: dict[str, float] = {}
+    with contextlib.suppress(DataError, OSError, TypeError, ValueError):  # absent or damaged: measured anew
+        known = dict(read_json(path))
+    unit = machine()["gpu"] or machine()["processor"]
+    on = f"{unit}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    best, changed = 0.0, False
     for dtype in (torch.float32, torch.bfloat16):
-        for size in (512, 4096, 8192) if cuda else (512, 1024, 2048):
-            a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-            rate = 0.0
-            for _ in range(4):
-                begun = time.perf_counter()
-                a @ a
-                if cuda:
-                    torch.cuda.synchronize()
-                rate = max(rate, 2 * size**3 / (time.perf_counter() - begun))
-            best = max(best, rate)
-            if rate < best / 8:
-                break
+        key = f"{on}, {str(dtype).removeprefix('torch.')}"
+        if not isinstance(known.get(key), float):
+            known[key], changed = _measured_peak(dtype, best), True
+        best = max(best, known[key])
+    if changed:
+        with contextlib.suppress(OSError):  # a folder that cannot be written to costs a measurement each time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, known)
     return best
+
+
+def _measured_peak(dtype: torch.dtype, best: float) -> float:
+    """FLOP/s of the fastest of three sizes. Given up where it is far slower than `best`, the best so far:
+    without hardware for it, a CPU computes bfloat16 a hundred times slower than fp32."""
+    cuda = torch.cuda.is_available()
+    found = 0.0
+    for size in (512, 4096, 8192) if cuda else (512, 1024, 2048):
+        a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+        rate = 0.0
+        for _ in range(4):
+            begun = time.perf_counter()
+            a @ a
+            if cuda:
+                torch.cuda.synchronize()
+            rate = max(rate, 2 * size**3 / (time.perf_counter() - begun))
+        found = max(found, rate)
+        if rate < max(best, found) / 8:
+            break
+    return found
 
 
 class Meter(transformers.TrainerCallback):
@@ -101,10 +126,10 @@ class Meter(transformers.TrainerCallback):
         self.totals["seconds"] += time.perf_counter() - self._begun
 
     def window(self) -> dict[str, float]:
-        """The speeds since the last call."""
+        """What was counted since the last call."""
         done = {name: value - self._shown[name] for name, value in self.totals.items()}
         self._shown = dict(self.totals)
-        return speeds(done, self.flops, self.peak) if done["seconds"] else {}
+        return done
 
 
 def speeds(sums: dict[str, float], flops: FlopCount, peak: float, processes: int = 1) -> dict[str, float]:

@@ -1,14 +1,14 @@
 """`transformers.Trainer` with multi-task steps: one item of its dataset is a whole optimizer step.
 
 The Trainer keeps what it does well (optimizer, schedule, clipping, checkpoints, trackers); what is ours
-is the step (rows with shared prefixes, the weighted loss), validation by task, and atomic checkpoints.
+is the step (rows with shared prefixes, examples weighted), validation by task, and atomic checkpoints.
+What an example's loss is, and what is shown of it, is the objective's (`objectives.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +20,14 @@ import transformers
 
 from fintune.files import replace_folder
 from fintune.inference.engine import Engine
-from fintune.kernels.likelihood import span_log_likelihoods, span_mean_nll, target_nll
+from fintune.kernels.likelihood import target_nll
 from fintune.models import pissa
-from fintune.models.adapters import mixed_precision
+from fintune.models.adapters import mixed_precision, save, without_adapter
 from fintune.prompts import TokenizedExample
 from fintune.tasks import Record
-from fintune.training.steps import Step, StepBuilder
+from fintune.training.checkpoints import checkpoints
+from fintune.training.objectives import Row, Scores
+from fintune.training.steps import Step
 from fintune.training.throughput import SUMS, Meter, speeds
 
 GENERATED_FOR_VALIDATION = 8
@@ -44,7 +46,6 @@ class MultiTaskTrainer(transformers.Trainer):
         batch_size: validation examples computed at once.
         pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
         loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
-        regression_loss_weight: that of the squared error of numbers' expectations (see `training/steps.py`).
     """
 
     control: Any
@@ -61,7 +62,6 @@ class MultiTaskTrainer(transformers.Trainer):
         batch_size: int,
         pissa_start: pissa.State | None = None,
         loraplus_lr_ratio: float | None = None,
-        regression_loss_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
@@ -71,11 +71,12 @@ class MultiTaskTrainer(transformers.Trainer):
         self.save_extra = save_extra
         self.pissa_start = pissa_start
         self.loraplus_lr_ratio = loraplus_lr_ratio
-        self.regression_loss_weight = regression_loss_weight
+        self.objective = self.train_dataset.objective
         self.meter = meter
         self.batch_size = batch_size
         self.add_callback(meter)
-        self._task_nll: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._figures: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        """(task, figure) → the sum and the number of the examples' values since the last log."""
 
     # The step -----------------------------------------------------------------------------------------
 
@@ -87,33 +88,35 @@ class MultiTaskTrainer(transformers.Trainer):
             rows = torch.tensor([len(inputs.rows)], device=self.args.device)
             inputs = inputs.padded(int(self.accelerator.gather(rows).max()))
         total = torch.zeros((), device=self.args.device)
-        last = len(inputs.rows) - 1
-        for i, (row, weights, tasks, numbers) in enumerate(
-            zip(inputs.rows, inputs.weights, inputs.tasks, inputs.expectations, strict=True)
-        ):
-            together = contextlib.nullcontext() if i == last else self.accelerator.no_sync(model)
-            with together:
-                nll, likelihoods = self._row_nll(model, row)
-                loss = (weights.to(nll.device) * nll).sum()
-                if numbers is not None:
-                    loss = loss + self.regression_loss_weight * numbers.loss(likelihoods)
-                loss = loss * self.args.world_size
+        for i, row in enumerate(inputs.rows):
+            last = i == len(inputs.rows) - 1  # gradients are exchanged once, after the last row
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                scores = self._scores(model, row)
+                losses = self.objective.loss(scores, row)  # (E,)
+                loss = (row.weights.to(losses.device) * losses).sum() * self.args.world_size
                 self.accelerator.backward(loss)
             total += loss.detach()
-            for task, value in zip(tasks, nll.tolist(), strict=bool(tasks)):  # a padding row has none
-                if not task:  # a level beside the target
-                    continue
-                self._task_nll[task][0] += value
-                self._task_nll[task][1] += 1
+            if row.counted:
+                for name, values in self.objective.figures(scores, row).items():
+                    for example, value in zip(row.examples, values.tolist(), strict=True):
+                        self._figures[example.task, name][0] += value
+                        self._figures[example.task, name][1] += 1
         self.meter.add(inputs)
         return total
 
-    def _row_nll(self, model: Any, row: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(spans,) mean negative log-likelihood of each completion in a row, and (spans,) log-likelihood."""
-        row = row.to(self.args.device)
-        with mixed_precision(self.model, self.engine.builtin.peft_forwards):
-            nll = target_nll(model, row, self.engine.builtin.by_blocks, self.engine.builtin.head)
-        return span_mean_nll(nll, row.owner, row.spans), span_log_likelihoods(nll, row.owner, row.spans)
+    def _scores(self, model: Any, row: Row) -> Scores:
+        """What the model, perhaps wrapped by DDP or FSDP, says of the row's completions."""
+        spans, packed = row.packed.spans, row.packed.to(self.args.device)
+
+        def token_nll() -> torch.Tensor:
+            with mixed_precision(self.model, self.engine.builtin.peft_forwards):
+                return target_nll(model, packed, self.engine.builtin.by_blocks, self.engine.builtin.head)
+
+        def reference() -> Scores:
+            with torch.no_grad(), without_adapter(self.model):
+                return Scores(token_nll(), packed.owner, spans, reference)
+
+        return Scores(token_nll(), packed.owner, spans, reference)
 
     def get_train_dataloader(self) -> Any:
         """The steps in the schedule's own order."""
@@ -149,15 +152,15 @@ class MultiTaskTrainer(transformers.Trainer):
     # Validation and logs ------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss and metrics of every task on its validation records."""
+        """The objective's figures and the task's metrics, of every task on its validation records."""
         logs: dict[str, float] = {}
         losses = []
-        builder: StepBuilder = self.train_dataset
         for task, (records, examples) in self.validation.items():
             if not records:
                 continue
-            logs[f"eval_{task}_loss"] = self._validation_loss(builder, examples)
-            losses.append(logs[f"eval_{task}_loss"])
+            figures = self._validation_figures(examples)
+            logs |= {f"eval_{task}_{name}": value for name, value in figures.items()}
+            losses.append(figures["loss"])
             owner = self.engine.tasks[task]
             shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
             metrics = owner.score(shown, self.engine.predict(task, shown, batch_size=self.batch_size))
@@ -169,39 +172,47 @@ class MultiTaskTrainer(transformers.Trainer):
         return logs
 
     @torch.no_grad()
-    def _validation_loss(self, builder: StepBuilder, examples: Sequence[TokenizedExample]) -> float:
+    def _validation_figures(self, examples: Sequence[TokenizedExample]) -> dict[str, float]:
+        """The plain mean of each figure over one task's examples."""
         self.model.eval()
-        rows = builder.build(examples).rows  # unweighted below: the loss of a task is its plain mean
-        values = torch.cat([self._row_nll(self.model, row)[0].float().cpu() for row in rows])
-        return float(values.mean())
+        values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for row in self.train_dataset.build(examples).rows:
+            for name, own in self.objective.figures(self._scores(self.model, row), row).items():
+                values[name].append(own.float().cpu())
+        return {name: float(torch.cat(own).mean()) for name, own in values.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tasks' training losses since the last log, and the epoch as the recipe counts it."""
+        """Add the tasks' figures since the last log, and the epoch as the recipe counts it."""
         if "loss" in logs:
-            for task, (total, count) in sorted(self._over_processes().items()):
-                logs[f"{task}_loss"] = total / count
-            self._task_nll.clear()
-            logs |= self.meter.window()
+            for (task, name), (total, count) in sorted(self._over_processes().items()):
+                logs[f"{task}_{name}"] = total / count
+            self._figures.clear()
+            window = self._summed(self.meter.window())
+            if window["seconds"]:
+                logs |= speeds(window, self.meter.flops, self.meter.peak, self.args.world_size)
         self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
 
     def speeds(self) -> dict[str, float]:
         """The figures of the whole run (`throughput.speeds`) and their sums, of all processes."""
-        sums = dict(self.meter.totals)
-        if self.args.world_size > 1:
-            values = torch.tensor([sums[name] for name in SUMS], device=self.args.device)
-            reduced = self.accelerator.reduce(values, "sum").tolist()
-            sums |= zip(SUMS, reduced, strict=True)
+        sums = self._summed(self.meter.totals)
         return {**sums, **speeds(sums, self.meter.flops, self.meter.peak, self.args.world_size)}
 
-    def _over_processes(self) -> dict[str, list[float]]:
-        """For each task the sum and the number of its losses since the last log, of all processes."""
+    def _summed(self, counts: dict[str, float]) -> dict[str, float]:
+        """What the steps counted, over all processes; `seconds` are this one's, for all wait for all."""
         if self.args.world_size == 1:
-            return dict(self._task_nll)
-        names = [task.name for task in self.engine.tasks]
-        table = torch.tensor([self._task_nll.get(name, [0.0, 0.0]) for name in names])
+            return dict(counts)
+        values = torch.tensor([counts[name] for name in SUMS], device=self.args.device)
+        return {**counts, **dict(zip(SUMS, self.accelerator.reduce(values, "sum").tolist(), strict=True))}
+
+    def _over_processes(self) -> dict[tuple[str, str], list[float]]:
+        """`_figures` summed over all processes; what no process has seen is left out."""
+        if self.args.world_size == 1:
+            return dict(self._figures)
+        keys = [(task.name, name) for task in self.engine.tasks for name in self.objective.shown]
+        table = torch.tensor([self._figures.get(key, [0.0, 0.0]) for key in keys])  # the same rows everywhere
         table = self.accelerator.reduce(table.to(self.args.device), "sum").tolist()
-        return {name: row for name, row in zip(names, table, strict=True) if row[1]}
+        return {key: row for key, row in zip(keys, table, strict=True) if row[1]}
 
     # Checkpoints --------------------------------------------------------------------------------------
 
@@ -236,17 +247,7 @@ class MultiTaskTrainer(transformers.Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        # Without the last argument PEFT looks the base model up on the hub, to see whether it grew.
-        self.model.save_pretrained(
-            folder, state_dict=state_dict, safe_serialization=True, save_embedding_layers=False
-        )
+        save(self.model, self.engine.tokenizer, folder, state_dict)
         if self.pissa_start is not None:
             pissa.export(folder, self.pissa_start)
-        self.engine.tokenizer.save_pretrained(folder)
         self.save_extra(folder)
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a folder, the one written last at the end."""
-    found = [p for p in Path(output_dir).glob("checkpoint-[0-9]*") if p.is_dir()]
-    return sorted(found, key=lambda p: (os.path.getmtime(p), int(p.name.rpartition("-")[2])))

@@ -1,0 +1,72 @@
+"""The recipe as `transformers.TrainingArguments`; a batch there is a whole optimizer step here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+import transformers
+
+from fintune.config import Recipe
+from fintune.models.base import Precision
+
+logger = logging.getLogger("fintune.train")
+
+
+def training_arguments(
+    recipe: Recipe,
+    output_dir: Path,
+    steps: int,
+    steps_per_epoch: float,
+    precision: Precision,
+    report_to: list[str],
+) -> transformers.TrainingArguments:
+    """The settings of Transformers' trainer for a run of `steps` optimizer steps.
+
+    Args:
+        steps_per_epoch: optimizer steps in an epoch; where the recipe names no interval, validation and
+            checkpoints come at the end of each.
+        report_to: trackers of Transformers, such as `wandb`.
+    """
+    training = recipe.training
+    warmup = training.warmup_steps
+    if training.warmup_ratio:
+        warmup = round(training.warmup_ratio * steps)
+    elif warmup * 2 > steps:
+        warmup = steps // 10
+        logger.info("training.warmup_steps is over half of the %d steps: using %d.", steps, warmup)
+    per_epoch = math.ceil(steps_per_epoch)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=warmup,
+        lr_scheduler_type=training.lr_scheduler_type,
+        max_grad_norm=training.max_grad_norm,
+        fp16=precision.fp16,
+        bf16=precision.dtype == torch.bfloat16,
+        dataloader_num_workers=training.dataloader_num_workers,
+        seed=training.seed,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=training.eval_steps or per_epoch,
+        save_strategy="steps",
+        save_steps=training.save_steps or per_epoch,
+        save_total_limit=training.save_total_limit,
+        report_to=report_to,
+        run_name=output_dir.name,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+    )
+    # DataParallel would cut packed rows apart; several GPUs use DDP.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

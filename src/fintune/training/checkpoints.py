@@ -1,0 +1,82 @@
+"""The checkpoints of a run: which there are, and whether a run can go on from one."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from fintune.config import Recipe
+from fintune.data.prepare.dataset import PreparedDataset
+from fintune.errors import ConfigError, DataError, ModelError
+from fintune.files import read_json
+from fintune.models import manifest
+from fintune.models.adapters import check_adapter
+
+MAY_CHANGE = ("logging_steps", "eval_steps", "save_steps", "save_total_limit", "row_tokens")
+"""Keys of `training` that may differ when a run goes on: they change no weight."""
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder, the one written last at the end."""
+    found = [p for p in Path(output_dir).glob("checkpoint-[0-9]*") if p.is_dir()]
+    return sorted(found, key=lambda p: (os.path.getmtime(p), int(p.name.rpartition("-")[2])))
+
+
+def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
+    """The checkpoint to resume from: `resume`, or with "latest" the newest in `output_dir`.
+
+    Raises:
+        ConfigError: it was trained by another recipe.
+        ModelError: there is none, or it is not whole.
+    """
+    if str(resume) == "latest":
+        found = checkpoints(output_dir)
+        if not found:
+            raise ModelError(f"{output_dir} holds no checkpoint to resume from: train without resuming.")
+        folder = found[-1]
+    else:
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
+    _check_whole(folder)
+    was, now = manifest.read_raw(folder).get("recipe", {}), recipe.model_dump()
+    for section in ("base_model", "lora_config", "multi_task", "training"):
+        for key, value in was.get(section, {}).items():
+            if key not in MAY_CHANGE and now[section].get(key) != value:
+                raise ConfigError(
+                    f"{folder} was trained with {section}.{key} = {value}, but the recipe says "
+                    f"{now[section].get(key)}: resume with the same recipe, or train without resuming."
+                )
+    return folder
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise a ModelError unless adapter, optimizer, schedule and random states are all there and readable."""
+    check_adapter(folder)
+    random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]  # one a process
+    for path in (folder / "optimizer.pt", folder / "scheduler.pt", *random_states):
+        if not path.is_file():
+            raise ModelError(f"{folder} is no checkpoint to resume from: it has no {path.name}.")
+        whole = zipfile.is_zipfile(path)
+        if whole:
+            with zipfile.ZipFile(path) as archive:
+                whole = archive.testzip() is None
+        if not whole:
+            raise ModelError(f"{path} is damaged or truncated: resume from an earlier checkpoint.")
+    read_json(folder / "trainer_state.json")
+
+
+def check_same_data(checkpoint: Path, prepared: PreparedDataset) -> None:
+    """Raise a DataError where the checkpoint was trained on other data: its schedule names examples."""
+    was = manifest.read_raw(checkpoint).get("data", {})
+    if was and was.get("files") != prepared.manifest["files"]:
+        raise DataError(
+            f"{checkpoint} was trained on other data ({_datasets(was)}) than is prepared now "
+            f"({prepared.describes}): resume with the same data, or train without resuming."
+        )
+
+
+def _datasets(data: dict[str, Any]) -> str:
+    return ", ".join(dict.fromkeys(entry["dataset"] for entry in data["tasks"].values()))

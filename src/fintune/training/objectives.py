@@ -1,0 +1,248 @@
+"""What is learnt from an example: its completions in a row, the loss on them, and what is shown of it.
+
+An objective is one object. It sees a row's log-likelihoods and returns a loss for each example; the trainer
+only weighs and adds these. Shapes: N target tokens of a row, S spans (completions, numbered through the row),
+E examples, K levels of a number.
+
+Direct Preference Optimization (Rafailov et al., 2023, equation 7) would be written like this, for records
+that hold an answer (`target`) and a worse one (`rejected`):
+
+    class Preference(Objective):
+        shown = ("loss", "preferred")
+        asks_for_branches = "training.preference_beta is set"
+        beta = 0.1
+
+        def examples(self, task, records, template):
+            chosen = super().examples(task, records, template)
+            return [replace(e, extra=template.completion_ids(r.rejected)) for e, r in zip(chosen, records)]
+
+        def branches(self, example):
+            return [example.completion_ids, example.extra]
+
+        def _margins(self, scores):  # (E,): how much more than the untuned base the model prefers the answer
+            moved = scores.log_likelihoods - scores.reference().log_likelihoods  # (S,) = (2 E,)
+            return self.beta * (moved[0::2] - moved[1::2])
+
+        def loss(self, scores, row):
+            return -logsigmoid(self._margins(scores))
+
+        def figures(self, scores, row):
+            margins = self._margins(scores)
+            return {"loss": -logsigmoid(margins), "preferred": (margins > 0).float()}
+"""
+
+from __future__ import annotations
+
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fintune.config import Recipe
+from fintune.kernels.likelihood import span_log_likelihoods, span_mean_nll
+from fintune.kernels.packing import PackedRow
+from fintune.prompts import PromptTemplate, TokenizedExample
+from fintune.tasks import Record, Task
+
+
+@dataclass
+class Row:
+    """The examples of one forward pass.
+
+    Attributes:
+        packed: their tokens.
+        examples: E of them; their completions are the spans of `packed`, in this order.
+        answers: (E,) int64, the span of each example's answer.
+        weights: (E,) float32, each example's part of the step's loss: w_i / Σ w over the whole step.
+        counted: False of a row that only stands in, so that every process makes as many forward passes: its
+            weights are 0, and nothing is shown of it.
+    """
+
+    packed: PackedRow
+    examples: list[TokenizedExample]
+    answers: Tensor
+    weights: Tensor
+    counted: bool = True
+
+
+@dataclass
+class Scores:
+    """What the model says of a row's completions.
+
+    Attributes:
+        token_nll: (N,) −log p of each target token, in nats, with its gradient.
+        owner: (N,) int64, the span each of them belongs to.
+        spans: S.
+        reference: computes the same without the adapter, and without a gradient, for objectives that compare
+            the model with its untuned base.
+    """
+
+    token_nll: Tensor
+    owner: Tensor
+    spans: int
+    reference: Callable[[], Scores]
+
+    @cached_property
+    def log_likelihoods(self) -> Tensor:
+        """(S,) log p(completion | prompt), in nats."""
+        return span_log_likelihoods(self.token_nll, self.owner, self.spans)
+
+    @cached_property
+    def mean_nll(self) -> Tensor:
+        """(S,) the mean NLL of each completion's tokens: long answers weigh no more than short ones."""
+        return span_mean_nll(self.token_nll, self.owner, self.spans)
+
+
+class Objective(ABC):
+    """What training minimizes. `objective_of` chooses the one a recipe asks for."""
+
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    """The keys of `figures`: the log has `<task>_<key>`, validation `eval_<task>_<key>`."""
+    asks_for_branches: str = ""
+    """Where a row holds several completions of a prompt: the setting that asks for it, as `key is value`."""
+
+    def examples(
+        self, task: Task, records: Sequence[Record], template: PromptTemplate
+    ) -> list[TokenizedExample]:
+        """All training examples of one task, in the order of its records."""
+        return [template.example(task, record) for record in records]
+
+    def held_out(
+        self, task: Task, records: Sequence[Record], template: PromptTemplate
+    ) -> list[TokenizedExample]:
+        """The examples that validation computes `figures` of."""
+        return self.examples(task, records, template)
+
+    def branches(self, example: TokenizedExample) -> list[list[int]]:
+        """The completions of the example's prompt that stand in its row, as token ids."""
+        return [example.completion_ids]
+
+    def answer(self, example: TokenizedExample) -> int:
+        """The place of the example's answer among its `branches`."""
+        return 0
+
+    @abstractmethod
+    def loss(self, scores: Scores, row: Row) -> Tensor:
+        """(E,) the loss of each example, before its weight."""
+
+    @abstractmethod
+    def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
+        """For each of `shown` an (E,) tensor, whose mean over a task's examples is logged."""
+
+
+class Likelihood(Objective):
+    """Supervised fine-tuning: the mean negative log-likelihood of the answer's tokens, with end of text."""
+
+    def loss(self, scores: Scores, row: Row) -> Tensor:
+        return scores.mean_nll[row.answers.to(scores.token_nll.device)]
+
+    def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
+        return {"loss": Likelihood.loss(self, scores, row)}
+
+
+@dataclass(frozen=True)
+class Number:
+    """What `RegressionAware` needs of one example.
+
+    Attributes:
+        completions: the token ids of its K levels.
+        own: the place of the example's answer among them.
+        means: (K,) the number each level stands for.
+        target: the number itself, as far from its level as it is.
+        variance: of the task's training targets: the unit of the squared error.
+    """
+
+    completions: tuple[list[int], ...]
+    own: int
+    means: tuple[float, ...]
+    target: float
+    variance: float
+
+
+class RegressionAware(Likelihood):
+    """Regression-aware fine-tuning (RAIL, Lukasik et al., 2025): the expected number is trained too.
+
+    The loss of an example whose task answers with an expectation over levels is
+    meanNLL + λ · (E − y)² / Var y, with E = Σ p(level) · mean(level) under the model's distribution over the
+    levels, and λ `training.regression_loss_weight`. All levels stand in the row: for 15 levels of 5 tokens
+    about 60 tokens more an example. Other examples, and validation's, have the plain loss.
+    """
+
+    def __init__(self, weight: float) -> None:
+        """`weight` is λ."""
+        self.weight = weight
+        self.asks_for_branches = f"training.regression_loss_weight is {weight}"
+
+    def examples(
+        self, task: Task, records: Sequence[Record], template: PromptTemplate
+    ) -> list[TokenizedExample]:
+        plain = super().examples(task, records, template)
+        levels = [task.expectation(record) for record in records]
+        variance = statistics.pvariance([own.target for own in levels if own] or [0.0]) or 1.0
+        ids: dict[str, list[int]] = {}
+        found = []
+        for example, record, own in zip(plain, records, levels, strict=True):
+            if own is not None:
+                ids |= {text: template.completion_ids(text) for text in own.levels if text not in ids}
+                number = Number(
+                    completions=tuple(ids[text] for text in own.levels),
+                    own=own.levels.index(task.completion(record)),
+                    means=tuple(own.means),
+                    target=own.target,
+                    variance=variance,
+                )
+                example = replace(example, extra=number)
+            found.append(example)
+        return found
+
+    def held_out(
+        self, task: Task, records: Sequence[Record], template: PromptTemplate
+    ) -> list[TokenizedExample]:
+        return super().examples(task, records, template)
+
+    def branches(self, example: TokenizedExample) -> list[list[int]]:
+        return list(example.extra.completions) if example.extra else [example.completion_ids]
+
+    def answer(self, example: TokenizedExample) -> int:
+        return example.extra.own if example.extra else 0
+
+    def loss(self, scores: Scores, row: Row) -> Tensor:
+        losses = super().loss(scores, row)
+        numbers = [i for i, example in enumerate(row.examples) if example.extra]
+        if not numbers:
+            return losses
+        errors = self._squared_errors(scores, row, numbers)
+        return losses.index_add(0, torch.tensor(numbers, device=losses.device), errors, alpha=self.weight)
+
+    def _squared_errors(self, scores: Scores, row: Row, numbers: list[int]) -> Tensor:
+        """(R,) (E − y)² / Var y of the row's examples at the places `numbers`."""
+        device = scores.token_nll.device
+        own = [row.examples[i].extra for i in numbers]
+        counts = torch.tensor([len(number.means) for number in own], device=device)[:, None]  # (R, 1)
+        place = torch.arange(int(counts.max()), device=device)[
+            None
+        ]  # (1, K), K the most levels of one number
+        first = row.answers[numbers].to(device)[:, None] - torch.tensor([[n.own] for n in own], device=device)
+        # A number with fewer levels than K repeats its last one, which the mask then hides.
+        spans = first + torch.minimum(place, counts - 1)  # (R, K)
+        means = torch.zeros(spans.shape, device=device)
+        for i, number in enumerate(own):
+            means[i, : len(number.means)] = torch.tensor(number.means)
+        likelihoods = scores.log_likelihoods[spans].masked_fill(place >= counts, float("-inf"))
+        expected = (likelihoods.softmax(dim=1) * means).sum(dim=1)
+        targets, variances = (
+            torch.tensor([getattr(number, name) for number in own], device=device)
+            for name in ("target", "variance")
+        )
+        return (expected - targets) ** 2 / variances
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """The objective that a recipe asks for."""
+    weight = recipe.training.regression_loss_weight
+    return RegressionAware(weight) if weight else Likelihood()
