@@ -51,6 +51,7 @@ class Plan:
         schedule: the optimizer steps, each a list of indices into `examples`.
         per_epoch: examples of each task in one epoch.
         loss_weights: each task's weight in the loss.
+        step_size: examples of an optimizer step.
         steps_per_epoch: optimizer steps in one epoch (a fraction where the last step is short).
         truncated: the number of examples whose text was cut to `training.max_length`.
     """
@@ -60,6 +61,7 @@ class Plan:
     schedule: list[list[int]]
     per_epoch: dict[str, int]
     loss_weights: dict[str, float]
+    step_size: int
     steps_per_epoch: float
     truncated: int
 
@@ -85,6 +87,7 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         schedule=mix.steps(recipe, drawn, [example.task for example in examples]),
         per_epoch=drawn.per_epoch,
         loss_weights=drawn.loss_weights,
+        step_size=drawn.step_size,
         steps_per_epoch=sum(drawn.per_epoch.values()) / drawn.step_size,
         truncated=sum(example.truncated for example in examples),
     )
@@ -337,10 +340,9 @@ def _announce(run: _Run, facts: dict[str, Any]) -> None:
     """Say what will be trained, before the bar starts."""
     plan, training = run.plan, run.recipe.training
     trainable, total = facts["trainable_parameters"], facts["all_parameters"]
-    step_size = training.per_device_train_batch_size * training.gradient_accumulation_steps
     run.say(
         f"Training {trainable:,} of {total:,} parameters ({trainable / total:.2%}) in {facts['dtype']}: "
-        f"{len(plan.schedule)} steps of {step_size} examples "
+        f"{len(plan.schedule)} steps of {plan.step_size} examples "
         f"({', '.join(f'{name} {count}' for name, count in plan.per_epoch.items())} an epoch)."
     )
     if plan.truncated:

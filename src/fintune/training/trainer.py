@@ -8,6 +8,7 @@ What an example's loss is, and what is shown of it, is the objective's (`objecti
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 from collections import defaultdict
@@ -112,6 +113,7 @@ class MultiTaskTrainer(transformers.Trainer):
             with mixed_precision(self.model, self.engine.builtin.peft_forwards):
                 return target_nll(model, packed, self.engine.builtin.by_blocks, self.engine.builtin.head)
 
+        @functools.cache  # loss and figures may both ask: one pass, and as many in every process
         def reference() -> Scores:
             with torch.no_grad(), without_adapter(self.model):
                 return Scores(token_nll(), packed.owner, spans, reference)
