@@ -5,7 +5,6 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once;
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from fintune.errors import hint
 
 BUILT_IN_TASKS = ("sentiment", "headline", "summarization", "qa", "regression")
 
@@ -359,7 +360,10 @@ class Recipe(_Section):
     custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
     """One task block, or a list of them."""
     plugins: list[str] = []
-    """Python modules to import because they register tasks."""
+    """Python modules to import because they register tasks: installed, beside the recipe, or in the working
+    folder."""
+    plugins_dir: str | None = None
+    """Where `plugins` are looked for before the working folder; None is the recipe's own folder."""
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -417,9 +421,3 @@ class Recipe(_Section):
 
 def _entry_point_tasks() -> list[str]:
     return [point.name for point in entry_points(group="fintune.tasks")]
-
-
-def hint(wrong: str, valid: list[str]) -> str:
-    """The end of a sentence on a wrong name: the one most like it, else those that are valid."""
-    near = difflib.get_close_matches(wrong, valid, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; valid are: {', '.join(valid)}"

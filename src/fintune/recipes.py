@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,47 @@ from fintune.config import (
     TaskDataConfig,
     TextFormatConfig,
     TrainingConfig,
-    hint,
 )
-from fintune.errors import ConfigError
+from fintune.errors import ConfigError, hint
+
+ALIASES = {
+    "adapter_name_or_path": "lora_config.init_adapter",
+    "alpha": "lora_config.lora_alpha",
+    "batch": "training.per_device_train_batch_size",
+    "cutoff_len": "training.max_length",
+    "dora": "lora_config.use_dora",
+    "dropout": "lora_config.lora_dropout",
+    "epochs": "training.num_train_epochs",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "lora_dim": "lora_config.r",
+    "lora_r": "lora_config.r",
+    "lora_rank": "lora_config.r",
+    "lora_target": "lora_config.target_modules",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "max_seq_len": "training.max_length",
+    "max_seq_length": "training.max_length",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "model": "base_model.name",
+    "model_name": "base_model.name",
+    "model_name_or_path": "base_model.name",
+    "n_epochs": "training.num_train_epochs",
+    "num_epochs": "training.num_train_epochs",
+    "path": "data.tasks.TASK.file",
+    "peft_config": "lora_config",
+    "lora": "lora_config",
+    "quantization_bit": "base_model.load_in_4bit",
+    "rank": "lora_config.r",
+    "rslora": "lora_config.use_rslora",
+    "scheduler": "training.lr_scheduler_type",
+    "seq_len": "training.max_length",
+    "steps": "training.max_steps",
+    "tasks": "multi_task.task_weights",
+    "train_file": "data.tasks.TASK.file",
+    "warmup": "training.warmup_ratio",
+    "wd": "training.weight_decay",
+}
+"""What other programs call a setting → its key in a recipe."""
 
 
 def default_recipe_path() -> Path:
@@ -53,7 +92,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"holds a {type(raw).__name__}, not sections of settings"
         raise ConfigError(f"{path} {what}: write sections such as `training:` with keys under them.")
-    return recipe_from(raw, overrides, str(path))
+    recipe = recipe_from(raw, overrides, str(path))
+    if recipe.plugins and recipe.plugins_dir is None:
+        recipe.plugins_dir = str(path.parent)
+    return recipe
 
 
 def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str) -> Recipe:
@@ -116,13 +158,41 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     return [*model.model_fields, *(["batch_size"] if model is TrainingConfig else [])]
 
 
+def key_meant(name: str, spelt_alike: bool = True) -> str | None:
+    """The key of a recipe that is most likely meant by a setting's name in any section; None if none is near.
+
+    A key of that name in another section comes before what other programs call it, and both before keys that
+    are only spelt alike; those count if `spelt_alike`.
+    """
+    keys = dict(reversed(list(_keys(Recipe)))) | {"batch_size": "training.batch_size"}
+    if name in keys or name in ALIASES:
+        return keys.get(name) or ALIASES[name]
+    near = difflib.get_close_matches(name, [*keys, *ALIASES], n=1, cutoff=0.75) if spelt_alike else []
+    return (keys.get(near[0]) or ALIASES[near[0]]) if near else None
+
+
+def _keys(model: Any, section: str = "") -> Iterator[tuple[str, str]]:
+    """Each key of a section and of those below it, with its whole path."""
+    for name, field in model.model_fields.items():
+        yield name, section + name
+        if hasattr(field.annotation, "model_fields"):
+            yield from _keys(field.annotation, f"{section}{name}.")
+    if model is DataConfig:
+        yield from _keys(TaskDataConfig, f"{section}tasks.TASK.")
+
+
 def _sentence(item: Any, where: str) -> str:
     location, value = item["loc"], item["input"]
     if location[:1] == ("custom_task",):
         location = tuple(part for part in location if not isinstance(part, int))
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        near = hint(str(location[-1]), _valid_keys(location))
+        name, valid = str(location[-1]), _valid_keys(location)
+        near, other = hint(name, valid), key_meant(name)
+        if other and (name in ALIASES or "did you mean" not in near):
+            if location[:2] == ("data", "tasks"):
+                other = other.replace("TASK", str(location[2]))
+            near = f"; did you mean '{other}'?"
         return f"{key} (set to {value!r}) is not a known key{near} (in {where})"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":

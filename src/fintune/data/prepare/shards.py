@@ -17,6 +17,7 @@ from typing import Any
 
 from fintune.data.prepare.checks import Report, check
 from fintune.data.records import Dropped, Read, digest, text_key
+from fintune.tasks import plugins
 from fintune.tasks.base import Record, Task
 
 BATCH_ROWS = 8_192
@@ -56,11 +57,14 @@ def read_parts(parts: Sequence[Part], workers: int | None = None, mapper: Map | 
         return list(_watched(map(write_part, parts), parts, total))
     if mapper is not None:
         return list(_watched(mapper(write_part, parts), parts, total))
-    # Tasks of a plug-in are known in a forked process; where none can be forked they must be importable.
+    # Forked workers inherit registered plug-ins; spawned workers must import them.
     method = (
         "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else None
     )
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(
+        workers, context, initializer=plugins.allow, initargs=(plugins.places(),)
+    ) as pool:
         return list(_watched(pool.map(write_part, parts), parts, total))
 
 
