@@ -250,7 +250,8 @@ class TaskDataConfig(_Section):
     """The data's label → the task's label, where they differ."""
     salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
     """What is kept of a text that does not fit: its first tokens (none), or the sentences that
-    `fintune.text.salience` chooses; None is learnt for summarization and none for other types."""
+    `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
+    earlier versions, is read as score."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
