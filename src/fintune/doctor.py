@@ -116,9 +116,9 @@ def _python() -> Check:
 
 
 def requirements() -> list[Any]:
-    """The core's packages and versions as `packaging` reads them, of the installed metadata or pyproject.toml.
+    """The packages that the core needs, as `packaging.requirements` reads them.
 
-    What is for some systems alone is left out, and so are extras: they are optional parts.
+    Those with a marker (an extra's, or one system's) are left out: they are optional parts.
     """
     from packaging.requirements import Requirement
 

@@ -168,9 +168,8 @@ def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so
     trained = summarization("score").to_dict() | {"salience": {"method": "graph"}}
     for task in (summarization("graph"), task_from_dict(trained)):
         assert task.salience == Salience("score")
-    assert [record.getMessage() for record in caplog.records] == [
-        "salience: graph is no longer there, as it kept less of the references than score: score is used instead."
-    ]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("salience: graph is no longer there") and "score is used instead" in line
 
 
 @settings(deadline=None, max_examples=40)

@@ -45,6 +45,10 @@ class OfflineError(FetchError):
     """There is no way to the server from here."""
 
 
+class TimeUpError(Exception):
+    """Work took longer than it may."""
+
+
 class _Interrupted(Exception):
     """Why an attempt ended early, after which another may succeed."""
 
@@ -70,9 +74,9 @@ def unreachable(url: str, limits: Limits) -> str:
 
     try:
         # In a thread, because looking up a name may take longer than any limit given to it.
-        _within(2 * limits.connect_seconds, ask)
-    except (requests.RequestException, TimeoutError) as error:
-        return f"{host_of(url)} does not answer ({_brief(error)})"
+        within(2 * limits.connect_seconds, ask)
+    except (requests.RequestException, TimeUpError) as error:
+        return f"{host_of(url)} does not answer ({brief(error)})"
     return ""
 
 
@@ -136,7 +140,7 @@ def _ask_for_rest(url: str, part: Path, limits: Limits, deadline: float) -> None
                     stream.write(piece)
                     bar.update(len(piece))
     except (requests.RequestException, HTTPError) as error:
-        raise _Interrupted(_brief(error)) from None
+        raise _Interrupted(brief(error)) from None
 
 
 def fetch_hub(repository: str, revision: str, path: str, address: str, limits: Limits) -> Path:
@@ -161,8 +165,8 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
         )
 
     try:
-        return Path(_within(limits.file_seconds, ask))
-    except TimeoutError:
+        return Path(within(limits.file_seconds, ask))
+    except TimeUpError:
         raise FetchError(_too_long(address, limits)) from None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
@@ -171,14 +175,14 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
         if isinstance(cause, OfflineModeIsEnabled):
             raise OfflineError("HF_HUB_OFFLINE is set") from None
         if isinstance(error, LocalEntryNotFoundError):
-            raise OfflineError(f"{host_of(address)} does not answer ({_brief(cause or error)})") from None
+            raise OfflineError(f"{host_of(address)} does not answer ({brief(cause or error)})") from None
         if getattr(error, "errno", None):  # the disk's fault, not the hub's
             raise
-        raise FetchError(f"{address} failed: {_brief(error)}") from None
+        raise FetchError(f"{address} failed: {brief(error)}") from None
 
 
-def _within(seconds: float, work: Callable[[], _Result]) -> _Result:
-    """What `work` returns or raises; after so many seconds `TimeoutError`, whatever it waits for."""
+def within(seconds: float, work: Callable[[], _Result]) -> _Result:
+    """What `work` returns or raises; after so many seconds `TimeUpError`, whatever it waits for."""
     results: list[_Result] = []
     errors: list[BaseException] = []
 
@@ -194,7 +198,7 @@ def _within(seconds: float, work: Callable[[], _Result]) -> _Result:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError("no answer in time")
+        raise TimeUpError("no answer in time")
     return results[0]
 
 
@@ -225,7 +229,7 @@ def _refusal(url: str, status: int) -> str:
     return f"{url} was not given (HTTP {status})"
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """The root of a library's error, without the layers around it."""
     layers = [error]
     for seen in layers:  # urllib3 and requests put what went wrong into an attribute or argument
