@@ -202,19 +202,6 @@ def test_offline_for_us_is_offline_for_the_hub(capsys, workdir, monkeypatch):
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = (
-        "import sys; from fintune.cli import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'pydantic', 'rich'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--resume_from_checkpoint" in done.stdout
-
-
 @pytest.mark.parametrize(("setting", "allocator"), [(None, "mimalloc"), ("system", "system")])
 def test_a_command_starts_again_with_mimalloc_unless_told_not_to_and_its_children_know_nothing(
     setting, allocator
