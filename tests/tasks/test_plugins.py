@@ -206,7 +206,7 @@ def test_an_adapter_finds_the_plug_in_that_stood_beside_its_recipe(folders, work
     recipe = load_recipe(folders("recipes", "kept_plugin"))
     manifest.write(workdir, recipe, task_set(recipe))
     del sys.modules["kept_plugin"]
-    tasks._registered.clear()
+    registry_module._registered.clear()
     assert manifest.read(workdir)[1]["where"].instruction == "recipes"
 
 
