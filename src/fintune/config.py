@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -363,10 +364,22 @@ class Recipe(_Section):
     plugins: list[str] = []
     """Python modules to import because they register tasks: installed, beside the recipe, or in the working
     folder."""
-    plugins_dir: str | None = None
-    """Where `plugins` are looked for before the working folder; None is the recipe's own folder."""
+    _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def plugin_folder(self) -> str | None:
+        """Where its plug-ins may be besides among the installed packages; see `read_from`."""
+        return self._plugin_folder
+
+    def read_from(self, folder: str) -> Recipe:
+        """This recipe as the user's own, read from a folder: its plug-ins may come from there.
+
+        A recipe that an adapter keeps is never marked so: the adapter may be another's, with code beside it.
+        """
+        self._plugin_folder = folder if self.plugins else None
+        return self
 
     @property
     def data_seed(self) -> int:
@@ -417,7 +430,8 @@ class Recipe(_Section):
             logging_steps=1,
         )
         raw["training"].pop("batch_size", None)
-        return Recipe.model_validate(raw)
+        made = Recipe.model_validate(raw)
+        return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
 
 
 def _entry_point_tasks() -> list[str]:

@@ -23,44 +23,31 @@ from fintune.config import (
 )
 from fintune.errors import ConfigError, hint
 
-ALIASES = {
-    "adapter_name_or_path": "lora_config.init_adapter",
-    "alpha": "lora_config.lora_alpha",
-    "batch": "training.per_device_train_batch_size",
-    "cutoff_len": "training.max_length",
-    "dora": "lora_config.use_dora",
-    "dropout": "lora_config.lora_dropout",
-    "epochs": "training.num_train_epochs",
-    "grad_accum": "training.gradient_accumulation_steps",
-    "lora_dim": "lora_config.r",
-    "lora_r": "lora_config.r",
-    "lora_rank": "lora_config.r",
-    "lora_target": "lora_config.target_modules",
-    "lr": "training.learning_rate",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "max_seq_len": "training.max_length",
-    "max_seq_length": "training.max_length",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "model": "base_model.name",
-    "model_name": "base_model.name",
-    "model_name_or_path": "base_model.name",
-    "n_epochs": "training.num_train_epochs",
-    "num_epochs": "training.num_train_epochs",
-    "path": "data.tasks.TASK.file",
-    "peft_config": "lora_config",
-    "lora": "lora_config",
-    "quantization_bit": "base_model.load_in_4bit",
-    "rank": "lora_config.r",
-    "rslora": "lora_config.use_rslora",
-    "scheduler": "training.lr_scheduler_type",
-    "seq_len": "training.max_length",
-    "steps": "training.max_steps",
-    "tasks": "multi_task.task_weights",
-    "train_file": "data.tasks.TASK.file",
-    "warmup": "training.warmup_ratio",
-    "wd": "training.weight_decay",
+_ELSEWHERE = {
+    "lora_config.init_adapter": "adapter_name_or_path",
+    "lora_config.lora_alpha": "alpha",
+    "training.per_device_train_batch_size": "batch micro_batch_size",
+    "training.max_length": "cutoff_len max_seq_len max_seq_length seq_len",
+    "lora_config.use_dora": "dora",
+    "lora_config.lora_dropout": "dropout",
+    "training.num_train_epochs": "epochs n_epochs num_epochs",
+    "training.gradient_accumulation_steps": "grad_accum",
+    "lora_config.r": "lora_dim lora_r lora_rank rank",
+    "lora_config.target_modules": "lora_target",
+    "training.learning_rate": "lr",
+    "training.lr_scheduler_type": "lr_scheduler scheduler",
+    "base_model.name": "model model_name model_name_or_path",
+    "data.tasks.TASK.file": "path train_file",
+    "lora_config": "lora peft_config",
+    "base_model.load_in_4bit": "quantization_bit",
+    "lora_config.use_rslora": "rslora",
+    "training.max_steps": "steps",
+    "multi_task.task_weights": "tasks",
+    "training.warmup_ratio": "warmup",
+    "training.weight_decay": "wd",
 }
-"""What other programs call a setting → its key in a recipe."""
+"""Key of a recipe → what other programs call it."""
+ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 
 
 def default_recipe_path() -> Path:
@@ -92,10 +79,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"holds a {type(raw).__name__}, not sections of settings"
         raise ConfigError(f"{path} {what}: write sections such as `training:` with keys under them.")
-    recipe = recipe_from(raw, overrides, str(path))
-    if recipe.plugins and recipe.plugins_dir is None:
-        recipe.plugins_dir = str(path.parent)
-    return recipe
+    return recipe_from(raw, overrides, str(path)).read_from(str(path.parent))
 
 
 def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str) -> Recipe:

@@ -14,7 +14,7 @@ from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.models import manifest
 from fintune.recipes import load_recipe
-from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set
+from fintune.tasks import Prediction, known_tasks, plugins, register, task_from_dict, task_set
 from fintune.tasks import registry as registry_module
 from fintune.tasks.base import Task
 from fintune.tasks.types import RegressionTask
@@ -202,12 +202,20 @@ def test_a_plug_in_beside_its_recipe_comes_before_one_in_the_working_folder(fold
     assert task_set(load_recipe(folders(".", "working_plugin")))["where"].instruction == "."
 
 
-def test_an_adapter_finds_the_plug_in_that_stood_beside_its_recipe(folders, workdir):
-    recipe = load_recipe(folders("recipes", "kept_plugin"))
-    manifest.write(workdir, recipe, task_set(recipe))
+def test_code_beside_an_adapter_runs_only_where_the_user_names_its_folder(folders, workdir, monkeypatch):
+    recipe = load_recipe(folders("others", "kept_plugin"))
+    manifest.write(workdir / "others", recipe, task_set(recipe))
     del sys.modules["kept_plugin"]
+    monkeypatch.setattr(plugins, "_places", {})
     registry_module._registered.clear()
-    assert manifest.read(workdir)[1]["where"].instruction == "recipes"
+    monkeypatch.chdir(workdir / "others")
+    with pytest.raises(
+        ConfigError, match=r"'kept_plugin', which cannot be imported.* in FINTUNE_PLUGINS, if you trust"
+    ):
+        manifest.read(".")
+    assert "kept_plugin" not in sys.modules
+    monkeypatch.setenv("FINTUNE_PLUGINS", os.pathsep.join(["", str(workdir / "others")]))
+    assert manifest.read(".")[1]["where"].instruction == "others"
 
 
 def test_a_plug_in_never_takes_the_place_of_an_installed_module(folders):

@@ -164,12 +164,12 @@ def test_an_adapter_of_before_keeps_cutting_the_end_off():
 
 
 def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so_once(caplog):
-    salience._say_former.cache_clear()
+    salience._say_no_graph.cache_clear()
     trained = summarization("score").to_dict() | {"salience": {"method": "graph"}}
     for task in (summarization("graph"), task_from_dict(trained)):
         assert task.salience == Salience("score")
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("salience: graph is no longer there") and "score is used instead" in line
+    assert line.startswith("salience: graph is no longer there") and "score, which is used instead" in line
 
 
 @settings(deadline=None, max_examples=40)

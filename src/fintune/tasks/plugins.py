@@ -1,18 +1,24 @@
 """The Python modules that a recipe names under `plugins:`, imported from where their author expects it.
 
-A module is looked for among the installed ones, then in the recipe's own folder, then in the working folder.
-`sys.path` stays as it is: from those two folders nothing can be imported that no recipe has named.
+A module is looked for among the installed ones; where a recipe file names it, also in the file's folder
+and the working folder; and in the folders that the environment variable FINTUNE_PLUGINS lists. `sys.path`
+stays as it is: from such a folder nothing can be imported that no recipe has named. An adapter names modules
+too, and may be another's: it brings no folder, so code that lies beside it is not run.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from fintune.errors import ConfigError
+
+VARIABLE = "FINTUNE_PLUGINS"
+"""Environment variable: folders that plug-ins may come from, as in PATH."""
 
 _places: dict[str, list[str]] = {}
 """Top-level module or package that a recipe named → the folders it may come from, in order."""
@@ -38,25 +44,28 @@ def allow(more: Mapping[str, Sequence[str]]) -> None:
     _places.update({name: list(folders) for name, folders in more.items()})
 
 
-def import_plugins(modules: Sequence[str], recipe_dir: str | None) -> None:
+def import_plugins(modules: Sequence[str], recipe_folder: str | None) -> None:
     """Import modules by name, each of which registers its tasks.
 
     Args:
-        recipe_dir: the folder of the recipe that names them; None leaves the working folder alone.
+        recipe_folder: the folder of the user's recipe that names them; None where an adapter names them.
 
     Raises:
         ConfigError: a module is not found, fails when it is imported, or has the name of another module.
     """
-    folders = [str(Path(folder).resolve()) for folder in (recipe_dir, ".") if folder is not None]
+    listed = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    own = () if recipe_folder is None else (recipe_folder, ".")
+    folders = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*own, *listed)))
     allow({module.partition(".")[0]: folders for module in modules})
     for module in modules:
         try:
             importlib.import_module(module)
         except Exception as error:  # a plug-in may raise anything
-            searched = ", ".join(["the installed packages", *dict.fromkeys(folders)])
-            more = f" (searched: {searched})" if isinstance(error, ModuleNotFoundError) else ""
+            where = ", ".join(["the installed packages", *folders])
+            more = f" (searched: {where}): name its folder in {VARIABLE}, if you trust it"
             raise ConfigError(
-                f"plugins names the module {module!r}, which cannot be imported: {error}{more}"
+                f"plugins names the module {module!r}, which cannot be imported: {error}"
+                + (more if isinstance(error, ModuleNotFoundError) else "")
             ) from error
         _refuse_namesake(module.partition(".")[0], folders)
 

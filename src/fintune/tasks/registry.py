@@ -121,7 +121,7 @@ def task_set(recipe: Recipe) -> TaskSet:
         ConfigError: a weight names a task nobody defines, or `salience: learnt` a task without references.
     """
     custom = recipe.custom_task
-    import_plugins(recipe.plugins, recipe.plugins_dir)
+    import_plugins(recipe.plugins, recipe.plugin_folder)
     known = known_tasks(custom)
     names = list(dict.fromkeys([*recipe.multi_task.task_weights, *(task.name for task in custom)]))
     unknown = [name for name in names if name not in known]

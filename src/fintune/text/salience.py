@@ -20,8 +20,6 @@ from fintune.errors import ConfigError
 from fintune.text.sentences import sentences
 
 Method = Literal["lead", "score", "learnt", "bm25"]
-FORMER = {"graph": "score"}
-"""A method of earlier versions, as recipes and adapters still name it → what is used for it now."""
 
 BLOCK = 512
 """Sentences scored together: `bm25` ranks a sentence among those of its block alone."""
@@ -83,9 +81,9 @@ class Salience:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.method in FORMER:
-            _say_former(self.method)
-            object.__setattr__(self, "method", FORMER[self.method])
+        if str(self.method) == "graph":  # in recipes and adapters of earlier versions
+            _say_no_graph()
+            object.__setattr__(self, "method", "score")
         if self.method not in get_args(Method):
             raise ConfigError(f"salience is {self.method!r}, but known are: {', '.join(get_args(Method))}")
 
@@ -151,10 +149,9 @@ class Salience:
 
 
 @functools.cache
-def _say_former(method: str) -> None:
+def _say_no_graph() -> None:
     logging.getLogger(__name__).warning(
-        "salience: %s is no longer there, as it kept less of the references than %s: %s is used instead.",
-        *(method, FORMER[method], FORMER[method]),
+        "salience: graph is no longer there, as score, which is used instead, kept more of the references."
     )
 
 

@@ -33,13 +33,12 @@ QUICK = Limits(connect_seconds=1.2, read_seconds=10, file_seconds=300, attempts=
 
 @dataclass
 class Outcome:
-    """What became of each dataset that was asked for."""
+    """The datasets that could not be had, each with the reason."""
 
-    got: list[str] = field(default_factory=list)
     unreached: dict[str, str] = field(default_factory=dict)
-    """Datasets whose servers were not reached: name → why."""
+    """Those whose servers were not reached."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Datasets that no place gave as they are known: name → why."""
+    """Those that no place gave as they should be."""
 
 
 def download(
@@ -102,7 +101,6 @@ def get(
             state = " and ".join(sorted(done)) or "already there"
             files = ", ".join(dataset.found(Path(target_dir)))
             say(f"{dataset.name}: {state}, {files} in {target_dir} ({dataset.licence}){without}.")
-            outcome.got.append(dataset.name)
     return outcome
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -23,7 +22,7 @@ from fintune.data.raw.readers.row_files import RowFile
 from fintune.data.raw.registry import DATASETS, DEFAULTS, SAMPLE, Dataset
 from fintune.data.records import Dropped, Read
 from fintune.data.storage import Location, locate
-from fintune.errors import ConfigError, DataError
+from fintune.errors import ConfigError, DataError, hint
 from fintune.tasks.base import Record, Task
 from fintune.text.encoding import repair
 
@@ -229,9 +228,8 @@ def _wanted(name: str, config: TaskDataConfig | None) -> str:
 def _dataset(name: str, dataset: str, task: Task) -> Dataset:
     key = f"data.tasks.{name}.dataset"
     if dataset not in DATASETS:
-        near = difflib.get_close_matches(dataset, [*DATASETS, "sample"], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are: sample, {', '.join(DATASETS)}"
-        raise ConfigError(f"{key} names the unknown dataset '{dataset}'; {hint}")
+        near = hint(dataset, [*DATASETS, "sample"])
+        raise ConfigError(f"{key} names the unknown dataset '{dataset}'{near}")
     found = DATASETS[dataset]
     if found.type != task.type:
         fitting = [other.name for other in DATASETS.values() if other.type == task.type]
