@@ -31,13 +31,16 @@ test: $(READY)  ## the whole test suite (8 to 17 minutes); ARGS="-k word" to cho
 	@echo "Running the test suite: 8 to 17 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports (about 25 seconds)
+lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/ (about 30 seconds)
 	@echo "Checking style and types: about 20 seconds."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/module_map.py --check
+	$(BIN)/yamllint --strict -c deploy/.yamllint deploy
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 format: $(READY)  ## put the code into the project's style
 	$(BIN)/ruff check --fix --quiet .

@@ -20,7 +20,7 @@ from typing import Any
 from harness import parser, save
 
 BUDGETS = (256, 512, 1024, 2048)
-METHODS = ("lead", "score", "bm25", "graph", "learnt")
+METHODS = ("lead", "score", "bm25", "learnt")
 ROUGE = ("rouge1", "rouge2", "rougeL")
 SHOWN = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
 

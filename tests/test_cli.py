@@ -43,6 +43,11 @@ def fails(capsys, *arguments):
         (["train", "--config", "absent.yaml"], ["no recipe at absent.yaml"]),
         (["train", "--set", "training.learning_rate=-1"], ["learning_rate must be > 0, got -1"]),
         (["train", "--set", "training.lerning_rate=1"], ["lerning_rate (set to 1)", "'learning_rate'"]),
+        (["train", "--set", "training.lr=1"], ["training.lr (set to 1)", "'training.learning_rate'"]),
+        (["train", "--set", "training.lora_r=8"], ["training.lora_r (set to 8)", "'lora_config.r'"]),
+        (["train", "--set", "lora.r=8"], ["did you mean 'lora_config'?"]),
+        (["train", "--set", "seed=8"], ["seed (set to 8)", "'training.seed'"]),
+        (["train", "--set", "data.tasks.qa.path=a.csv"], ["did you mean 'data.tasks.qa.file'?"]),
         (["train", "--set", "base_model.name=nobody/nothing"], ["base_model.name is nobody/nothing"]),
         (["train", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
         (["train", "--resume_from_checkpoint", "absent"], ["no checkpoint at absent"]),
@@ -71,6 +76,52 @@ def test_a_mistake_is_one_sentence_that_names_it(capsys, workdir, arguments, par
     sentence = fails(capsys, *arguments)
     for part in parts:
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("trian", "fintune: there is no command 'trian'; did you mean 'train'? See  fintune --help"),
+        ("data prepre", "fintune data: there is no action 'prepre'; did you mean 'prepare'? See"),
+        ("--hepl", "fintune: there is no flag --hepl; did you mean --help? See"),
+        (
+            "train --output-dri x",
+            "fintune train: there is no flag --output_dri; did you mean --output_dir? See",
+        ),
+        ("train --epochs 3", "no flag --epochs; did you mean --set training.num_train_epochs=3? See"),
+        ("train --lr=1e-4", "no flag --lr; did you mean --set training.learning_rate=1e-4? See"),
+        ("train --dataset a", "no flag --dataset; did you mean --set data.tasks.TASK.dataset=a? See"),
+        ("train --model_name_or_path a", "did you mean --set base_model.name=a? See"),
+        ("evaluate --max_tst 3", "there is no flag --max_tst; did you mean --max_test? See"),
+        ("evaluate --model_name_or_path a", "did you mean --model_path? See"),
+        ("predict --tsk qa Hello", "fintune predict: there is no flag --tsk; did you mean --task? See"),
+        ("predict --task qa --lora_r 8 a", "fintune predict: there is no flag --lora_r. See"),
+        ("export --format merge --output_dir x", "there is no --format 'merge'; did you mean 'merged'? See"),
+        ("train again", "fintune train: there is no place for 'again' here. See  fintune train --help"),
+        ("serve --max_batch x", "--max_batch: must be a whole number of at least 1, got x. See"),
+        ("data", "fintune data: the following arguments are required: ACTION. See  fintune data --help"),
+    ],
+)
+def test_a_misspelt_command_or_flag_is_one_line_with_the_nearest_right_one(capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and sentence in error
+
+
+def test_a_text_that_looks_like_a_flag_is_answered_after_two_dashes(capsys, workdir, adapter):
+    flags = ["predict", "--task", "sentiment", "--model_path", str(adapter)]
+    assert main([*flags, "--", "--year-on-year"]) == 0
+    first = capsys.readouterr().out
+    assert main([*flags, "--", "--year_on_year"]) == 0
+    assert first != capsys.readouterr().out  # a text keeps its dashes
+
+
+def test_every_alias_of_a_setting_names_a_key_of_the_recipe():
+    from fintune.recipes import ALIASES, key_meant
+
+    assert {key for key in ALIASES.values() if key_meant(key.rpartition(".")[2]) is None} == set()
+    assert key_meant("num_train_epoch") == "training.num_train_epochs" and key_meant("zzz") is None
 
 
 def test_a_full_disk_leaves_what_was_there(capsys, workdir, monkeypatch):
@@ -149,19 +200,6 @@ def test_offline_for_us_is_offline_for_the_hub(capsys, workdir, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     fails(capsys, "predict", "--task", "sentiment")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-
-
-def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = (
-        "import sys; from fintune.cli import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'pydantic', 'rich'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--resume_from_checkpoint" in done.stdout
 
 
 @pytest.mark.parametrize(("setting", "allocator"), [(None, "mimalloc"), ("system", "system")])

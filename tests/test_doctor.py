@@ -2,12 +2,16 @@
 
 import builtins
 import importlib.metadata
+import re
 import subprocess
 import sys
 
 import pytest
 
 from fintune import doctor
+from fintune.config import Recipe
+from fintune.data.prepare.dataset import prepare
+from fintune.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -22,57 +26,81 @@ def test_everything_required_works_where_the_suite_runs(found):
 
 
 def test_every_package_of_the_core_is_checked_against_its_lowest_version(found):
-    lowest = doctor.requirements()
-    assert set(lowest) <= set(found)
-    assert {"torch", "transformers", "peft", "scikit-learn"} <= set(lowest)
-    assert f"at least {lowest['torch']}" in found["torch"].detail
+    wanted = {requirement.name: str(requirement.specifier) for requirement in doctor.requirements()}
+    assert {"torch", "transformers", "peft", "scikit-learn"} <= set(wanted) <= set(found)
+    assert f"({wanted['torch']} is needed)" in found["torch"].detail
 
 
-def test_a_package_that_is_too_old_or_missing_fails_with_the_fix(monkeypatch):
-    versions = {"torch": "2.5.1+cu121", "transformers": None}
+@pytest.fixture
+def installed(monkeypatch):
+    """A function: package=version, or None where it is not installed."""
     real = importlib.metadata.version
 
-    def version(package):
-        found = versions.get(package, real(package) if package not in versions else None)
-        if found is None:
-            raise importlib.metadata.PackageNotFoundError(package)
-        return found
+    def install(**versions):
+        def version(package):
+            found = versions[package] if package in versions else real(package)
+            if found is None:
+                raise importlib.metadata.PackageNotFoundError(package)
+            return found
 
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    packages = {check.name: check for check in doctor._packages()}
-    assert (
-        str(packages["torch"])
-        == f"✗ {'torch':<20} 2.5.1+cu121, but at least 2.6 is needed  →  pip install -U torch"
-    )
-    assert not packages["transformers"].ok and "not installed" in packages["transformers"].detail
-    assert packages["numpy"].ok
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return install
 
 
 @pytest.mark.parametrize(
-    ("version", "lowest", "enough"),
-    [("2.13.0+cpu", "2.6", True), ("5.0", "5.0.0", True), ("0.9", "0.18", False), ("3.0rc1", "2.9", True)],
+    ("found", "ok"),
+    [
+        ("2.13.0+cpu", True),
+        ("2.6", True),
+        ("2.6.0", True),
+        ("3.0rc1", True),
+        ("2.5.1+cu121", False),
+        (None, False),
+    ],
 )
-def test_versions_are_compared_as_numbers(version, lowest, enough):
-    assert (doctor._numbers(version) >= doctor._numbers(lowest)) is enough
+def test_a_package_that_is_too_old_or_missing_fails_with_the_fix(installed, found, ok):
+    installed(torch=found)
+    lines: list[str] = []
+    doctor.run(lines.append)
+    failing = [line for line in lines if line.startswith("✗ torch")]
+    if ok:
+        assert not failing
+    elif found:
+        assert failing == [f"✗ {'torch':<20} 2.5.1+cu121 (>=2.6 is needed)  →  pip install -U 'torch>=2.6'"]
+    else:
+        assert "not installed (>=2.6 is needed)" in failing[0]
 
 
-def test_a_missing_torch_is_a_line_and_a_missing_optional_part_no_failure(monkeypatch):
-    real_version, real_import = importlib.metadata.version, builtins.__import__
+def test_what_passes_is_a_line_a_group_and_failures_are_last(installed, monkeypatch):
+    monkeypatch.setattr(doctor, "_base_model", lambda: doctor.Check("base model", True, "fine"))
+    shown: list[str] = []
+    doctor.run(shown.append)
+    assert len(shown) <= 10 and sum("packages" in line for line in shown) == 1
+    installed(numpy="1.0", wandb=None)
+    lines: list[str] = []
+    assert doctor.run(lines.append) == 1
+    assert [line.split()[1] for line in lines if line.startswith("✗")][-1:] == ["numpy"]
+    marks = [line[0] for line in lines[:-1]]
+    assert marks == sorted(marks, key="✓–✗".index)
+    assert any(line.startswith("– not set up") and "wandb" in line for line in lines)
+    every: list[str] = []
+    doctor.run(every.append, verbose=True)
+    assert len(every) > 40 and any(line.startswith("✓ pandas") for line in every)
 
-    def version(package):
-        if package in ("torch", "wandb"):
-            raise importlib.metadata.PackageNotFoundError(package)
-        return real_version(package)
+
+def test_a_missing_torch_is_a_line_and_a_missing_optional_part_no_failure(installed, monkeypatch):
+    real_import = builtins.__import__
+    installed(torch=None, wandb=None)
 
     def without_torch(name, *args, **kwargs):
         if name.split(".")[0] == "torch":
             raise ModuleNotFoundError(f"No module named '{name}'")
         return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(builtins, "__import__", without_torch)
     lines: list[str] = []
-    assert doctor.run(lines.append) == 1
+    assert doctor.run(lines.append, verbose=True) == 1
     failing = [line.split("  ")[0] for line in lines if line.startswith("✗")]
     assert set(failing) - {"✗ memory"} == {"✗ torch", "✗ device", "✗ base model"}
     assert any(line.startswith("– wandb") and "fintune[track]" in line for line in lines)
@@ -83,6 +111,8 @@ def test_a_data_folder_that_holds_no_dataset_fails_with_the_fix(tmp_path, monkey
     monkeypatch.setenv("FINTUNE_DATA_DIR", str(tmp_path))
     check = doctor._data()
     assert not check.ok and str(tmp_path) in check.detail and "fintune data download" in check.fix
+    with pytest.raises(DataError, match=re.escape(check.detail)):  # as a run says it
+        prepare(Recipe.model_validate({"data": {"prepared_dir": str(tmp_path / "out")}}))
 
 
 def test_a_complete_dataset_is_found_by_name(tmp_path, monkeypatch):

@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from fintune import __version__
 from fintune.allocator import use_mimalloc
 from fintune.commands import answering, data, serving, training
 from fintune.commands.common import Command
+from fintune.commands.parsing import Parser, underscored
 from fintune.errors import FintuneError
 
 COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live", "serve")
 
 
+def _doctor_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="a line for each check that passes, too"
+    )
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from fintune.doctor import run
 
-    return run()
+    return run(verbose=args.verbose)
 
 
 COMMANDS = (
@@ -27,12 +34,12 @@ COMMANDS = (
     *answering.COMMANDS,
     *serving.COMMANDS,
     *data.COMMANDS,
-    Command("doctor", "check this machine and this installation", _doctor),
+    Command("doctor", "check this machine and this installation", _doctor, _doctor_flags),
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="fintune",
         description="Fine-tune one LLM with one LoRA adapter on five finance tasks, and use it.",
         epilog="Start with `fintune run --debug`: a minute or two, and every step of the pipeline.",
@@ -46,13 +53,6 @@ def _parser() -> argparse.ArgumentParser:
         if command.add_flags:
             command.add_flags(flags)
     return parser
-
-
-def _underscored(arguments: Sequence[str]) -> Iterator[str]:
-    """Let `--output-dir` mean `--output_dir`: flags are known by underscores, and both are typed."""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        yield name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
 
 
 def _quiet() -> None:
@@ -85,7 +85,7 @@ def entry(*command: str) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C."""
-    args = _parser().parse_args(list(_underscored(arguments)))
+    args = _parser().parse_args(underscored(arguments))
     _quiet()
     try:
         return int(args.run(args))

@@ -5,7 +5,6 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once;
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -14,10 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+
+from fintune.errors import hint
 
 BUILT_IN_TASKS = ("sentiment", "headline", "summarization", "qa", "regression")
 
@@ -265,7 +267,8 @@ class TaskDataConfig(_Section):
     """The data's label → the task's label, where they differ."""
     salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
     """What is kept of a text that does not fit: its first tokens (none), or the sentences that
-    `fintune.text.salience` chooses; None is learnt for summarization and none for other types."""
+    `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
+    earlier versions, is read as score."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
@@ -375,9 +378,24 @@ class Recipe(_Section):
     custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
     """One task block, or a list of them."""
     plugins: list[str] = []
-    """Python modules to import because they register tasks."""
+    """Python modules to import because they register tasks: installed, beside the recipe, or in the working
+    folder."""
+    _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def plugin_folder(self) -> str | None:
+        """Where its plug-ins may be besides among the installed packages; see `read_from`."""
+        return self._plugin_folder
+
+    def read_from(self, folder: str) -> Recipe:
+        """This recipe as the user's own, read from a folder: its plug-ins may come from there.
+
+        A recipe that an adapter keeps is never marked so: the adapter may be another's, with code beside it.
+        """
+        self._plugin_folder = folder if self.plugins else None
+        return self
 
     @property
     def data_seed(self) -> int:
@@ -444,14 +462,9 @@ class Recipe(_Section):
             logging_steps=1,
         )
         raw["training"].pop("batch_size", None)
-        return Recipe.model_validate(raw)
+        made = Recipe.model_validate(raw)
+        return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
 
 
 def _entry_point_tasks() -> list[str]:
     return [point.name for point in entry_points(group="fintune.tasks")]
-
-
-def hint(wrong: str, valid: list[str]) -> str:
-    """The end of a sentence on a wrong name: the one most like it, else those that are valid."""
-    near = difflib.get_close_matches(wrong, valid, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; valid are: {', '.join(valid)}"

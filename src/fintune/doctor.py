@@ -1,4 +1,4 @@
-"""Whether this machine can run fintune: one line a check, ✓ or ✗ with the fix, – for an absent optional part.
+"""Whether this machine can run fintune: ✓ or ✗ with the fix, – for an absent optional part.
 
 Comes before everything else, so it works where libraries are missing or broken: each check imports what it
 needs itself, and an error becomes a line.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ NEEDED_MEMORY_GB = 4
 NEEDED_DISK_GB = 2
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 SETUP = "make setup" if PYPROJECT.is_file() else "pip install -U fintune"
+PACKAGES, OPTIONAL = "packages", "optional parts"
 MODEL_PARTS = ("torch", "transformers", "peft")
 
 
@@ -37,6 +38,8 @@ class Check:
     fix: str = ""
     required: bool = True
     """False: an optional part, whose absence is no failure."""
+    group: str = ""
+    """Checks of one group that pass are one line; "" is a line of its own."""
 
     @property
     def mark(self) -> str:
@@ -47,13 +50,30 @@ class Check:
         return line if self.ok or not self.fix else f"{line}  →  {self.fix}"
 
 
-def run(say: Callable[[str], Any] = print) -> int:
-    """Say every check as it is made; return 1 when a required one fails, else 0."""
+def run(say: Callable[[str], Any] = print, verbose: bool = False) -> int:
+    """Say what was found, failures last with their fix; return 1 when a required check fails, else 0.
+
+    Args:
+        verbose: a line for each check, where a group that passes is one line else.
+    """
     start = time.perf_counter()
+    late: list[str] = []
     failed = 0
-    for check in _each():
-        say(str(check))
-        failed += check.required and not check.ok
+    for group, found in groupby(checks(), key=lambda check: check.group):
+        each = list(found)
+        fine = [check for check in each if check.ok]
+        if fine and group and not verbose:
+            fine = [Check(group, True, _together(group, fine))]
+        for check in fine:
+            say(str(check))
+        absent = [check for check in each if not check.ok and not check.required]
+        if absent and not verbose:
+            names = ", ".join(check.name for check in absent)
+            late.append(f"– {'not set up':<20} {names}  →  fintune doctor -v  says what for")
+        late += [str(check) for check in each if not check.ok and (check.required or verbose)]
+        failed += sum(check.required and not check.ok for check in each)
+    for line in sorted(late, key=lambda line: line.startswith("✗")):
+        say(line)
     seconds = time.perf_counter() - start
     if failed:
         say(f"{failed} of the required checks fail ({seconds:.1f} s): see the lines with ✗.")
@@ -62,15 +82,18 @@ def run(say: Callable[[str], Any] = print) -> int:
     return 0
 
 
-def checks() -> list[Check]:
-    """All findings; loads torch and the embedded model, so it takes some seconds."""
-    return list(_each())
+def _together(group: str, checks: list[Check]) -> str:
+    """What one line says of checks that pass."""
+    if group == PACKAGES:
+        return f"{len(checks)} installed, each new enough"
+    return ", ".join(check.name for check in checks)
 
 
-def _each() -> Iterator[Check]:
+def checks() -> Iterator[Check]:
+    """Each finding as it is made; loads torch and the embedded model, so it takes some seconds."""
     yield _python()
-    yield from _packages()
     for name, check in (
+        (PACKAGES, _packages),
         ("device", _device),
         ("memory", _memory),
         ("disk", _disk),
@@ -78,11 +101,11 @@ def _each() -> Iterator[Check]:
         ("data", _data),
     ):
         try:
-            yield check()
+            found = check()
+            yield from [found] if isinstance(found, Check) else found
         except Exception as error:  # a broken library may raise anything; the other checks still count
             yield Check(name, False, f"{type(error).__name__}: {_first_line(error)}", SETUP)
     yield from _optional_parts()
-    yield _hub_token()
 
 
 def _python() -> Check:
@@ -92,27 +115,32 @@ def _python() -> Check:
     )
 
 
-def requirements() -> dict[str, str]:
-    """Each package of the core and its lowest version, from the installed metadata or from pyproject.toml."""
+def requirements() -> list[Any]:
+    """The packages that the core needs, as `packaging.requirements` reads them.
+
+    Those with a marker (an extra's, or one system's) are left out: they are optional parts.
+    """
+    from packaging.requirements import Requirement
+
     if PYPROJECT.is_file():
         import tomllib
 
         wanted = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         wanted = importlib.metadata.requires("fintune") or []
-    matches = (re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", requirement) for requirement in wanted)
-    return {match[1]: match[2] for match in matches if match}
+    return [requirement for requirement in map(Requirement, wanted) if not requirement.marker]
 
 
-def _packages() -> Iterator[Check]:
-    for name, lowest in requirements().items():
+def _packages() -> list[Check]:
+    checks = []
+    for wanted in requirements():
+        name, versions = wanted.name, str(wanted.specifier)
         found = _version(name)
-        if found is None:
-            yield Check(name, False, f"not installed (at least {lowest} is needed)", SETUP)
-        elif _numbers(found) < _numbers(lowest):
-            yield Check(name, False, f"{found}, but at least {lowest} is needed", f"pip install -U {name}")
-        else:
-            yield Check(name, True, f"{found} (at least {lowest})")
+        ok = found is not None and wanted.specifier.contains(found, prereleases=True)
+        detail = f"{found or 'not installed'} ({versions} is needed)"
+        fix = f"pip install -U '{name}{versions}'" if found else SETUP
+        checks.append(Check(name, ok, detail, fix, group=PACKAGES))
+    return checks
 
 
 def _version(package: str) -> str | None:
@@ -120,15 +148,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, without trailing zeros: `2.13.0+cpu` is (2, 13)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(part) for part in match[0].split(".")] if match else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def _device() -> Check:
@@ -215,28 +234,21 @@ def _base_model() -> Check:
 def _data() -> Check:
     from fintune.config import DataConfig
     from fintune.data.raw.registry import DATASETS, DEFAULTS
-    from fintune.data.raw.sources import data_folders
+    from fintune.data.raw.sources import data_folders, found_in, wrong_folder
 
-    folders = [folder for folder, _ in data_folders(DataConfig())]
-    folder, setting = data_folders(DataConfig())[0]
-    where = f"{folder} ({setting})" if setting else str(folder)
-    there = {
-        d.name: [any((f / path).is_file() for f in folders) for path in d.paths] for d in DATASETS.values()
-    }
-    found = [name for name, files in there.items() if all(files)]
-    partial = [name for name, files in there.items() if any(files) and not all(files)]
-    if partial:
-        names = ", ".join(partial)
-        return Check(
-            "data", False, f"{names} in {where} lacks files", f"fintune data download --dataset {partial[0]}"
-        )
-    if setting and not any((folder / path).is_file() for d in DATASETS.values() for path in d.paths):
-        what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
-        fix = f"correct {setting}, run  fintune data download,  or unset it to use the built-in sample"
-        return Check("data", False, f"{where} {what}", fix)
-    sample = [task for task, dataset in DEFAULTS.items() if dataset not in found]
+    folders = data_folders(DataConfig())
+    where = " or ".join(f"{folder} ({setting})" if setting else str(folder) for folder, setting in folders)
+    states = {dataset.name: found_in(dataset, folders) for dataset in DATASETS.values()}
+    if partial := [name for name, state in states.items() if state == "in part"]:
+        fix = f"fintune data download --dataset {partial[0]}"
+        return Check("data", False, f"{', '.join(partial)} in {where} lacks files", fix)
+    if wrong := wrong_folder(folders):
+        detail, _, fix = wrong.rstrip(".").partition(": ")
+        return Check("data", False, detail, fix)
+    found = [name for name, state in states.items() if state == "yes"]
     if not found:
         return Check("data", True, f"built-in sample for all tasks (no public dataset in {where})")
+    sample = [task for task, dataset in DEFAULTS.items() if dataset not in found]
     rest = f"; built-in sample for {', '.join(sample)}" if sample else ""
     return Check("data", True, f"{', '.join(found)} in {where}{rest}")
 
@@ -255,19 +267,19 @@ def _optional_parts() -> Iterator[Check]:
     for name, purpose, extra in parts:
         found = _version(name)
         detail = f"{found} ({purpose})" if found else f"not installed ({purpose})"
-        yield Check(name, found is not None, detail, f"pip install 'fintune[{extra}]'", required=False)
+        yield _optional(name, found is not None, detail, f"pip install 'fintune[{extra}]'")
     if sys.platform == "linux":
         there = library() is not None
         detail = "commands run with it (steady speed on a CPU)" if there else "not installed (speed on a CPU)"
-        yield Check("mimalloc", there, detail, "pip install cmeel-mimalloc", required=False)
+        yield _optional("mimalloc", there, detail, "pip install cmeel-mimalloc")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    yield Check(
-        "chromium",
-        browser is not None,
-        browser or "not found (browser tests)",
-        "apt install chromium",
-        required=False,
-    )
+    detail = browser or "not found (browser tests)"
+    yield _optional("chromium", browser is not None, detail, "apt install chromium")
+    yield _hub_token()
+
+
+def _optional(name: str, found: bool, detail: str, fix: str) -> Check:
+    return Check(name, found, detail, fix, required=False, group=OPTIONAL)
 
 
 def _hub_token() -> Check:
@@ -279,7 +291,7 @@ def _hub_token() -> Check:
     except ImportError:
         found = bool(os.environ.get("HF_TOKEN"))
     detail = "set" if found else "not set (only gated base models need it)"
-    return Check("hub token", found, detail, "hf auth login", required=False)
+    return _optional("hub token", found, detail, "hf auth login")
 
 
 def _first_line(error: Exception) -> str:

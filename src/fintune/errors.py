@@ -1,5 +1,10 @@
 """The errors a user can cause. The command line prints their message alone, without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class FintuneError(Exception):
     """A mistake the user can mend; its message names the field, the value and the fix."""
@@ -22,3 +27,9 @@ class MissingExtraError(FintuneError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")
+
+
+def hint(wrong: str, valid: Sequence[str]) -> str:
+    """The end of a sentence on a wrong name: the valid one most like it, else all that are valid."""
+    near = difflib.get_close_matches(wrong, valid, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; valid are: {', '.join(valid)}"

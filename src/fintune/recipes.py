@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,34 @@ from fintune.config import (
     TaskDataConfig,
     TextFormatConfig,
     TrainingConfig,
-    hint,
 )
-from fintune.errors import ConfigError
+from fintune.errors import ConfigError, hint
+
+_ELSEWHERE = {
+    "lora_config.init_adapter": "adapter_name_or_path",
+    "lora_config.lora_alpha": "alpha",
+    "training.per_device_train_batch_size": "batch micro_batch_size",
+    "training.max_length": "cutoff_len max_seq_len max_seq_length seq_len",
+    "lora_config.use_dora": "dora",
+    "lora_config.lora_dropout": "dropout",
+    "training.num_train_epochs": "epochs n_epochs num_epochs",
+    "training.gradient_accumulation_steps": "grad_accum",
+    "lora_config.r": "lora_dim lora_r lora_rank rank",
+    "lora_config.target_modules": "lora_target",
+    "training.learning_rate": "lr",
+    "training.lr_scheduler_type": "lr_scheduler scheduler",
+    "base_model.name": "model model_name model_name_or_path",
+    "data.tasks.TASK.file": "path train_file",
+    "lora_config": "lora peft_config",
+    "base_model.load_in_4bit": "quantization_bit",
+    "lora_config.use_rslora": "rslora",
+    "training.max_steps": "steps",
+    "multi_task.task_weights": "tasks",
+    "training.warmup_ratio": "warmup",
+    "training.weight_decay": "wd",
+}
+"""Key of a recipe → what other programs call it."""
+ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 
 
 def default_recipe_path() -> Path:
@@ -53,7 +79,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"holds a {type(raw).__name__}, not sections of settings"
         raise ConfigError(f"{path} {what}: write sections such as `training:` with keys under them.")
-    return recipe_from(raw, overrides, str(path))
+    return recipe_from(raw, overrides, str(path)).read_from(str(path.parent))
 
 
 def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str) -> Recipe:
@@ -116,13 +142,41 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
     return [*model.model_fields, *(["batch_size"] if model is TrainingConfig else [])]
 
 
+def key_meant(name: str, spelt_alike: bool = True) -> str | None:
+    """The key of a recipe that is most likely meant by a setting's name in any section; None if none is near.
+
+    A key of that name in another section comes before what other programs call it, and both before keys that
+    are only spelt alike; those count if `spelt_alike`.
+    """
+    keys = dict(reversed(list(_keys(Recipe)))) | {"batch_size": "training.batch_size"}
+    if name in keys or name in ALIASES:
+        return keys.get(name) or ALIASES[name]
+    near = difflib.get_close_matches(name, [*keys, *ALIASES], n=1, cutoff=0.75) if spelt_alike else []
+    return (keys.get(near[0]) or ALIASES[near[0]]) if near else None
+
+
+def _keys(model: Any, section: str = "") -> Iterator[tuple[str, str]]:
+    """Each key of a section and of those below it, with its whole path."""
+    for name, field in model.model_fields.items():
+        yield name, section + name
+        if hasattr(field.annotation, "model_fields"):
+            yield from _keys(field.annotation, f"{section}{name}.")
+    if model is DataConfig:
+        yield from _keys(TaskDataConfig, f"{section}tasks.TASK.")
+
+
 def _sentence(item: Any, where: str) -> str:
     location, value = item["loc"], item["input"]
     if location[:1] == ("custom_task",):
         location = tuple(part for part in location if not isinstance(part, int))
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
-        near = hint(str(location[-1]), _valid_keys(location))
+        name, valid = str(location[-1]), _valid_keys(location)
+        near, other = hint(name, valid), key_meant(name)
+        if other and (name in ALIASES or "did you mean" not in near):
+            if location[:2] == ("data", "tasks"):
+                other = other.replace("TASK", str(location[2]))
+            near = f"; did you mean '{other}'?"
         return f"{key} (set to {value!r}) is not a known key{near} (in {where})"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":

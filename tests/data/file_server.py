@@ -11,8 +11,8 @@ from loopback import Loopback
 class FileServer(Loopback):
     """Serves `files` (path → bytes); `faults` (path → list) are used up, one a GET.
 
-    A fault is a whole number (cut after so many bytes), ("status", code, headers), ("drip", seconds between
-    pieces of 4 KiB), or ("no range",) for a server that sends everything whatever was asked for.
+    A fault is a whole number (cut after so many bytes), ("status", code, headers), ("drip", seconds before
+    each piece of 4 KiB), or ("no range",) for a server that sends everything whatever was asked for.
     """
 
     def __init__(self):
@@ -58,8 +58,8 @@ class FileServer(Loopback):
                         self.close_connection = True
                     elif isinstance(fault, tuple) and fault[0] == "drip":
                         for i in range(0, len(rest), 4096):
-                            self.wfile.write(rest[i : i + 4096])
                             time.sleep(fault[1])
+                            self.wfile.write(rest[i : i + 4096])
                     else:
                         self.wfile.write(rest)
 

@@ -1,4 +1,4 @@
-"""The deployment files, by the linters and schemas that run without a cluster or a container daemon."""
+"""The deployment files, by what needs neither a cluster nor a container daemon; `make lint` lints them."""
 
 import json
 import re
@@ -9,12 +9,7 @@ import yaml
 from fintune.monitoring.metrics import Metrics
 
 
-def test_every_yaml_file_is_clean(tool):
-    tool("yamllint", "--strict", "-c", ".yamllint", ".")
-
-
-def test_the_dockerfile_is_clean_and_runs_as_nobody_in_particular(tool, deploy):
-    tool("hadolint", "Dockerfile")
+def test_the_dockerfile_runs_as_nobody_in_particular(deploy):
     text = (deploy / "Dockerfile").read_text()
     final = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 10001:10001$", final, re.M) and "HEALTHCHECK" in final
@@ -33,8 +28,7 @@ def test_what_the_image_copies_is_let_through_by_dockerignore(deploy):
     assert all((deploy.parent / name).exists() for name in copied)
 
 
-def test_the_compose_file_fits_its_schema_and_its_mounts_exist(tool, deploy):
-    tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+def test_the_compose_files_mounts_exist_and_its_ports_are_this_machines(deploy):
     compose = yaml.safe_load((deploy / "compose.yaml").read_text())
     for service in compose["services"].values():
         assert set(service.get("secrets", ())) <= set(compose["secrets"])

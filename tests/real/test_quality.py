@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.quality.decontaminate import decontaminate
 from fintune.data.quality.held_out import HeldOut
@@ -14,6 +15,7 @@ from fintune.tasks.base import Record
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="FINTUNE_DATA_DIR is not set: no real data")
 
+DEFAULT = Path(__file__).parents[2] / "configs" / "default.yaml"
 NAMES = ("financial_phrasebank", "twitter_financial_news", "fiqa_sa")
 
 
@@ -58,3 +60,16 @@ def test_the_published_twitter_training_file_is_cleaned_of_what_its_test_file_ho
     again = decontaminate(tmp_path / "clean.csv", tmp_path / "twice.csv", recipe, say=lambda line: None)
     assert (again.rows, len(again.removed)) == (9407, 0)
     assert (tmp_path / "twice.csv").read_bytes() == (tmp_path / "clean.csv").read_bytes()
+
+
+def test_the_public_datasets_pass_strict_as_prepared_by_default(tmp_path, monkeypatch, capsys):
+    """Those of the default recipe but StockNet, which takes a minute to read, and ECTSum."""
+    for name in ("financial_phrasebank", "twitter_financial_news", "financial_qa_10k"):
+        if not (Path(FOLDER) / name).is_dir():
+            pytest.skip(f"{name} is not in {FOLDER}")
+        (tmp_path / name).symlink_to(Path(FOLDER) / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINTUNE_DATA_DIR", str(tmp_path))
+    weights = "multi_task.task_weights={sentiment: 1, headline: 1, qa: 1}"
+    assert main(["data", "prepare", "--strict", "--config", str(DEFAULT), "--set", weights]) == 0
+    assert "; 176 texts were left out for that." in capsys.readouterr().out

@@ -1,7 +1,11 @@
 """Tasks from outside: a recipe's YAML, a registered class, an entry point of an installed package."""
 
 import importlib
+import os
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +13,8 @@ from fintune.config import Recipe
 from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.models import manifest
-from fintune.tasks import Prediction, known_tasks, register, task_from_dict, task_set
+from fintune.recipes import load_recipe
+from fintune.tasks import Prediction, known_tasks, plugins, register, task_from_dict, task_set
 from fintune.tasks import registry as registry_module
 from fintune.tasks.base import Task
 from fintune.tasks.types import RegressionTask
@@ -144,3 +149,90 @@ def test_a_weight_of_a_task_nobody_defines_is_refused(tmp_path):
 def test_a_stored_task_whose_plug_in_is_gone_is_refused():
     with pytest.raises(ConfigError, match="install the plug-in that defines it"):
         task_from_dict({"name": "lost", "type": "ranking", "instruction": "Rank."})
+
+
+EXAMPLES = Path(__file__).parents[2] / "configs" / "examples"
+
+
+def test_the_documented_example_is_prepared_from_any_folder_and_its_task_read_back(tmp_path):
+    command = ["data", "prepare", "--config", str(EXAMPLES / "plugin_task.yaml")]
+    code = (
+        f"from fintune.cli import main; code = main({command})\n"
+        "from fintune.data.prepare.dataset import load_prepared\n"
+        "prepared = load_prepared('data/processed-plugin')\n"
+        "print(code, type(prepared.task_set()['notice']).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],  # -P: the working folder is not on sys.path, as for a program
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1] / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1:] == ["0 NoticeTask"], done.stderr
+
+
+@pytest.fixture
+def folders(registry, workdir, monkeypatch):
+    """A function: folder → a plug-in module of this name in it, whose task says where it is from."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != workdir])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+    def made(folder, module, more=""):
+        (workdir / folder).mkdir(exist_ok=True)
+        text = f"""
+            {more}
+            from fintune.tasks import register
+            from fintune.tasks.kinds import QATask
+            register(QATask("where", "{folder}"))
+        """
+        (workdir / folder / f"{module}.py").write_text(textwrap.dedent(text))
+        path = workdir / folder / "recipe.yaml"
+        path.write_text(f"plugins: [{module}]\nmulti_task: {{task_weights: {{where: 1}}}}\n")
+        return path
+
+    return made
+
+
+def test_a_plug_in_beside_its_recipe_comes_before_one_in_the_working_folder(folders):
+    path, other = folders("recipes", "order_plugin"), folders(".", "order_plugin")
+    assert task_set(load_recipe(path))["where"].instruction == "recipes"
+    with pytest.raises(ConfigError, match=r"'order_plugin', but .* has the name of another module .*recipes"):
+        task_set(load_recipe(other))
+    assert task_set(load_recipe(folders(".", "working_plugin")))["where"].instruction == "."
+
+
+def test_code_beside_an_adapter_runs_only_where_the_user_names_its_folder(folders, workdir, monkeypatch):
+    recipe = load_recipe(folders("others", "kept_plugin"))
+    manifest.write(workdir / "others", recipe, task_set(recipe))
+    del sys.modules["kept_plugin"]
+    monkeypatch.setattr(plugins, "_places", {})
+    registry_module._registered.clear()
+    monkeypatch.chdir(workdir / "others")
+    with pytest.raises(
+        ConfigError, match=r"'kept_plugin', which cannot be imported.* in FINTUNE_PLUGINS, if you trust"
+    ):
+        manifest.read(".")
+    assert "kept_plugin" not in sys.modules
+    monkeypatch.setenv("FINTUNE_PLUGINS", os.pathsep.join(["", str(workdir / "others")]))
+    assert manifest.read(".")[1]["where"].instruction == "others"
+
+
+def test_a_plug_in_never_takes_the_place_of_an_installed_module(folders):
+    with pytest.raises(
+        ConfigError, match=r"'decimal', but .*recipes.decimal\.py has the name of another module"
+    ):
+        task_set(load_recipe(folders("recipes", "decimal")))
+    import decimal
+
+    assert "recipes" not in decimal.__file__
+
+
+def test_only_modules_that_a_recipe_names_are_imported_from_its_folder(folders, workdir):
+    (workdir / "recipes").mkdir()
+    (workdir / "recipes" / "unnamed_helper.py").write_text("")
+    path = folders("recipes", "asking_plugin", "import unnamed_helper")
+    with pytest.raises(ConfigError, match=r"No module named 'unnamed_helper' \(searched: .*recipes, .*\)"):
+        task_set(load_recipe(path))
+    both = load_recipe(path, ["plugins=[unnamed_helper, asking_plugin]"])
+    assert task_set(both)["where"].instruction == "recipes"

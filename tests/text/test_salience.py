@@ -13,10 +13,11 @@ from fintune.errors import ConfigError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, task_from_dict, task_set
+from fintune.text import salience
 from fintune.text.salience import Salience, features
 from fintune.text.sentences import sentences
 
-METHODS = ("lead", "score", "learnt", "bm25", "graph")
+METHODS = ("lead", "score", "learnt", "bm25")
 TOKENIZER = load_tokenizer("smollm2-135m-instruct")
 RESULTS = "Revenue rose 8% to $4.2 billion, and diluted earnings per share were $1.31."
 GUIDANCE = "For the full year we expect revenue of $17 billion to $18 billion."
@@ -68,13 +69,6 @@ def test_results_and_guidance_stay_where_talk_goes(method):
 
 def test_lead_takes_the_first_sentences():
     assert Salience("lead").select("\n".join([*TALK, RESULTS]), 20, tokens) == "\n".join(TALK[:2])
-
-
-def test_the_graph_ranks_what_other_sentences_are_about():
-    document = "\n".join(
-        ["Storms closed mines.", "Copper mines sold copper.", "Thank you.", "Copper prices rose."]
-    )
-    assert "Copper mines" in Salience("graph").select(document, 8, tokens)
 
 
 def test_bm25_looks_for_the_question():
@@ -139,8 +133,8 @@ def test_what_is_known_of_a_sentence_is_its_words_pairs_kinds_of_figures_and_pla
 # In a prompt ----------------------------------------------------------------------------------------
 
 
-def summarization(salience=None):
-    raw = {"data": {"tasks": {"summarization": {"salience": salience}}}} if salience else {}
+def summarization(way=None):
+    raw = {"data": {"tasks": {"summarization": {"salience": way}}}} if way else {}
     return task_set(Recipe.model_validate(raw))["summarization"]
 
 
@@ -167,6 +161,15 @@ def test_an_adapter_of_before_keeps_cutting_the_end_off():
     assert "salience" not in fields
     prompt = TOKENIZER.decode(PromptTemplate(TOKENIZER, 256).example(task_from_dict(fields), CALL).prompt_ids)
     assert TALK[0] in prompt and RESULTS not in prompt
+
+
+def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so_once(caplog):
+    salience._say_no_graph.cache_clear()
+    trained = summarization("score").to_dict() | {"salience": {"method": "graph"}}
+    for task in (summarization("graph"), task_from_dict(trained)):
+        assert task.salience == Salience("score")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("salience: graph is no longer there") and "score, which is used instead" in line
 
 
 @settings(deadline=None, max_examples=40)

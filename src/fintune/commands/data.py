@@ -36,7 +36,7 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         help="leave out the datasets whose licence does not allow commercial use",
     )
     prepare.add_argument(
-        "--strict", action="store_true", help="fail where training texts stand in a test set, of any dataset"
+        "--strict", action="store_true", help="fail where a training text stands in a test set of this run"
     )
     prepare.add_argument(
         "--workers", type=count, metavar="N", help="processes that read (default: one a core)"
@@ -123,7 +123,7 @@ def _data(args: argparse.Namespace) -> int:
 def _report(recipe: Recipe, folder: Path) -> None:
     """Prepare a recipe's data if need be, measure it, write the report and show the gist."""
     from fintune.data.prepare.dataset import prepare
-    from fintune.data.quality.measured import build, leaks
+    from fintune.data.quality.measured import build, leaks, overlaps
     from fintune.models.base import load_tokenizer
     from fintune.reports.data_quality import write
 
@@ -144,6 +144,8 @@ def _report(recipe: Recipe, folder: Path) -> None:
         )
     for sentence in leaks(measured):
         print(f"leak: {sentence}")
+    for sentence in overlaps(measured):
+        print(f"not in a test set of this run: {sentence}")
     print(f"The report: {', '.join(map(str, paths))}")
 
 

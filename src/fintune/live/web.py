@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.util.connection import create_connection
 
 from fintune import __version__
-from fintune.data.raw.fetch import TimeUpError, within
+from fintune.data.raw.fetch import TimeUpError, brief, within
 from fintune.data.storage import shown
 from fintune.errors import FintuneError
 
@@ -152,7 +151,7 @@ def ask(
     deadline = time.monotonic() + bounds.seconds
     web.max_redirects = bounds.redirects
 
-    def work(stop: threading.Event) -> Answer:
+    def work() -> Answer:
         with web.request(
             method,
             url,
@@ -162,7 +161,7 @@ def ask(
             timeout=bounds.pause_seconds,
             allow_redirects=body is None,
         ) as response:
-            content = _content(response, bounds, deadline, stop)
+            content = _content(response, bounds, deadline)
             known = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status_code, known, content, response.url)
 
@@ -175,10 +174,10 @@ def ask(
     except requests.exceptions.InvalidSchema:
         raise RefusedAddressError(f"{shown(url)} redirects to what is no web address.") from None
     except (requests.RequestException, HTTPError, OSError) as error:
-        raise WebError(_root(error)) from None
+        raise WebError(brief(error)) from None
 
 
-def _content(response: Any, limits: Limits, deadline: float, stop: threading.Event) -> bytes:
+def _content(response: Any, limits: Limits, deadline: float) -> bytes:
     """The content piece by piece, as each comes, so that neither size nor time gets out of hand."""
     declared = response.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared) > limits.max_bytes:
@@ -188,7 +187,7 @@ def _content(response: Any, limits: Limits, deadline: float, stop: threading.Eve
         content += chunk
         if len(content) > limits.max_bytes:
             raise WebError(f"the answer has more than {limits.max_bytes:,} bytes")
-        if stop.is_set() or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             raise TimeUpError
     if declared.isdigit() and "content-encoding" not in response.headers and len(content) < int(declared):
         raise WebError("the answer broke off")
@@ -234,14 +233,3 @@ class _CheckedAdapter(HTTPAdapter):
             ConnectionCls = Secure
 
         self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-
-def _root(error: BaseException) -> str:
-    """The innermost of nested errors, in a few words."""
-    seen: BaseException = error
-    while (inner := seen.__cause__ or seen.__context__) is not None:
-        seen = inner
-    if isinstance(seen, OSError) and seen.strerror:
-        return str(seen.strerror)
-    text = " ".join(str(seen).split())
-    return (text or type(seen).__name__)[:200]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fintune.config import CustomTaskConfig, Recipe, TaskDataConfig, hint
-from fintune.errors import ConfigError
+from fintune.config import CustomTaskConfig, Recipe, TaskDataConfig
+from fintune.errors import ConfigError, hint
 from fintune.tasks.base import Task, TaskSet
 from fintune.tasks.builtin import builtin_tasks
+from fintune.tasks.plugins import import_plugins
 from fintune.tasks.types import task_type, type_names
 from fintune.text.salience import Salience
 
@@ -121,13 +121,7 @@ def task_set(recipe: Recipe) -> TaskSet:
         ConfigError: a weight names a task nobody defines, or `salience: learnt` a task without references.
     """
     custom = recipe.custom_task
-    for module in recipe.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"plugins names the module {module!r}, which cannot be imported: {error}"
-            ) from None
+    import_plugins(recipe.plugins, recipe.plugin_folder)
     known = known_tasks(custom)
     names = list(dict.fromkeys([*recipe.multi_task.task_weights, *(task.name for task in custom)]))
     unknown = [name for name in names if name not in known]
@@ -147,7 +141,7 @@ def _set_salience(task: Task, wish: str | None) -> None:
     if wish == "learnt" and task.default_salience != "learnt":
         raise ConfigError(
             f"data.tasks.{task.name}.salience is learnt, which needs summaries to learn from, but this is a "
-            f"{task.type} task: choose score, bm25, graph, lead or none"
+            f"{task.type} task: choose score, bm25, lead or none"
         )
     if wish is not None:
         task.salience = None if wish == "none" else Salience(wish)  # type: ignore[arg-type]

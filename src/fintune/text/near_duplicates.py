@@ -152,10 +152,6 @@ class Index:
         """The most similar indexed text (the first added among equals), or None below the threshold."""
         return next(self.matches(text), None)
 
-    def query_many(self, texts: Iterable[str]) -> Iterator[Match | None]:
-        """`query` for each text, in order."""
-        return map(self.query, texts)
-
     def matches(self, text: str) -> Iterator[Match]:
         """Every indexed text from the threshold on, the most similar first, the first added among equals."""
         return self._matches(*self._sketch(text))

@@ -7,7 +7,9 @@ counts tokens; knows nothing of tasks, prompts or files.
 
 from __future__ import annotations
 
+import functools
 import heapq
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +19,10 @@ from typing import Any, Literal, get_args
 from fintune.errors import ConfigError
 from fintune.text.sentences import sentences
 
-Method = Literal["lead", "score", "learnt", "bm25", "graph"]
+Method = Literal["lead", "score", "learnt", "bm25"]
 
 BLOCK = 512
-"""Sentences scored together: `bm25` and `graph` rank a sentence among those of its block alone."""
+"""Sentences scored together: `bm25` ranks a sentence among those of its block alone."""
 LONGEST = 1000
 """Characters of a sentence at most: a text without full stops is cut, too."""
 CANDIDATES = 4
@@ -72,14 +74,16 @@ class Salience:
 
     `lead` takes the first ones. `score` adds up `WEIGHTS`. `learnt` adds up weights that `fit` learnt from
     texts with references, and `WEIGHTS` where it has learnt nothing. `bm25` ranks the sentences of a block
-    against a question, or `QUERY` (Robertson and Zaragoza, 2009). `graph` is TextRank on TF-IDF similarities
-    (Mihalcea and Tarau, 2004). The last two compare the sentences of a block; the others see each alone.
+    against a question, or `QUERY` (Robertson and Zaragoza, 2009); the other methods see each sentence alone.
     """
 
     method: Method = "score"
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if str(self.method) == "graph":  # in recipes and adapters of earlier versions
+            _say_no_graph()
+            object.__setattr__(self, "method", "score")
         if self.method not in get_args(Method):
             raise ConfigError(f"salience is {self.method!r}, but known are: {', '.join(get_args(Method))}")
 
@@ -137,13 +141,18 @@ class Salience:
             return (-float(i) for i in places)
         if self.method == "bm25":
             return _bm25(block, query or QUERY)
-        if self.method == "graph":
-            return _textrank(block)
         weights = self.weights or WEIGHTS
         return (
             sum(weights.get(name, 0.0) for name in features(text, i))
             for text, i in zip(block, places, strict=True)
         )
+
+
+@functools.cache
+def _say_no_graph() -> None:
+    logging.getLogger(__name__).warning(
+        "salience: graph is no longer there, as score, which is used instead, kept more of the references."
+    )
 
 
 def _best(
@@ -214,25 +223,6 @@ def _bm25(block: Sequence[str], query: str) -> list[float]:
     index = bm25s.BM25()
     index.index(corpus, show_progress=False)
     return [float(score) for score in index.get_scores(wanted)]
-
-
-def _textrank(block: Sequence[str], damping: float = 0.85, rounds: int = 30) -> list[float]:
-    """PageRank of each sentence in the graph of cosine similarities, times the block's length."""
-    import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    try:
-        vectors = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(block)
-    except ValueError:  # no words at all
-        return [1.0] * len(block)
-    similar = (vectors @ vectors.T).toarray()
-    np.fill_diagonal(similar, 0.0)
-    degree = similar.sum(axis=0)
-    flow = similar / np.where(degree > 0, degree, 1.0)
-    rank = np.ones(len(block))
-    for _ in range(rounds):
-        rank = 1.0 - damping + damping * (flow @ rank)
-    return [round(float(value), 9) for value in rank]  # BLAS may differ in the last digits
 
 
 def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:

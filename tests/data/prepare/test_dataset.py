@@ -205,7 +205,7 @@ def test_duplicates_and_leaks_leave_the_training_split_only_and_are_counted():
     assert not texts["train"] & texts["validation"]  # the text with two labels is on one side
 
 
-def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refuses_it(capsys):
+def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refuses_it_where_it_stays(capsys):
     long = "Quarterly operating profit of the unit rose to {} million euros from 8.7 million a year earlier"
     own_file([(long.format("13.1"), "positive"), *rows(9, 100)], "test.csv")
     near = long.format("13.1") + " , it said"
@@ -218,8 +218,11 @@ def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refus
     tasks = "{task_weights: {sentiment: 1}}\ndata: {prepared_dir: prepared, tasks: {sentiment: {"
     config.write_text(f"multi_task: {tasks}file: own.csv, test_file: test.csv}}}}}}\n")
     assert main(["data", "prepare", "--config", "own.yaml"]) == 0
-    assert main(["data", "prepare", "--config", "own.yaml", "--strict"]) == 1
-    assert "sentiment: 1 train texts also in test, nearly (left out)" in capsys.readouterr().err
+    assert main(["data", "prepare", "--config", "own.yaml", "--strict"]) == 0
+    assert "; 1 texts were left out for that" in capsys.readouterr().out
+    kept = ["--config", "own.yaml", "--set", "data.near_duplicates=null"]
+    assert main(["data", "prepare", *kept, "--strict"]) == 1
+    assert "sentiment: 1 near repetitions of test texts in " in capsys.readouterr().err
 
 
 def test_near_repetitions_of_test_leave_validation_and_train_and_each_says_how_many():

@@ -89,6 +89,27 @@ def test_chat_messages_are_compared_one_by_one_and_lines_stay_as_they_are(public
     assert (found.rows, len(found.removed), found.unread) == (3, 1, 1)
 
 
+def test_a_row_of_instruction_data_is_compared_in_every_field(public, workdir):
+    rows = [
+        {"instruction": f"Is this good news?\n\n{TEST}", "input": "Answer yes or no.", "output": "yes"},
+        {"instruction": "Is this good news?", "input": SENTENCE, "output": "no"},
+        {"instruction": "Is this good news?", "input": CLEAN, "output": "yes"},
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (workdir / "own.jsonl").write_text("".join(lines))
+    decontaminate(workdir / "own.jsonl", workdir / "clean.jsonl", public, say=silent)
+    assert (workdir / "clean.jsonl").read_text() == lines[2]
+
+
+def test_line_ends_of_every_kind_and_text_over_several_lines_stay_or_go_whole(public, workdir):
+    row = f'"{TEST}\r\nand a second line"\r\n'
+    content = f'body\r\n"one\n\ntwo"\r\n{row}"three"\n"{SENTENCE}"\nfour'.encode()
+    (workdir / "own.csv").write_bytes(content)
+    found = decontaminate(workdir / "own.csv", workdir / "clean.csv", public, say=silent, threshold=0.7)
+    assert [entry["row"] for entry in found.removed] == [2, 4]
+    assert (workdir / "clean.csv").read_bytes() == b'body\r\n"one\n\ntwo"\r\n"three"\nfour'
+
+
 def test_a_parquet_file_keeps_schema_and_order(public, workdir):
     table = pa.table({"n": pa.array(range(5), pa.int16()), "headline": TEXTS})
     pq.write_table(table, workdir / "own.parquet")

@@ -10,7 +10,7 @@ from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.data.quality import measured as module
-from fintune.data.quality.measured import build, leaks, refuse_leaks
+from fintune.data.quality.measured import build, leaks, overlaps, refuse_leaks
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 from fintune.reports.data_quality import write
@@ -103,10 +103,7 @@ def test_tokens_cut_are_those_beyond_max_length(measured, recipe):
 
 
 def test_leaks_are_sentences_and_clean_data_has_none(measured, workdir):
-    assert leaks(measured) == [
-        "way: 1 train texts also in test (left out)",
-        "way: 1 near repetitions of test texts in train",
-    ]
+    assert leaks(measured) == ["way: 1 near repetitions of test texts in train"]
     sizes = {"dataset": "sample", "max_train": 20, "max_validation": 6, "max_test": 6}
     clean = Recipe.model_validate(
         {
@@ -121,19 +118,55 @@ def test_strict_refuses_what_the_report_calls_leaks_and_measures_nothing_else(me
     monkeypatch.setattr(module, "_split", None)  # what is measured of a split alone
     with pytest.raises(DataError) as refused:
         refuse_leaks(prepare(recipe, say=lambda line: None), recipe)
-    assert str(refused.value).split("\n  ")[1:] == leaks(measured)
+    assert str(refused.value).splitlines()[1:-1] == [f"  {sentence}" for sentence in leaks(measured)]
 
 
-def test_what_another_datasets_test_set_holds_is_a_leak_across_datasets(recipe, workdir):
+def test_strict_accepts_data_whose_repetitions_preparation_left_out_and_says_how_many(recipe):
+    recipe.data.near_duplicates = 0.8
+    said = []
+    refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
+    assert said == ["No training text stands in a test set of this run; 2 texts were left out for that."]
+
+
+def test_a_training_text_in_the_test_set_of_another_task_of_the_run_is_a_leak(recipe, workdir):
+    rows = [(sentence(100 + i, "rose"), "up" if i % 2 else "down", "train") for i in range(20)]
+    rows += [(sentence(5, "rose"), "up", "test"), (sentence(1, "rose"), "down", "test")]
+    rows += [(sentence(200 + i, "fell"), "up" if i % 2 else "down", "validation") for i in range(6)]
+    with (workdir / "other.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("text", "target", "split"), *rows])
+    second = recipe.custom_task[0].model_copy(update={"name": "second"})
+    raw = recipe.model_dump(exclude_unset=True)
+    raw["custom_task"] = [recipe.custom_task[0].model_dump(), second.model_dump()]
+    raw["multi_task"]["task_weights"]["second"] = 1
+    raw["data"] |= {"near_duplicates": 0.8, "prepared_dir": "two"}
+    raw["data"]["tasks"]["second"] = {"file": "other.csv"}
+    both = Recipe.model_validate(raw)
+    with pytest.raises(
+        DataError, match=r"\n  way: 3 exact repetitions of second: other.csv's test texts in train\n"
+    ):
+        refuse_leaks(prepare(both, say=lambda line: None), both)
+
+
+def test_a_test_set_that_the_run_does_not_evaluate_on_is_listed_and_refuses_nothing(recipe, workdir):
     folder = workdir / "raw" / "twitter_financial_news"
     folder.mkdir(parents=True)
-    (folder / "sent_train.csv").write_text('text,label\n"A training text",1\n')
-    (folder / "sent_valid.csv").write_text(f'text,label\n"{sentence(3, "rose")}",1\n"Nothing alike",1\n')
+    (folder / "sent_train.csv").write_text(
+        'text,label\n"A training text",1\n"Shares fall",0\n"Another one",1\n"Bonds rise",0\n'
+    )
+    (folder / "sent_valid.csv").write_text(f'text,label\n"{sentence(3, "rose")}",1\n"Nothing alike",0\n')
     recipe.data.dir = str(workdir / "raw")
     found = build(prepare(recipe, say=lambda line: None), None, recipe)
     assert found["across"]["test_sets"] == {"twitter_financial_news": 2, "way: own.csv": 8}
     assert found["across"]["train"][0]["found"]["twitter_financial_news"]["exact"] == 1
-    assert "way: 1 exact repetitions of twitter_financial_news's test texts in train" in leaks(found)
+    assert overlaps(found) == ["way: 1 exact repetitions of twitter_financial_news's test texts in train"]
+    assert leaks(found) == ["way: 1 near repetitions of test texts in train"]
+    recipe.data.near_duplicates = 0.8
+    said = []
+    refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
+    assert said[0] == f"Not in a test set of this run: {overlaps(found)[0]}."
+    recipe.multi_task.task_weights["headline"] = 1  # evaluated on Twitter's test set
+    with pytest.raises(DataError, match="way: 1 exact repetitions of twitter_financial_news's test texts"):
+        refuse_leaks(prepare(recipe, say=lambda line: None), recipe)
 
 
 def test_the_json_is_plain_and_a_second_report_is_the_same_to_the_byte(measured, tmp_path, recipe):

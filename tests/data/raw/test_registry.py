@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fintune.cli import main
 from fintune.data.raw.licences import commercial_dataset, commercial_use
 from fintune.data.raw.registry import DATASETS, DEFAULTS, check_views
 from fintune.errors import ConfigError
-from fintune.recipes import load_recipe
 from fintune.tasks import known_tasks
 from fintune.tasks.types import ClassificationTask
 
@@ -61,12 +61,13 @@ def test_optional_files_are_read_where_they_are(tmp_path):
     assert tatqa.found(tmp_path) == ["tatqa/tatqa_dataset_dev.json", "tatqa/tatqa_dataset_train.json"]
 
 
-def test_the_flag_of_data_prepare_reaches_the_recipe(tmp_path):
-    from fintune.cli import _parser, _underscored
-    from fintune.commands.common import overrides
-
-    path = tmp_path / "r.yaml"
-    path.write_text("training: {seed: 1}\n")
-    for flags, expected in (([], False), (["--commercial-only"], True)):
-        args = _parser().parse_args(list(_underscored(["data", "prepare", *flags])))
-        assert load_recipe(path, overrides(args)).data.commercial_only is expected
+def test_the_flag_of_data_prepare_leaves_out_what_is_not_for_commercial_use(workdir, capsys):
+    sizes = "{dataset: sample, max_train: 20, max_validation: 6, max_test: 6}"
+    (workdir / "r.yaml").write_text(
+        "multi_task: {task_weights: {regression: 1, headline: 1}}\n"
+        f"data: {{tasks: {{regression: {{dataset: fiqa_sa}}, headline: {sizes}}}}}\n"
+    )
+    command = ["data", "prepare", "--config", "r.yaml"]
+    assert main(command) == 1 and "fiqa_sa needs" in capsys.readouterr().err
+    assert main([*command, "--commercial-only"]) == 0
+    assert "regression: left out (data.commercial_only)" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """A recipe in, a prepared dataset on disk out: Parquet splits of every task, with a manifest.
 
-    <prepared_dir>/<task>/{train,validation,test}.parquet     id, text, question, target, group, source, time
+    <prepared_dir>/<task>/{train,validation,test}.parquet     each field of a record but its split
     <prepared_dir>/manifest.json                              sources, checksums, counts, what was dropped
 
 Preparing again with the same recipe, data and code finds the same key in the manifest and does nothing.

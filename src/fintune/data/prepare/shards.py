@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from fintune.data.prepare.checks import Report, check
-from fintune.data.records import Dropped, Read, digest, text_key
+from fintune.data.records import COLUMNS, Dropped, Read, digest, text_key
+from fintune.tasks import plugins
 from fintune.tasks.base import Record, Task
 
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20
 """Less than so much to read is read by this process alone: starting others would cost more."""
-
-OWN = ("time", "kind", "derivation", "system")
-"""Columns of a record's own that nothing here looks into."""
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Applies a function to items in other processes or on other machines, and yields the results in order."""
@@ -56,11 +54,14 @@ def read_parts(parts: Sequence[Part], workers: int | None = None, mapper: Map | 
         return list(_watched(map(write_part, parts), parts, total))
     if mapper is not None:
         return list(_watched(mapper(write_part, parts), parts, total))
-    # Tasks of a plug-in are known in a forked process; where none can be forked they must be importable.
+    # Forked workers inherit registered plug-ins; spawned workers must import them.
     method = (
         "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else None
     )
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method)) as pool:
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(
+        workers, context, initializer=plugins.allow, initargs=(plugins.places(),)
+    ) as pool:
         return list(_watched(pool.map(write_part, parts), parts, total))
 
 
@@ -81,10 +82,11 @@ def schema() -> Any:
     """
     import pyarrow as pa
 
-    text = ("id", "text", "question", "target", "group", "split", "source", *OWN)
     numbers = {"row": pa.int64(), "number": pa.float64()}
     keys = dict.fromkeys(("key", "ask", "same"), pa.uint64())
-    return pa.schema({**dict.fromkeys(text, pa.string()), **numbers, **keys, "label": pa.string()})
+    return pa.schema(
+        {**dict.fromkeys((*COLUMNS, "split"), pa.string()), **numbers, **keys, "label": pa.string()}
+    )
 
 
 def write_part(part: Part) -> Report:
@@ -123,15 +125,9 @@ def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dic
         ask = f"{key}\0{text_key(record.question or '')}"
         try:
             yield {
-                "id": record.id,
-                "text": record.text,
-                "question": record.question,
+                **{name: getattr(record, name) for name in (*COLUMNS, "split")},
                 "target": None if numeric else record.target,
                 "number": record.target if numeric else None,
-                "group": record.group,
-                "split": record.split,
-                "source": record.source,
-                **{name: getattr(record, name) for name in OWN},
                 "key": digest(key),
                 "ask": digest(ask),
                 "same": digest(f"{ask}\0{record.target}"),

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fintune.data.prepare.checks import MAX_NAMED, Report
-from fintune.data.records import Split
+from fintune.data.records import COLUMNS, Split
 
 MEMORY = "512MB"
 """What DuckDB may use before it goes to disk."""
-COLUMNS = ("id", "text", "question", "target", "group", "source", "time", "kind", "derivation", "system")
-"""Of a split's Parquet file."""
 
 
 class Rows:

@@ -6,28 +6,35 @@ JSONL row by row; Parquet by column). Rows stream through; memory holds the test
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import PreparedDataset, load_prepared
 from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
+from fintune.data.raw.readers.instructions import shape_of
+from fintune.data.raw.readers.own_file import usual_column
+from fintune.data.raw.readers.row_files import RowFile, open_rows
+from fintune.data.storage import locate
 from fintune.errors import ConfigError, DataError
 from fintune.files import atomic_file
 from fintune.text.near_duplicates import THRESHOLD
 
-TEXT_COLUMNS = ("text", "sentence", "headline", "context", "document", "article", "body", "content", "news")
-"""Names a text column usually has, the likeliest first; a file without one is compared by all its texts."""
-_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_KINDS = {
+    ".csv": "CSV",
+    ".tsv": "CSV",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+    ".parquet": "Parquet",
+}
 
-Clean = Callable[[list[str]], bool]
-"""Takes a row's texts, in the order of the file; True if the row may stay."""
+Marks = list[tuple[int, bool]]
+"""(a line's number, or of Parquet a row's, from 1; whether what begins there stays), where that changes."""
 
 
 @dataclass
@@ -64,7 +71,10 @@ def decontaminate(
             same file, or there is no test set to compare with.
     """
     path, output = Path(path), Path(output)
-    kind, column = _kind(path, output), _column(recipe, task)
+    wanted = _column(recipe, task)
+    _check_kinds(path, output)
+    names, rows = open_rows(RowFile(locate(path), path.name), [wanted] if wanted else ())
+    columns = _chosen(names, wanted, path)
     held_out = public_and_prepared(recipe.data, _prepared(recipe, say), threshold, ignore=(str(path),))
     if not held_out.records:
         raise DataError(
@@ -74,53 +84,53 @@ def decontaminate(
     sizes = ", ".join(f"{name} ({count:,})" for name, count in held_out.records.items())
     say(f"Compared with the test sets of: {sizes}.")
     removal = Removal(test_sets=dict(held_out.records))
-
-    def clean(texts: list[str]) -> bool:
-        removal.rows += 1
-        removal.unread += not texts
-        found = _worst(held_out, texts)
-        if found is None:
-            return True
-        name, match = found
-        how = "exact" if match.exact else "near"
-        removal.by_set[f"{name}, {how}"] += 1
-        removal.removed.append(
-            {
-                "row": removal.rows,
-                "test_set": name,
-                "test_id": match.id,
-                "how": how,
-                "similarity": round(match.similarity, 4),
-            }
-        )
-        return False
-
+    marks: Marks = [(1, True)]  # a header stays
+    for number, row in rows:
+        stays = _clean(row, columns, held_out, removal)
+        if stays != marks[-1][1]:
+            marks.append((number, stays))
     with atomic_file(output) as stream:
-        try:
-            {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind](path, stream, column, clean)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+        (_copy_parquet if path.suffix.lower() == ".parquet" else _copy_lines)(path, stream, _stays(marks))
     with atomic_file(output.with_name(f"{output.name}.removed.jsonl")) as stream:
-        for row in removal.removed:
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        for removed in removal.removed:
+            stream.write(json.dumps(removed, ensure_ascii=False).encode() + b"\n")
     _tell(removal, output, say)
     return removal
 
 
-def _kind(path: Path, output: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+def _clean(row: dict[str, Any] | str, columns: list[str], held_out: HeldOut, removal: Removal) -> bool:
+    """Whether a row repeats no test text; counts it, and names what it repeats."""
+    texts: list[str] = []
+    if isinstance(row, dict):
+        texts = _texts([row.get(name) for name in columns])
+    removal.rows += 1
+    removal.unread += not texts
+    found = _worst(held_out, texts)
+    if found is None:
+        return True
+    name, match = found
+    how = "exact" if match.exact else "near"
+    removal.by_set[f"{name}, {how}"] += 1
+    removal.removed.append(
+        {
+            "row": removal.rows,
+            "test_set": name,
+            "test_id": match.id,
+            "how": how,
+            "similarity": round(match.similarity, 4),
+        }
+    )
+    return False
+
+
+def _check_kinds(path: Path, output: Path) -> None:
     for name in (path, output):
         if name.suffix.lower() not in _KINDS:
             raise DataError(f"{name} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet.")
-    kind = _KINDS[path.suffix.lower()]
-    if _KINDS[output.suffix.lower()] != kind:
+    if _KINDS[output.suffix.lower()] != _KINDS[path.suffix.lower()]:
         raise DataError(f"--output_file is {output}, but {path} is a {path.suffix} file: use the same kind.")
-    if output.exists() and output.samefile(path):
+    if output.exists() and path.exists() and output.samefile(path):
         raise DataError(f"--output_file is the file itself ({path}): name another.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    return kind
 
 
 def _column(recipe: Recipe, task: str | None) -> str | None:
@@ -166,15 +176,13 @@ def _tell(removal: Removal, output: Path, say: Callable[[str], None]) -> None:
 # A row's texts ------------------------------------------------------------------------------------
 
 
-def _chosen(names: list[str], column: str | None, path: Path) -> list[str]:
+def _chosen(names: list[str], wanted: str | None, path: Path) -> list[str]:
     """The columns that are compared: the one mapped, else one of a usual name, else all."""
-    if column is not None:
-        if column not in names:
-            raise DataError(f"{path} has no column '{column}'; its columns are: {', '.join(names)}.")
-        return [column]
-    by_name = {name.casefold(): name for name in reversed(names)}
-    usual = next((by_name[name] for name in TEXT_COLUMNS if name in by_name), None)
-    return names if usual is None else [usual]
+    if wanted is not None and wanted not in names:
+        raise DataError(f"{path} has no column '{wanted}'; its columns are: {', '.join(names)}.")
+    usual = None if shape_of(names) else usual_column("text", names)
+    column = wanted or usual
+    return [column] if column else names
 
 
 def _texts(values: list[Any]) -> list[str]:
@@ -193,69 +201,30 @@ def _texts(values: list[Any]) -> list[str]:
     return list(texts)
 
 
-# The kinds of files -------------------------------------------------------------------------------
+# What stays -----------------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path, output: BinaryIO, column: str | None, clean: Clean) -> None:
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.strip() or clean(_texts_of_line(line, column, path)):
-                output.write(line)
+def _stays(marks: Marks) -> Iterator[bool]:
+    """Whether line (or row) 1, 2, 3, … stays; it has no end."""
+    for (begin, stays), (end, _) in pairwise(marks):
+        yield from repeat(stays, end - begin)
+    yield from repeat(marks[-1][1])
 
 
-def _texts_of_line(line: bytes, column: str | None, path: Path) -> list[str]:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except json.JSONDecodeError:
-        return []
-    if not isinstance(value, dict):
-        return _texts([value])
-    if column is not None and column not in value:
-        return []
-    return _texts([value[name] for name in _chosen(list(value), column, path)])
+def _copy_lines(path: Path, output: BinaryIO, stays: Iterator[bool]) -> None:
+    with path.open(encoding="utf-8", newline="") as lines:  # as they are: no mark or line end is changed
+        for line, kept in zip(lines, stays, strict=False):
+            if kept:
+                output.write(line.encode())
 
 
-def _csv(path: Path, output: BinaryIO, column: str | None, clean: Clean) -> None:
-    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
-    with path.open("rb") as source:
-        taken: list[bytes] = []
-
-        def lines() -> Iterator[str]:
-            for line in source:
-                taken.append(line)
-                yield line.decode("utf-8-sig" if source.tell() == len(line) else "utf-8")
-
-        def raw() -> bytes:
-            row = b"".join(taken)
-            taken.clear()
-            return row
-
-        header = source.readline().decode("utf-8-sig")
-        delimiter = max(",;\t", key=header.count)
-        source.seek(0)
-        rows = csv.reader(lines(), delimiter=delimiter)
-        names = [name.strip() for name in next(rows, [])]
-        places = [names.index(name) for name in _chosen(names, column, path)]
-        output.write(raw())
-        for row in rows:
-            line = raw()
-            if not row or clean(_texts([row[i] for i in places if i < len(row)])):
-                output.write(line)
-
-
-def _parquet(path: Path, output: BinaryIO, column: str | None, clean: Clean) -> None:
+def _copy_parquet(path: Path, output: BinaryIO, stays: Iterator[bool]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        source = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file, or it is damaged: {error}") from None
-    with source, contextlib.ExitStack() as stack:
-        schema = source.schema_arrow
-        chosen = _chosen(schema.names, column, path)
-        writer = stack.enter_context(pq.ParquetWriter(output, schema, compression="zstd"))
+    with (
+        pq.ParquetFile(path) as source,
+        pq.ParquetWriter(output, source.schema_arrow, compression="zstd") as writer,
+    ):
         for batch in source.iter_batches(batch_size=4096):
-            rows = batch.select(chosen).to_pylist()
-            keep = pa.array([clean(_texts(list(row.values()))) for row in rows], pa.bool_())
-            writer.write_batch(batch.filter(keep))
+            writer.write_batch(batch.filter(pa.array(islice(stays, batch.num_rows), pa.bool_())))

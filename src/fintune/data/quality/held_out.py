@@ -108,20 +108,22 @@ def public_and_prepared(
     """
     folders = data_folders(data)
     entries = prepared.manifest["tasks"].items() if prepared else ()
-    tasks = {entry["dataset"]: task for task, entry in entries}
+    tasks: dict[str, list[str]] = {}
+    for task, entry in entries:
+        tasks.setdefault(entry["dataset"], []).append(task)
     held_out = HeldOut(threshold)
     taken: set[tuple[str, ...]] = set()
     for dataset in DATASETS.values():
-        task = tasks.pop(dataset.name, None)
+        own = tasks.pop(dataset.name, [])
         if tuple(dataset.paths) in taken:  # another view of files whose test split is in already
             continue
         if (folder := whole_in(dataset, folders)) is not None:
-            for record in _test_records(dataset, folder, prepared, task):
+            for record in _test_records(dataset, folder, prepared, own[0] if own else None):
                 held_out.add(dataset.name, record)
             taken.add(tuple(dataset.paths))
-        elif prepared and task:
-            tasks[dataset.name] = task
-    for name, task in tasks.items():
+        elif own:
+            tasks[dataset.name] = own[:1]
+    for name, task in ((name, task) for name, of_it in tasks.items() for task in of_it):
         if prepared and name not in ignore:
             for record in prepared.records(task, "test"):
                 held_out.add(name if name in DATASETS else f"{task}: {name}", record)

@@ -1,13 +1,14 @@
-"""Prepared data in, a quality report out: JSON for machines, Markdown and HTML for people.
+"""Prepared data in, what is measured of it out, as plain values; and which texts leak between its splits.
 
-`build` measures and returns plain values; `leaks` says what `--strict` refuses; `write` makes the files.
-Knows nothing of Markdown or HTML, which `report_pages` makes of the same values.
+`build` measures and returns plain values; `leaks` says what `--strict` refuses. Knows nothing of Markdown or
+HTML, which `reports.data_quality` makes of the same values.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from fintune import __version__
@@ -91,23 +92,40 @@ def _found(
 
 
 def leaks(report: dict[str, Any]) -> list[str]:
-    """One sentence a leak: what was removed before, what remains between splits, and between datasets.
+    """One sentence for each leak that is still in the data: `--strict` refuses these.
+
+    A leak is a training text (or a validation text) that stands in a test set of this run, that of its own
+    task or of another. What preparation left out is no leak; nor is what `overlaps` lists.
 
     Args:
         report: what `build` returned; `tasks` and `across` are enough.
     """
+    sentences = [
+        f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}"
+        for name, task in report["tasks"].items()
+        for leak in task["leaks"]
+        if leak["exact"] or leak["near"]
+    ]
+    return sentences + _across_tasks(report, of_this_run=True)
+
+
+def overlaps(report: dict[str, Any]) -> list[str]:
+    """One sentence for each test set that this run does not evaluate on and some training text stands in."""
+    return _across_tasks(report, of_this_run=False)
+
+
+def _across_tasks(report: dict[str, Any], of_this_run: bool) -> list[str]:
+    """What each task's training texts repeat of the test sets of others, among this run's or elsewhere."""
+    rows = report["across"]["train"]
     sentences = []
-    for name, task in report["tasks"].items():
-        for reason, count in task["dropped"].items():
-            if " also in " in reason:
-                sentences.append(f"{name}: {count:,} {reason} (left out)")
-        for leak in task["leaks"]:
-            if leak["exact"] or leak["near"]:
-                sentences.append(f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}")
-    for row in report["across"]["train"]:
+    for row in rows:
         for test_set, found in row["found"].items():
-            own = test_set.startswith(f"{row['task']}: ") or _one_source(row["dataset"], test_set)
-            if not own:
+            owners = [
+                other["task"]
+                for other in rows
+                if test_set.startswith(f"{other['task']}: ") or _one_source(other["dataset"], test_set)
+            ]
+            if row["task"] not in owners and bool(owners) == of_this_run:
                 sentences.append(f"{row['task']}: {_counts(found)} of {test_set}'s test texts in train")
     return sentences
 
@@ -118,13 +136,25 @@ def _one_source(dataset: str, other: str) -> bool:
     return dataset == other or (None not in known and known[0].paths == known[1].paths)  # type: ignore[union-attr]
 
 
-def refuse_leaks(prepared: PreparedDataset, recipe: Recipe) -> None:
-    """Raise a DataError that lists what of the training data stands in a test set; see `leaks`."""
-    if sentences := leaks(_found(prepared, recipe, THRESHOLD)):
+def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str], None] = print) -> None:
+    """Check that no training text stands in a test set of this run, and say what was left out for that.
+
+    Raises:
+        DataError: there are leaks; the message lists them, as `leaks` does.
+    """
+    found = _found(prepared, recipe, THRESHOLD)
+    for sentence in overlaps(found):
+        say(f"Not in a test set of this run: {sentence}.")
+    if sentences := leaks(found):
         raise DataError(
-            "--strict allows no leak, but there are these (fintune data report names them):\n  "
+            "--strict allows no leak, but there are these (fintune data report names the texts):\n  "
             + "\n  ".join(sentences)
+            + "\nLeave data.near_duplicates at its default, and clean your own files with  fintune data "
+            "decontaminate."
         )
+    counts = (task["dropped"].items() for task in found["tasks"].values())
+    left_out = sum(count for reason, count in chain.from_iterable(counts) if " also in " in reason)
+    say(f"No training text stands in a test set of this run; {left_out:,} texts were left out for that.")
 
 
 def _counts(found: dict[str, Any]) -> str:

@@ -16,19 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.data.raw.fetch import (
-    FetchError,
-    Limits,
-    OfflineError,
-    check_reachable,
-    fetch,
-    fetch_hub,
-    host_of,
-)
+from fintune.data.raw.fetch import FetchError, Limits, OfflineError, fetch, fetch_hub, host_of, unreachable
 from fintune.data.raw.readers.archives import members
 from fintune.data.raw.registry import DATASETS, Dataset, Origin, RawFile
 from fintune.errors import DataError
-from fintune.files import atomic_write, file_sha256, read_json, write_json
+from fintune.files import atomic_file, atomic_write, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -41,13 +33,12 @@ QUICK = Limits(connect_seconds=1.2, read_seconds=10, file_seconds=300, attempts=
 
 @dataclass
 class Outcome:
-    """What became of each dataset that was asked for."""
+    """The datasets that could not be had, each with the reason."""
 
-    got: list[str] = field(default_factory=list)
     unreached: dict[str, str] = field(default_factory=dict)
-    """Datasets whose servers were not reached: name → why."""
+    """Those whose servers were not reached."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Datasets that no place gave as they are known: name → why."""
+    """Those that no place gave as they should be."""
 
 
 def download(
@@ -110,7 +101,6 @@ def get(
             state = " and ".join(sorted(done)) or "already there"
             files = ", ".join(dataset.found(Path(target_dir)))
             say(f"{dataset.name}: {state}, {files} in {target_dir} ({dataset.licence}){without}.")
-            outcome.got.append(dataset.name)
     return outcome
 
 
@@ -141,8 +131,8 @@ class _Store:
     def __init__(self, target: Path, limits: Limits, quick: bool, say: Callable[[str], None]) -> None:
         self.target, self.limits, self.quick, self.say = target, limits, quick, say
         self.at_hand = os.environ.get("FINTUNE_DATA_DIR")
-        self.offline = "FINTUNE_OFFLINE is set" if is_set("FINTUNE_OFFLINE") else ""
-        self.hosts: dict[str, OfflineError | None] = {}
+        self.hosts: dict[str, str] = {}
+        """Server → why it does not answer; "" where it does."""
         self.record = self._read_record()
 
     def get(self, dataset: Dataset, file: RawFile) -> str:
@@ -154,36 +144,31 @@ class _Store:
             DataError: the folder cannot be written.
         """
         path = self.target / file.path
+        complaints: list[str] = []
+        unreached: list[str] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            complaints = []
             if path.is_file():
-                problem = self._problem(file, path)
-                if not problem:
+                if not (problem := self._problem(file, path)):
                     return ""
                 complaints.append(problem)
                 self.say(f"{problem}, so it is fetched again.")
             if self.at_hand and (local := Path(self.at_hand) / file.path).is_file() and local != path:
                 found, known = file_sha256(local), _known_sums(file)
                 if not known or found in known or not file.upstream:
-                    part = path.with_name(path.name + ".part")
-                    shutil.copyfile(local, part)
-                    os.replace(part, path)
+                    with local.open("rb") as stream, atomic_file(path) as copy:
+                        shutil.copyfileobj(stream, copy)
                     return "copied"
                 complaints.append(f"{local} has {_another_sum(found, known)}, so it was not copied")
-            unreached: list[str] = []
             for origin in dataset.origins(file):
                 try:
                     with _only_here(self.target):  # two processes would write into one partial file
-                        if not complaints and path.is_file():
-                            return "downloaded"  # by the other, meanwhile
-                        self._receive(origin, path)
+                        if complaints or not path.is_file():  # else the other has it, meanwhile
+                            self._receive(origin, path)
                     return "downloaded"
                 except OfflineError as error:
                     unreached.append(str(error))
-                except FetchError as error:
-                    complaints.append(str(error))
-                except DataError as error:  # the archive holds something else than it should
+                except (FetchError, DataError) as error:  # DataError: an archive that is not as it should be
                     complaints.append(str(error).rstrip("."))
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -216,7 +201,7 @@ class _Store:
 
     def _receive(self, origin: Origin, path: Path) -> None:
         """Fetch, check, store and record."""
-        self._check_reachable(origin)
+        self._refuse_unreachable(origin)
         part = path.with_name(path.name + ".part")
         if origin.hub:
             shutil.copyfile(fetch_hub(*origin.hub, origin.address, self.limits), part)
@@ -226,40 +211,18 @@ class _Store:
             fetch(origin.url, part, self.limits, resume=begun)
             if begun and file_sha256(part) != origin.sha256:
                 fetch(origin.url, part, self.limits, resume=False)
-        found = file_sha256(part)
-        if origin.sha256 and found != origin.sha256:
-            part.unlink()
-            raise FetchError(
-                f"{origin.address} has {_another_sum(found, {origin.sha256})}, so it was not stored"
-            )
-        if not origin.sha256 and path.name.endswith((".tar.gz", ".zip")):
-            try:
-                for _ in members(part, "(?!)"):  # to its end, so that it is whole and not hostile
-                    pass
-            except DataError as error:
-                part.unlink()
-                raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
-        elif not origin.sha256 and _is_web_page(part):  # a network's log-in page, for one
-            part.unlink()
-            raise FetchError(f"{origin.address} gave a web page instead of the file")
-        if origin.member:
-            try:
-                texts = [text for _, text in members(part, origin.member, origin.encoding)]
-            finally:
-                part.unlink()
-            if len(texts) != 1:
-                raise FetchError(
-                    f"{origin.address} holds {len(texts)} files {_plain(origin.member)}, not one"
-                )
-            atomic_write(path, texts[0])
-            found = file_sha256(path)
-        else:
-            os.replace(part, path)
-        name = path.relative_to(self.target).as_posix()
+        try:
+            _refuse_wrong(origin, part, path.name)
+            if origin.member:
+                atomic_write(path, _member(origin, part))
+            else:
+                os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
         self.record = self._read_record()  # another process may have added to it
-        self.record[name] = {
+        self.record[path.relative_to(self.target).as_posix()] = {
             "url": origin.address,
-            "sha256": found,
+            "sha256": file_sha256(path),
             "bytes": path.stat().st_size,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -272,23 +235,44 @@ class _Store:
             record = None
         return record if isinstance(record, dict) else {}
 
-    def _check_reachable(self, origin: Origin) -> None:
-        if self.offline:
-            raise OfflineError(self.offline)
-        if origin.hub and _hub_is_off():
+    def _refuse_unreachable(self, origin: Origin) -> None:
+        from huggingface_hub import is_offline_mode
+
+        if is_set("FINTUNE_OFFLINE"):
+            raise OfflineError("FINTUNE_OFFLINE is set")
+        if origin.hub and is_offline_mode():
             return  # its client then looks into its cache alone
         host = host_of(origin.address)
         if host not in self.hosts:
-            gone = [error for error in self.hosts.values() if error]
-            try:
-                if self.quick and gone:
-                    raise gone[0]
-                check_reachable(origin.address, self.limits)
-                self.hosts[host] = None
-            except OfflineError as error:
-                self.hosts[host] = error
-        if (known := self.hosts[host]) is not None:
-            raise known
+            gone = next(filter(None, self.hosts.values()), "") if self.quick else ""
+            self.hosts[host] = gone or unreachable(origin.address, self.limits)
+        if self.hosts[host]:
+            raise OfflineError(self.hosts[host])
+
+
+def _refuse_wrong(origin: Origin, part: Path, name: str) -> None:
+    """Raise a FetchError where what came is not the file that was meant."""
+    if origin.sha256:
+        if (found := file_sha256(part)) != origin.sha256:
+            raise FetchError(
+                f"{origin.address} has {_another_sum(found, {origin.sha256})}, so it was not stored"
+            )
+    elif name.endswith((".tar.gz", ".zip")):
+        try:
+            for _ in members(part, "(?!)"):  # to its end, so that it is whole and not hostile
+                pass
+        except DataError as error:
+            raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
+    elif _is_web_page(part):  # a network's log-in page, for one
+        raise FetchError(f"{origin.address} gave a web page instead of the file")
+
+
+def _member(origin: Origin, archive: Path) -> str:
+    """The text of the one member of an archive that is meant."""
+    texts = [text for _, text in members(archive, origin.member, origin.encoding)]
+    if len(texts) != 1:
+        raise FetchError(f"{origin.address} holds {len(texts)} files {_plain(origin.member)}, not one")
+    return texts[0]
 
 
 def _only_here(target: Path) -> BaseFileLock:
@@ -304,12 +288,6 @@ def _only_here(target: Path) -> BaseFileLock:
 def is_set(variable: str) -> bool:
     """Whether an environment variable is a yes, as the hub client reads its own."""
     return os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _hub_is_off() -> bool:
-    from huggingface_hub import is_offline_mode
-
-    return is_offline_mode()
 
 
 def _known_sums(file: RawFile) -> set[str]:

@@ -1,6 +1,6 @@
 """One address in, one file out: resumed where it was cut, tried again after growing pauses, in limited time.
 
-Web addresses go through pooch, hub files through huggingface_hub; proxies are those of the environment.
+Web addresses go through requests, hub files through huggingface_hub; proxies are those of the environment.
 Knows nothing of datasets and checksums.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
-_CHUNK_BYTES = 2**14
+_CHUNK_BYTES = 2**16
 _LONGEST_PAUSE = 30.0
 _Result = TypeVar("_Result")
 
@@ -46,26 +45,39 @@ class OfflineError(FetchError):
     """There is no way to the server from here."""
 
 
+class TimeUpError(Exception):
+    """Work took longer than it may."""
+
+
+class _Interrupted(Exception):
+    """Why an attempt ended early, after which another may succeed."""
+
+    def __init__(self, why: str, wait: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait = wait
+        """Seconds that the server asks to wait."""
+
+
 def host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def check_reachable(url: str, limits: Limits) -> None:
-    """Ask the server of an address for anything at all, once, in at most twice `limits.connect_seconds`.
+def unreachable(url: str, limits: Limits) -> str:
+    """Why the server of an address does not answer at all; "" if it does.
 
-    Raises:
-        OfflineError: it does not answer.
+    It is asked once, and known in at most twice `limits.connect_seconds`.
     """
     import requests
 
-    def ask(stop: threading.Event) -> None:
+    def ask() -> None:
         requests.head(url, timeout=limits.connect_seconds).close()
 
     try:
         # In a thread, because looking up a name may take longer than any limit given to it.
         within(2 * limits.connect_seconds, ask)
     except (requests.RequestException, TimeUpError) as error:
-        raise OfflineError(f"{host_of(url)} does not answer ({_brief(error)})") from None
+        return f"{host_of(url)} does not answer ({brief(error)})"
+    return ""
 
 
 def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
@@ -79,52 +91,56 @@ def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
         FetchError: the file is not there, the server refuses it, or attempts or time are used up.
         OSError: `part` cannot be written.
     """
-    import requests
-    from urllib3.exceptions import HTTPError
-    from urllib3.util import Retry
-
     if not resume:
         part.unlink(missing_ok=True)
-    transfer = _Transfer(url, part, limits)
     deadline = time.monotonic() + limits.file_seconds
     failures = 0
     while True:
         before = _size(part)
-        asked_to_wait = 0.0
         try:
-            return within(deadline - time.monotonic(), transfer)
-        except requests.HTTPError as error:
-            response: Any = error.response
-            status = response.status_code
-            if status == 416 and before:  # it ends elsewhere than the server's: begin again
-                part.unlink()
-                why = "the partial file was no beginning of it"
-            elif status not in _RETRIED:
-                raise FetchError(_refusal(url, status)) from None
-            else:
-                header = response.headers.get("Retry-After")
-                try:
-                    asked_to_wait = Retry().parse_retry_after(header) if header else 0.0
-                except Exception:  # neither seconds nor a date
-                    asked_to_wait = 0.0
-                why = f"it answered HTTP {status}"
-        except (requests.RequestException, HTTPError) as error:
-            why = _brief(error)
-        except TimeUpError:
-            raise FetchError(
-                f"{url} took longer than {limits.file_seconds:g} seconds, so it was given up"
-            ) from None
+            return _ask_for_rest(url, part, limits, deadline)
+        except _Interrupted as error:
+            why, wait = str(error), error.wait
         failures = 1 if _size(part) > before else failures + 1
         if failures >= limits.attempts:
             raise FetchError(f"{url} failed {failures} times in a row; the last time {why}")
         pause = min(_LONGEST_PAUSE, limits.pause_seconds * 2 ** (failures - 1)) * random.uniform(0.5, 1)
-        pause = max(pause, asked_to_wait)
-        if time.monotonic() + pause > deadline:
-            raise FetchError(
-                f"{url} cannot be had within {limits.file_seconds:g} seconds: {why}"
-                + (f" and asks to wait for {asked_to_wait:.0f} more" if asked_to_wait else "")
-            )
-        time.sleep(pause)
+        if time.monotonic() + max(pause, wait) > deadline:
+            more = f" and asks to wait for {wait:.0f} more" if wait else ""
+            raise FetchError(f"{url} cannot be had within {limits.file_seconds:g} seconds: {why}{more}")
+        time.sleep(max(pause, wait))
+
+
+def _ask_for_rest(url: str, part: Path, limits: Limits, deadline: float) -> None:
+    """One request for what is missing of `part`; raises `_Interrupted` where another may succeed."""
+    import requests
+    from tqdm import tqdm
+    from urllib3.exceptions import HTTPError
+
+    start = _size(part)
+    # Uncompressed, so that a position in the file is one in what comes.
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    times = (limits.connect_seconds, limits.read_seconds)
+    try:
+        with requests.get(url, headers=headers, timeout=times, stream=True) as response:
+            status = response.status_code
+            if status == 416 and start:  # it ends elsewhere than the server's: begin again
+                part.unlink()
+                raise _Interrupted("the partial file was no beginning of it")
+            if status in _RETRIED:
+                raise _Interrupted(f"it answered HTTP {status}", _wait_asked(response))
+            if not response.ok:
+                raise FetchError(_refusal(url, status))
+            mode = "ab" if status == 206 else "wb"  # some servers send all of it, whatever is asked for
+            with part.open(mode) as stream, tqdm(unit="B", unit_scale=True, disable=None) as bar:
+                # As the pieces come: waiting for a full one would let a slow server pass every limit.
+                while piece := response.raw.read1(_CHUNK_BYTES):
+                    if time.monotonic() > deadline:
+                        raise FetchError(_too_long(url, limits))
+                    stream.write(piece)
+                    bar.update(len(piece))
+    except (requests.RequestException, HTTPError) as error:
+        raise _Interrupted(brief(error)) from None
 
 
 def fetch_hub(repository: str, revision: str, path: str, address: str, limits: Limits) -> Path:
@@ -137,7 +153,7 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    def ask(stop: threading.Event) -> str:
+    def ask() -> str:
         return hf_hub_download(
             repository,
             path,
@@ -151,9 +167,7 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
     try:
         return Path(within(limits.file_seconds, ask))
     except TimeUpError:
-        raise FetchError(
-            f"{address} took longer than {limits.file_seconds:g} seconds, so it was given up"
-        ) from None
+        raise FetchError(_too_long(address, limits)) from None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
         if isinstance(cause, HfHubHTTPError):
@@ -161,95 +175,50 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
         if isinstance(cause, OfflineModeIsEnabled):
             raise OfflineError("HF_HUB_OFFLINE is set") from None
         if isinstance(error, LocalEntryNotFoundError):
-            raise OfflineError(f"{host_of(address)} does not answer ({_brief(cause or error)})") from None
+            raise OfflineError(f"{host_of(address)} does not answer ({brief(cause or error)})") from None
         if getattr(error, "errno", None):  # the disk's fault, not the hub's
             raise
-        raise FetchError(f"{address} failed: {_brief(error)}") from None
+        raise FetchError(f"{address} failed: {brief(error)}") from None
 
 
-class _Transfer:
-    """One request for what is still missing of a file."""
-
-    def __init__(self, url: str, part: Path, limits: Limits) -> None:
-        self.url, self.part, self.limits = url, part, limits
-        self.etag = ""
-
-    def __call__(self, stop: threading.Event) -> None:
-        from pooch import HTTPDownloader
-
-        start = _size(self.part)
-        headers = {"Accept-Encoding": "identity"}  # so that a position in the file is one in what comes
-        if start:
-            headers["Range"] = f"bytes={start}-"
-            if self.etag:
-                headers["If-Range"] = self.etag
-        with self.part.open("ab") as stream:
-
-            def answered(response: Any, **_: Any) -> None:
-                """Before the content: begin the file anew, where the server sends all of it."""
-                if response.status_code == 200 and start:
-                    stream.truncate(0)
-                expected = f"bytes {start}-"
-                if response.status_code == 206 and expected not in response.headers.get("Content-Range", ""):
-                    raise FetchError(f"{self.url} sent another part of the file than was asked for")
-                if response.ok and not response.is_redirect:
-                    etag = response.headers.get("ETag", "")
-                    self.etag = "" if etag.startswith("W/") else etag
-
-            download = HTTPDownloader(
-                progressbar=sys.stderr.isatty(),
-                chunk_size=_CHUNK_BYTES,
-                timeout=(self.limits.connect_seconds, self.limits.read_seconds),
-                headers=headers,
-                hooks={"response": answered},
-            )
-            download(self.url, _Stoppable(stream, stop), None)
-
-
-class _Stoppable:
-    """A file that takes nothing more once its time is up."""
-
-    def __init__(self, stream: Any, stop: threading.Event) -> None:
-        self.stream, self.stop = stream, stop
-
-    def write(self, data: bytes) -> None:
-        if self.stop.is_set():
-            raise TimeUpError
-        self.stream.write(data)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-
-class TimeUpError(Exception):
-    pass
-
-
-def within(seconds: float, work: Callable[[threading.Event], _Result]) -> _Result:
+def within(seconds: float, work: Callable[[], _Result]) -> _Result:
     """What `work` returns or raises; after so many seconds `TimeUpError`, whatever it waits for."""
-    stop = threading.Event()
     results: list[_Result] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            results.append(work(stop))
+            results.append(work())
         except BaseException as error:
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(max(seconds, 0))
+    thread.join(seconds)
     if errors:
         raise errors[0]
-    if results:
-        return results[0]
-    stop.set()
-    raise TimeUpError("no answer in time")
+    if not results:
+        raise TimeUpError("no answer in time")
+    return results[0]
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
+
+
+def _wait_asked(response: Any) -> float:
+    """The seconds of a Retry-After header; 0 where there is none, or one that says neither time nor date."""
+    from urllib3.util import Retry
+
+    header = response.headers.get("Retry-After")
+    try:
+        return Retry().parse_retry_after(header) if header else 0.0
+    except Exception:
+        return 0.0
+
+
+def _too_long(url: str, limits: Limits) -> str:
+    return f"{url} took longer than {limits.file_seconds:g} seconds, so it was given up"
 
 
 def _refusal(url: str, status: int) -> str:
@@ -260,20 +229,13 @@ def _refusal(url: str, status: int) -> str:
     return f"{url} was not given (HTTP {status})"
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """The root of a library's error, without the layers around it."""
-    seen: BaseException = error
-    while (inner := seen.__cause__ or seen.__context__ or _wrapped(seen)) is not None and inner is not seen:
-        seen = inner
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror
-    text = str(seen).strip().splitlines()
-    return f"{type(seen).__name__}{f': {text[0]}' if text else ''}"
-
-
-def _wrapped(error: BaseException) -> BaseException | None:
-    """urllib3 and requests put what went wrong into an attribute or argument."""
-    for inner in (getattr(error, "reason", None), *error.args):
-        if isinstance(inner, BaseException):
-            return inner
-    return None
+    layers = [error]
+    for seen in layers:  # urllib3 and requests put what went wrong into an attribute or argument
+        inner = (seen.__cause__, seen.__context__, getattr(seen, "reason", None), *seen.args)
+        layers += [part for part in inner if isinstance(part, BaseException) and part not in layers][:1]
+    root = layers[-1]
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
+    return ": ".join([type(root).__name__, *str(root).strip().splitlines()[:1]])

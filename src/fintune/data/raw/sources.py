@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -23,7 +22,7 @@ from fintune.data.raw.readers.row_files import RowFile
 from fintune.data.raw.registry import DATASETS, DEFAULTS, SAMPLE, Dataset
 from fintune.data.records import Dropped, Read
 from fintune.data.storage import Location, locate
-from fintune.errors import ConfigError, DataError
+from fintune.errors import ConfigError, DataError, hint
 from fintune.tasks.base import Record, Task
 from fintune.text.encoding import repair
 
@@ -176,7 +175,7 @@ def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
         for name in dict.fromkeys(wanted)
         if name in DATASETS and whole_in(DATASETS[name], folders) is None
     ]
-    if not missing or _wrong_folder(folders):
+    if not missing or wrong_folder(folders):
         return ""
     for variable in ("FINTUNE_OFFLINE", "HF_HUB_OFFLINE"):
         if is_set(variable):
@@ -229,9 +228,8 @@ def _wanted(name: str, config: TaskDataConfig | None) -> str:
 def _dataset(name: str, dataset: str, task: Task) -> Dataset:
     key = f"data.tasks.{name}.dataset"
     if dataset not in DATASETS:
-        near = difflib.get_close_matches(dataset, [*DATASETS, "sample"], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are: sample, {', '.join(DATASETS)}"
-        raise ConfigError(f"{key} names the unknown dataset '{dataset}'; {hint}")
+        near = hint(dataset, [*DATASETS, "sample"])
+        raise ConfigError(f"{key} names the unknown dataset '{dataset}'{near}")
     found = DATASETS[dataset]
     if found.type != task.type:
         fitting = [other.name for other in DATASETS.values() if other.type == task.type]
@@ -244,7 +242,7 @@ def _dataset(name: str, dataset: str, task: Task) -> Dataset:
 
 def _default(name: str, folders: Folders) -> Source:
     dataset = DATASETS[DEFAULTS[name]]
-    if wrong := _wrong_folder(folders):
+    if wrong := wrong_folder(folders):
         raise DataError(wrong)
     if _lookup(dataset, folders) is None:
         searched = " or ".join(str(folder) for folder, _ in folders)
@@ -252,8 +250,11 @@ def _default(name: str, folders: Folders) -> Source:
     return _public(dataset, folders)
 
 
-def _wrong_folder(folders: Folders) -> str:
-    """What is wrong with a folder that was set: a slip must not end in data from elsewhere."""
+def wrong_folder(folders: Folders) -> str:
+    """What is wrong with the folder that a setting names, as a sentence; "" if nothing is.
+
+    A slip in it must not end in data from elsewhere.
+    """
     folder, setting = folders[0]
     if not setting or any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
         return ""
@@ -271,6 +272,13 @@ def _lookup(dataset: Dataset, folders: Folders) -> tuple[Path, str] | None:
             if enough((folder / file).is_file() for file in dataset.paths):
                 return folder, setting
     return None
+
+
+def found_in(dataset: Dataset, folders: Folders) -> str:
+    """Whether a folder holds all files of a dataset: `yes`, `in part` or `no`."""
+    if whole_in(dataset, folders) is not None:
+        return "yes"
+    return "in part" if _lookup(dataset, folders) else "no"
 
 
 def whole_in(dataset: Dataset, folders: Folders) -> Path | None:
@@ -365,15 +373,13 @@ def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = prin
     """Show every public dataset: its task type, licence and home, and whether its files are found."""
     folders = data_folders(DataConfig(dir=data_dir))
     task_of = {dataset: task for task, dataset in DEFAULTS.items()}
-    say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<6} licence; home")
+    say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<7} licence; home")
     for dataset in DATASETS.values():
-        part = "in part" if _lookup(dataset, folders) else "no"
-        state = "yes" if whole_in(dataset, folders) else part
         say(
-            f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} {state:<6} "
-            f"{dataset.licence}; {dataset.home}"
+            f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} "
+            f"{found_in(dataset, folders):<7} {dataset.licence}; {dataset.home}"
         )
-    say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<6} Apache-2.0; built in")
+    say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<7} Apache-2.0; built in")
     say(f"Looked in {', '.join(str(folder) for folder, _ in folders)}.")
 
 

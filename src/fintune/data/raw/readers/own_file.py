@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ _USUAL_NAMES = {
     "question": ("query", "q"),
     "time": ("date", "datetime", "timestamp", "published", "created_at"),
 }
+"""Field → the names its column has elsewhere, the likeliest first."""
 
 
 def read_own_file(
@@ -172,6 +173,12 @@ def _fields(
         yield number, made if isinstance(made, str) else {**fields, **made}
 
 
+def usual_column(field: str, names: Sequence[str]) -> str | None:
+    """The column that most likely holds a field, by its name alone; None where none has a usual one."""
+    by_name = {name.casefold(): name for name in reversed(names)}
+    return next((by_name[name] for name in (field, *_USUAL_NAMES.get(field, ())) if name in by_name), None)
+
+
 def _check_columns(
     path: str,
     names: list[str],
@@ -191,8 +198,7 @@ def _check_columns(
         column = columns.get(field, field)
         if column not in names and (field in required or field in columns):
             near = difflib.get_close_matches(column, names, n=1, cutoff=0.7)
-            usual = [name for name in names if name.casefold() in _USUAL_NAMES.get(field, ())]
-            guess = (near or usual or [names[0]])[0]
+            guess = near[0] if near else usual_column(field, names) or names[0]
             raise DataError(
                 f"{path} has no column '{column}' for the {field} of task {task.name}; "
                 f"its columns are: {', '.join(names)}. "

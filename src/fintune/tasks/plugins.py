@@ -1,0 +1,80 @@
+"""The Python modules that a recipe names under `plugins:`, imported from where their author expects it.
+
+A module is looked for among the installed ones; where a recipe file names it, also in the file's folder
+and the working folder; and in the folders that the environment variable FINTUNE_PLUGINS lists. `sys.path`
+stays as it is: from such a folder nothing can be imported that no recipe has named. An adapter names modules
+too, and may be another's: it brings no folder, so code that lies beside it is not run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from fintune.errors import ConfigError
+
+VARIABLE = "FINTUNE_PLUGINS"
+"""Environment variable: folders that plug-ins may come from, as in PATH."""
+
+_places: dict[str, list[str]] = {}
+"""Top-level module or package that a recipe named → the folders it may come from, in order."""
+
+
+class _Finder:
+    """Finds what `_places` lists; last in `sys.meta_path`, so that installed packages come first."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, _places[name]) if path is None and name in _places else None
+
+
+def places() -> dict[str, list[str]]:
+    """What `allow` makes importable in another process that is to unpickle a plug-in's objects."""
+    return dict(_places)
+
+
+def allow(more: Mapping[str, Sequence[str]]) -> None:
+    """Let top-level modules be imported from folders that are not on `sys.path`."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)
+    _places.update({name: list(folders) for name, folders in more.items()})
+
+
+def import_plugins(modules: Sequence[str], recipe_folder: str | None) -> None:
+    """Import modules by name, each of which registers its tasks.
+
+    Args:
+        recipe_folder: the folder of the user's recipe that names them; None where an adapter names them.
+
+    Raises:
+        ConfigError: a module is not found, fails when it is imported, or has the name of another module.
+    """
+    listed = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    own = () if recipe_folder is None else (recipe_folder, ".")
+    folders = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*own, *listed)))
+    allow({module.partition(".")[0]: folders for module in modules})
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a plug-in may raise anything
+            where = ", ".join(["the installed packages", *folders])
+            more = f" (searched: {where}): name its folder in {VARIABLE}, if you trust it"
+            raise ConfigError(
+                f"plugins names the module {module!r}, which cannot be imported: {error}"
+                + (more if isinstance(error, ModuleNotFoundError) else "")
+            ) from error
+        _refuse_namesake(module.partition(".")[0], folders)
+
+
+def _refuse_namesake(name: str, folders: list[str]) -> None:
+    """Raise a ConfigError where a file of the user's is not what was imported under its name."""
+    ours, imported = PathFinder.find_spec(name, folders), getattr(sys.modules[name], "__file__", None)
+    if ours is not None and ours.origin and (not imported or not Path(ours.origin).samefile(imported)):
+        raise ConfigError(
+            f"plugins names the module {name!r}, but {ours.origin} has the name of another module "
+            f"({imported or 'built into Python'}): rename the file, and name it so."
+        )
