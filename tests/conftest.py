@@ -15,7 +15,16 @@ hypothesis.settings.register_profile("fintune", deadline=None)
 hypothesis.settings.load_profile("fintune")
 
 
-SLOW_FIXTURES = {"tiny_base", "tiny_recipe", "random_adapter", "server", "adapters", "start", "page"}
+SLOW_FIXTURES = {
+    "tiny_base",
+    "tiny_recipe",
+    "random_adapter",
+    "server",
+    "adapters",
+    "start",
+    "page",
+    "browser",
+}
 """Their tests load or train a model, start a server or a browser: they are `slow`, not in `make check`."""
 
 
