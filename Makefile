@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format clean
+.PHONY: help setup run check test lint format clean
 
 help:  ## list what make can do
 	@echo "make TARGET, where TARGET is one of:"
@@ -30,6 +30,10 @@ run: $(READY)  ## the main job: prepare data, train, evaluate (under 12 minutes 
 test: $(READY)  ## the whole test suite (8 to 17 minutes); ARGS="-k word" to choose
 	@echo "Running the test suite: 8 to 17 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+check: lint  ## lint, and the tests that train nothing and start no server or browser (under 2 minutes)
+	@echo "Running the quick tests."
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow" $(ARGS)
 
 lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/ (about 30 seconds)
 	@echo "Checking style and types: about 20 seconds."
