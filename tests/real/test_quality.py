@@ -72,4 +72,4 @@ def test_the_public_datasets_pass_strict_as_prepared_by_default(tmp_path, monkey
     monkeypatch.setenv("FINTUNE_DATA_DIR", str(tmp_path))
     weights = "multi_task.task_weights={sentiment: 1, headline: 1, qa: 1}"
     assert main(["data", "prepare", "--strict", "--config", str(DEFAULT), "--set", weights]) == 0
-    assert "; 176 texts were left out for that." in capsys.readouterr().out
+    assert "; 176 texts that repeat a held-out one were left out." in capsys.readouterr().out

@@ -219,7 +219,7 @@ def test_a_training_text_that_nearly_stands_in_test_is_left_out_and_strict_refus
     config.write_text(f"multi_task: {tasks}file: own.csv, test_file: test.csv}}}}}}\n")
     assert main(["data", "prepare", "--config", "own.yaml"]) == 0
     assert main(["data", "prepare", "--config", "own.yaml", "--strict"]) == 0
-    assert "; 1 texts were left out for that" in capsys.readouterr().out
+    assert "; 1 texts that repeat a held-out one were left out" in capsys.readouterr().out
     kept = ["--config", "own.yaml", "--set", "data.near_duplicates=null"]
     assert main(["data", "prepare", *kept, "--strict"]) == 1
     assert "sentiment: 1 near repetitions of test texts in " in capsys.readouterr().err

@@ -125,7 +125,9 @@ def test_strict_accepts_data_whose_repetitions_preparation_left_out_and_says_how
     recipe.data.near_duplicates = 0.8
     said = []
     refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
-    assert said == ["No training text stands in a test set of this run; 2 texts were left out for that."]
+    assert said == [
+        "No training text stands in a test set of this run; 2 texts that repeat a held-out one were left out."
+    ]
 
 
 def test_a_training_text_in_the_test_set_of_another_task_of_the_run_is_a_leak(recipe, workdir):

@@ -154,7 +154,10 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
         )
     counts = (task["dropped"].items() for task in found["tasks"].values())
     left_out = sum(count for reason, count in chain.from_iterable(counts) if " also in " in reason)
-    say(f"No training text stands in a test set of this run; {left_out:,} texts were left out for that.")
+    say(
+        "No training text stands in a test set of this run; "
+        f"{left_out:,} texts that repeat a held-out one were left out."
+    )
 
 
 def _counts(found: dict[str, Any]) -> str:
