@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fintune.errors import DataError, FintuneError
-from fintune.inference.engine import Engine, Usage
+from fintune.errors import FintuneError
+from fintune.inference.engine import Engine
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
@@ -283,53 +283,33 @@ class ModelThread:
             if all(job.given_up() for job in jobs):
                 raise _NobodyWaitsError
 
-        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
-        found: dict[int, Answered] = {}
-
-        def predict(places: list[int]) -> None:
-            usage: dict[int, Usage] = {}
-            hits, misses = engine.backend.lookups()
-            answers = engine.predict(
+        hits, misses = engine.backend.lookups()
+        try:
+            replies = engine.replies(
                 task,
-                [records[place] for place in places],
+                records,
                 use_adapter=use_adapter,
                 batch_size=self.settings.max_batch,
                 truncate=truncate,
                 on_done=go_on,
-                usage=usage,
             )
-            more_hits, more_misses = engine.backend.lookups()
-            METRICS.observe_cache(True, more_hits - hits)
-            METRICS.observe_cache(False, more_misses - misses)
-            for i, (place, answer) in enumerate(zip(places, answers, strict=True)):
-                used = usage[i]
-                cached = used.shared if i >= more_misses - misses else 0
-                found[place] = Answered(answer, waited[place], used.prompt, cached, used.completion)
-
-        def predict_apart(places: list[int]) -> None:
-            """Halved where a plug-in refuses an answer past the prompt, until that one is by itself."""
-            try:
-                predict(places)
-            except DataError as error:
-                if len(places) > 1:
-                    predict_apart(places[: len(places) // 2])
-                    predict_apart(places[len(places) // 2 :])
-                elif places:
-                    found[places[0]] = Answered(str(error), waited[places[0]])
-
-        everyone = range(len(records))
-        try:
-            try:
-                predict(list(everyone))
-            except DataError:  # of some; the others are computed together all the same
-                for place in everyone:
-                    if why := engine.problem(task, records[place], truncate):
-                        why = why.replace("pass --truncate", "send truncate: true")
-                        found[place] = Answered(why, waited[place])
-                predict_apart([place for place in everyone if place not in found])
         except _NobodyWaitsError:
             return
-        answers = [found[place] for place in everyone]
+        more_hits, more_misses = engine.backend.lookups()
+        METRICS.observe_cache(True, more_hits - hits)
+        METRICS.observe_cache(False, more_misses - misses)
+        computed = more_misses - misses  # the first answers, for which what prompts share was computed
+        answers = []
+        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
+        for reply, seconds in zip(replies, waited, strict=True):
+            answer, cached = reply.answer, 0
+            if isinstance(answer, str):
+                answer = answer.replace("pass --truncate", "send truncate: true")
+            elif computed:
+                computed -= 1
+            else:
+                cached = reply.shared_tokens
+            answers.append(Answered(answer, seconds, reply.prompt_tokens, cached, reply.completion_tokens))
         for job in jobs:
             job.send(answers[: job.size])
             del answers[: job.size]
