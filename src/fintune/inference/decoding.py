@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-Allowed = Callable[[int, Sequence[int]], Any]
-"""(Number of the prompt, the tokens it has so far) → the tokens that may come next, as a list or a tensor;
-None is any."""
+Choice = torch.Tensor | Sequence[int] | None
+"""The ids of the tokens that may come next; None is any token."""
+Allowed = Callable[[int, Sequence[int]], Choice]
+"""(Number of the prompt, the tokens that were written after it) → what may come next."""
 
 COMPACT = 0.75
 """When no more than this share of the batch still writes, the others leave it: that copies the cache."""
@@ -99,7 +100,7 @@ def most_likely(
     return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
-def restricted(logits: torch.Tensor, choice: Any) -> torch.Tensor:
+def restricted(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
     """(V,) logits, −inf outside the token ids of `choice`; None leaves them as they are."""
     if choice is None:
         return logits

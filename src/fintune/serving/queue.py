@@ -298,7 +298,7 @@ class ModelThread:
         more_hits, more_misses = engine.backend.lookups()
         METRICS.observe_cache(True, more_hits - hits)
         METRICS.observe_cache(False, more_misses - misses)
-        computed = more_misses - misses  # the first answers, for which what prompts share was computed
+        computed = more_misses - misses  # the first records, for which the shared beginning was computed
         answers = []
         waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
         for reply, seconds in zip(replies, waited, strict=True):
