@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
-Choice = torch.Tensor | Sequence[int] | None
+Choice: TypeAlias = "torch.Tensor | Sequence[int] | None"
 """The ids of the tokens that may come next; None is any token."""
 Allowed = Callable[[int, Sequence[int]], Choice]
 """(Number of the prompt, the tokens that were written after it) → what may come next."""

@@ -223,11 +223,11 @@ class Engine:
         found: dict[int, Reply] = {}
         prompts: dict[int, list[int]] = {}
         budget: int | None = None
-        for i, record in enumerate(records):
-            with refusals.of(i):
-                budget = budget or self.completion_budget(chosen)
-                prompts[i] = self.prompt(chosen, record, truncate, budget)
         with self._lock, self.backend.session(use_adapter):
+            for i, record in enumerate(records):
+                with refusals.of(i):
+                    budget = budget or self.completion_budget(chosen)
+                    prompts[i] = self.prompt(chosen, record, truncate, budget)
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
             shared = self._shared(chosen, list(prompts.values())) if prompts else 0

@@ -136,8 +136,8 @@ def _by_digits(
 
 
 class _Numbers:
-    """Any text whose numbers, with their scales, the source states (`text.numbers.supported_numbers`), and whose
-    digits it has; thousands' commas may be left out."""
+    """Texts of which each number, with its scale, is one that the source states (as
+    `text.numbers.supported_numbers` reads it), in the source's digits; thousands' commas may be left out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self.tokenizer = tokenizer

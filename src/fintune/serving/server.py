@@ -84,10 +84,10 @@ def _listen(host: str, port: int) -> socket.socket:
 def _protocol(slow: float) -> Any:
     """uvicorn's HTTP protocol that closes a connection whose request line and headers take `slow` seconds.
 
-    A reverse proxy does this too, but a server without one must not run out of connections to clients that
-    open them and say nothing. uvicorn (0.54) bounds the time between requests (`timeout_keep_alive`), the size
-    of headers, and how many connections there are, not the time a request's headers take. The body's time is
-    bounded in `gate`.
+    A reverse proxy does this too; but a server without one must not run out of connections because of clients
+    that open them and say nothing. uvicorn (0.54) bounds the time between two requests
+    (`timeout_keep_alive`), the size of the headers and the number of connections, not the time that the
+    headers take. `gate` bounds the time of the body.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
