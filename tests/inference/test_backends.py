@@ -19,7 +19,7 @@ from fintune.inference.decoding import Generated
 from fintune.inference.engine import Engine
 from fintune.models.export import export
 from fintune.tasks import Record
-from fintune.tasks.kinds import QATask
+from fintune.tasks.types import QATask
 
 
 class Toy:
