@@ -223,19 +223,8 @@ def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _training(adapter: Path | None) -> dict[str, Any]:
     """How the adapter was made, by its own manifest; {} where there is none."""
     facts = manifest.read_raw(adapter) if adapter else {}
-    kept = (
-        "recipe",
-        "created",
-        "seed",
-        "optimizer_steps",
-        "git_commit",
-        "training",
-        "average_of",
-        "machine",
-        "adapter",
-        "exported",
-    )
-    return {key: facts[key] for key in kept if key in facts}
+    kept = "recipe created seed optimizer_steps git_commit training average_of machine adapter exported"
+    return {key: facts[key] for key in kept.split() if key in facts}
 
 
 def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fintune predict`: a text to the console, or files to JSON lines or partitioned Parquet, streaming."""
+"""`fintune predict`: one text answered on the console, or files into JSON lines or Parquet."""
 
 from __future__ import annotations
 

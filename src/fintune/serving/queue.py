@@ -1,7 +1,8 @@
-"""Requests of many callers, one model thread: batches by task and model, texts a step at a time between them.
+"""A queue before the one thread that computes: batches of one task and model, and texts between them.
 
-Callers are coroutines of an event loop. What waits is bounded, what nobody waits for is dropped, and what is
-too late is not begun. Knows engines and tasks, nothing of HTTP.
+Callers are coroutines of an event loop. The queue's length is bounded; a request whose caller has gone, or
+whose deadline has passed, is dropped. Texts advance one token between two batches. Knows engines and tasks,
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Answer = Prediction | str
 
 @dataclass(eq=False)
 class _Job:
-    """What one request wants of the model thread; jobs of one `key` are computed together."""
+    """One request to the model thread. Jobs of equal `key` are computed together."""
 
     key: tuple[str, ...]
     size: int
@@ -44,7 +45,7 @@ class _Job:
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     label: str = ""
-    """Of a text: what its tokens are counted under."""
+    """Of a text: the task's name, under which the metrics count its tokens."""
     trace: Any = field(default_factory=tracing.here)
     dropped: bool = False
 
@@ -74,7 +75,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a text: why it ended, what it took, and, once it is noted, under which id it is kept."""
+    """The end of a text: why it ended, its tokens and, once it is stored, the id of its prediction."""
 
     finish: str
     prompt_tokens: int

@@ -1,7 +1,7 @@
-"""Text, a token a step, for several callers at once: each with its own limits, sampling and stops.
+"""Texts that are written a token a step for several callers, each with its own limits, sampling and stops.
 
-A group starts together and keeps one cache; between its steps the model is free for others. Knows engines and
-token ids, nothing of HTTP.
+`decoding.greedy` writes a batch to its end; here the model computes other requests between two steps, and
+each piece of a text is sent as soon as it cannot change any more. Knows engines and token ids, not HTTP.
 """
 
 from __future__ import annotations
