@@ -16,7 +16,8 @@ BAD = re.compile(r"\b(fell|declin|decreas|down|drop|loss|cut|lower|weak|miss|slu
 class RuleEngine:
     """Reads keywords with its adapter in use, and answers the first candidate without."""
 
-    base_name = "rules"
+    base_name = backend_name = "rules"
+    no_untuned_base = ""
 
     def __init__(self, tasks: TaskSet, adapter: str | None = "output/rules") -> None:
         self.tasks = tasks

@@ -107,6 +107,22 @@ def test_ray_answers_a_folder_as_one_process_does_and_in_the_same_order(recipe, 
         assert same(line, ours)
 
 
+def test_a_conversations_system_message_reaches_the_workers(recipe):
+    more = "custom_task: [{name: chat, type: instruction, instruction: Answer.}]\n"
+    more += "evaluation: {formats: {chat: {max_new_tokens: 6}}}\n"
+    with (recipe / "configs" / "default.yaml").open("a") as stream:
+        stream.write(more)
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a bond?"}]
+    rows = [{"messages": said}, {"messages": said[1:]}, {"messages": []}]
+    (recipe / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["predict", "--task", "chat", "--input_file", "in.jsonl"]
+    assert main([*flags, "--output_file", "plain.jsonl"]) == 0
+    assert main([*flags, "--output_file", "ray.jsonl", "--ray"]) == 0
+    plain, ours = lines_of(recipe / "plain.jsonl"), lines_of(recipe / "ray.jsonl")
+    assert [line.get("prediction") for line in ours] == [line.get("prediction") for line in plain]
+    assert plain[0]["prediction"] != plain[1]["prediction"] and ours[2]["error"] == plain[2]["error"]
+
+
 def test_a_worker_that_is_killed_is_started_again_and_no_row_is_lost_or_twice(recipe, monkeypatch):
     mark = recipe / "died"
 

@@ -14,7 +14,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +24,9 @@ from fintune.data.raw.readers.row_files import RowFile, row_files
 from fintune.data.records import Dropped
 from fintune.data.storage import locate
 from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
-from fintune.recipes import default_recipe_path, load_recipe
-from fintune.tasks import Record, Task, TaskSet
+from fintune.inference import backends
+from fintune.models.source import Source
+from fintune.tasks import Record, Task
 
 LOCAL = "local"
 RETRIES = 3
@@ -175,8 +176,9 @@ def predict_on_ray(
     """
     from fintune.inference.answers import check_output, write_answers
 
-    recipe, tasks = _adapters_own(model_path)
-    chosen = tasks[task]
+    source = Source.read(model_path)
+    backends.check(backends.DEFAULT, source)
+    chosen = source.tasks[task]
     parts = row_files(input_file, "--input_file")
     check_output(input_file, output_file)
     if not parts[0].place.shared:
@@ -184,20 +186,9 @@ def predict_on_ray(
             f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
         )
     connect(address)
-    asked = (str(Path(model_path).resolve()) if model_path else None, recipe, chosen, truncate)
+    asked = (str(Path(model_path).resolve()) if model_path else None, source.recipe, chosen, truncate)
     with _told_deaths():
         return write_answers(_answers(parts, asked, workers), chosen, output_file)
-
-
-def _adapters_own(model_path: str | Path | None) -> tuple[Recipe, TaskSet]:
-    """The recipe and the tasks that `Engine.load` takes, without the weights."""
-    from fintune.models import adapters, manifest
-    from fintune.tasks import task_set
-
-    if model_path is None:
-        recipe = load_recipe(default_recipe_path())
-        return recipe, task_set(recipe)
-    return manifest.read(adapters.check_adapter(model_path))
 
 
 _Asked = tuple[str | None, Recipe, Task, bool]
@@ -270,30 +261,26 @@ def _share(workers: int | None) -> _Share:
     )
 
 
-_COLUMNS = ("id", "text", "question", "problem", "failure")
-
-
 def _read(batch: Any, parts: list[RowFile], task: Task) -> Iterator[Any]:
-    """The rows of the parts that a batch names, as tables of `_COLUMNS`."""
-    import pyarrow as pa
-
-    schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
+    """The rows of the parts that a batch names: tables of one column `row`, a JSON object of a `Record`, a
+    `Dropped`, or the `failure` that ends the work."""
     try:
         for number in batch["part"].to_pylist():
             for chunk in chunks(parts[number], task):
-                rows = [
-                    {"id": row.where, "problem": row.why}
-                    if isinstance(row, Dropped)
-                    else {"id": row.id, "text": row.text, "question": row.question}
-                    for row in chunk
-                ]
-                yield pa.Table.from_pylist(rows, schema=schema)
+                yield _table("row", [asdict(row) for row in chunk])
     except FintuneError as error:
-        yield pa.Table.from_pylist([{"failure": str(error)}], schema=schema)
+        yield _table("row", [{"failure": str(error)}])
+
+
+def _table(column: str, values: list[dict[str, Any]]) -> Any:
+    """A table of one column of JSON objects."""
+    import pyarrow as pa
+
+    return pa.table({column: [json.dumps(value) for value in values]})
 
 
 class Answerer:
-    """A worker: loads the model once, then answers table after table of `_COLUMNS`."""
+    """A worker: loads the model once, then answers table after table of `_read`."""
 
     def __init__(
         self,
@@ -317,23 +304,16 @@ class Answerer:
 
     def __call__(self, batch: Any) -> Any:
         """The batch's answers, in order: a column `line` of JSON objects, or of one with a `failure`."""
-        import pyarrow as pa
-
         from fintune.inference.answers import answers
 
-        failures = [sentence for sentence in batch["failure"].to_pylist() if sentence]
+        read = [json.loads(row) for row in batch["row"].to_pylist()]
+        failures = [row["failure"] for row in read if "failure" in row]
         if isinstance(self.engine, _Failure):
             failures.append(self.engine.message)
         if failures or isinstance(self.engine, _Failure):
-            return pa.table({"line": [json.dumps({"failure": failures[0]})]})
-        rows: list[Record | Dropped] = [
-            Dropped("malformed rows", row["id"], row["problem"])
-            if row["problem"] is not None
-            else Record(row["text"], question=row["question"], id=row["id"])
-            for row in batch.to_pylist()
-        ]
-        lines = answers(self.engine, self.task, rows, self.truncate)
-        return pa.table({"line": [json.dumps(line, ensure_ascii=False) for line in lines]})
+            return _table("line", [{"failure": failures[0]}])
+        rows = [Record(**row) if "text" in row else Dropped(**row) for row in read]
+        return _table("line", answers(self.engine, self.task, rows, self.truncate))
 
 
 @contextlib.contextmanager

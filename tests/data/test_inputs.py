@@ -113,6 +113,15 @@ def test_an_absent_input_and_an_empty_folder_are_refused(tmp_path):
         row_files(tmp_path, "--input_file")
 
 
+def test_a_chunk_is_as_large_as_asked_for_while_its_texts_are_short(tmp_path, monkeypatch):
+    monkeypatch.setattr("fintune.data.inputs.CHARACTERS", 10_000)
+    path = tmp_path / "in.csv"
+    path.write_text("text\n" + "Sales rose.\n" * 500 + f"{'x' * 200}\n" * 130)
+    (part,) = row_files(path, "--input_file")
+    assert [len(chunk) for chunk in chunks(part, MOOD, 400)] == [400, 145, 64, 21]
+    assert [len(chunk) for chunk in chunks(part, MOOD, 1)][:2] == [CHUNK, CHUNK]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     path, count = tmp_path / f"in.{kind}", 40_000

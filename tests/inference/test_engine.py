@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fintune.config import EvaluationConfig
 from fintune.data.raw.sample import sample_records
 from fintune.errors import ConfigError, DataError, ModelError
-from fintune.inference.engine import Engine, configure, newest_adapter
+from fintune.inference.engine import Engine, configure
+from fintune.models.source import newest_adapter
 from fintune.tasks import Record
 from fintune.text.numbers import unsupported_figures
 
@@ -228,7 +229,7 @@ def test_every_answer_carries_a_probability_or_an_interval(engine):
     record = some("qa", 1)[0]
     answer = engine.predict("qa", [record])[0]
     ids = engine.template.prompt_ids(engine.tasks["qa"], record, 200)[0]
-    budget = engine._completion_budget(engine.tasks["qa"])
+    budget = engine.completion_budget(engine.tasks["qa"])
     tokens = engine.model.generate(torch.tensor([ids]), max_new_tokens=budget, do_sample=False)[0].tolist()
     with torch.no_grad():
         logits = engine.model(torch.tensor([tokens])).logits[0, len(ids) - 1 : -1]

@@ -52,6 +52,18 @@ def _evaluate(results):
     return shlex.split(line)
 
 
+def test_an_exported_model_is_trained_exported_and_asked_through_its_backend():
+    made = {"adapter": "own", "exported": {"format": "gguf", "dtype": "f16"}}
+    model = {"base": "smollm2-135m-instruct", "adapter": "out/gguf", "backend": "llama.cpp"}
+    lines, _ = _reproduce(_results(training=made, model=model))
+    steps = [line for line in lines if line.startswith("fintune") and " report " not in line]
+    assert steps == [
+        "fintune train --config recipe.yaml --output_dir own",
+        "fintune export --model_path own --format gguf --dtype f16 --output_dir out/gguf",
+        "fintune evaluate --model_path out/gguf --backend llama.cpp --output_file out/results.json",
+    ]
+
+
 @pytest.mark.parametrize(
     ("trained", "evaluated"),
     [

@@ -52,6 +52,23 @@ def same(served, line):
 # Answers --------------------------------------------------------------------------------------------
 
 
+def test_a_merged_export_is_served_as_one_model(adapters, predicted, no_keys, start, tmp_path):
+    from fintune.models.export import export
+
+    folder = export(adapters / "first", tmp_path / "whole", "merged", "f32").folder
+    server = start("--model_path", folder, keys=no_keys)
+    try:
+        sent = {"inputs": [{"text": text} for text in TEXTS]}
+        answer = httpx.post(f"{server.url}/v1/tasks/sentiment", json=sent, timeout=30).json()
+        assert answer["model"] == "whole" and len(answer["data"]) == 3
+        for served, line in zip(answer["data"], predicted("sentiment"), strict=True):
+            same(served, line)
+        other = httpx.post(f"{server.url}/v1/tasks/sentiment", json={**sent, "model": "first"})
+        assert other.status_code == 404 and "this server has whole alone" in other.text
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("task", ["sentiment", "regression", "qa"])
 def test_answers_are_those_of_fintune_predict(client, predicted, task):
     inputs = [{"text": text, **({"question": "What rose?"} if task == "qa" else {})} for text in TEXTS]

@@ -20,6 +20,7 @@ from fintune.errors import DataError
 
 def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
+    backend_flag(command)
     command.add_argument(
         "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
     )
@@ -93,7 +94,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fintune.data.prepare.dataset import prepare
     from fintune.evaluation.lm_eval import checked_folder, export
     from fintune.evaluation.task_run import drawn
+    from fintune.inference import backends
     from fintune.inference.engine import Engine
+    from fintune.models.source import Source
     from fintune.pipeline import check_evaluation, evaluate
     from fintune.reports.figures import print_table
 
@@ -103,8 +106,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         checked_folder(args.export_lm_eval)
     else:
         check_evaluation(args.output_file, recipe.evaluation.tracked(args.use_wandb))
+    backends.check(args.backend, Source.read(model_path, recipe))  # before the data is prepared
     prepared = prepare(recipe)
-    engine = Engine.load(model_path, recipe)
+    engine = Engine.load(model_path, recipe, args.backend)
     if args.export_lm_eval:
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
         records = {name: drawn(prepared.records(name, args.split), args.max_test) for name in names}
@@ -195,7 +199,10 @@ def _predict_file(args: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command(
-        "evaluate", "score an adapter on the test data, beside its baselines", _evaluate, _evaluate_flags
+        "evaluate",
+        "score an adapter, or what was exported of it, on the test data, beside its baselines",
+        _evaluate,
+        _evaluate_flags,
     ),
     Command("report", "the reports of a results file, made again without the model", _report, _report_flags),
     Command("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),

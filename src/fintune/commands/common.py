@@ -13,7 +13,10 @@ from typing import Any
 from fintune.errors import FintuneError
 
 OUTPUT_DIR = "output/model"
-MODEL_PATH_HELP = "the adapter's folder (default: the newest under output/, else the untuned base model)"
+MODEL_PATH_HELP = (
+    "the folder of an adapter or of fintune export (default: the newest adapter under output/, else the "
+    "untuned base model)"
+)
 STORE = "sqlite:///output/monitoring.db"
 
 
@@ -49,13 +52,12 @@ def data_dir_flag(command: argparse.ArgumentParser) -> None:
 
 
 def backend_flag(command: argparse.ArgumentParser) -> None:
-    from fintune.inference.backends import NAMES
-
     command.add_argument(
         "--backend",
-        choices=NAMES,
+        metavar="NAME",
         default="builtin",
-        help="what computes (default: builtin); llama.cpp takes a folder of fintune export --format gguf",
+        help="what computes: builtin (the default), vllm, another package's, or llama.cpp, which takes a "
+        "folder of fintune export --format gguf",
     )
 
 
@@ -83,7 +85,7 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 def adapter_of(model_path: str | None) -> str | Path | None:
     """The adapter given, else the newest under output/, else None: the untuned base, and it says so."""
-    from fintune.inference.engine import newest_adapter
+    from fintune.models.source import newest_adapter
 
     if model_path:
         return model_path
@@ -95,12 +97,12 @@ def adapter_of(model_path: str | None) -> str | Path | None:
 
 
 def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
-    """The recipe an adapter was trained by, unless another one is given."""
+    """The recipe that an adapter, or what was exported of it, was trained by, unless another one is given."""
     from fintune.models import manifest
-    from fintune.models.adapters import check_adapter
+    from fintune.models.source import check_model
     from fintune.recipes import recipe_from
 
-    trained = manifest.read_raw(check_adapter(model_path)).get("recipe") if model_path else None
+    trained = manifest.read_raw(check_model(model_path)).get("recipe") if model_path else None
     if not trained or args.config:
         return recipe_of(args)
     recipe = recipe_from(trained, overrides(args), f"{model_path}/{manifest.NAME}")

@@ -182,9 +182,14 @@ def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str,
     if engine.adapter is not None:
         kept = (engine.adapter / name for name in (WEIGHTS, manifest.NAME))
         adapter = [file_sha256(path) for path in kept if path.is_file()] or adapter
+        exported = (path for path in engine.adapter.glob("*") if path.suffix in (".safetensors", ".gguf"))
+        adapter += [
+            f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(exported) if path.name != WEIGHTS
+        ]
     models = [_versions_of(name) for name in (engine.base_name, *settings.get("other_models", ()))]
     data = prepared.manifest.get("files"), prepared.manifest.get("key")
-    parts = [FORMAT, __version__, git_commit(), models, adapter, data, settings]
+    how = engine.backend_name, data, settings
+    parts = [FORMAT, __version__, git_commit(), models, adapter, how]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -218,8 +223,8 @@ def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _training(adapter: Path | None) -> dict[str, Any]:
     """How the adapter was made, by its own manifest; {} where there is none."""
     facts = manifest.read_raw(adapter) if adapter else {}
-    kept = ("recipe", "created", "seed", "optimizer_steps", "git_commit", "training", "average_of", "machine")
-    return {key: facts[key] for key in kept if key in facts}
+    kept = "recipe created seed optimizer_steps git_commit training average_of machine adapter exported"
+    return {key: facts[key] for key in kept.split() if key in facts}
 
 
 def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
@@ -231,6 +236,7 @@ def _circumstances(engine: Engine, prepared: PreparedDataset) -> dict[str, Any]:
         "model": {
             "base": engine.base_name,
             "adapter": None if engine.adapter is None else str(engine.adapter),
+            "backend": engine.backend_name,
         },
         "training": _training(engine.adapter),
         "data": {

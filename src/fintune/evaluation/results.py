@@ -265,6 +265,8 @@ class Model(_Part):
 
     base: str
     adapter: str | None
+    """The folder of an adapter, or of a model that it was merged into."""
+    backend: str = "builtin"
 
 
 class Data(_Part):

@@ -83,7 +83,10 @@ class TaskRun:
             systems[key] = self._system(name, self._scored(test, found), taken)
         untuned: dict[int, Prediction] = {}
         if own == "adapter" and self.config.base_model:
-            systems["base"], untuned = self._untuned(scored)
+            if why := self.engine.no_untuned_base:
+                entry["systems_skipped"]["base"] = why
+            else:
+                systems["base"], untuned = self._untuned(scored)
         systems[own] = self._system(own, scored, seconds)
         entry |= {"clusters": self._clusters(), "systems": systems}
         analysis = analyse(scored, self.train)

@@ -1,11 +1,11 @@
-"""`fintune predict`: a text to the console, or files to JSON lines or partitioned Parquet, streaming."""
+"""`fintune predict`: one text answered on the console, or files into JSON lines or Parquet."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -59,31 +59,21 @@ def predict_file(
     chosen = engine.tasks[task]
     parts = row_files(input_file, "--input_file")
     check_output(input_file, output_file)
-    rows = chain.from_iterable(chunks(part, chosen) for part in parts)
+    size = engine.rows_at_once(task)
+    rows = chain.from_iterable(chunks(part, chosen, size) for part in parts)
     return write_answers((answers(engine, task, chunk, truncate) for chunk in rows), chosen, output_file)
 
 
 def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: bool) -> list[Line]:
     """A line for each row: its prediction, or why there is none."""
     records = [row for row in rows if isinstance(row, Record)]
-    found: Iterator[Prediction | str]
-    try:
-        found = iter(engine.predict(task, records, truncate=truncate))
-    except DataError:  # of one row; the others have answers
-        found = chain.from_iterable(_one(engine, task, record, truncate) for record in records)
+    replies = iter(engine.replies(task, records, truncate=truncate))
     lines = []
     for row in rows:
-        answer = row.why if isinstance(row, Dropped) else next(found)
+        answer = row.why if isinstance(row, Dropped) else next(replies).answer
         line = {"task": task, "error": answer} if isinstance(answer, str) else as_dict(task, answer)
         lines.append({"id": row.where if isinstance(row, Dropped) else row.id, **line})
     return lines
-
-
-def _one(engine: Engine, task: str, record: Record, truncate: bool) -> list[Prediction] | list[str]:
-    try:
-        return engine.predict(task, [record], truncate=truncate)
-    except DataError as error:
-        return [str(error)]
 
 
 # Where answers go -----------------------------------------------------------------------------------

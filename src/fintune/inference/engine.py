@@ -5,41 +5,72 @@ The engine knows tasks and asks a backend with token ids; nothing of files of da
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from fintune.config import EvaluationConfig, Recipe
 from fintune.errors import DataError, ModelError
+from fintune.inference import backends
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
+from fintune.models.source import Source
 from fintune.tasks import Prediction, Record, Task, TaskSet
 from fintune.tasks.base import softmax
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
 
 
 @dataclass(frozen=True)
-class Usage:
-    """The tokens of one answer."""
+class Reply:
+    """What one record got: a prediction, or the sentence that says why there is none."""
 
-    prompt: int
-    shared: int
+    answer: Prediction | str
+    prompt_tokens: int | None = None
+    """None where there is no prediction."""
+    shared_tokens: int = 0
     """Of the prompt: those that every prompt of the task begins with."""
-    completion: int
+    completion_tokens: int = 0
+
+
+class _Refusals(dict[int, str]):
+    """Places of the records that were refused, and why; with `strict` the first refusal is raised."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self.strict = strict
+
+    @contextlib.contextmanager
+    def of(self, place: int) -> Iterator[None]:
+        """Keep a DataError raised inside as the refusal of the record at `place`."""
+        try:
+            yield
+        except DataError as error:
+            if self.strict:
+                raise
+            self[place] = str(error)
 
 
 class Engine:
     """A base model, perhaps with an adapter, and the tasks it answers."""
 
+    backend_name = backends.DEFAULT
+    no_untuned_base = ""
+    """Why `use_adapter=False` is refused; "" where it is not."""
+
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: PreTrainedModel | Backend,
+        tokenizer: PreTrainedTokenizerBase,
         tasks: TaskSet,
         max_length: int,
         base_name: str,
@@ -50,6 +81,7 @@ class Engine:
         """
         Args:
             model: a causal LM of Transformers, or a `Backend`.
+            adapter: the folder of what was trained: an adapter, or one that was merged into its base.
             keep_prefixes: of earlier calls, which needs weights that do not change.
         """
         import torch
@@ -68,61 +100,41 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model_path: str | Path | None = None, recipe: Recipe | None = None, backend: str = "builtin"
+        cls,
+        model_path: str | Path | None = None,
+        recipe: Recipe | None = None,
+        backend: str = backends.DEFAULT,
     ) -> Engine:
         """An adapter folder with its base model, an exported folder, or else the recipe's untuned base.
 
         What was trained keeps its own recipe; only `evaluation` is taken from the one given.
 
         Args:
-            backend: one of `backends.NAMES`; `llama.cpp` takes a folder that has a GGUF file.
+            backend: one of `backends.names()`.
 
         Raises:
             ModelError: the folder is missing, damaged or not what the backend takes, or the base cannot be
                 loaded.
+            ConfigError: there is no such backend.
             MissingExtraError: the backend is not installed.
         """
-        from fintune.models import adapters, base, manifest
-        from fintune.recipes import default_recipe_path, load_recipe
-        from fintune.tasks import task_set
-
-        if model_path is None:
-            recipe = recipe or load_recipe(default_recipe_path())
-            tasks = task_set(recipe)
-            folder = None
-        else:
-            asked, exported = recipe, manifest.read_exported(model_path)
-            folder = None if exported else adapters.check_adapter(model_path)
-            recipe, tasks = exported or manifest.read(model_path, recipe)
-            if asked is not None:
-                recipe = recipe.model_copy(update={"evaluation": asked.evaluation})
-        precision = base.choose_precision(recipe.training)
-        model: Any
-        if backend == "llama.cpp":
-            from fintune.inference.backends.llamacpp import LlamaCpp
-
-            model = LlamaCpp.load(model_path, recipe.training.max_length)
-        elif backend == "vllm":
-            from fintune.inference.backends.vllm import Vllm
-
-            name, revision = recipe.base_model.name, recipe.base_model.revision
-            rank = adapters.rank(folder) if folder else 0
-            dtype = str(precision.dtype).removeprefix("torch.")
-            length = recipe.training.max_length
-            model = Vllm(base.resolve(name), folder, rank, length, revision, dtype=dtype)
-        else:
-            if folder is None and model_path and any(Path(model_path).glob("*.gguf")):
-                raise ModelError(f"{model_path} holds a GGUF file: ask it with --backend llama.cpp.")
-            model = base.load_base_model(recipe.base_model, precision.dtype)
-            if folder:
-                model = adapters.load_adapter(model, folder)
-                adapters.merge(model)
-            model.eval()
-        tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-        return cls.of(model, tokenizer, tasks, recipe, folder)
+        source = Source.read(model_path, recipe)
+        spec = backends.check(backend, source)
+        adapter = source.path if source.tuned else None
+        engine = cls.of(spec.load(source), source.tokenizer, source.tasks, source.recipe, adapter)
+        engine.backend_name, engine.base_name = spec.name, source.base_name
+        engine.no_untuned_base = backends.untuned_base_problem(spec, source)
+        return engine
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, tasks: TaskSet, recipe: Recipe, adapter: Path | None) -> Engine:
+    def of(
+        cls,
+        model: PreTrainedModel | Backend,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: TaskSet,
+        recipe: Recipe,
+        adapter: Path | None,
+    ) -> Engine:
         """The engine that answers as the recipe says, with a model that will not change."""
         configure(tasks, recipe.evaluation)
         return cls(
@@ -143,7 +155,7 @@ class Engine:
         return self.backend
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """The model of Transformers that the built-in backend asks."""
         return self.builtin.model
 
@@ -160,66 +172,115 @@ class Engine:
         batch_size: int | None = None,
         truncate: bool = True,
         on_done: Callable[[int], None] | None = None,
-        usage: dict[int, Usage] | None = None,
     ) -> list[Prediction]:
-        """Predictions in the order of `records`.
+        """Predictions in the order of `records`; arguments as of `replies`.
+
+        Raises:
+            DataError: an unknown task, a number task without levels, or a record that is refused. One that
+                is refused for its prompt is found before the model is asked.
+            ModelError: there is no untuned base to ask.
+        """
+        replies = self.replies(
+            task,
+            records,
+            use_adapter=use_adapter,
+            batch_size=batch_size,
+            truncate=truncate,
+            on_done=on_done,
+            strict=True,
+        )
+        return [cast(Prediction, reply.answer) for reply in replies]
+
+    def replies(
+        self,
+        task: str,
+        records: Sequence[Record],
+        *,
+        use_adapter: bool = True,
+        batch_size: int | None = None,
+        truncate: bool = True,
+        on_done: Callable[[int], None] | None = None,
+        strict: bool = False,
+    ) -> list[Reply]:
+        """What each record gets, in the order of `records`. One that is refused costs only its own answer,
+        and no call of the backend. A DataError refuses a record; any other error ends the call.
 
         Args:
             use_adapter: False answers with the untuned base model.
-            truncate: cut texts that do not fit the context; False raises instead.
+            batch_size: None is the recipe's `evaluation.batch_size`.
+            truncate: cut texts that do not fit the context; False refuses them.
             on_done: called with the number of records done since the last call.
-            usage: is given each record's, by its place in `records`.
+            strict: raise the first refusal.
 
         Raises:
-            DataError: an unknown task, a prompt that does not fit, or a number task without levels.
+            DataError: an unknown task; or a refusal.
+            ModelError: there is no untuned base to ask.
         """
-        chosen = self.tasks[task]
-        run = self._score if chosen.decoding == "candidates" else self._generate
-        results: dict[int, Prediction] = {}
+        if not use_adapter and self.no_untuned_base:
+            raise ModelError(f"The untuned base cannot be asked: {self.no_untuned_base}.")
+        chosen, refusals = self.tasks[task], _Refusals(strict)
+        ask = self._score if chosen.decoding == "candidates" else self._generate
+        found: dict[int, Reply] = {}
+        prompts: dict[int, list[int]] = {}
+        budget: int | None = None
         with self._lock, self.backend.session(use_adapter):
+            for i, record in enumerate(records):
+                with refusals.of(i):
+                    budget = budget or self.completion_budget(chosen)
+                    prompts[i] = self.prompt(chosen, record, truncate, budget)
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
-            prompts = self._prompts(chosen, records, truncate)
-            shared = self._shared(chosen, prompts)
-            for batch in self._batches(prompts, batch_size or self.batch_size, chosen, shared):
-                own = [records[i] for i in batch]
-                answers = run(chosen, own, [prompts[i] for i in batch], shared)
-                for i, (answer, written) in zip(batch, answers, strict=True):
-                    results[i] = answer
-                    if usage is not None:
-                        usage[i] = Usage(len(prompts[i]), shared, written)
+            shared = self._shared(chosen, list(prompts.values())) if prompts else 0
+            size = batch_size or self.batch_size
+            for batch in self._batches(prompts, size, chosen, shared) if prompts else ():
+                answers = ask(chosen, [records[i] for i in batch], [prompts[i] for i in batch], shared)
+                for i, (decide, written) in zip(batch, answers, strict=True):
+                    with refusals.of(i):
+                        found[i] = Reply(decide(), len(prompts[i]), shared, written)
                 if on_done:
                     on_done(len(batch))
-        return [results[i] for i in range(len(records))]
+        return [found.get(i) or Reply(refusals[i]) for i in range(len(records))]
 
-    def problem(self, task: str, record: Record, truncate: bool = True) -> str | None:
-        """Why `predict` refuses this record; None where it does not. The model is not asked."""
-        try:
-            self._prompts(self.tasks[task], [record], truncate)
-        except DataError as error:
-            return str(error)
-        return None
+    def rows_at_once(self, task: str) -> int:
+        """How many records the backend would like to be given in one call of `predict`."""
+        return self.backend.batch_limits(self.batch_size, self.tasks[task].decoding == "candidates")[0]
 
-    def _prompts(self, task: Task, records: Sequence[Record], truncate: bool) -> list[list[int]]:
-        for record in records:
-            if problem := task.input_problem(record):
-                name = f" (record {record.id})" if record.id else ""
-                raise DataError(f"This {task.name} example cannot be answered: {problem}{name}.")
-        room = self.template.max_length - self._completion_budget(task)
-        return [self.template.prompt_ids(task, record, room, truncate)[0] for record in records]
+    def prompt(
+        self, task: Task, record: Record, truncate: bool = True, budget: int | None = None
+    ) -> list[int]:
+        """The token ids of a record's prompt.
+
+        Args:
+            budget: tokens to leave for the answer; None is `completion_budget(task)`.
+
+        Raises:
+            DataError: the task refuses the record, or the prompt does not fit.
+        """
+        if problem := task.input_problem(record):
+            name = f" (record {record.id})" if record.id else ""
+            raise DataError(f"This {task.name} example cannot be answered: {problem}{name}.")
+        room = self.template.max_length - (budget or self.completion_budget(task))
+        return self.template.prompt_ids(task, record, room, truncate)[0]
+
+    def completion_budget(self, task: Task) -> int:
+        """The most tokens of an answer, at most half of what the model was trained with.
+
+        Raises:
+            DataError: a number task has no levels.
+        """
+        if task.decoding == "text":
+            return min(task.max_new_tokens, self.template.max_length // 2)
+        return max(len(self.template.completion_ids(c)) for c in task.candidates())
 
     def _shared(self, task: Task, prompts: list[list[int]]) -> int:
         """How many tokens every prompt of the task begins with, where the backend computes them once."""
         other = self.template.prompt_ids(task, Record(text="?", question="?"), self.template.max_length)[0]
         return self.backend.shared([*prompts, other])
 
-    def _completion_budget(self, task: Task) -> int:
-        if task.decoding == "text":
-            return min(task.max_new_tokens, self.template.max_length // 2)
-        return max(len(self.template.completion_ids(c)) for c in task.candidates())
-
-    def _batches(self, prompts: list[list[int]], size: int, task: Task, shared: int) -> list[list[int]]:
-        """Indices grouped by similar length, at most `size` a batch and as many tokens as may be computed
+    def _batches(
+        self, prompts: Mapping[int, list[int]], size: int, task: Task, shared: int
+    ) -> list[list[int]]:
+        """Places grouped by similar length, at most `size` a batch and as many tokens as may be computed
         together (the `shared` ones of the prefix are not)."""
         scoring = task.decoding == "candidates"
         size, limit = self.backend.batch_limits(size, scoring)
@@ -228,7 +289,7 @@ class Engine:
             answers = sum(len(self.template.completion_ids(c)) - 1 for c in task.candidates())
         batches: list[list[int]] = []
         tokens = 0
-        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        for i in sorted(prompts, key=lambda i: len(prompts[i])):
             own = len(prompts[i]) - shared + answers
             if not batches or len(batches[-1]) == size or tokens + own > limit:
                 batches.append([])
@@ -239,15 +300,16 @@ class Engine:
 
     def _score(
         self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
-    ) -> list[tuple[Prediction, int]]:
+    ) -> list[_Decision]:
         """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
         free = self._content_free(task)
-        scores = self._log_likelihoods(task, prompts, shared)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
-        answers = [task.decide([(s - c) / heat for s, c in zip(each, free, strict=True)]) for each in scores]
-        if self._tuned:
-            answers = [task.calibrated(answer) for answer in answers]
-        return [(answer, 0) for answer in answers]
+
+        def decide(scores: list[float]) -> Prediction:
+            answer = task.decide([(s - c) / heat for s, c in zip(scores, free, strict=True)])
+            return task.calibrated(answer) if self._tuned else answer
+
+        return [(partial(decide, each), 0) for each in self._log_likelihoods(task, prompts, shared)]
 
     def _log_likelihoods(self, task: Task, prompts: list[list[int]], shared: int = 0) -> list[list[float]]:
         """For each prompt that of each candidate; its mean over tokens where the task is normalized."""
@@ -273,21 +335,29 @@ class Engine:
 
     def _generate(
         self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
-    ) -> list[tuple[Prediction, int]]:
-        """Greedy decoding until end of text or `task.max_new_tokens`, in its format; and how many tokens."""
+    ) -> list[_Decision]:
+        """Greedy decoding until end of text or the task's budget, in its format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
-        budget, end = self._completion_budget(task), self.tokenizer.eos_token_id
+        budget, end = self.completion_budget(task), self.tokenizer.eos_token_id
         allowed = allowed_tokens(task.text_format, self.tokenizer, records)
         found = self.backend.generate(prompts, budget, end, allowed, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         if task.text_format and task.text_format.source_numbers:
             for i, each in enumerate(found):
                 texts[i] = without_cut_number(texts[i]) if len(each.ids) == budget else texts[i]
+
+        def decide(text: str, probability: float) -> Prediction:
+            return replace(task.parse(text), token_probability=probability)
+
         return [
-            (replace(task.parse(text), token_probability=each.probability), len(each.ids))
+            (partial(decide, text, each.probability), len(each.ids))
             for text, each in zip(texts, found, strict=True)
         ]
+
+
+_Decision = tuple[Callable[[], Prediction], int]
+"""What makes a prediction of the backend's output, and the tokens that were written for it."""
 
 
 def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
@@ -298,19 +368,3 @@ def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
     """
     for task in tasks:
         task.configure(config)
-
-
-def newest_adapter(root: str | Path = "output") -> Path:
-    """The adapter folder written last under `root`, checkpoints left out.
-
-    Raises:
-        ModelError: there is none.
-    """
-    folders = [
-        path.parent
-        for path in Path(root).rglob("adapter_model.safetensors")
-        if not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(root).parts)
-    ]
-    if not folders:
-        raise ModelError(f"There is no trained adapter under {root}/: train one with  python train.py")
-    return max(folders, key=lambda folder: (folder / "adapter_model.safetensors").stat().st_mtime)

@@ -8,21 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fintune.errors import ConfigError
-from fintune.inference.decoding import Allowed
+from fintune.inference.decoding import Allowed, Choice
 from fintune.tasks.base import Record, TextFormat
 from fintune.text.numbers import SCALES, stated_values, value_key
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
 
 def allowed_tokens(
-    text_format: TextFormat | None, tokenizer: Any, records: Sequence[Record]
+    text_format: TextFormat | None, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> Allowed | None:
-    """What `generation.greedy` asks before each token; None where nothing is constrained.
+    """What `decoding.greedy` asks before each token; None where nothing is constrained.
 
     Args:
-        records: those that are answered, whose texts passages and numbers may be copied from.
+        records: the ones that are answered, in the order of their prompts: passages and numbers are copied
+            from their texts.
     """
     if text_format is None:
         return None
@@ -39,12 +44,12 @@ def allowed_tokens(
     return lambda row, sofar: numbers[row].next(sofar, shape(row, sofar) if shape else None)
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @lru_cache(maxsize=1)
-def _pieces(tokenizer: Any) -> list[str]:
+def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The text of each token of the vocabulary."""
     return tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
 
@@ -52,7 +57,7 @@ def _pieces(tokenizer: Any) -> list[str]:
 class _Bullets:
     """Lines that begin with a dash, at most `count` of them, each of at most `tokens` tokens."""
 
-    def __init__(self, tokenizer: Any, count: int, tokens: int | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int | None) -> None:
         import torch
 
         self.count, self.tokens = count, tokens
@@ -73,7 +78,7 @@ class _Bullets:
         self.no_line = torch.tensor([i for i in inside if i != self.line])
         self.word = torch.tensor([i for i in inside if i not in (self.line, self.end)])
 
-    def next(self, sofar: Sequence[int]) -> Any:
+    def next(self, sofar: Sequence[int]) -> Choice:
         lines = list(sofar).count(self.line)
         begun = 0
         for token in reversed(sofar):
@@ -93,7 +98,7 @@ class _Bullets:
 class _Passage:
     """A run of the text's tokens, from any of them on, to any end."""
 
-    def __init__(self, tokenizer: Any, text: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self.end = tokenizer.eos_token_id
         self.ids = _ids(tokenizer, text)
         # An answer begins without the space that its first word has inside the text.
@@ -115,7 +120,9 @@ _CUT = re.compile(r"\S*\d\S*$")
 
 
 @lru_cache(maxsize=1)
-def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str], dict[int, float], Any]:
+def _by_digits(
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[torch.Tensor, dict[int, str], dict[int, float], torch.Tensor]:
     """(V,) which tokens are no part of a number; the pieces of those that may be; the scale of each that is a
     unit (million); and (V,) which begin with a letter, and so end a number inside a word (2nd)."""
     import torch
@@ -129,19 +136,19 @@ def _by_digits(tokenizer: Any) -> tuple[Any, dict[int, str], dict[int, float], A
 
 
 class _Numbers:
-    """Any text whose numbers, with their scales, the source states (`numeric.supported_numbers`), and whose
-    digits it has; thousands' commas may be left out."""
+    """Texts of which each number, with its scale, is one that the source states (as
+    `text.numbers.supported_numbers` reads it), in the source's digits; thousands' commas may be left out."""
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self.tokenizer = tokenizer
         self.plain, self.part, self.units, self.letters = _by_digits(tokenizer)
         found = set(_NUMBER.findall(source))
         self.written = found | {number.replace(",", "") for number in found}
         self.begun = {number[:i] for number in self.written for i in range(1, len(number) + 1)}
         self.values = stated_values(source)
-        self.masks: dict[str, Any] = {}
+        self.masks: dict[str, torch.Tensor] = {}
 
-    def next(self, sofar: Sequence[int], among: Any = None) -> Any:
+    def next(self, sofar: Sequence[int], among: Choice = None) -> torch.Tensor:
         """The tokens that may come next, of those in `among` where it is given.
 
         Where none of them may (a bullet of its full length that ends inside a number), `among` itself.
@@ -159,7 +166,7 @@ class _Numbers:
         kept = among[mask[among]]
         return kept if len(kept) else among
 
-    def _may_follow(self, before: str) -> Any:
+    def _may_follow(self, before: str) -> torch.Tensor:
         """(V,) which tokens may follow a word that has begun like this."""
         if any(c.isdigit() for c in before):
             return self._mask(before)
@@ -170,7 +177,7 @@ class _Numbers:
             self.masks[kind] = self._mask(kind)
         return self.masks[kind]
 
-    def _mask(self, word: str) -> Any:
+    def _mask(self, word: str) -> torch.Tensor:
         import torch
 
         mask = self.plain.clone() if self._fits(word + " ") else torch.zeros_like(self.plain)

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache, PreTrainedModel
 
 KEPT = 16
 """Prefixes kept at once: a task has one with the adapter and one without."""
@@ -15,12 +19,15 @@ KEPT = 16
 
 @dataclass(frozen=True)
 class Prefix:
-    """`length` tokens and, of each layer, their keys and values (1, Hkv, length, D); none if length is 0."""
+    """The keys and values of `length` tokens, (1, Hkv, length, D) of each layer; no layers if length is 0.
+
+    Hkv is the number of key/value heads, D their size.
+    """
 
     length: int = 0
-    states: list[tuple[Any, Any]] = field(default_factory=list)
+    states: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def cache(self) -> Any:
+    def cache(self) -> DynamicCache:
         """A Transformers cache that begins with the prefix; adding to it leaves the prefix as it is."""
         from transformers import DynamicCache
 
@@ -28,7 +35,10 @@ class Prefix:
 
 
 class PrefixStore:
-    """The prefixes of one model. With `keep` they outlive `begin`, which needs weights that do not change."""
+    """The prefixes of one model.
+
+    With `keep` a prefix stays from session to session, which is right only while the weights do not change.
+    """
 
     def __init__(self, keep: bool = False) -> None:
         self.keep = keep
@@ -36,12 +46,16 @@ class PrefixStore:
         self._known: dict[tuple[bool, tuple[int, ...]], Prefix] = {}
 
     def begin(self) -> None:
-        """Forget what earlier calls computed, unless it is kept."""
+        """Start a session: forget the prefixes of earlier ones, unless `keep` is set."""
         if not self.keep:
             self._known.clear()
 
-    def get(self, model: Any, ids: Sequence[int], adapter: bool) -> Prefix:
-        """The prefix of these tokens; computed by `model` if it is not known yet."""
+    def get(self, model: PreTrainedModel, ids: Sequence[int], adapter: bool) -> Prefix:
+        """The prefix of these tokens, which `model` computes where it is not known yet.
+
+        Args:
+            adapter: whether the adapter is in use: it changes the keys and values.
+        """
         import torch
 
         from fintune.kernels.likelihood import cache_name
@@ -53,9 +67,9 @@ class PrefixStore:
             self.hits += 1
         else:
             self.misses += 1
-            row = torch.tensor([key[1]], device=model.device)
+            row = torch.tensor([key[1]], device=model.device)  # (1, length)
             cache = getattr(model(input_ids=row, use_cache=True, logits_to_keep=1), cache_name())
-            if len(self._known) >= KEPT:
+            if len(self._known) >= KEPT:  # the oldest makes room
                 del self._known[next(iter(self._known))]
             self._known[key] = Prefix(len(ids), [(layer.keys, layer.values) for layer in cache.layers])
         return self._known[key]

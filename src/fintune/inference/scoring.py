@@ -6,20 +6,24 @@ Knows token ids and models, no tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fintune.inference.prefix import Prefix
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
 
 def log_likelihoods(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     by_blocks: bool,
-    head: Any,
+    head: torch.nn.Module | None,
     prefix: Prefix,
 ) -> list[list[float]]:
-    """For each prompt log p(answer | prompt) of each answer, in nats: of all its tokens, whole.
+    """For each of B prompts log p(answer | prompt) of each of K answers: the sum over its tokens, in nats.
 
     Args:
         by_blocks: the model has block attention; without it each pair is a forward pass of its own.
@@ -31,6 +35,7 @@ def log_likelihoods(
 
     cache = None
     if by_blocks:
+        # One row of B prompts, after each of them its K answers as branches: B · K spans, prompt by prompt.
         row = pack(prompts, [answers] * len(prompts), prefix=prefix.length or None)
         if prefix.length:
             row, cache = row.after_prefix(), prefix.cache()
@@ -40,7 +45,7 @@ def log_likelihoods(
     scores: list[float] = []
     for row in rows:
         row = row.to(model.device)
-        nll = target_nll(model, row, by_blocks, head, cache)
+        nll = target_nll(model, row, by_blocks, head, cache)  # (targets,), of every answer's every token
         scores += span_log_likelihoods(nll, row.owner, row.spans).tolist()
     k = len(answers)
     return [scores[i * k : (i + 1) * k] for i in range(len(prompts))]

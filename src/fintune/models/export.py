@@ -50,7 +50,8 @@ def export(
         tasks = task_set(recipe)
     else:
         recipe, tasks = manifest.read(adapters.check_adapter(model_path), recipe)
-        facts = manifest.facts(manifest.read_raw(model_path))
+        raw = manifest.read_raw(model_path)
+        facts = {"adapter": Path(model_path).resolve().name, **manifest.facts(raw)}
     if format == "gguf":
         gguf.check(base.model_type(recipe.base_model))
     model = _merged(recipe, model_path, dtype)

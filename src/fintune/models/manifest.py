@@ -41,15 +41,6 @@ def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in ("format", "recipe", "tasks")}
 
 
-def read_exported(folder: str | Path) -> tuple[Recipe, TaskSet] | None:
-    """The same as `read` of a folder that `fintune export` wrote, its base the folder itself; else None."""
-    if not read_raw(folder).get("exported"):
-        return None
-    recipe, tasks = read(folder)
-    base = BaseModelConfig(name=str(Path(folder).absolute()))
-    return recipe.model_copy(update={"base_model": base}), tasks
-
-
 def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, TaskSet]:
     """The recipe and the tasks of an adapter.
 

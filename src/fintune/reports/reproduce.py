@@ -23,12 +23,20 @@ def commands(results: Results, results_file: str | Path) -> list[str]:
     training, adapter = results.training, results.model.adapter
     recipe, settings = training.get("recipe") or {}, results.settings
     _data(lines, results, recipe)
+    exported = training.get("exported")
     if recipe and adapter:
-        _training(lines, training, recipe, adapter)
+        trained = training.get("adapter", "adapter") if exported else adapter
+        _training(lines, training, recipe, trained)
+        if exported:
+            how = [part for key, value in exported.items() for part in (f"--{key}", str(value))]
+            command = ["fintune", "export", "--model_path", trained, *how, "--output_dir", adapter]
+            lines.append(shlex.join(command))
     elif adapter:
         lines.append(_remark(f"how {adapter} was trained is not in these results"))
     _checkout(lines, results.git_commit, f"this evaluation (fintune {results.fintune})")
     evaluate = ["fintune", "evaluate", *(["--model_path", adapter] if adapter else [])]
+    if results.model.backend != "builtin":
+        evaluate += ["--backend", results.model.backend]
     if not recipe:
         base = results.model.base
         lines.append(_remark(f"evaluated {base}; its recipe (--config) is not in these results"))

@@ -1,10 +1,14 @@
-"""The one model of a server whose backend has no adapters by name, in the place of `adapters.Models`."""
+"""A server's one model, where its backend or an exported folder has no adapters by name.
+
+It stands in the place of `adapters.Models`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fintune.errors import ConfigError
+from fintune.inference.backends import DEFAULT
 from fintune.inference.engine import Engine
 from fintune.serving.errors import ApiError
 from fintune.serving.settings import Settings
@@ -23,10 +27,9 @@ class OneModel:
         """
         if settings.adapters:
             raise ConfigError(
-                f"--adapters is given, and --backend {settings.backend} answers as one model: leave it out, "
-                "or use --backend builtin."
+                f"--adapters is given, and --backend {settings.backend} answers as one model: leave it "
+                f"out, or give --backend {DEFAULT} and an adapter."
             )
-        self._backend = settings.backend
         self._engine = Engine.load(settings.model_path, backend=settings.backend)
         path = settings.model_path or self._engine.base_name
         self.base = self.default = Path(path).resolve().name
@@ -51,8 +54,7 @@ class OneModel:
         if name not in (None, self.default):
             raise ApiError(
                 404,
-                f"There is no model of this name: this server has {self.default} alone, for its backend "
-                f"{self._backend} takes no adapters by name.",
+                f"There is no model of this name: this server has {self.default} alone.",
                 code="model_not_found",
                 param="model",
             )

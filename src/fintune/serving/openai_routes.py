@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from fintune.errors import FintuneError
+from fintune.errors import DataError, FintuneError
 from fintune.inference.engine import Engine
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller
@@ -159,14 +159,12 @@ def _task_pieces(
         return _label(thread, model, task, record)
 
     def prompt(engine: Engine) -> list[int]:
-        most = engine.template.max_length
-        budget = min(task.max_new_tokens, most // 2)
+        budget = engine.completion_budget(task)
         sampling.max_tokens = min(budget, asked or budget)
-        if problem := task.input_problem(record):
-            raise ApiError(
-                400, f"This {task.name} example cannot be answered: {problem}.", code="cannot_answer"
-            )
-        return engine.template.prompt_ids(task, record, most - budget, True)[0]
+        try:
+            return engine.prompt(task, record)
+        except DataError as error:
+            raise ApiError(400, str(error), code="cannot_answer") from error
 
     return thread.write(model, prompt, sampling, task.name, record)
 

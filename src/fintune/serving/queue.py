@@ -1,7 +1,8 @@
-"""Requests of many callers, one model thread: batches by task and model, texts a step at a time between them.
+"""A queue before the one thread that computes: batches of one task and model, and texts between them.
 
-Callers are coroutines of an event loop. What waits is bounded, what nobody waits for is dropped, and what is
-too late is not begun. Knows engines and tasks, nothing of HTTP.
+Callers are coroutines of an event loop. The queue's length is bounded; a request whose caller has gone, or
+whose deadline has passed, is dropped. Texts advance one token between two batches. Knows engines and tasks,
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fintune.errors import DataError, FintuneError
-from fintune.inference.engine import Engine, Usage
+from fintune.errors import FintuneError
+from fintune.inference.engine import Engine
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
@@ -33,7 +34,7 @@ Answer = Prediction | str
 
 @dataclass(eq=False)
 class _Job:
-    """What one request wants of the model thread; jobs of one `key` are computed together."""
+    """One request to the model thread. Jobs of equal `key` are computed together."""
 
     key: tuple[str, ...]
     size: int
@@ -44,7 +45,7 @@ class _Job:
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     label: str = ""
-    """Of a text: what its tokens are counted under."""
+    """Of a text: the task's name, under which the metrics count its tokens."""
     trace: Any = field(default_factory=tracing.here)
     dropped: bool = False
 
@@ -74,7 +75,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a text: why it ended, what it took, and, once it is noted, under which id it is kept."""
+    """The end of a text: why it ended, its tokens and, once it is stored, the id of its prediction."""
 
     finish: str
     prompt_tokens: int
@@ -283,53 +284,33 @@ class ModelThread:
             if all(job.given_up() for job in jobs):
                 raise _NobodyWaitsError
 
-        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
-        found: dict[int, Answered] = {}
-
-        def predict(places: list[int]) -> None:
-            usage: dict[int, Usage] = {}
-            hits, misses = engine.backend.lookups()
-            answers = engine.predict(
+        hits, misses = engine.backend.lookups()
+        try:
+            replies = engine.replies(
                 task,
-                [records[place] for place in places],
+                records,
                 use_adapter=use_adapter,
                 batch_size=self.settings.max_batch,
                 truncate=truncate,
                 on_done=go_on,
-                usage=usage,
             )
-            more_hits, more_misses = engine.backend.lookups()
-            METRICS.observe_cache(True, more_hits - hits)
-            METRICS.observe_cache(False, more_misses - misses)
-            for i, (place, answer) in enumerate(zip(places, answers, strict=True)):
-                used = usage[i]
-                cached = used.shared if i >= more_misses - misses else 0
-                found[place] = Answered(answer, waited[place], used.prompt, cached, used.completion)
-
-        def predict_apart(places: list[int]) -> None:
-            """Halved where a plug-in refuses an answer past the prompt, until that one is by itself."""
-            try:
-                predict(places)
-            except DataError as error:
-                if len(places) > 1:
-                    predict_apart(places[: len(places) // 2])
-                    predict_apart(places[len(places) // 2 :])
-                elif places:
-                    found[places[0]] = Answered(str(error), waited[places[0]])
-
-        everyone = range(len(records))
-        try:
-            try:
-                predict(list(everyone))
-            except DataError:  # of some; the others are computed together all the same
-                for place in everyone:
-                    if why := engine.problem(task, records[place], truncate):
-                        why = why.replace("pass --truncate", "send truncate: true")
-                        found[place] = Answered(why, waited[place])
-                predict_apart([place for place in everyone if place not in found])
         except _NobodyWaitsError:
             return
-        answers = [found[place] for place in everyone]
+        more_hits, more_misses = engine.backend.lookups()
+        METRICS.observe_cache(True, more_hits - hits)
+        METRICS.observe_cache(False, more_misses - misses)
+        computed = more_misses - misses  # the first records, for which the shared beginning was computed
+        answers = []
+        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
+        for reply, seconds in zip(replies, waited, strict=True):
+            answer, cached = reply.answer, 0
+            if isinstance(answer, str):
+                answer = answer.replace("pass --truncate", "send truncate: true")
+            elif computed:
+                computed -= 1
+            else:
+                cached = reply.shared_tokens
+            answers.append(Answered(answer, seconds, reply.prompt_tokens, cached, reply.completion_tokens))
         for job in jobs:
             job.send(answers[: job.size])
             del answers[: job.size]

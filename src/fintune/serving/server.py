@@ -35,6 +35,8 @@ def serve(settings: Settings) -> None:
             "make one with  fintune keys create --name NAME  (or pass --insecure)."
         )
     listener = _listen(settings.host, settings.port)
+    from fintune.inference import backends
+    from fintune.models.source import is_exported
     from fintune.serving.adapters import Models
     from fintune.serving.api import build
     from fintune.serving.one_model import OneModel
@@ -42,7 +44,8 @@ def serve(settings: Settings) -> None:
 
     print(f"Loading {settings.model_path or 'the untuned base model'} …", flush=True)
     models: Models | OneModel
-    if settings.backend == "builtin":
+    by_name = backends.find(settings.backend).adapters_by_name
+    if by_name and not (settings.model_path and is_exported(settings.model_path)):
         models = Models(settings.model_path, settings.adapters, settings.max_adapters)
     else:
         models = OneModel(settings)
@@ -79,7 +82,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _protocol(slow: float) -> Any:
-    """uvicorn's HTTP protocol that closes a connection whose request line and headers take too long."""
+    """uvicorn's HTTP protocol that closes a connection whose request line and headers take `slow` seconds.
+
+    A reverse proxy does this too; but a server without one must not run out of connections because of clients
+    that open them and say nothing. uvicorn (0.54) bounds the time between two requests
+    (`timeout_keep_alive`), the size of the headers and the number of connections, not the time that the
+    headers take. `gate` bounds the time of the body.
+    """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):

@@ -15,7 +15,7 @@ class Settings:
     model_path: str | Path | None = None
     """The adapter that answers where a request names no model; None is the untuned base."""
     backend: str = "builtin"
-    """What computes: one of `fintune.inference.backends.NAMES`."""
+    """What computes: one of `fintune.inference.backends.names()`."""
     adapters: tuple[str | Path, ...] = ()
     """Adapter folders, or folders that hold some; they are chosen by name and loaded when asked for."""
     max_adapters: int = 4

@@ -1,7 +1,7 @@
-"""Text, a token a step, for several callers at once: each with its own limits, sampling and stops.
+"""Texts that are written a token a step for several callers, each with its own limits, sampling and stops.
 
-A group starts together and keeps one cache; between its steps the model is free for others. Knows engines and
-token ids, nothing of HTTP.
+`decoding.greedy` writes a batch to its end; here the model computes other requests between two steps, and
+each piece of a text is sent as soon as it cannot change any more. Knows engines and token ids, not HTTP.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fintune.inference.engine import Engine
 
 if TYPE_CHECKING:
+    import torch
+
     from fintune.inference.decoding import Allowed
 
 COLDEST = 1e-4
@@ -50,9 +52,9 @@ class Writing:
     finish: str | None = None
     """`stop`, `length` or `cancelled` once it is at its end."""
     _sent: int = 0
-    _random: Any = None
+    _random: torch.Generator | None = None
 
-    def take(self, logits: Any, end: int, decode: Callable[[list[int]], str]) -> int:
+    def take(self, logits: torch.Tensor, end: int, decode: Callable[[list[int]], str]) -> int:
         """Choose the next token from `logits` (V,), emit what is new of the text; returns the token."""
         token = self._choose(logits)
         if token == end:
@@ -88,13 +90,13 @@ class Writing:
         )
         return max(half, max(starts, default=0), len(text) - last.start() if last else 0)
 
-    def _choose(self, logits: Any) -> int:
+    def _choose(self, logits: torch.Tensor) -> int:
         import torch
 
-        choice = self.allowed(0, self.ids) if self.allowed else None
-        if choice is not None:
-            chosen = torch.as_tensor(choice, device=logits.device)
-            logits = torch.full_like(logits, float("-inf")).index_copy(0, chosen, logits[chosen])
+        from fintune.inference.decoding import restricted
+
+        if self.allowed:
+            logits = restricted(logits, self.allowed(0, self.ids))
         if self.sampling.temperature < COLDEST:
             return int(logits.argmax())
         if self._random is None:
@@ -120,7 +122,8 @@ class Group:
         self.use_adapter = use_adapter
         self.writings = list(writings)
         self._tokens: list[int] | None = None
-        self._texts = engine.backend.begin([each.prompt for each in writings])
+        longest = max(each.sampling.max_tokens for each in writings)
+        self._texts = engine.backend.begin([each.prompt for each in writings], longest)
 
     def step(self) -> bool:
         """One token for every text; False when all are at their end."""
@@ -129,7 +132,7 @@ class Group:
             return False
         backend, tokenizer = self.engine.backend, self.engine.tokenizer
         with backend.session(self.use_adapter):
-            logits = backend.advance(self._texts, self._tokens)
+            logits = self._texts.advance(self._tokens)
 
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
@@ -156,4 +159,4 @@ class Group:
         self.writings = [self.writings[i] for i in rows]
         if self._tokens is not None:
             self._tokens = [self._tokens[i] for i in rows]
-        self.engine.backend.keep(self._texts, rows)
+        self._texts.keep(rows)

@@ -1,4 +1,4 @@
-"""What computes for the engine: one interface, and a module for each library behind it.
+"""What computes for the engine: one interface, and a registry of the libraries behind it.
 
 A backend knows token ids and nothing of tasks: prompts, label decisions, calibration and parsing stay in the
 engine, so that every backend is asked and read in the same way.
@@ -6,46 +6,63 @@ engine, so that every backend is asked and read in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
+
+from fintune.errors import ConfigError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.models.source import Kind, Source
 
-NAMES = ("builtin", "llama.cpp", "vllm")
+DEFAULT = "builtin"
+GROUP = "fintune.backends"
+"""The entry points of other packages: NAME = "package.module:SPEC", a `BackendSpec` of that name."""
+_HOLDS = {"adapter": "an adapter", "merged": "a merged model", "gguf": "a GGUF file"}
 
 
 class Backend(Protocol):
-    """One model, perhaps with an adapter; everything but `context` is asked within a `session`."""
+    """One model, perhaps with an adapter; all but `context` and `texts` is asked within a `session`."""
 
     @property
     def context(self) -> int | None:
-        """Tokens of a prompt and its answer together; None is not known."""
+        """The most tokens of a prompt and its answer together; None where it is not known."""
+
+    @property
+    def texts(self) -> int | None:
+        """How many texts `begin` can have under way at once; None is any number, 0 is none."""
 
     def session(self, use_adapter: bool = True) -> AbstractContextManager[None]:
-        """What holds while the model computes; not to be entered twice at once.
+        """A context in which the model computes. Two sessions are never open at once.
 
         Args:
-            use_adapter: False asks the untuned base.
-
-        Raises:
-            ModelError: this backend has no untuned base.
+            use_adapter: False computes with the untuned base. The engine asks for that only where the
+                backend's `BackendSpec` and the model's `Source` allow it.
         """
 
     def batch_limits(self, size: int, scoring: bool) -> tuple[int, int]:
-        """How many prompts, and how many of their tokens, are one call, where `size` prompts are wished."""
+        """The most prompts, and the most of their tokens, of one call below.
+
+        Args:
+            size: the recipe's `evaluation.batch_size`, which a backend may exceed.
+            scoring: the limits of `log_likelihoods`; False is those of `generate`.
+        """
 
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        """How many of the tokens that all `prompts` begin with are computed once; for the calls below."""
+        """How many tokens that all `prompts` begin with are computed once; passed to the calls below."""
 
     def lookups(self) -> tuple[int, int]:
-        """How often what prompts share was known, and how often it had to be computed, since the start."""
+        """How often a shared beginning was found computed, and how often it was not, since the start."""
 
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:
-        """For each prompt log p(answer | prompt) of each answer, in nats: of all its tokens, whole."""
+        """For each prompt log p(answer | prompt) of each answer: the sum over its tokens, in nats."""
 
     def generate(
         self,
@@ -55,23 +72,131 @@ class Backend(Protocol):
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        """The likeliest token again and again, until `end` or `max_new_tokens`; in the prompts' order.
+        """Greedy decoding until `end` or `max_new_tokens`; in the prompts' order.
 
         Args:
-            allowed: which tokens may come next, where not all may.
+            end: the id of the end-of-text token.
+            allowed: which tokens may come next; None allows all.
         """
 
-    # For texts that are written a token a step, among other work.
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+        """Texts after these prompts that the caller writes a token at a time, other work in between.
 
-    @property
-    def texts(self) -> int | None:
-        """How many can be written at once; None is any number, 0 is none."""
+        Args:
+            max_new_tokens: the most tokens that will be added to any of them.
+        """
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """Texts after these prompts; what comes back is for `advance` and `keep`."""
 
-    def advance(self, texts: Any, tokens: Sequence[int] | None) -> Any:
-        """(B, V) logits after each text and its next token; `tokens` is None the first time."""
+@dataclass(frozen=True)
+class BackendSpec:
+    """A backend that `--backend` can name."""
 
-    def keep(self, texts: Any, rows: Sequence[int]) -> None:
-        """Go on with these texts alone, and free what the others take; [] ends them all."""
+    name: str
+    load: Callable[[Source], Backend]
+    """Loads the weights; raises ModelError where it cannot."""
+    takes: tuple[Kind, ...]
+    """What it loads (`Source.kind`)."""
+    needs: tuple[str, str] | None = None
+    """The Python package that it needs, and the extra of fintune that installs it."""
+    untuned_base: bool = True
+    """Whether it can also compute without the adapter (`session(use_adapter=False)`)."""
+    adapters_by_name: bool = False
+    """Whether `fintune serve` can load several adapters onto one base; needs the built-in backend's model."""
+
+
+def _in_module(name: str) -> Callable[[Source], Backend]:
+    """The `load` of one of our modules, which is imported when it is called: each imports a large library."""
+
+    def load(source: Source) -> Backend:
+        backend: Backend = importlib.import_module(f"{__name__}.{name}").load(source)
+        return backend
+
+    return load
+
+
+_registered = {
+    spec.name: spec
+    for spec in (
+        BackendSpec(
+            DEFAULT, _in_module("builtin"), takes=("base", "adapter", "merged"), adapters_by_name=True
+        ),
+        BackendSpec("llama.cpp", _in_module("llamacpp"), takes=("gguf",), needs=("llama_cpp", "llamacpp")),
+        BackendSpec("vllm", _in_module("vllm"), takes=("base", "adapter", "merged"), needs=("vllm", "vllm")),
+    )
+}
+
+
+def register(spec: BackendSpec) -> BackendSpec:
+    """Make a backend known by its name, such as from a module that the recipe's `plugins` names.
+
+    The other way is an entry point of the group `fintune.backends`.
+    """
+    _registered[spec.name] = spec
+    return spec
+
+
+def names() -> list[str]:
+    """The backends that are registered, and those of other packages, which are not imported."""
+    return list(dict.fromkeys([*_registered, *(point.name for point in entry_points(group=GROUP))]))
+
+
+def find(name: str) -> BackendSpec:
+    """The backend of this name.
+
+    Raises:
+        ConfigError: there is none, or the package that brings it cannot be imported.
+    """
+    for point in entry_points(group=GROUP) if name not in _registered else ():
+        if point.name != name:
+            continue
+        try:
+            register(point.load())
+        except Exception as error:  # another package's code may raise anything
+            raise ConfigError(
+                f"--backend is {name} ({point.value}), which cannot be loaded: {error}; mend or uninstall "
+                "its package."
+            ) from error
+    if name not in _registered:
+        raise ConfigError(f"--backend is {name}, but the backends are {', '.join(names())}.")
+    return _registered[name]
+
+
+def check(name: str, source: Source) -> BackendSpec:
+    """The backend of this name, once it is plain that it is installed and takes such a model.
+
+    Raises:
+        ConfigError: as `find`.
+        MissingExtraError: what it needs is not installed.
+        ModelError: it does not load what `source` holds.
+    """
+    spec = find(name)
+    if source.kind not in spec.takes:
+        found = f"--model_path is {source.path}, which holds {_HOLDS[source.kind]}" if source.path else ""
+        able = " or ".join(each.name for each in _registered.values() if source.kind in each.takes)
+        fix = f"ask it with --backend {able}"
+        if source.kind not in ("merged", "gguf"):
+            format = spec.takes[0]
+            folder = f"output/{format}"
+            fix = (
+                f"make one with  fintune export --format {format} --output_dir {folder}  and pass  "
+                f"--model_path {folder}"
+            )
+        wanted = " or ".join(_HOLDS[kind] for kind in spec.takes if kind in _HOLDS)
+        raise ModelError(
+            f"--backend {name} takes {wanted}, and {found or 'there is no --model_path'}: {fix}."
+        )
+    if spec.needs and find_spec(spec.needs[0]) is None:
+        raise MissingExtraError(f"--backend {name}", spec.needs[1])
+    return spec
+
+
+def untuned_base_problem(spec: BackendSpec, source: Source) -> str:
+    """Why the model cannot answer as its untuned base; "" where it can."""
+    if not source.tuned:
+        return ""
+    if source.kind != "adapter":
+        return (
+            f"{source.path} is an adapter merged into its base, which cannot be asked without it: ask the "
+            "adapter itself, or the base apart"
+        )
+    return "" if spec.untuned_base else f"the backend {spec.name} cannot answer without the adapter"

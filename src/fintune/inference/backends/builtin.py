@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fintune.inference.prefix import Prefix, PrefixStore
 from fintune.kernels.packing import common_prefix_length
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated
+    from transformers import PreTrainedModel
+
+    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.models.source import Source
 
 ROW_TOKENS = 8192
 """Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
@@ -19,13 +21,15 @@ DECODED_TOKENS = 4 * ROW_TOKENS
 """Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
 
 
-@dataclass
-class _Texts:
-    """Left-padded texts over one cache: `ids` (B, T) are to be computed next."""
+def load(source: Source) -> Builtin:
+    """The base with its adapter, or an exported model; see `BackendSpec.load`."""
+    from fintune.models import adapters, base
 
-    ids: Any
-    mask: Any
-    cache: Any
+    model = base.load_base_model(source.recipe.base_model, source.dtype)
+    if source.adapter:
+        model = adapters.load_adapter(model, source.adapter)
+        adapters.merge(model)
+    return Builtin(model.eval(), source.tokenizer.pad_token_id, keep_prefixes=True)
 
 
 class Builtin:
@@ -33,7 +37,7 @@ class Builtin:
 
     texts = None
 
-    def __init__(self, model: Any, pad: int, keep_prefixes: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, pad: int, keep_prefixes: bool = False) -> None:
         """
         Args:
             pad: the id of the padding token.
@@ -109,48 +113,23 @@ class Builtin:
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        from fintune.inference.decoding import greedy, greedy_plain
+        from fintune.inference.decoding import greedy
 
+        texts = self._begin(prompts, max_new_tokens, shared)
+        return greedy(texts, range(len(prompts)), max_new_tokens, end, allowed)
+
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+        return self._begin(prompts, max_new_tokens, shared=0)
+
+    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, shared: int) -> Texts:
+        from fintune.inference.texts import PackedTexts, PaddedTexts
+
+        # PEFT's wrapper may be made anew while a text is written: when a server unloads its adapter and loads
+        # it again. The model under it stays, and has the adapter's layers in it.
+        model = getattr(self.model, "get_base_model", lambda: self.model)()
         if not self.by_blocks:
-            return greedy_plain(self.model, prompts, max_new_tokens, end, self.pad, allowed)
-        prefix = self._prefix(prompts, shared)
-        return greedy(self.model, prompts, prefix, max_new_tokens, end, ROW_TOKENS, allowed)
+            return PaddedTexts(model, prompts, self.pad)
+        return PackedTexts(model, prompts, self._prefix(prompts, shared), ROW_TOKENS, max_new_tokens)
 
     def _prefix(self, prompts: Sequence[Sequence[int]], shared: int) -> Prefix:
         return self.prefixes.get(self.model, prompts[0][:shared], self._use_adapter)
-
-    def begin(self, prompts: Sequence[Sequence[int]]) -> _Texts:
-        import torch
-        from transformers import DynamicCache
-
-        longest = max(map(len, prompts))
-        rows = [[self.pad] * (longest - len(each)) + list(each) for each in prompts]
-        mask = [[0] * (longest - len(each)) + [1] * len(each) for each in prompts]
-        device = self.model.device
-        return _Texts(torch.tensor(rows, device=device), torch.tensor(mask, device=device), DynamicCache())
-
-    def advance(self, texts: _Texts, tokens: Sequence[int] | None) -> Any:
-        import torch
-
-        from fintune.kernels.likelihood import cache_name
-
-        if tokens is not None:
-            texts.ids = torch.tensor(tokens, device=self.model.device)[:, None]
-            texts.mask = torch.cat([texts.mask, texts.mask.new_ones(len(tokens), 1)], dim=1)
-        positions = (texts.mask.cumsum(1) - 1).clamp(min=0)[:, -texts.ids.shape[1] :]
-        return self.model(
-            input_ids=texts.ids,
-            attention_mask=texts.mask,
-            position_ids=positions,
-            **{cache_name(): texts.cache},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-    def keep(self, texts: _Texts, rows: Sequence[int]) -> None:
-        import torch
-
-        index = torch.tensor(rows, dtype=torch.int64, device=texts.ids.device)
-        texts.ids, texts.mask = texts.ids[index], texts.mask[index]
-        if rows and texts.cache.get_seq_length():
-            texts.cache.batch_select_indices(index)

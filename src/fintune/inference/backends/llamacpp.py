@@ -9,16 +9,18 @@ import contextlib
 import ctypes
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.errors import MissingExtraError, ModelError
+from fintune.errors import ModelError
 from fintune.kernels.packing import common_prefix_length
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated
+    import torch
+
+    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.models.source import Source
 
 TEXTS = 2
 """Texts written a token a step at once: each has keys and values for a whole context."""
@@ -76,7 +78,7 @@ class _Context:
         self._batch = library.llama_batch_init(BATCH, 0, 1)
         weakref.finalize(self, library.llama_batch_free, self._batch)
 
-    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> Any:
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> torch.Tensor:
         """(N, V) float32 logits after those tokens that want them.
 
         Args:
@@ -109,13 +111,56 @@ class _Context:
         self.library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
 
-@dataclass
-class _Texts:
-    """The sequence and the length of each text; `prompts` are to be computed first."""
+class _Prompt:
+    """One text in sequence 0 of the task context, which keeps what the next prompt may begin with, too."""
 
-    prompts: list[Sequence[int]]
-    sequences: list[int]
-    lengths: list[int] = field(default_factory=list)
+    def __init__(self, backend: LlamaCpp, prompt: Sequence[int]) -> None:
+        self._backend, self._prompt = backend, prompt
+
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
+        return self._backend._read(self._prompt) if tokens is None else self._backend._extend(tokens[0])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Nothing to free: `LlamaCpp._read` drops what the next prompt does not share."""
+
+
+class _Written:
+    """Texts in sequences of their own, out of the numbers in `free`, to which they return."""
+
+    def __init__(self, context: _Context, free: list[int], prompts: Sequence[Sequence[int]]) -> None:
+        self._context, self._free = context, free
+        self._prompts = list(prompts)
+        self._sequences = [free.pop() for _ in prompts]
+        self._lengths = [len(prompt) for prompt in prompts]  # tokens computed, once the first pass is done
+
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
+        if tokens is None:
+            rows = zip(self._prompts, self._sequences, strict=True)
+            return self._context.decode(
+                [(token, i, own, i == len(p) - 1) for p, own in rows for i, token in enumerate(p)]
+            )
+        wanted = list(zip(tokens, self._lengths, self._sequences, strict=True))
+        self._lengths = [length + 1 for length in self._lengths]
+        return self._context.decode([(*each, True) for each in wanted])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        kept = [self._sequences[i] for i in rows]
+        for sequence in set(self._sequences) - set(kept):
+            self._context.forget(sequence)
+            self._free.append(sequence)
+        self._prompts = [self._prompts[i] for i in rows]
+        self._lengths = [self._lengths[i] for i in rows]
+        self._sequences = kept
+
+
+def load(source: Source) -> LlamaCpp:
+    """The one GGUF file of an exported folder; see `BackendSpec.load`."""
+    assert source.path
+    files = sorted(source.path.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
+        raise ModelError(f"--model_path is {source.path}, which has {found}: keep one there.")
+    return LlamaCpp(files[0], source.recipe.training.max_length)
 
 
 class LlamaCpp:
@@ -130,12 +175,9 @@ class LlamaCpp:
 
         Raises:
             ModelError: llama.cpp cannot read the file.
-            MissingExtraError: llama-cpp-python is not installed.
         """
-        try:
-            import llama_cpp
-        except ModuleNotFoundError:
-            raise MissingExtraError("--backend llama.cpp", "llamacpp") from None
+        import llama_cpp
+
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it prints a page by itself
         self._model = _Model(llama_cpp, path)
         self.context: int | None = min(self._model.context, max(max_length, TEXT_TOKENS))
@@ -144,35 +186,8 @@ class LlamaCpp:
         self._free = list(range(TEXTS))
         self._held: list[int] = []  # the tokens of sequence 0 of `_tasks`
 
-    @classmethod
-    def load(cls, model_path: str | Path | None, max_length: int) -> LlamaCpp:
-        """The GGUF of a folder of `fintune export`.
-
-        Raises:
-            ModelError: there is none, or more than one, and as of `LlamaCpp`.
-        """
-        files = sorted(Path(model_path).glob("*.gguf")) if model_path else []
-        if not files:
-            what = f"--model_path is {model_path}, which has none" if model_path else "there is no adapter"
-            raise ModelError(
-                f"--backend llama.cpp answers from a GGUF file, and {what}: make one with  fintune export "
-                "--format gguf --output_dir output/gguf  and pass  --model_path output/gguf"
-            )
-        if len(files) > 1:
-            names = ", ".join(path.name for path in files)
-            raise ModelError(
-                f"--model_path is {model_path}, which has several GGUF files ({names}): keep one."
-            )
-        return cls(files[0], max_length)
-
-    @contextlib.contextmanager
-    def session(self, use_adapter: bool = True) -> Iterator[None]:
-        if not use_adapter:
-            raise ModelError(
-                "--backend llama.cpp has one merged model and cannot answer as its untuned base: export the "
-                "base apart, or use --backend builtin."
-            )
-        yield
+    def session(self, use_adapter: bool = True) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def batch_limits(self, size: int, scoring: bool) -> tuple[int, int]:
         return size, size * (self.context or 0)
@@ -221,7 +236,7 @@ class LlamaCpp:
                 self._tasks.forget(sequence)
         return [sum(float(next(rows)[token]) for token in answer[1:]) for answer in answers]
 
-    def _read(self, prompt: Sequence[int]) -> Any:
+    def _read(self, prompt: Sequence[int]) -> torch.Tensor:
         """(1, V) logits after a prompt; what it begins with as the one before it is not computed again."""
         known = common_prefix_length([self._held, prompt])
         self._tasks.forget(0, known)
@@ -229,6 +244,12 @@ class LlamaCpp:
         last = len(prompt) - 1
         logits = self._tasks.decode([(prompt[i], i, 0, i == last) for i in range(known, len(prompt))])
         self._held = list(prompt)
+        return logits
+
+    def _extend(self, token: int) -> torch.Tensor:
+        """(1, V) logits after one more token of sequence 0."""
+        logits = self._tasks.decode([(token, len(self._held), 0, True)])
+        self._held.append(token)
         return logits
 
     def generate(
@@ -239,51 +260,16 @@ class LlamaCpp:
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        from fintune.inference.decoding import Generated, most_likely
+        from fintune.inference.decoding import greedy
 
-        answers = [Generated() for _ in prompts]
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            logits = self._read(prompt)
-            while True:
-                tokens, values = most_likely(logits, [row], [answer.ids], allowed)
-                answer.log_probabilities.append(float(values[0]))
-                if tokens[0] == end:
-                    break
-                answer.ids.append(int(tokens[0]))
-                if len(answer.ids) == max_new_tokens:
-                    break
-                logits = self._tasks.decode([(answer.ids[-1], len(self._held), 0, True)])
-                self._held.append(answer.ids[-1])
-        return answers
+        # One after the other: each shares the instruction that the one before it left in sequence 0.
+        return [
+            greedy(_Prompt(self, prompt), [number], max_new_tokens, end, allowed)[0]
+            for number, prompt in enumerate(prompts)
+        ]
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> _Texts:
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
         if self._written is None:
             assert self.context
             self._written = _Context(self._model, TEXTS * self.context, TEXTS)
-        return _Texts(list(prompts), [self._free.pop() for _ in prompts])
-
-    def advance(self, texts: _Texts, tokens: Sequence[int] | None) -> Any:
-        assert self._written
-        if tokens is None:
-            rows = list(zip(texts.prompts, texts.sequences, strict=True))
-            texts.lengths = [len(prompt) for prompt in texts.prompts]
-            return self._written.decode(
-                [
-                    (prompt[i], i, own, i == len(prompt) - 1)
-                    for prompt, own in rows
-                    for i in range(len(prompt))
-                ]
-            )
-        wanted = list(zip(tokens, texts.lengths, texts.sequences, strict=True))
-        texts.lengths = [length + 1 for length in texts.lengths]
-        return self._written.decode([(*each, True) for each in wanted])
-
-    def keep(self, texts: _Texts, rows: Sequence[int]) -> None:
-        assert self._written
-        kept = [texts.sequences[i] for i in rows]
-        for sequence in set(texts.sequences) - set(kept):
-            self._written.forget(sequence)
-            self._free.append(sequence)
-        texts.prompts = [texts.prompts[i] for i in rows]
-        texts.lengths = [texts.lengths[i] for i in rows] if texts.lengths else []
-        texts.sequences = kept
+        return _Written(self._written, self._free, prompts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.errors import MissingExtraError, ModelError
+from fintune.errors import ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated
+    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.models.source import Source
 
 AT_ONCE = 4096
 """Prompts handed over in one call: vLLM makes its own batches of them."""
@@ -26,46 +26,31 @@ class Vllm:
 
     texts = 0
 
-    def __init__(
-        self,
-        base: str | Path,
-        adapter: Path | None,
-        rank: int,
-        max_length: int,
-        revision: str | None = None,
-        **options: Any,
-    ) -> None:
-        """
-        Args:
-            base: a hub id, or a folder of safetensors.
-            rank: of the adapter.
-            max_length: tokens of a prompt and its answer.
-            options: of vLLM's `LLM`.
+    def __init__(self, source: Source) -> None:
+        """See `BackendSpec.load`."""
+        import vllm
+        from vllm.lora.request import LoRARequest
 
-        Raises:
-            MissingExtraError: vLLM is not installed.
-            ModelError: vLLM cannot load the model here.
-        """
-        try:
-            import vllm
-            from vllm.lora.request import LoRARequest
-        except ModuleNotFoundError:
-            raise MissingExtraError("--backend vllm", "vllm") from None
+        from fintune.models import adapters, base
+
+        name, adapter = base.resolve(source.recipe.base_model.name), source.adapter
+        options: dict[str, Any] = {"dtype": str(source.dtype).removeprefix("torch.")}
         if adapter is not None:
+            rank = adapters.rank(adapter)
             room = min((each for each in RANKS if each >= rank), default=RANKS[-1])
             options |= {"enable_lora": True, "max_lora_rank": room}
-        self.context: int | None = max_length
+        self.context: int | None = source.recipe.training.max_length
         try:
             self._llm = vllm.LLM(
-                model=str(base),
-                revision=revision,
-                max_model_len=max_length,
+                model=str(name),
+                revision=source.recipe.base_model.revision,
+                max_model_len=self.context,
                 generation_config="vllm",  # not the sampling that the model's folder may ask for
                 **options,
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[:1]
-            raise ModelError(f"vLLM cannot load {base}: {''.join(reason)}") from error
+            raise ModelError(f"vLLM cannot load {name}: {''.join(reason)}") from error
         self._sampling = vllm.SamplingParams
         self._adapter = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self._request = self._adapter
@@ -136,10 +121,11 @@ class Vllm:
             answers.append(Generated([token for token in ids if token != end], values))
         return answers
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> Any:
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
         raise ModelError("--backend vllm writes no text a token at a time: serve it with vLLM's own server.")
 
-    advance = keep = begin
+
+load = Vllm
 
 
 def next_tokens(answers: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], list[int]]]:
