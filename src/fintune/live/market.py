@@ -1,6 +1,6 @@
 """Which move a piece of news could still forecast: sessions of New York's exchange, and daily closes.
 
-As in training (see `data/readers/stocknet.py`): what is known before the close of trading day d - 1, and
+As in training (see `data/raw/readers/stocknet.py`): what is known before the close of trading day d - 1, and
 after the close before it, forecasts the change from the close of d - 1 to that of d. Trading days are those
 that have a price.
 """
