@@ -1,1 +1,1 @@
-"""How good the predictions are: metrics, intervals, baselines, errors, reports."""
+"""How good the predictions are: scores, intervals, comparisons, errors; formulas are in `metrics`."""

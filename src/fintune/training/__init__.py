@@ -1,1 +1,1 @@
-"""Training: the multi-task trainer, its loss, its attention, its callbacks."""
+"""Training: objectives, optimizer steps, the multi-task trainer, its callbacks and checkpoints."""
