@@ -43,8 +43,7 @@ class Measure:
     """`mean` of what is not nan; else (m, k) sums → (m,) values, or if `whole` (n, k) values → one value."""
     columns: tuple[str, ...] = ()
     """What the k values are called in the predictions file. () of a mean is its name; () of another
-    `aggregate`
-    means that they are not kept, since targets and answers give them again."""
+    `aggregate` means that they are not kept, since targets and answers give them again."""
     whole: bool = False
     optional: bool = False
     """Left out where no example has a value."""

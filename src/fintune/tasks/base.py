@@ -309,18 +309,20 @@ class Task:
 
     def references(self) -> dict[str, Callable[..., Answers | str]]:
         """Key of `evaluation.baselines` → (train, validation, test) → a classical system's answers, or why
-        there
-        are none."""
+        there are none."""
         return {}
 
     def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
-        """The sort of mistake, "" for a right answer, and what shows it."""
+        """The sort of mistake, and what shows it; "" where nothing differs from the expected answer.
+
+        Wider than `is_error`: an answer may have a sort of mistake and still be no error.
+        """
         return ("" if prediction.value == record.target else "another answer"), {}
 
     def is_error(
         self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
     ) -> list[bool]:
-        """Whether each answer counts as an error; `error_means` says it in words."""
+        """Whether each answer counts in the error rates; `error_means` says the same in words."""
         return [bool(self.mistake(r, p)[0]) for r, p in zip(records, predictions, strict=True)]
 
     def severity(self, predictions: Sequence[Prediction], values: Sequence[float]) -> list[float]:

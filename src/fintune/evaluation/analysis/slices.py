@@ -1,6 +1,7 @@
 """Which kinds of examples are harder: their traits, and the share of errors among those that have one.
 
-Knows texts and labels, and nothing of models; what counts as an error is decided in `errors`.
+Knows texts and labels, and nothing of models; the task's type decides what counts as an error
+(`Task.is_error`).
 """
 
 from __future__ import annotations

@@ -69,8 +69,7 @@ class SummarizationTask(Task):
 
     def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
         """`unfaithful number` (one that the text does not have), `missing number` (of the expected summary),
-        else
-        `other wording`; the numbers stand in `unfaithful` and `missing`."""
+        else `other wording`; the numbers stand in `unfaithful` and `missing`."""
         expected, got = str(record.target), str(prediction.value)
         details = {"unfaithful": absent(got, record.text), "missing": absent(expected, got)}
         for kind in details:
