@@ -52,7 +52,7 @@ from fintune.tasks import Record, Task
 
 @dataclass
 class Row:
-    """The examples of one forward pass.
+    """The examples of one forward pass. Its tensors are on the CPU, those of `Scores` on the model's device.
 
     Attributes:
         packed: their tokens.
@@ -72,7 +72,10 @@ class Row:
 
 @dataclass
 class Scores:
-    """What the model says of a row's completions.
+    """What the model says of a row's completions: the likelihood of their own tokens.
+
+    Logits of other tokens are not kept (`kernels/likelihood.py`), so a loss that needs them, such as label
+    smoothing, changes `head_nll` too.
 
     Attributes:
         token_nll: (N,) −log p of each target token, in nats, with its gradient.
@@ -102,7 +105,8 @@ class Objective(ABC):
     """What training minimizes. `objective_of` chooses the one a recipe asks for."""
 
     shown: ClassVar[tuple[str, ...]] = ("loss",)
-    """The keys of `figures`: the log has `<task>_<key>`, validation `eval_<task>_<key>`."""
+    """The keys of `figures`, with `loss` among them, whose mean over tasks is `eval_loss`. The log has
+    `<task>_<key>`, validation `eval_<task>_<key>`."""
     asks_for_branches: str = ""
     """Where a row holds several completions of a prompt: the setting that asks for it, as `key is value`."""
 
@@ -142,6 +146,7 @@ class Likelihood(Objective):
         return scores.mean_nll[row.answers.to(scores.token_nll.device)]
 
     def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
+        # Not self.loss: of subclasses too, the plain loss is shown.
         return {"loss": Likelihood.loss(self, scores, row)}
 
 
