@@ -91,6 +91,12 @@ def test_a_truncated_or_foreign_checkpoint_is_refused_in_a_sentence(tiny_recipe,
     train(recipe, workdir / "out", progress=False)
     with pytest.raises(ConfigError, match=r"training\.learning_rate = 0\.001, but the recipe says 0\.01"):
         train(tiny_recipe(training={"learning_rate": 0.01}), workdir / "out", resume="latest")
+    manifest = workdir / "out" / "checkpoint-4" / "fintune.json"  # as written before a key was there
+    facts = json.loads(manifest.read_text())
+    del facts["recipe"]["training"]["regression_loss_weight"]
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"regression_loss_weight = 0\.0, but the recipe says 0\.5"):
+        train(tiny_recipe(training={"regression_loss_weight": 0.5}), workdir / "out", resume="latest")
     for name in ("optimizer.pt", "adapter_model.safetensors"):
         path = workdir / "out" / "checkpoint-4" / name
         whole = path.read_bytes()

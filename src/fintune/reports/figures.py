@@ -136,7 +136,7 @@ def notes(results: Results) -> list[str]:
             "Validation examples: what was chosen on them, such as temperatures and TF-IDF's penalty, looks "
             "better than on new ones."
         )
-    if limit := results.settings["max_test"]:
+    if limit := results.settings.get("max_test"):
         found.append(f"At most {limit:,} {results.split} examples per task, drawn by a fixed seed.")
     skipped = [task.bertscore["skipped"] for task in tasks.values() if "skipped" in task.bertscore]
     found += [f"BERTScore was skipped: {why}." for why in skipped[:1]]

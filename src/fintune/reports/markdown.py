@@ -88,7 +88,7 @@ def _errors(name: str, task: TaskResult) -> list[str]:
         lines.append("")
     elif errors.mistakes:
         listed = ", ".join(f"{mistake} {count:,}" for mistake, count in errors.mistakes.items())
-        lines += [f"Mistakes: {cell(listed)}.", ""]
+        lines += [f"Inexact answers, by what is wrong: {cell(listed)}.", ""]
     lines += [
         f"An error is {errors.error_means}.",
         "",

@@ -41,9 +41,14 @@ def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Pat
         if not folder.is_dir():
             raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
     _check_whole(folder)
-    was, now = manifest.read_raw(folder).get("recipe", {}), recipe.model_dump()
-    for section in ("base_model", "lora_config", "multi_task", "training"):
-        for key, value in was.get(section, {}).items():
+    # A key that the checkpoint's recipe lacks is newer than the checkpoint: it was trained with the default.
+    was, defaults, now = (
+        manifest.read_raw(folder).get("recipe", {}),
+        Recipe().model_dump(),
+        recipe.model_dump(),
+    )
+    for section in ("base_model", "lora_config", "multi_task", "training") if was else ():
+        for key, value in {**defaults[section], **was.get(section, {})}.items():
             if key not in MAY_CHANGE and now[section].get(key) != value:
                 raise ConfigError(
                     f"{folder} was trained with {section}.{key} = {value}, but the recipe says "
