@@ -89,9 +89,7 @@ def train(recipe, output_dir):
             ids = torch.tensor([example.prompt_ids + example.completion_ids])  # (1, T)
             # The logits of a position predict the token after it: from the prompt's last to the last but one.
             logits = model(ids).logits[0, len(example.prompt_ids) - 1 : -1]  # (answer, vocabulary)
-            nll = cross_entropy(
-                logits, torch.tensor(example.completion_ids)
-            )  # the mean over the answer's tokens
+            nll = cross_entropy(logits, torch.tensor(example.completion_ids))  # mean over the answer's tokens
             loss = weight[example.task] / total * nll  # over the step: Σ w_i · meanNLL_i / Σ w_i
             loss.backward()
             step_loss += loss.item()

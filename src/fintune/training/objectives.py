@@ -229,9 +229,8 @@ class RegressionAware(Likelihood):
         device = scores.token_nll.device
         own = [row.examples[i].extra for i in numbers]
         counts = torch.tensor([len(number.means) for number in own], device=device)[:, None]  # (R, 1)
-        place = torch.arange(int(counts.max()), device=device)[
-            None
-        ]  # (1, K), K the most levels of one number
+        # (1, K): the places of levels, K the most levels of one number
+        place = torch.arange(int(counts.max()), device=device)[None]
         first = row.answers[numbers].to(device)[:, None] - torch.tensor([[n.own] for n in own], device=device)
         # A number with fewer levels than K repeats its last one, which the mask then hides.
         spans = first + torch.minimum(place, counts - 1)  # (R, K)
