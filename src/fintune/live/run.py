@@ -255,7 +255,9 @@ def _check_tasks(engine: Engine, config: LiveConfig) -> None:
         try:
             task.candidates()
         except DataError as error:
-            raise ModelError(f"--tasks has {name}, which cannot be answered yet. {error}") from None
+            raise ModelError(
+                f"--tasks has {name}, which this model cannot answer: give --model_path another. {error}"
+            ) from None
     for rule in config.alerts.rules:
         if rule.task not in config.tasks:
             if "rules" in config.alerts.model_fields_set:
