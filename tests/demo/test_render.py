@@ -5,11 +5,11 @@ from fintune.tasks.base import Prediction, Record
 from fintune.tasks.types import RegressionTask, SummarizationTask
 
 
-def move(shares, unit="%", name="regression"):
+def move(shares, interval, unit="%", name="regression"):
     levels = [f"{level:+d}" for level in range(len(shares))]
     task = RegressionTask(name, "…", unit, levels, [float(level) for level in levels])
     mean = sum(share * float(level) for share, level in zip(shares, levels, strict=True))
-    return render.number_answer(task, Prediction(mean, dict(zip(levels, shares, strict=True))))
+    return render.number_answer(task, Prediction(mean, dict(zip(levels, shares, strict=True)), interval))
 
 
 def test_lines_with_a_dash_become_one_list_and_other_lines_paragraphs():
@@ -35,14 +35,14 @@ def test_an_empty_answer_says_so():
 
 
 def test_a_price_move_is_a_signed_percentage_with_the_range_of_most_of_its_probability():
-    html = move([0.05, 0.5, 0.4, 0.05])
+    html = move([0.05, 0.5, 0.4, 0.05], (1.0, 2.0))
     assert "+1.45 %" in html and "Expected change in price on the next trading day" in html
     assert "80 % of its probability between +1.00 % and +2.00 %" in html
     assert html.count("<i ") == 5  # the interval, and a bar for each level
 
 
 def test_a_certain_number_is_on_one_level_and_a_custom_task_has_its_own_unit():
-    html = move([0.01, 0.98, 0.01], unit="bp", name="spread_change")
+    html = move([0.01, 0.98, 0.01], (1.0, 1.0), unit="bp", name="spread_change")
     assert "Expected value: 1.00 bp." in html and "probability at 1.00 bp." in html
 
 
