@@ -22,9 +22,16 @@ def test_the_matrix_peak_is_measured_once_a_machine(cache):
     kept = json.loads(cache.read_text())
     assert max(kept.values()) == peak > 1e8
     assert all(f"torch {torch.__version__}" in key and "threads" in key for key in kept)
-    cache.write_text(json.dumps(dict.fromkeys(kept, 123.0)))
+    cache.write_text(json.dumps(dict.fromkeys(kept, 1e30)))
     matrix_peak.cache_clear()  # as in another process
-    assert matrix_peak() == 123.0
+    assert matrix_peak() == 1e30
+
+
+def test_a_peak_that_was_measured_on_a_busy_machine_is_measured_again(cache):
+    kept = dict.fromkeys(json.loads(cache.read_text()) if matrix_peak() else {}, 1e6)
+    cache.write_text(json.dumps(kept))
+    matrix_peak.cache_clear()
+    assert matrix_peak() > 1e8
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"another machine": 5.0}'])

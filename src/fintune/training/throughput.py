@@ -53,12 +53,17 @@ def _numel(parameter: Any) -> int:
     return int(parameter.numel()) * (2 if packed else 1)
 
 
+_SMALL = 512
+"""A matrix whose product takes milliseconds."""
+
+
 @functools.cache
 def matrix_peak() -> float:
     """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s.
 
     It is measured once a machine and kept in `matrix_peak.json` of the user's cache folder, by processor,
-    threads, PyTorch's version and dtype. Delete that file to measure again, where the machine had been busy.
+    threads, PyTorch's version and dtype. It is measured again where a small product is already faster than
+    what is kept, for then the machine did other work when that was measured.
     """
     path = cache_dir() / "matrix_peak.json"
     known: dict[str, float] = {}
@@ -69,7 +74,10 @@ def matrix_peak() -> float:
     best, changed = 0.0, False
     for dtype in (torch.float32, torch.bfloat16):
         key = f"{on}, {str(dtype).removeprefix('torch.')}"
-        if not isinstance(known.get(key), float):
+        kept = known.get(key)
+        # Of a dtype without hardware a small product takes long, and its rate matters to nobody.
+        useful = isinstance(kept, float) and kept > best / 8
+        if not isinstance(kept, float) or (useful and _rate(_SMALL, dtype) > kept):
             known[key], changed = _measured_peak(dtype, best), True
         best = max(best, known[key])
     if changed:
@@ -82,21 +90,27 @@ def matrix_peak() -> float:
 def _measured_peak(dtype: torch.dtype, best: float) -> float:
     """FLOP/s of the fastest of three sizes. Given up where it is far slower than `best`, the best so far:
     without hardware for it, a CPU computes bfloat16 a hundred times slower than fp32."""
-    cuda = torch.cuda.is_available()
     found = 0.0
-    for size in (512, 4096, 8192) if cuda else (512, 1024, 2048):
-        a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-        rate = 0.0
-        for _ in range(4):
-            begun = time.perf_counter()
-            a @ a
-            if cuda:
-                torch.cuda.synchronize()
-            rate = max(rate, 2 * size**3 / (time.perf_counter() - begun))
+    for size in (_SMALL, 4096, 8192) if torch.cuda.is_available() else (_SMALL, 1024, 2048):
+        rate = _rate(size, dtype)
         found = max(found, rate)
         if rate < max(best, found) / 8:
             break
     return found
+
+
+def _rate(size: int, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of four products of two (size, size) matrices."""
+    cuda = torch.cuda.is_available()
+    a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
+    rate = 0.0
+    for _ in range(4):
+        begun = time.perf_counter()
+        a @ a
+        if cuda:
+            torch.cuda.synchronize()
+        rate = max(rate, 2 * size**3 / (time.perf_counter() - begun))
+    return rate
 
 
 class Meter(transformers.TrainerCallback):
