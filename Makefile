@@ -31,7 +31,7 @@ test: $(READY)  ## the whole test suite (8 to 17 minutes); ARGS="-k word" to cho
 	@echo "Running the test suite: 8 to 17 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: lint  ## lint, and the tests that train nothing and start no server or browser (under 2 minutes)
+check: lint  ## lint, and the tests that train nothing and start no server or browser (2 to 4 minutes)
 	@echo "Running the quick tests."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow" $(ARGS)
 

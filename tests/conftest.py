@@ -28,10 +28,18 @@ SLOW_FIXTURES = {
 """Their tests load or train a model, start a server or a browser: they are `slow`, not in `make check`."""
 
 
+SLOW_FILES = {"test_pipeline.py", "test_base.py", "test_export.py", "test_cluster.py", "test_repository.py"}
+"""These load the real base model, or start other processes."""
+
+
 def pytest_collection_modifyitems(items):
     """Mark what is slow; the longest come first, so that none runs alone at the end."""
     for item in items:
-        if SLOW_FIXTURES & set(item.fixturenames):
+        if (
+            SLOW_FIXTURES & set(item.fixturenames)
+            or item.path.name in SLOW_FILES
+            or "real" in item.path.parts
+        ):
             item.add_marker("slow")
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
