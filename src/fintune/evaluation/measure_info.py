@@ -80,4 +80,4 @@ def ranking_column(kind: str) -> str | None:
     """The column of `scores` that ranks the answers of a type of task; None of an unknown type."""
     known = task_type(kind)
     ranking = known.stand_in("").ranking if known else None
-    return (*ranking.kept, ranking.name)[0] if ranking else None
+    return ranking.column if ranking else None

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fintune.evaluation.intervals import RESAMPLES, Metric, bootstrap_intervals, cluster_of
-from fintune.metrics.measure import Measure, kept_columns, mean
+from fintune.metrics.measure import Measure, PerExample, kept_columns, mean
 
 if TYPE_CHECKING:
     from fintune.evaluation.results import Answer, TaskResult
@@ -47,7 +47,11 @@ class Scored:
         import numpy as np
 
         measures = (*task.measures, *more)
-        tables = {measure.name: measure.table(task, records, predictions) for measure in measures}
+        made: dict[PerExample, Any] = {}  # several measures may sum up the same values, such as confusions
+        for measure in measures:
+            if measure.per_example not in made:
+                made[measure.per_example] = measure.table(task, records, predictions)
+        tables = {measure.name: made[measure.per_example] for measure in measures}
         kept = tuple(m for m in measures if not m.optional or np.isfinite(tables[m.name]).any())
         return cls(task, records, predictions, kept, {m.name: tables[m.name] for m in kept})
 

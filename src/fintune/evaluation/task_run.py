@@ -102,7 +102,7 @@ class TaskRun:
         """What a reader of the results needs to know of the type: its measures, its labels."""
         facts: dict[str, Any] = {"measures": [info_of(m).model_dump() for m in scored.measures]}
         if ranking := self.task.ranking:
-            facts["ranked_by"] = (*ranking.kept, ranking.name)[0]
+            facts["ranked_by"] = ranking.column
         if self.task.labels:
             facts["labels"] = list(self.task.labels)
         return facts

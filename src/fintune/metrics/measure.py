@@ -55,6 +55,11 @@ class Measure:
         """The columns in the predictions file."""
         return self.columns or ((self.name,) if self.aggregate == "mean" else ())
 
+    @property
+    def column(self) -> str:
+        """The column that ranks answers by this measure: its first one, or its name where none is kept."""
+        return (*self.kept, self.name)[0]
+
     def table(self, task: Any, records: Sequence[Any], predictions: Sequence[Any]) -> Array:
         """The values of each example, (n, k) float64."""
         import numpy as np

@@ -66,7 +66,7 @@ class _Errors:
         self.train = train
         ranking = scored.task.ranking
         assert ranking is not None
-        self.measure = (*ranking.kept, ranking.name)[0]
+        self.measure = ranking.column
         self.scores: list[float] = scored.tables[ranking.name][:, 0].tolist()
         self.found = [self.task.mistake(r, p) for r, p in zip(self.records, self.predictions, strict=True)]
         severity = self.task.severity(self.predictions, self.scores)

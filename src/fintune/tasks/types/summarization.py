@@ -10,7 +10,7 @@ from fintune.tasks import classical
 from fintune.tasks.base import MISSING, Analysed, Answers, Prediction, Record, Task
 from fintune.tasks.types.wording import absent
 from fintune.text.answers import normalize_answer, rouge
-from fintune.text.numbers import supported_numbers
+from fintune.text.numbers import supported_numbers, unsupported_figures
 from fintune.text.sentences import bullet_lines
 
 
@@ -81,7 +81,8 @@ class SummarizationTask(Task):
     def is_error(
         self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
     ) -> list[bool]:
-        return ["unfaithful" in self.mistake(r, p)[1] for r, p in zip(records, predictions, strict=True)]
+        pairs = zip(records, predictions, strict=True)
+        return [bool(unsupported_figures(str(p.value), r.text)) for r, p in pairs]
 
     def analysis(self, answers: Analysed) -> dict[str, Any]:
         """How many summaries have a wrong or missing number."""
