@@ -81,3 +81,18 @@ def test_a_numbers_probabilities_are_one_json_object_and_a_text_has_none():
     assert schema(text).names == ["id", "task", "prediction", "error"]
     (row,) = table([{"id": "b", **as_dict("q", Prediction("five"))}], text).to_pylist()
     assert row == {"id": "b", "task": "q", "prediction": "five", "error": None}
+
+
+def test_half_a_character_costs_its_row_alone_in_every_kind_of_output(engine, tmp_path):
+    rows = [
+        r'{"text": "Shares rise"}',
+        r'{"text": "Shares \ud83d rise"}',
+        r'{"text": "Shares fall", "id": "a\udc00"}',
+        r'{"text": "Shares fall", "question": "\ud83d?"}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(rows) + "\n")
+    assert predict_file(engine, "headline", tmp_path / "in.jsonl", tmp_path / "out.jsonl", False) == 3
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "a?", "in.jsonl:4"]
+    assert ["half a character" in line.get("error", "") for line in lines] == [False, True, False, False]
+    assert predict_file(engine, "headline", tmp_path / "in.jsonl", f"{tmp_path}/out/", False) == 3
