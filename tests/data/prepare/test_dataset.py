@@ -549,14 +549,24 @@ def dated(times):
     ]
 
 
-def test_rows_without_a_time_are_trained_on_and_said_and_the_rest_is_split_by_time():
+def test_rows_without_a_time_are_split_at_random_and_said_and_the_others_by_time():
     times = [f"2026-{1 + i // 10:02}-{1 + i % 10:02}" if i % 3 else "" for i in range(90)]
     records, entry, lines = prepared_rows(instruction_recipe(dated(times), embargo_days=0))
-    latest = max(record.time for record in records["train"])
-    assert latest < min(r.time for r in records["validation"]) < min(r.time for r in records["test"])
-    assert sum(not record.time for record in records["train"]) == 30
+    known = [[r.time for r in records[split] if r.time] for split in ("train", "validation", "test")]
+    assert max(known[0]) < min(known[1]) <= max(known[1]) < min(known[2])
+    assert [sum(not r.time for r in kept) for kept in records.values()] == [24, 3, 3]
     assert sum(len(kept) for kept in records.values()) == 90 and not entry["dropped"]
-    assert lines[0].startswith("own: 30 of ") and "have no time: they are trained on" in lines[0]
+    assert lines[0].startswith("own: 30 of 90 rows have no time: they are split at random")
+
+
+def test_training_rows_without_a_time_beside_dated_test_rows_are_said():
+    rows = dated(["2026-01-01"] * 20 + [""] * 20)
+    Path("test.jsonl").write_text(
+        "".join(json.dumps({**row, "time": "2026-05-01"}) + "\n" for row in rows[:5])
+    )
+    tasks = {"own": {"file": "own.jsonl", "test_file": "test.jsonl"}}
+    _, _, lines = prepared_rows(instruction_recipe(rows[5:], tasks=tasks))
+    assert any("have no time: they are trained on" in line for line in lines[:2])
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def _splits(
 
     def carve(into: Split, fraction: float) -> None:
         if timely:
-            splits.carve_by_time(rows, into, fraction)
+            splits.carve_by_time(rows, into, fraction, seed)
         else:
             splits.carve(rows, into, fraction, seed)
             random.append(into)
@@ -307,7 +307,7 @@ def _splits(
     for split, held_out in pairs:
         if held_out not in random:  # a random split has no before and after
             splits.embargo(rows, split, held_out, recipe.data.embargo_days)
-    if len(random) < 2 and (note := splits.undated(rows)):
+    if not timely and len(random) < 2 and (note := splits.undated(rows)):
         report.notes.append(f"{task.name}: {note}.")
     report.conflicting = splits.count_conflicts(rows)
     whole = {split: rows.labels(split) for split in SPLITS}

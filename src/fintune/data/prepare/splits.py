@@ -273,7 +273,7 @@ def divide_by_question(rows: Rows, splits: int) -> bool:
 
 
 def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
-    """Whether the training rows are divided by time, and if some have a time and they are not, why.
+    """Whether the training rows are divided by time, and if some are not, why, as a sentence; or "".
 
     Args:
         splits: how many splits they are to fill.
@@ -282,8 +282,15 @@ def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
         "SELECT count(*), count(time), count(DISTINCT left(time, 10)) FROM r "
         "WHERE gone IS NULL AND split = 'train'"
     )[0]
-    if not dated or (2 * dated >= total and days >= splits):
-        return bool(dated), ""
+    if not dated:
+        return False, ""
+    if 2 * dated >= total and days >= splits:
+        rest = (
+            f"{total - dated:,} of {total:,} rows have no time: they are split at random (data.seed), the others "
+            "by time, so some that are trained on may be later than some that are tested; give them a time, or "
+            "leave them out"
+        )
+        return True, rest if dated < total else ""
     what = (
         f"{dated:,} of {total:,} rows have a time" if 2 * dated < total else f"all times are of {days} days"
     )
@@ -302,8 +309,9 @@ def undated(rows: Rows) -> str:
     )
 
 
-def carve_by_time(rows: Rows, into: Split, fraction: float) -> None:
-    """Move the latest `fraction` of the training rows with a time into another split, whole days."""
+def carve_by_time(rows: Rows, into: Split, fraction: float, seed: int) -> None:
+    """Move the latest `fraction` of the training rows into another split, whole days; of rows without a time
+    as many, as `carve` does."""
     dated = "gone IS NULL AND split = 'train' AND time IS NOT NULL"
     count = rows.value(f"SELECT count(*) FROM r WHERE {dated}")
     last = rows.value(
@@ -314,6 +322,10 @@ def carve_by_time(rows: Rows, into: Split, fraction: float) -> None:
         f"UPDATE r SET split = $into WHERE {dated} AND left(time, 10) >= $last",
         {"into": into, "last": last},
     )
+    if round(fraction * (rows.count("train") - rows.value(f"SELECT count(*) FROM r WHERE {dated}"))):
+        rows.db.execute(f"UPDATE r SET split = 'dated' WHERE {dated}")
+        carve(rows, into, fraction, seed)
+        rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'dated'")
 
 
 def embargo(rows: Rows, split: Split, held_out: Split, days: int) -> None:
