@@ -286,9 +286,9 @@ def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
         return False, ""
     if 2 * dated >= total and days >= splits:
         rest = (
-            f"{total - dated:,} of {total:,} rows have no time: they are split at random (data.seed), the others "
-            "by time, so some that are trained on may be later than some that are tested; give them a time, or "
-            "leave them out"
+            f"{total - dated:,} of {total:,} rows have no time: they are split at random (data.seed), the "
+            "others by time, so some that are trained on may be later than some that are tested; give them a "
+            "time, or leave them out"
         )
         return True, rest if dated < total else ""
     what = (
