@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fintune.errors import DataError
-from fintune.tasks.base import Record, Task, whole
+from fintune.tasks.base import Record, Task
+from fintune.text.encoding import HALF
 
 _PLAIN = "### Instruction:\n{instruction}\n\n### Input:\n{body}\n\n### Response:\n"
 
@@ -64,7 +65,7 @@ def framed_ids(tokenizer: Any, frame: Callable[..., str], *texts: str, special: 
     Raises:
         DataError: a text holds half a character.
     """
-    if not all(map(whole, texts)):
+    if any(map(HALF.search, texts)):
         raise DataError("The text holds half a character (a surrogate without its other half): remove it.")
 
     def ids(text: str, special: bool = False) -> list[int]:
