@@ -1,7 +1,7 @@
 """Where the answers to a file go: JSON lines, CSV, Excel or Parquet. A run that was stopped goes on.
 
-Answers are first kept as JSON lines in a journal beside the output, whose name ends in `.part`. Its first line
-says what was asked: the same question asked again goes on after the last whole line.
+Answers are first kept as JSON lines in a journal beside the output, whose name ends in `.part`. Its first
+line says what was asked: the same question asked again goes on after the last whole line.
 """
 
 from __future__ import annotations
