@@ -383,6 +383,8 @@ class Recipe(_Section):
     _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    debug: bool = False
+    """Set by `--debug`: the run is too small for its figures to mean anything, and every table says so."""
 
     @property
     def plugin_folder(self) -> str | None:
@@ -466,6 +468,7 @@ class Recipe(_Section):
             logging_steps=1,
         )
         raw["training"].pop("batch_size", None)
+        raw["debug"] = True
         made = Recipe.model_validate(raw)
         return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
 
