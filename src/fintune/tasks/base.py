@@ -190,6 +190,14 @@ class Task:
         """The completions that are scored when `decoding` is "candidates"."""
         return []
 
+    def obstacle(self) -> str:
+        """Why the task cannot answer, such as levels that it has not learnt yet; "" where it can."""
+        try:
+            self.candidates()
+        except DataError as error:
+            return str(error)
+        return ""
+
     def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
         """Turn each candidate's log p(candidate | prompt) into an answer."""
         raise NotImplementedError
