@@ -93,6 +93,8 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
     source = _found(name, config, data, task)
+    if config.more_train:
+        source = _with_more(source, name, config, task)
     return replace(source, repair=data.repair_encoding)
 
 
@@ -333,6 +335,25 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
     sums = {file.place.shown: file.place for _, file in files}
     shown = files[0][1].root or files[0][1].place
     return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces)
+
+
+def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
+    """The same source, and after it the rows of `more_train`, whose split is `more`."""
+    from fintune.data.raw.readers.row_files import open_rows, row_files
+
+    key = f"data.tasks.{name}"
+    files = [file for path in config.more_train for file in row_files(path, f"{key}.more_train")]
+
+    def pieces() -> list[tuple[Read, int]]:
+        found = source.parts()
+        for file in files:
+            names = open_rows(file)[0]
+            columns = {field: column for field, column in config.columns.items() if column in names}
+            found += _own_pieces([("more", file)], task, columns, f"{key}.columns")
+        return found
+
+    sums = {file.place.shown: file.place for file in files}
+    return replace(source, files={**source.files, **sums}, read=None, pieces=pieces)
 
 
 def _own_pieces(
