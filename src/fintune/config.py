@@ -5,6 +5,7 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once;
 
 from __future__ import annotations
 
+from datetime import date
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -227,6 +228,20 @@ class MultiTaskConfig(_Section):
         return self
 
 
+def _label(value: Any) -> Any:
+    """A label as text, without outer spaces: YAML reads `0`, `true` and `null` as something else."""
+    if value is None:
+        raise ValueError("YAML reads null, ~ and nothing as no label: write it in quotation marks")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip() if isinstance(value, str | int | float | date) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 class CustomTaskConfig(_Section):
     """A task defined in YAML alone; its data file is `data.tasks.<name>.file`."""
 
@@ -236,7 +251,7 @@ class CustomTaskConfig(_Section):
     one
     that a plug-in registers."""
     instruction: str = Field(min_length=1)
-    labels: list[str] = []
+    labels: list[Label] = []
     options: dict[str, Any] = {}
     """Further arguments of the type, such as `unit` of a regression."""
 
@@ -247,24 +262,28 @@ class CustomTaskConfig(_Section):
         return self
 
 
-def _label(value: Any) -> Any:
-    """Accept a label that YAML reads as a number, such as the key of `0: bearish`."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 class TaskDataConfig(_Section):
     """Where one task's examples come from, and how many of them are used."""
 
     dataset: str | None = None
     """A public dataset by name (`fintune data list`), or `sample`, the built-in one."""
     file: str | None = None
-    """Your own CSV, JSONL, JSON or Parquet file (instead of `dataset`)."""
+    """Your own file (CSV, TSV, JSON, Parquet, Excel; .gz and .zst too) or folder, instead of `dataset`."""
     validation_file: str | None = None
     test_file: str | None = None
     columns: dict[str, str] = {}
-    """Field (text, target, question, group, split, time) → your file's column, where the names differ."""
-    labels: dict[Annotated[str, BeforeValidator(_label)], str] = {}
-    """The data's label → the task's label, where they differ."""
+    """Field (text, target, question, group, split, time) → your file's column, where the names differ; or a
+    path to it in JSON, such as `data.items[].headline`."""
+    labels: dict[Label, Label | None] = {}
+    """The data's label → the task's label, where they differ; null leaves out the rows that have it."""
+    encoding: str | None = None
+    """What your file's text is in, such as cp1252; None is its byte order mark, UTF-8, or a guess that is
+    said."""
+    sheet: str | None = None
+    """The sheet of your Excel workbook; None is its first."""
+    time_format: str | None = None
+    """How times are written: `day_first` or `month_first` (05/01/2026), `epoch` (seconds since 1970, or
+    milliseconds), or a form of Python's strptime such as `%d%m%Y`; None is ISO 8601, or what is plain."""
     salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
     """What is kept of a text that does not fit: its first tokens (none), or the sentences that
     `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
@@ -279,9 +298,28 @@ class TaskDataConfig(_Section):
     def _one_source(self) -> TaskDataConfig:
         if self.dataset and self.file:
             raise ValueError("dataset and file exclude each other: keep one of them")
-        if not self.file and (self.validation_file or self.test_file or self.columns):
-            raise ValueError("validation_file, test_file and columns describe your own file: set file")
+        own = ("validation_file", "test_file", "columns", "encoding", "sheet", "time_format")
+        if not self.file and (given := [name for name in own if getattr(self, name)]):
+            raise ValueError(f"{' and '.join(given)} describe your own file: set file")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            "".encode(value or "utf-8")
+        except LookupError:
+            raise ValueError(f"no encoding is called {value!r}: try utf-8, utf-16, cp1252, …") from None
+        return value
+
+    @field_validator("time_format")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("day_first", "month_first", "epoch") and "%" not in value:
+            raise ValueError(
+                f"must be day_first, month_first, epoch, or a form such as %d.%m.%Y, got {value!r}"
+            )
+        return value
 
 
 class DataConfig(_Section):

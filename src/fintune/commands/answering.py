@@ -70,7 +70,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
+        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too",
     )
     command.add_argument(
         "--output_file",
@@ -183,7 +183,9 @@ def _predict_file(args: argparse.Namespace) -> int:
     from fintune.inference.answers import predict_file
     from fintune.inference.engine import Engine
 
-    row_files(args.input_file, "--input_file")  # before the model is loaded
+    for part in row_files(args.input_file, "--input_file"):  # before the model is loaded
+        for note in part.notes:
+            print(note, file=sys.stderr)  # answers may go to standard output
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     if args.ray:
         from fintune.cluster import predict_on_ray

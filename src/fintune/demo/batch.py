@@ -39,6 +39,8 @@ class Progress:
     errors: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The first `SHOWN` answers."""
+    notes: tuple[str, ...] = ()
+    """How the file is read, where that is not plain."""
     started: float = field(default_factory=monotonic)
 
     @property
@@ -59,7 +61,7 @@ def run(engine: Engine, task: Task, source: str | Path, target: Path) -> Iterato
         DataError: the file is empty, damaged, of an unknown kind, too long, or lacks a column.
     """
     file = row_files(source, "the file")[0]
-    progress = Progress(count(file, task))
+    progress = Progress(count(file, task), notes=file.notes)
     yield progress
     rows = read_inputs(file, task)
     with target.open("w", encoding="utf-8-sig", newline="") as stream:  # the mark tells Excel the encoding

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fintune.data.raw.readers.row_files import KINDS
+from fintune.data.raw.readers.streams import PACKED
 from fintune.demo import batch, render, texts
 from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
@@ -23,8 +25,8 @@ def add(gr: Any, engine: Engine) -> None:
     tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
     gr.HTML(
         '<p class="ft-about">A CSV file with a column <code>text</code>, for Q&amp;A also '
-        f"<code>question</code>, and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. TSV, JSONL "
-        "and Parquet are read, too.</p>"
+        f"<code>question</code>, and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. Excel, TSV, "
+        "JSON and Parquet are read, too; <code>.gz</code> and <code>.zst</code> are unpacked.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -32,7 +34,7 @@ def add(gr: Any, engine: Engine) -> None:
             choice = gr.Radio(list(tasks), value=first, label="Task", elem_id="batch-task")
             file = gr.File(
                 label="File",
-                file_types=[".csv", ".tsv", ".jsonl", ".json", ".parquet"],
+                file_types=[*KINDS, *PACKED],
                 height=140,
                 elem_id="batch-file",
             )
@@ -94,6 +96,7 @@ def add(gr: Any, engine: Engine) -> None:
 
 def _status(progress: batch.Progress) -> str:
     bar = render.progress(progress.done, progress.total, len(progress.errors), progress.seconds_left)
+    bar += "".join(map(render.remark, progress.notes))
     if not progress.errors:
         return f'<div class="ft-card">{bar}</div>'
     shown = progress.errors[:ERRORS_SHOWN]
