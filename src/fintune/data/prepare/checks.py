@@ -122,8 +122,8 @@ def refuse_unknown_labels(task: Task, report: Report) -> None:
     raise DataError(
         f"Task {task.name}: {unknown[first][0]} and other rows have labels that the task does not know: "
         f"{', '.join(names)}; it knows: {', '.join(task.labels)}. Correct the file, or map them in the "
-        f"recipe: data.tasks.{task.name}.labels: {{{mapping}}}  where null leaves the rows out, and a label of the "
-        "task in its place keeps them."
+        f"recipe: data.tasks.{task.name}.labels: {{{mapping}}}  where null leaves the rows out, and a "
+        "label of the task in its place keeps them."
     )
 
 

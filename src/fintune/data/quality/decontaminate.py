@@ -1,8 +1,8 @@
 """A user's own training file without what repeats a test set, exactly or nearly.
 
 The cleaned file is the file as it was, without those rows: the same columns, order and bytes (of tables and
-JSON lines; Parquet by column; a JSON list item by item; a workbook cell by cell). Rows stream through, save for
-a workbook's; memory holds the test sets only.
+JSON lines; Parquet by column; a JSON list item by item; a workbook cell by cell). Rows stream through,
+save for a workbook's; memory holds the test sets only.
 """
 
 from __future__ import annotations

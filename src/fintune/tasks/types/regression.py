@@ -153,7 +153,7 @@ class RegressionTask(Task):
     def read_target(self, value: Any) -> float:
         """A number, also as people write it: `1,250`, `(3.2)`, `−1.5`; `5%` and `75 bps` become the task's
         unit, where that is `%` or `bps`."""
-        if isinstance(value, bool):
+        if isinstance(value, bool) or str(value).strip().casefold() in ("true", "false"):
             raise ValueError(f"the target {value!r} is a boolean, not a number")
         try:
             return float(value)

@@ -196,6 +196,6 @@ def _unbalanced(name: str, number: int, held: Sequence[str], delimiter: str) -> 
             before = letter
     return DataError(
         f'{name}, line {opened}: a quotation mark (") opens a cell here and is not closed where the cell '
-        "ends, so that the lines below would become part of it. Close it, or double the marks inside a cell, or save "
-        "the file as .xlsx or .jsonl."
+        "ends, so that the lines below would become part of it. Close it, or double the marks inside a "
+        "cell, or save the file as .xlsx or .jsonl."
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
 from typing import IO
 
 SAMPLE_BYTES = 64 * 2**10
@@ -51,33 +50,25 @@ def guessed(stream: IO[bytes]) -> tuple[str, str]:
     return encoding, f"{'…' if begin else ''}{line[begin : beyond + 20]}"
 
 
-def _not_ascii(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines that are not ASCII, some of them; nothing where the whole stream is UTF-8."""
+def _not_ascii(stream: IO[bytes]) -> list[bytes]:
+    """Lines that are not ASCII, some of them; none where the whole stream is UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     kept: list[bytes] = []
-    size = 0
-    good = True
-    rest = b""
-    while chunk := stream.read(2**20):
+    size, good = 0, True
+    while good or size < SAMPLE_BYTES:
+        chunk = stream.read(2**16)
         if good:
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError:
                 good = False
-        *whole, rest = (rest + chunk).split(b"\n") if not chunk.isascii() else [chunk]
-        for line in whole:
-            if size < SAMPLE_BYTES and not line.isascii():
-                kept.append(line[:4096] + b"\n")
-                size += len(kept[-1])
-        if not good and size >= SAMPLE_BYTES:
+        if not chunk:
             break
-    if rest and not rest.isascii():
-        kept.append(rest[:4096])
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        good = False
-    return iter(() if good else kept)
+        if size < SAMPLE_BYTES and not chunk.isascii():
+            found = [line + b"\n" for line in chunk.splitlines() if not line.isascii()]
+            kept += found
+            size += sum(map(len, found))
+    return [] if good else kept
 
 
 def _likely(sample: bytes) -> str:

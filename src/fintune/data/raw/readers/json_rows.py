@@ -48,12 +48,13 @@ def place_of(file: Readable, suffix: str, encoding: str) -> tuple[str, str]:
         DataError: it is one document in which there is no list of objects, or more than one.
     """
     with io.TextIOWrapper(file.open(), encoding) as stream:
-        first = _next_line(stream)
+        first = _next_line(stream, 64)  # a list may be one endless line
         if first.startswith("["):
             return LIST, "" if suffix == ".json" else "holds a JSON list"
         if suffix != ".json":
             return LINES, ""
-        several = _next_line(stream).startswith("{")
+        first += "" if first.endswith("\n") else stream.readline(LONGEST)
+        several = _next_line(stream, 64).startswith("{")
     try:
         value = json.loads(first)
     except ValueError:
@@ -63,11 +64,11 @@ def place_of(file: Readable, suffix: str, encoding: str) -> tuple[str, str]:
     return _only_list(file, encoding)
 
 
-def _next_line(stream: io.TextIOWrapper) -> str:
-    """The next line that is not blank, as far as `LONGEST`; "" at the end."""
-    line = stream.readline(LONGEST)
+def _next_line(stream: io.TextIOWrapper, length: int = LONGEST) -> str:
+    """The next line that is not blank, as far as `length`; "" at the end."""
+    line = stream.readline(length)
     while line.isspace():
-        line = stream.readline(LONGEST)
+        line = stream.readline(length)
     return line.lstrip()
 
 
@@ -88,7 +89,7 @@ def _only_list(file: Readable, encoding: str) -> tuple[str, str]:
     except (ijson.JSONError, UnicodeDecodeError) as error:
         why = str(error).strip().partition("\n")[0]
         raise DataError(f"{file.shown} is not valid JSON ({why}): write a list of objects.") from None
-    names = [prefix.removesuffix(".item").replace(".item", "[]") + "[]" for prefix in found]
+    names = [prefix.removesuffix(".item") + "[]" for prefix in found]
     if not found:
         raise DataError(
             f"{file.shown} does not hold a JSON list of objects: write a list of objects, or one a line "
@@ -162,8 +163,8 @@ def _levels(paths: Iterable[str]) -> list[str]:
         short, long = sorted((own, deepest), key=len)
         if long[: len(short)] != short:
             raise DataError(
-                f"The columns lead to different lists ({'[]'.join(short)}[] and {'[]'.join(long)}[]): a row is "
-                "an item of one list, or of a list inside it."
+                f"The columns lead to different lists ({'[]'.join(short)}[] and {'[]'.join(long)}[]): a row "
+                "is an item of one list, or of a list inside it."
             )
         deepest = long
     return [name.removeprefix(".") for name in deepest]

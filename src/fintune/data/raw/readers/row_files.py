@@ -119,11 +119,13 @@ def _looked(
     if not kind:
         raise DataError(f"{place.shown} is of an unknown kind: its name must end in {', '.join(ENDINGS)}.")
     file = RowFile(place, name, root, kind, packed)
+    if packed:
+        file = replace(file, notes=_said(file, f"is unpacked ({PACKED[packed]}) as it is read"))
     try:
         if place.size() == 0:
             raise DataError(f"{place.shown} is empty.")
         if kind == ".parquet":
-            return file
+            return _looked_at_parquet(file)
         if kind in BOOKS:
             return _looked_at_book(file, sheet)
         file = _looked_at_text(file, encoding)
@@ -134,6 +136,29 @@ def _looked(
 
 def _said(file: RowFile, what: str) -> tuple[str, ...]:
     return (*file.notes, f"{file.name} {what}.")
+
+
+def _looked_at_parquet(file: RowFile) -> RowFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with file.open() as stream:
+        try:
+            _refuse_twice(file, pq.read_schema(stream).names)
+        except pa.ArrowException as error:
+            raise _damaged_parquet(file, error) from None
+    return file
+
+
+def _damaged_parquet(file: RowFile, error: Exception) -> DataError:
+    return DataError(f"{file.shown} is not a Parquet file, or it is damaged: {error}")
+
+
+def _refuse_twice(file: RowFile, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        places = ", ".join(str(place) for place, name in enumerate(names, start=1) if name == twice[0])
+        raise DataError(f"{file.shown} names the column '{twice[0]}' twice (columns {places}): rename one.")
 
 
 def _looked_at_book(file: RowFile, wanted: str | None) -> RowFile:
@@ -160,7 +185,8 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
-        what = f"is not UTF-8 text: it is read as {found} («{example}»); `encoding` says another"
+        what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
+        what += "the recipe, or save it as UTF-8"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
@@ -271,10 +297,7 @@ def open_rows(
             names, rows = _rectangle(file, found)
     except OSError as error:
         raise DataError(f"{file.shown} cannot be read: {error}") from None
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
-    if twice:
-        places = ", ".join(str(place) for place, name in enumerate(names, start=1) if name == twice[0])
-        raise DataError(f"{file.shown} names the column '{twice[0]}' twice (columns {places}): rename one.")
+    _refuse_twice(file, names)
     return names, _guarded(file, rows)
 
 
@@ -315,7 +338,8 @@ def _objects(file: RowFile, wanted: Collection[str], cut: Cut | None) -> tuple[l
     whole = json_rows.rows(file, file.inside, file.encoding, paths)
     names, bad = json_rows.columns_of(whole, wanted, PEEKED)
     if not names:
-        raise DataError(f"{file.shown} holds no JSON object, one a line{bad}.")
+        what = f"rows at {paths[0].rpartition('[]')[0]}[]" if paths else "JSON object, one a line"
+        raise DataError(f"{file.shown} holds no {what}{bad}.")
     piece = {"begin": cut[0], "end": cut[1], "before": cut[2]} if cut else {}
     return names, json_rows.rows(file, file.inside, file.encoding, paths, **piece)
 
@@ -324,9 +348,6 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
     import pyarrow as pa
     import pyarrow.dataset as pads
 
-    def damaged(error: Exception) -> DataError:
-        return DataError(f"{file.shown} is not a Parquet file, or it is damaged: {error}")
-
     try:
         source = parquet_dataset(file.place, file.root)
         if cut:
@@ -334,7 +355,7 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
             piece = fragment.subset(row_group_ids=list(range(cut[0], cut[1])))
             source = pads.FileSystemDataset([piece], source.schema, source.format, source.filesystem)
     except (pa.ArrowInvalid, DataError) as error:
-        raise damaged(error) from None
+        raise _damaged_parquet(file, error) from None
 
     def rows() -> Iterator[Row]:
         number = cut[2] if cut else 0
@@ -343,6 +364,6 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
                 for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                     yield number, row
         except (pa.ArrowInvalid, pa.ArrowException) as error:
-            raise damaged(error) from None
+            raise _damaged_parquet(file, error) from None
 
     return source.schema.names, rows()
