@@ -38,6 +38,20 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 
+def _label(value: Any) -> Any:
+    """A label as text, without outer spaces: YAML reads `0`, `true` and `null` as something else."""
+    if value is None:
+        raise ValueError("YAML reads null, ~ and nothing as no label: write it in quotation marks")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip() if isinstance(value, str | int | float | date) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -210,7 +224,7 @@ class MultiTaskConfig(_Section):
     temperature: Number = Field(2.0, ge=1)
     samples_per_epoch: int | None = Field(None, gt=0)
     """Examples of all tasks in one epoch; None is the number of training examples."""
-    class_weights: dict[str, Literal["balanced"] | Weights] = {}
+    class_weights: dict[str, Literal["balanced"] | dict[Label, Annotated[Number, Field(ge=0)]]] = {}
     """Label task → the weight of each label's examples in the loss (1 where none is given), or `balanced`:
     examples / (labels · examples of the label), so that rare labels count as much as frequent ones."""
     instructions: dict[str, Annotated[str, Field(min_length=1)]] = {}
@@ -226,20 +240,6 @@ class MultiTaskConfig(_Section):
                 f"but sampling_strategy is {self.sampling_strategy}"
             )
         return self
-
-
-def _label(value: Any) -> Any:
-    """A label as text, without outer spaces: YAML reads `0`, `true` and `null` as something else."""
-    if value is None:
-        raise ValueError("YAML reads null, ~ and nothing as no label: write it in quotation marks")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip() if isinstance(value, str | int | float | date) else value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
 
 
 class CustomTaskConfig(_Section):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fintune.config import CustomTaskConfig
-from fintune.recipes import recipe_from
+from fintune.errors import ConfigError
+from fintune.recipes import load_recipe
 from fintune.tasks.label_names import LabelNames
 from fintune.tasks.types import MultiLabelTask, RegressionTask
 
@@ -69,19 +69,21 @@ def test_labels_that_the_task_itself_tells_apart_by_case_stay_apart():
     assert (names.get("Up"), names.get("UP"), names.get("up", "unknown")) == ("Up", "UP", "unknown")
 
 
-def test_yaml_that_looks_like_something_else_is_a_label():
-    text = "custom_task: {name: t, type: classification, instruction: i, labels: [yes, no, 1, -0.5, true, ' a ']}"
-    import yaml
-
-    from fintune.recipes import _Loader
-
-    recipe = recipe_from(
-        yaml.load(text, _Loader), ["training.fp16=yes", "data.tasks.t.labels={on: off}"], "x"
-    )
+def test_yaml_that_looks_like_something_else_is_a_label(tmp_path):
+    path = tmp_path / "r.yaml"
+    labels = "[yes, no, 1, -0.5, true, ' a ']"
+    path.write_text(f"custom_task: {{name: t, type: classification, instruction: i, labels: {labels}}}")
+    changes = [
+        "training.fp16=yes",
+        "data.tasks.t.labels={on: off}",
+        "multi_task.class_weights={t: {1: 2, yes: 3}}",
+    ]
+    recipe = load_recipe(path, changes)
     assert recipe.custom_task[0].labels == ["yes", "no", "1", "-0.5", "true", "a"]
     assert recipe.training.fp16 is True and recipe.data.tasks["t"].labels == {"on": "off"}
-    with pytest.raises(ValueError, match="write it in quotation marks"):
-        CustomTaskConfig(name="t", type="classification", instruction="i", labels=["a", None])
+    assert recipe.multi_task.class_weights["t"] == {"1": 2, "yes": 3}
+    with pytest.raises(ConfigError, match="write it in quotation marks"):
+        load_recipe(path, ["custom_task.labels=[a, null]"])
 
 
 def test_a_set_of_labels_is_read_as_lists_are_written_and_loses_what_is_mapped_to_null():

@@ -18,6 +18,8 @@ def plain(value: Any, name: str, strip: bool = True) -> str:
     Raises:
         ValueError: it is a list of something else, an object, or bytes that are no text.
     """
+    if isinstance(value, str):
+        return value.strip() if strip else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -35,4 +37,4 @@ def plain(value: Any, name: str, strip: bool = True) -> str:
         return " ".join(filter(None, map(str.strip, value)))
     if isinstance(value, Mapping):
         raise ValueError(f"the {name} is an object with {', '.join(map(str, value)) or 'nothing in it'}")
-    return str(value).strip() if strip else str(value)
+    return str(value)

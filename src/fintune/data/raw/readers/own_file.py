@@ -117,7 +117,7 @@ def record_of(
     """A record of `text`, `target` and, where there are any, `question`, `group`, `split` and `time`."""
     raw = fields.get("target")
     try:
-        if not (task.numeric or isinstance(raw, list | tuple | Mapping)):
+        if not (task.numeric or isinstance(raw, list | tuple | dict)):
             raw = plain(raw, "target", strip=not task.labels)  # a label's spaces are counted where it is read
         named = "" if split else plain(fields.get("split"), "split")
         split = split or _SPLITS.get(named.casefold())
@@ -194,7 +194,8 @@ def has_column(names: Sequence[str], column: str) -> bool:
 
 def cell(row: Mapping[str, Any], column: str) -> Any:
     """What a row has in a column, which may be a path inside an object; None of nothing."""
-    return row[column] if column in row else at(row, column)
+    value = row.get(column)
+    return at(row, column) if value is None and "." in column else value
 
 
 def usual_column(field: str, names: Sequence[str]) -> str | None:
