@@ -283,7 +283,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
         ("f.csv", "", ["f.csv is empty"]),
         ("f.jsonl", "\n\n", ["f.jsonl holds no JSON object"]),
         ("f.json", '{"text": {"0": "a"}}', ["f.json does not hold a JSON list", "write a list of objects"]),
-        ("f.xls", "x", ["unknown kind", ".csv, .tsv, .jsonl"]),
+        ("f.doc", "x", ["unknown kind", ".csv, .tsv, .jsonl"]),
         ("f.parquet", "no", ["f.parquet is not a Parquet file"]),
         (
             "f.csv",

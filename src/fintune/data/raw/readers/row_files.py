@@ -39,6 +39,13 @@ ENDINGS = (*KINDS, *(kind + ending for kind in (*TABLES, *OBJECTS) for ending in
 """What the name of a file of rows ends in."""
 _MAGIC = {b"PK\x03\x04": ".xlsx", b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 """First bytes → the ending that a file should have."""
+_FIXES = {
+    **dict.fromkeys((".xls", ".xlsb", ".ods", ".numbers"), "save the workbook as .xlsx"),
+    **dict.fromkeys(
+        (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "unpack it, or pack it as .gz or .zst"
+    ),
+    ".parq": "rename it to end in .parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ def _looked(
 ) -> RowFile:
     kind, packed = kind_of(place)
     if not kind:
-        raise DataError(f"{place.shown} is of an unknown kind: its name must end in {', '.join(ENDINGS)}.")
+        fix = _FIXES.get(place.suffix, f"its name must end in {', '.join(ENDINGS)}")
+        raise DataError(f"{place.shown} is of an unknown kind: {fix}.")
     file = RowFile(place, name, root, kind, packed)
     if packed:
         file = replace(file, notes=_said(file, f"is unpacked ({PACKED[packed]}) as it is read"))
@@ -200,7 +208,9 @@ def _looked_at_table(file: RowFile) -> RowFile:
         shown = {"\t": "tabs"}.get(delimiter, f"«{delimiter}»")
         file = replace(file, notes=_said(file, f"has {shown} between its cells"))
     quotes = csv_rows.Quotes()
-    for _ in _table(file, quotes):
+    rows = _table(file, quotes)
+    _refuse_twice(file, _names(file, next(rows, (0, []))[1]))
+    for _ in rows:
         pass
     if quotes.literal:
         shown = ", ".join(map(str, quotes.literal[:5])) + (", …" if len(quotes.literal) > 5 else "")
@@ -313,12 +323,17 @@ def _table(file: RowFile, quotes: csv_rows.Quotes | None = None) -> Iterator[tup
     return csv_rows.read(content, file.delimiter, file.shown, file.skip, quotes)
 
 
-def _rectangle(file: RowFile, found: Iterator[tuple[int, list[Any]]]) -> tuple[list[str], Iterator[Row]]:
-    """A table's names, of its first row, and the rows below it."""
-    _, header = next(found, (0, []))
+def _names(file: RowFile, header: list[Any]) -> list[str]:
     names = ["" if name is None else str(name).strip() for name in header]
     if not any(names):
         raise DataError(f"{file.shown} is empty.")
+    return names
+
+
+def _rectangle(file: RowFile, found: Iterator[tuple[int, list[Any]]]) -> tuple[list[str], Iterator[Row]]:
+    """A table's names, of its first row, and the rows below it."""
+    _, header = next(found, (0, []))
+    names = _names(file, header)
     padded = file.kind in BOOKS  # a sheet's rows end with their last cell
 
     def rows() -> Iterator[Row]:
