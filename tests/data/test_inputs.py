@@ -117,8 +117,8 @@ def test_a_chunk_is_as_large_as_asked_for_while_its_texts_are_short(tmp_path, mo
     path = tmp_path / "in.csv"
     path.write_text("text\n" + "Sales rose.\n" * 500 + f"{'x' * 200}\n" * 130)
     (part,) = row_files(path, "--input_file")
-    assert [len(chunk) for chunk in chunks(part, MOOD, 400)] == [400, 145, 64, 21]
-    assert [len(chunk) for chunk in chunks(part, MOOD, 1)][:2] == [CHUNK, CHUNK]
+    assert [len(chunk) for chunk in chunks(read_inputs(part, MOOD), 400)] == [400, 145, 64, 21]
+    assert [len(chunk) for chunk in chunks(read_inputs(part, MOOD), 1)][:2] == [CHUNK, CHUNK]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -131,7 +131,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
             stream.write((text if kind == "csv" else json.dumps({"text": text})) + "\n")
     (part,) = row_files(path, "--input_file")
     tracemalloc.start()
-    sizes = [len(chunk) for chunk in chunks(part, MOOD)]
+    sizes = [len(chunk) for chunk in chunks(read_inputs(part, MOOD))]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(sizes) == count and set(sizes[:-1]) == {CHUNK}

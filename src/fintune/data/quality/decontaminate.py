@@ -71,8 +71,8 @@ def decontaminate(
     settings = _settings(recipe, task)
     wanted = settings.columns.get("text")
     _check_kinds(path, output)
-    file = row_files(path, "FILE", settings.encoding, settings.sheet)[0]
-    if file.inside not in (LINES, LIST):
+    file = row_files(path, "FILE", settings.encoding, settings.sheet, settings.columns.values())[0]
+    if file.inside not in (LINES, LIST) or file.paths:
         raise DataError(f"{path} has its rows inside a document: write them as a list, or an object a line.")
     for note in file.notes:
         say(note)

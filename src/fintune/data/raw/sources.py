@@ -330,7 +330,9 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
         (setting.removesuffix("file").rstrip("_") or None, file)
         for setting, path in given.items()
         if path
-        for file in row_files(path, f"{key}.{setting}", config.encoding, config.sheet)
+        for file in row_files(
+            path, f"{key}.{setting}", config.encoding, config.sheet, config.columns.values()
+        )
     ]
     notes = [note for _, file in files for note in file.notes]
     form = config.time_format or ""

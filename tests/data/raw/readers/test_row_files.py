@@ -25,7 +25,7 @@ QA = QATask("q", "Answer.")
 
 def own(path, task=TOPIC, columns=None, **settings):
     """(text, question, target) of each record, the reasons of dropped rows, and what is said of the files."""
-    files = row_files(path, "file", **settings)
+    files = row_files(path, "file", columns=(columns or {}).values(), **settings)
     items = [item for file in files for item in read_own_file(file, task, columns or {}, "columns", None)]
     records = [(i.text, i.question, i.target) for i in items if isinstance(i, Record)]
     return (

@@ -41,8 +41,8 @@ def at(value: Any, path: str) -> Any:
     return value
 
 
-def place_of(file: Readable, suffix: str, encoding: str) -> tuple[str, str]:
-    """Where a file's rows are, and what there is to say of it.
+def place_of(file: Readable, suffix: str, encoding: str, paths: Collection[str] = ()) -> tuple[str, str]:
+    """Where a file's rows are, and what there is to say of it; of a document with `paths`, that they say it.
 
     Raises:
         DataError: it is one document in which there is no list of objects, or more than one.
@@ -61,7 +61,7 @@ def place_of(file: Readable, suffix: str, encoding: str) -> tuple[str, str]:
         value = None
     if isinstance(value, dict) and (several or not any(isinstance(v, dict | list) for v in value.values())):
         return LINES, "holds JSON lines"
-    return _only_list(file, encoding)
+    return (LIST, "") if paths else _only_list(file, encoding)
 
 
 def _next_line(stream: io.TextIOWrapper, length: int = LONGEST) -> str:

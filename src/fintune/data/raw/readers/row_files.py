@@ -7,7 +7,7 @@ Knows nothing of what the columns mean.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -68,6 +68,8 @@ class RowFile:
     inside: str = json_rows.LINES
     """Where a JSON file's rows are (`json_rows.place_of`)."""
     sheet: str = ""
+    paths: tuple[str, ...] = ()
+    """Columns of JSON that say where the rows are (`data.items[].headline`)."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it is read, a sentence each."""
 
@@ -81,7 +83,11 @@ class RowFile:
 
 
 def row_files(
-    path: str | Path, key: str, encoding: str | None = None, sheet: str | None = None
+    path: str | Path,
+    key: str,
+    encoding: str | None = None,
+    sheet: str | None = None,
+    columns: Iterable[str] = (),
 ) -> list[RowFile]:
     """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
 
@@ -89,13 +95,15 @@ def row_files(
         key: the setting or flag that gives the path, for error messages.
         encoding: what text is in; None is found by looking.
         sheet: the sheet of a workbook; None is the first.
+        columns: those that will be asked for; of JSON, paths among them say where the rows are.
 
     Raises:
         DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
     """
     place = locate(path)
+    paths = tuple(column for column in columns if "[]" in column)
     if place.is_file():
-        return [_looked(place, place.name, None, encoding, sheet)]
+        return [_looked(RowFile(place, place.name, paths=paths), encoding, sheet)]
     if not place.is_folder():
         since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
         raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
@@ -105,7 +113,7 @@ def row_files(
         raise DataError(
             f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}."
         )
-    return [_looked(file, file.path[start:], place, encoding, sheet) for file in found]
+    return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
 
 
 def kind_of(place: Location) -> tuple[str, str]:
@@ -119,14 +127,13 @@ def kind_of(place: Location) -> tuple[str, str]:
 # Looking --------------------------------------------------------------------------------------------
 
 
-def _looked(
-    place: Location, name: str, root: Location | None, encoding: str | None, sheet: str | None
-) -> RowFile:
+def _looked(file: RowFile, encoding: str | None, sheet: str | None) -> RowFile:
+    place = file.place
     kind, packed = kind_of(place)
     if not kind:
         fix = _FIXES.get(place.suffix, f"its name must end in {', '.join(ENDINGS)}")
         raise DataError(f"{place.shown} is of an unknown kind: {fix}.")
-    file = RowFile(place, name, root, kind, packed)
+    file = replace(file, kind=kind, packed=packed)
     if packed:
         file = replace(file, notes=_said(file, f"is unpacked ({PACKED[packed]}) as it is read"))
     try:
@@ -226,7 +233,7 @@ def _looked_at_table(file: RowFile) -> RowFile:
 
 
 def _looked_at_objects(file: RowFile) -> RowFile:
-    inside, what = json_rows.place_of(file, file.kind, file.encoding)
+    inside, what = json_rows.place_of(file, file.kind, file.encoding, file.paths)
     return replace(file, inside=inside, notes=_said(file, what) if what else file.notes)
 
 
@@ -291,7 +298,7 @@ def open_rows(
 
     Args:
         wanted: columns to look for. Objects need not have the same keys: all are read for their names
-            where the first ones lack a column that is wanted. A path with `[]` says where rows are.
+            where the first ones lack a column that is wanted.
         cut: one of `cuts(file)`, to have the rows of that piece alone; names are the whole file's.
 
     Raises:
@@ -349,14 +356,13 @@ def _rectangle(file: RowFile, found: Iterator[tuple[int, list[Any]]]) -> tuple[l
 
 
 def _objects(file: RowFile, wanted: Collection[str], cut: Cut | None) -> tuple[list[str], Iterator[Row]]:
-    paths = [path for path in wanted if "[]" in path]
-    whole = json_rows.rows(file, file.inside, file.encoding, paths)
-    names, bad = json_rows.columns_of(whole, wanted, PEEKED)
+    whole = json_rows.rows(file, file.inside, file.encoding, file.paths)
+    names, bad = json_rows.columns_of(whole, [*wanted, *file.paths], PEEKED)
     if not names:
-        what = f"rows at {paths[0].rpartition('[]')[0]}[]" if paths else "JSON object, one a line"
+        what = f"rows at {file.paths[0].rpartition('[]')[0]}[]" if file.paths else "JSON object, one a line"
         raise DataError(f"{file.shown} holds no {what}{bad}.")
     piece = {"begin": cut[0], "end": cut[1], "before": cut[2]} if cut else {}
-    return names, json_rows.rows(file, file.inside, file.encoding, paths, **piece)
+    return names, json_rows.rows(file, file.inside, file.encoding, file.paths, **piece)
 
 
 def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator[Row]]:
