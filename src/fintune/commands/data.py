@@ -68,7 +68,7 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
     )
     clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
-    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
+    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSON, Parquet or Excel file")
     clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
     clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
     clean.add_argument(

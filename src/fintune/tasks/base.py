@@ -158,13 +158,16 @@ class Task:
         Raises:
             ValueError: it is none; the message says why.
         """
+        if isinstance(value, list | tuple | Mapping):
+            what = "an object" if isinstance(value, Mapping) else f"a list of {len(value)}"
+            raise ValueError(f"the target is {what}, which a {self.type or self.name} task cannot read")
         return value if isinstance(value, str) else str(value)
 
-    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
-        """The target in the task's own labels.
+    def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
+        """The target in the task's own labels; None where the data's label is to be left out.
 
         Args:
-            labels: the data's label → the task's label, where they differ.
+            labels: the data's label → the task's label.
         """
         return labels.get(target, target) if isinstance(target, str) else target
 

@@ -20,7 +20,7 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare import splits
-from fintune.data.prepare.checks import Report, refuse_empty, refuse_unknown_labels
+from fintune.data.prepare.checks import Report, folded_labels, refuse_empty, refuse_unknown_labels
 from fintune.data.prepare.shards import Map, Part, read_parts
 from fintune.data.prepare.table import Rows
 from fintune.data.raw.registry import check_views
@@ -169,6 +169,8 @@ def prepare(
                 if part.task is task:
                     report.merge(dropped)
             refuse_unknown_labels(task, report)
+            if line := folded_labels(task, report):
+                say(line)
             home = Path(scratch) / task.name
             numeric = task.numeric
             paths = [part.path for part in own]
@@ -202,6 +204,8 @@ def _sources(
             say(line)
         if source is not None:
             sources[task.name] = source
+            for remark in source.remarks:
+                say(remark)
     if not sources:
         raise DataError(
             "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
@@ -371,6 +375,7 @@ def _entry(
         "dropped": dict(report.dropped),
         "dropped_examples": report.named,
         "notes": report.notes,
+        "remarks": [*source.remarks, *filter(None, [folded_labels(task, report)])],
         "conflicting_targets_in_train": report.conflicting,
         "training_targets_clipped_to": list(clipped) if clipped else None,
     }
