@@ -19,7 +19,7 @@ def table(path, header, rows):
 
 def classification(folder):
     rows = [
-        f"2024-01-{1 + n % 28:02},T{n},{text},{('Up', 'down', 'UP')[n % 3]}"
+        f"2024-{1 + n // 24:02}-{1 + n % 24:02},T{n},{text},{('Up', 'down', 'UP')[n % 3]}"
         for n, text in enumerate(HEADLINES)
     ]
     table(folder / "moves_train.csv", "Date,Ticker,Headline,Direction", rows)

@@ -161,7 +161,9 @@ def refuse_empty(
     for split, counts in labels.items():
         total = sum(counts.values())
         if not total:
-            raise DataError(f"Task {task.name}: the {split} split of {where} is empty{hint}: {fix}")
+            rules = [rule.governed for reason, rule in report.rules.items() if reason.startswith(f"{split} ")]
+            what = f"; {rules[-1]}" if rules and not losses else ""
+            raise DataError(f"Task {task.name}: the {split} split of {where} is empty{hint}{what}: {fix}")
         if task.one_of and total > (split != "train") and len(counts) == 1:
             raise DataError(
                 f"Task {task.name}: all {total:,} records of the {split} split of {where} have "
