@@ -75,7 +75,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
+        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too",
     )
     command.add_argument(
         "--columns",
@@ -225,7 +225,9 @@ def _predict_file(args: argparse.Namespace) -> int:
 
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
-    check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    parts, _ = check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    for note in (note for part in parts for note in part.notes):
+        print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 

@@ -87,8 +87,8 @@ def check_files(
     Raises:
         DataError: see `predict_file`.
     """
-    parts = row_files(input_file, "--input_file")
     output = Output.at(output_file, input_file) if output_file else None
+    parts = row_files(input_file, "--input_file", columns=(columns or trained).values())
     check_inputs(parts, task, columns, trained)
     return parts, output
 

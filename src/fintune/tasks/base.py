@@ -159,13 +159,16 @@ class Task:
         Raises:
             ValueError: it is none; the message says why.
         """
+        if isinstance(value, list | tuple | Mapping):
+            what = "an object" if isinstance(value, Mapping) else f"a list of {len(value)}"
+            raise ValueError(f"the target is {what}, which a {self.type or self.name} task cannot read")
         return value if isinstance(value, str) else str(value)
 
-    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
-        """The target in the task's own labels.
+    def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
+        """The target in the task's own labels; None where the data's label is to be left out.
 
         Args:
-            labels: the data's label → the task's label, where they differ.
+            labels: the data's label → the task's label.
         """
         return labels.get(target, target) if isinstance(target, str) else target
 
@@ -200,6 +203,14 @@ class Task:
     def candidates(self) -> list[str]:
         """The completions that are scored when `decoding` is "candidates"."""
         return []
+
+    def obstacle(self) -> str:
+        """Why the task cannot answer, such as levels that it has not learnt yet; "" where it can."""
+        try:
+            self.candidates()
+        except DataError as error:
+            return str(error)
+        return ""
 
     def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
         """Turn each candidate's log p(candidate | prompt) into an answer."""

@@ -283,15 +283,55 @@ def test_labels_of_a_file_are_mapped_and_unknown_ones_are_refused_with_the_mappi
     names = {1: "positive", -1: "negative", 0: "neutral"}
     entry, _ = prepare_own(coded, labels=names)
     assert set(entry["labels"]["train"]) == {"positive", "negative", "neutral"}
+    wrong = [("Odd.", f"odd {i}") for i in range(7)] + [("Good.", "positiv")] * 2
     with pytest.raises(DataError) as caught:
-        prepare_own([*rows(30), ("Good.", "Positive")])
+        prepare_own([*rows(30), *wrong])
     for part in (
         "own.csv:32",
-        "'Positive'",
-        "valid are: positive, negative, neutral",
-        "data.tasks.sentiment.labels: {'Positive': positive}",
+        "'positiv' (2, like positive), 'odd 0' (1), ",
+        "'odd 6' (1); it knows: positive, negative, neutral",
+        'data.tasks.sentiment.labels: {"positiv": null, "odd 0": null, ',
     ):
         assert part in str(caught.value)
+    assert (
+        "positive," not in str(caught.value).partition(".labels:")[2]
+    )  # no unknown label is mapped to a known
+
+
+def test_a_label_that_is_mapped_to_null_leaves_its_rows_out_and_they_are_counted():
+    entry, _ = prepare_own([*rows(30), ("Odd.", "N/A"), ("Odder.", "n/a")], labels={"n/a": None})
+    assert entry["dropped"] == {"rows of a label that is mapped to null": 2}
+    assert entry["dropped_examples"][0] == "own.csv:32: its label is 'N/A'"
+
+
+def test_labels_that_differ_in_case_and_spaces_are_one_and_a_line_says_so():
+    given = [
+        (text, {"positive": " POSITIVE ", "neutral": "Neutral"}.get(label, label)) for text, label in rows(30)
+    ]
+    own_file(given)
+    said = []
+    prepared = prepare(recipe(sentiment={"file": "own.csv"}), say=said.append)
+    assert set(prepared.manifest["tasks"]["sentiment"]["labels"]["train"]) == {
+        "positive",
+        "negative",
+        "neutral",
+    }
+    assert "' POSITIVE ' as 'positive' (10), 'Neutral' as 'neutral' (10)" in said[0]
+
+
+def test_times_that_may_be_either_way_are_asked_for_and_others_decide_by_themselves():
+    def dated(day, month):
+        return [(f"Unit {i} reported.", i % 5, f"{month:02}/{day:02}/{1960 + i}") for i in range(60)]
+
+    def prepared(given, **settings):
+        own_file(given, header=("text", "target", "time"))
+        config = recipe(["regression"], regression={"file": "own.csv", **settings})
+        return prepare(config, say=quiet).records("regression", "train")
+
+    with pytest.raises(DataError, match=r"own\.csv:2.* set  data\.tasks\.regression\.time_format: day_first"):
+        prepared(dated(3, 1))
+    assert prepared(dated(3, 1), time_format="day_first")[0].time[4:] == "-03-01"
+    assert prepared(dated(28, 1))[0].time[4:] == "-01-28"
 
 
 def test_an_empty_or_one_label_split_is_refused_by_task_file_and_fix():

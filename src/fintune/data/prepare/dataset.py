@@ -20,7 +20,7 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare import splits
-from fintune.data.prepare.checks import Report, refuse_empty, refuse_unknown_labels
+from fintune.data.prepare.checks import Report, folded_labels, refuse_empty, refuse_unknown_labels
 from fintune.data.prepare.shards import Map, Part, read_parts
 from fintune.data.prepare.table import Rows
 from fintune.data.raw.registry import check_views
@@ -169,6 +169,8 @@ def prepare(
                 if part.task is task:
                     report.merge(dropped)
             refuse_unknown_labels(task, report)
+            if line := folded_labels(task, report):
+                say(line)
             home = Path(scratch) / task.name
             numeric = task.numeric
             paths = [part.path for part in own]
@@ -202,6 +204,8 @@ def _sources(
             say(line)
         if source is not None:
             sources[task.name] = source
+            for remark in source.remarks:
+                say(remark)
     if not sources:
         raise DataError(
             "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
@@ -303,6 +307,12 @@ def _splits(
         splits.remove_leaks(rows, "train", "validation")
     if near:
         splits.remove_near_leaks(rows, ("train",), "validation", near, frame)
+    if rows.count("more"):
+        for held_out in ("test", "validation"):
+            splits.remove_leaks(rows, "more", held_out)
+            if near:
+                splits.remove_near_leaks(rows, ("more",), held_out, near, frame)
+        splits.join_more(rows)
     pairs: list[tuple[Split, Split]] = [("validation", "test"), ("train", "test"), ("train", "validation")]
     for split, held_out in pairs:
         if held_out not in random:  # a random split has no before and after
@@ -365,6 +375,7 @@ def _entry(
         "dropped": dict(report.dropped),
         "dropped_examples": report.named,
         "notes": report.notes,
+        "remarks": [*source.remarks, *filter(None, [folded_labels(task, report)])],
         "conflicting_targets_in_train": report.conflicting,
         "training_targets_clipped_to": list(clipped) if clipped else None,
     }

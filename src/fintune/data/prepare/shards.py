@@ -34,7 +34,7 @@ class Part:
 
     task: Task
     read: Read
-    labels: Mapping[str, str]
+    labels: Mapping[str, str | None]
     path: Path
     """Where its rows go."""
     bytes: int = 0

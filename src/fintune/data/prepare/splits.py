@@ -79,6 +79,12 @@ def remove_near_leaks(
         )
 
 
+def join_more(rows: Rows) -> None:
+    """Put the rows of `more_train` among the training rows, once nothing is held out of these any more."""
+    rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'more'")
+    remove_duplicates(rows)
+
+
 def frame_of(rows: Rows) -> Any:
     """What many passages of a task share, such as an instruction: see `near_duplicates.frame`."""
     from fintune.text.near_duplicates import frame
