@@ -173,7 +173,7 @@ def _fields(
     fix: str,
     answered: bool = True,
     cut: Cut | None = None,
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+) -> Iterator[tuple[int | str, Mapping[str, Any] | str]]:
     """Each row's number, and its values by field, or why there are none."""
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None

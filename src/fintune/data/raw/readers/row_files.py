@@ -18,8 +18,9 @@ from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
 
-Row = tuple[int, dict[str, Any] | str]
-"""A line (or row) number from 1, with the row's values by column, or why there are none."""
+Row = tuple[int | str, dict[str, Any] | str]
+"""A line (or row) number from 1 (`7.2` is the second row of line 7), with the row's values by column,
+or why there are none."""
 
 Cut = tuple[int, int, int]
 """A piece of a file: where it begins and ends (bytes, or Parquet row groups), and the rows before it."""
