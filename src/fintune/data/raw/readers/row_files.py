@@ -227,9 +227,10 @@ def _looked_at_table(file: RowFile) -> RowFile:
             "read as text, and each of these lines as a row"
         )
         file = replace(file, notes=_said(file, what))
-    length, begin = quotes.longest
-    if length >= 10:
-        file = replace(file, notes=_said(file, f"has a row of {length:,} lines, from line {begin} on"))
+    if quotes.several:
+        length, begin = quotes.longest
+        what = f"has {quotes.several:,} rows of several lines, at most {length:,} (from line {begin} on)"
+        file = replace(file, notes=_said(file, what))
     return file
 
 
