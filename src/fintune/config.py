@@ -215,7 +215,8 @@ class MultiTaskConfig(_Section):
     task_weights: Weights = Field(
         default_factory=lambda: {name: 1.0 for name in BUILT_IN_TASKS}, min_length=1
     )
-    """The tasks to train, with the weight of each in the loss."""
+    """The tasks to train, with the weight of each in the loss. Unset: a recipe with tasks of its own trains
+    these and what else it names, another one the five built-in tasks."""
     sampling_strategy: Literal["balanced", "proportional", "weighted", "temperature"] = "balanced"
     """balanced: equal shares; proportional: as the data; weighted: by `sampling_weights` (or else by
     `task_weights`, which then no longer weigh the loss); temperature: shares ∝ size^(1/temperature)."""
@@ -262,6 +263,10 @@ class CustomTaskConfig(_Section):
         return self
 
 
+def _as_list_of_paths(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class TaskDataConfig(_Section):
     """Where one task's examples come from, and how many of them are used."""
 
@@ -271,6 +276,10 @@ class TaskDataConfig(_Section):
     """Your own file (CSV, TSV, JSON, Parquet, Excel; .gz and .zst too) or folder, instead of `dataset`."""
     validation_file: str | None = None
     test_file: str | None = None
+    more_train: Annotated[list[str], BeforeValidator(_as_list_of_paths)] = []
+    """More files of rows to train on, beside `file` or `dataset`: corrected answers, say. None of their rows
+    is held out, and those that repeat a held-out text are left out. Columns and labels are those of `file`,
+    or as the task calls them."""
     columns: dict[str, str] = {}
     """Field (text, target, question, group, split, time) → your file's column, where the names differ; or a
     path to it in JSON, such as `data.items[].headline`."""
@@ -328,8 +337,9 @@ class DataConfig(_Section):
     dir: str | None = None
     """The public datasets' folder; None is FINTUNE_DATA_DIR, else data/raw, else the built-in sample."""
     prepared_dir: str = "data/processed"
-    seed: int | None = Field(None, ge=0)
-    """Of splits and limits; None is `training.seed`. Set it to compare training seeds on one test set."""
+    seed: int | None = Field(42, ge=0)
+    """Of splits and limits, whatever `training.seed` is; None, as adapters of earlier versions have it, is
+    `training.seed`."""
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
@@ -421,6 +431,8 @@ class Recipe(_Section):
     _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    debug: bool = False
+    """Set by `--debug`: the run is too small for its figures to mean anything, and every table says so."""
 
     @property
     def plugin_folder(self) -> str | None:
@@ -467,6 +479,16 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _own_tasks_alone(self) -> Recipe:
+        mix = self.multi_task
+        if self.custom_task and "task_weights" not in mix.model_fields_set:
+            settings = (mix.sampling_weights, mix.class_weights, mix.instructions, self.data.tasks)
+            named = [name for setting in (*settings, self.evaluation.formats) for name in setting]
+            weights = dict.fromkeys([*named, *(task.name for task in self.custom_task)], 1.0)
+            self.__dict__["multi_task"] = mix.model_copy(update={"task_weights": weights})
+        return self
+
+    @model_validator(mode="after")
     def _every_task_has_a_sampling_weight(self) -> Recipe:
         mix = self.multi_task
         trained = [*mix.task_weights, *(task.name for task in self.custom_task)]
@@ -504,6 +526,7 @@ class Recipe(_Section):
             logging_steps=1,
         )
         raw["training"].pop("batch_size", None)
+        raw["debug"] = True
         made = Recipe.model_validate(raw)
         return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
 

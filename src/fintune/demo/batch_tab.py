@@ -23,7 +23,7 @@ ERRORS_SHOWN = 10
 
 def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
-    tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
+    tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     gr.HTML(
         '<p class="ft-about">A CSV, TSV, JSON, Parquet or Excel file with a column of texts, for Q&amp;A '
         f"also one of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own "

@@ -180,7 +180,10 @@ class Sheet:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+    """A cell of the input: lists and objects as JSON, half a character as «?»."""
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def safe(value: Any) -> Any:

@@ -22,6 +22,19 @@ MAX_NAMED = 5
 """Dropped rows that a report names one by one; all are counted."""
 SHOWN, LABEL = 50, 60
 """Labels that a message lists, and characters of each."""
+MANY = 0.1
+"""A rule that leaves out more than this share of a task's rows is told before anything else."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What governs a reason for which rows are left out, and one of them."""
+
+    governed: str
+    """The key of the recipe and what it does, as a clause."""
+    row: int
+    other: int | None
+    """The row that it repeats, where it repeats one."""
 
 
 @dataclass
@@ -37,6 +50,10 @@ class Report:
     """(label as the data writes it, the one it is read as) → how often, where they differ a little."""
     conflicting: int = 0
     """Texts of the training split that stand there with more than one target."""
+    rules: dict[str, Rule] = field(default_factory=dict)
+    """Reason → its rule, of those that splitting has."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on how the rows were split, where that is not as one would expect."""
 
     def add(self, item: Dropped) -> None:
         self.dropped[item.reason] += item.count
@@ -127,21 +144,26 @@ def refuse_unknown_labels(task: Task, report: Report) -> None:
     )
 
 
-def refuse_empty(task: Task, labels: Mapping[Split, Mapping[str, int]], where: str, report: Report) -> None:
+def refuse_empty(
+    task: Task, labels: Mapping[Split, Mapping[str, int]], where: str, report: Report, losses: list[str]
+) -> None:
     """Raise a DataError for a split without records, or a classification split of one label only.
 
     Args:
         labels: split → label → its number of records; a task without labels has one, "".
+        losses: what `table.losses` says, which is then the likely cause.
     """
     lost = sum(report.dropped.values())
     hint = f" ({lost:,} rows were dropped, such as {report.named[0]})" if lost else ""
+    fix = f"add rows to it, or give the task another file or dataset under data.tasks.{task.name}."
+    if losses:
+        hint, fix = "", " ".join(losses)
     for split, counts in labels.items():
         total = sum(counts.values())
         if not total:
-            raise DataError(
-                f"Task {task.name}: the {split} split of {where} is empty{hint}: add rows to it, or give "
-                f"the task another file or dataset under data.tasks.{task.name}."
-            )
+            rules = [rule.governed for reason, rule in report.rules.items() if reason.startswith(f"{split} ")]
+            what = f"; {rules[-1]}" if rules and not losses else ""
+            raise DataError(f"Task {task.name}: the {split} split of {where} is empty{hint}{what}: {fix}")
         if task.one_of and total > (split != "train") and len(counts) == 1:
             raise DataError(
                 f"Task {task.name}: all {total:,} records of the {split} split of {where} have "

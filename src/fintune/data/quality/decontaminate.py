@@ -20,7 +20,7 @@ from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare.dataset import PreparedDataset, load_prepared
 from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
 from fintune.data.raw.readers.encodings import UTF8
-from fintune.data.raw.readers.instructions import shape_of
+from fintune.data.raw.readers.instructions import fields_of, shape_of
 from fintune.data.raw.readers.json_rows import LINES, LIST, utf8
 from fintune.data.raw.readers.own_file import cell, has_column, usual_column
 from fintune.data.raw.readers.row_files import BOOKS, ENDINGS, RowFile, kind_of, open_rows, row_files
@@ -89,7 +89,7 @@ def decontaminate(
     removal = Removal(test_sets=dict(held_out.records))
     marks: Marks = [(1, True)]  # a header stays
     for number, row in rows:
-        stays = _clean(row, columns, held_out, removal)
+        stays = _clean(row, columns, shape_of(names), held_out, removal)
         if stays != marks[-1][1]:
             marks.append((int(number), stays))
     with atomic_file(output) as stream:
@@ -101,11 +101,16 @@ def decontaminate(
     return removal
 
 
-def _clean(row: dict[str, Any] | str, columns: list[str], held_out: HeldOut, removal: Removal) -> bool:
+def _clean(
+    row: dict[str, Any] | str, columns: list[str], shape: str | None, held_out: HeldOut, removal: Removal
+) -> bool:
     """Whether a row repeats no test text; counts it, and names what it repeats."""
     texts: list[str] = []
     if isinstance(row, dict):
         texts = _texts([cell(row, name) for name in columns])
+        made = fields_of(row, shape) if shape else ""
+        if not isinstance(made, str):  # as the test set has it: an instruction with its input, a conversation
+            texts += ["\n".join(filter(None, (made["text"], made.get("question"))))]
     removal.rows += 1
     removal.unread += not texts
     found = _worst(held_out, texts)

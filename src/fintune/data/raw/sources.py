@@ -95,6 +95,8 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
     source = _found(name, config, data, task)
+    if config.more_train:
+        source = _with_more(source, name, config, task)
     return replace(source, repair=data.repair_encoding)
 
 
@@ -343,6 +345,30 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
     sums = {file.shown: file.place for _, file in files}
     shown = files[0][1].root or files[0][1].place
     return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces, remarks=tuple(notes))
+
+
+def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
+    """The same source, and after it the rows of `more_train`, whose split is `more`."""
+    from fintune.data.raw.readers.own_file import has_column, time_form
+    from fintune.data.raw.readers.row_files import open_rows, row_files
+
+    key = f"data.tasks.{name}"
+    files = [file for path in config.more_train for file in row_files(path, f"{key}.more_train")]
+
+    def pieces() -> list[tuple[Read, int]]:
+        found = source.parts()
+        for file in files:
+            names = open_rows(file, config.columns.values())[0]
+            columns = {field: column for field, column in config.columns.items() if has_column(names, column)}
+            form = config.time_format or ""
+            if form not in ("day_first", "month_first"):  # other forms are of the task's own files alone
+                form = time_form([file], columns, f"{key}.time_format")[0]
+            found += _own_pieces([("more", file)], task, columns, f"{key}.columns", form)
+        return found
+
+    sums = {file.shown: file.place for file in files}
+    remarks = (*source.remarks, *(note for file in files for note in file.notes))
+    return replace(source, files={**source.files, **sums}, read=None, pieces=pieces, remarks=remarks)
 
 
 def _own_pieces(
