@@ -109,6 +109,8 @@ def test_a_stated_encoding_is_taken_and_a_wrong_one_is_said(tmp_path):
         own(path, encoding="utf-8")
     with pytest.raises(DataError, match=r"f\.csv is not ascii text"):
         own(path, encoding="ascii")
+    with pytest.raises(DataError, match="No encoding is called 'klingon'"):
+        own(path, encoding="klingon")
 
 
 def test_a_byte_that_is_wrong_late_in_a_file_is_found(tmp_path):

@@ -197,12 +197,16 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         file = replace(file, encoding=marked)
         return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
     if encoding:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise DataError(f"No encoding is called {encoding!r}: try utf-8, utf-16, cp1252, …") from None
         return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
         what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
-        what += "the recipe, or save it as UTF-8"
+        what += "the recipe (--encoding of predict), or save it as UTF-8"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
