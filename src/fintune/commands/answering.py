@@ -90,6 +90,8 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
         "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
     )
+    command.add_argument("--encoding", metavar="NAME", help="of a text file (default: found by looking)")
+    command.add_argument("--sheet", metavar="NAME", help="of an Excel workbook (default: its first)")
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
         "--ray",
@@ -175,8 +177,9 @@ def _predict(args: argparse.Namespace) -> int:
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
-    if args.columns and not args.input_file:
-        raise DataError("--columns names columns of --input_file, and none is given.")
+    of_file = [name for name in ("columns", "encoding", "sheet") if getattr(args, name)]
+    if of_file and not args.input_file:
+        raise DataError(f"--{of_file[0]} says how --input_file is read, and none is given.")
     if args.ray and args.backend != "builtin":
         raise DataError(
             f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
@@ -225,18 +228,20 @@ def _predict_file(args: argparse.Namespace) -> int:
 
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
-    parts, _ = check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    reading = {"encoding": args.encoding, "sheet": args.sheet}
+    trained = source.recipe.columns(args.task)
+    parts, _ = check_files(source.tasks[args.task], *files, args.columns, trained, reading)
     for note in (note for part in parts for note in part.notes):
         print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 
         count = predict_on_ray(
-            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns
+            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns, reading
         )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate, args.columns)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

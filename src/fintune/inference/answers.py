@@ -49,6 +49,7 @@ def predict_file(
     output_file: str | Path | None,
     truncate: bool,
     columns: Mapping[str, str] | None = None,
+    reading: Mapping[str, str | None] | None = None,
 ) -> int:
     """Answer every row of a file or folder at any path, in order; return the number of answers.
 
@@ -56,12 +57,13 @@ def predict_file(
 
     Args:
         columns: field (`text`, `question`) → column, where the names differ; others as in training.
+        reading: `encoding` and `sheet`, as `row_files` takes them.
 
     Raises:
         DataError: the input cannot be read or lacks a column, or the output would cost another file.
     """
     chosen = engine.tasks[task]
-    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task))
+    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task), reading)
     rows = read_all(parts, chosen, columns, engine.columns(task))
     size = engine.rows_at_once(task)
 
@@ -69,7 +71,7 @@ def predict_file(
         return (answers(engine, task, chunk, truncate) for chunk in chunks(islice(rows, done, None), size))
 
     asked = {"model": [str(engine.adapter), engine.base_name, engine.backend_name], "truncate": truncate}
-    return write_answers(ask, chosen, parts, output, {**asked, "columns": columns})
+    return write_answers(ask, chosen, parts, output, {**asked, "columns": columns, "reading": reading})
 
 
 def check_files(
@@ -78,6 +80,7 @@ def check_files(
     output_file: str | Path | None,
     columns: Mapping[str, str] | None,
     trained: Mapping[str, str],
+    reading: Mapping[str, str | None] | None = None,
 ) -> tuple[list[RowFile], Output | None]:
     """The files of rows, and where their answers go; None is standard output. Needs no model.
 
@@ -88,7 +91,7 @@ def check_files(
         DataError: see `predict_file`.
     """
     output = Output.at(output_file, input_file) if output_file else None
-    parts = row_files(input_file, "--input_file", columns=(columns or trained).values())
+    parts = row_files(input_file, "--input_file", columns=(columns or trained).values(), **reading or {})
     check_inputs(parts, task, columns, trained)
     return parts, output
 

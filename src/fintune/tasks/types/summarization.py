@@ -12,6 +12,7 @@ from fintune.tasks.types.wording import absent
 from fintune.text.answers import normalize_answer, rouge
 from fintune.text.numbers import supported_numbers, unsupported_figures
 from fintune.text.sentences import bullet_lines
+from fintune.text.written import parsed
 
 
 def _rouge(name: str, title: str) -> Measure:
@@ -60,6 +61,7 @@ class SummarizationTask(Task):
 
     def read_target(self, value: Any) -> str | float:
         """A text, or a list of texts that are a bullet each."""
+        value = parsed(value) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
             return "\n".join(value)
         return super().read_target(value)
