@@ -1,0 +1,67 @@
+"""BM25 (Robertson and Zaragoza, 2009): which of many texts are about a question, and whether any is.
+
+Strings in, numbers out; the index is bm25s's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+
+WORD = re.compile(r"\w[\w.,]*\w|\w")
+_FURTHER_STOPWORDS = (
+    "what which who whom whose when where why how did do does doing done has have had having can could would "
+    "should may might much many according per its also during between within about any there state stated "
+    "mentioned mention described describe specific specifically document text report filing passage"
+)
+_ENDING = re.compile(r"(?:(?<=[^aeious])s|(?<=[aeo]e)s|'s|’s)$")
+
+
+def bm25(texts: Sequence[Sequence[str]], query: Sequence[str]) -> list[float]:
+    """The score of each text, given as its words, for the words of a query; 0 where none is shared."""
+    import bm25s
+
+    vocabulary = {word for words in texts for word in words}
+    wanted = [word for word in dict.fromkeys(query) if word in vocabulary]
+    if not wanted:
+        return [0.0] * len(texts)
+    index = bm25s.BM25()
+    index.index([list(words) for words in texts], show_progress=False)
+    return [float(score) for score in index.get_scores(wanted)]
+
+
+class Ranking:
+    """Texts to be asked questions of."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._words = [content_words(text) for text in texts]
+        self._sets = [frozenset(words) for words in self._words]
+
+    def scores(self, question: str) -> list[float]:
+        """How much each text is about the question."""
+        return bm25(self._words, content_words(question))
+
+    def coverage(self, question: str) -> list[float]:
+        """The share of the question's words that each text has, a word weighing more the fewer texts have it."""
+        wanted = dict.fromkeys(content_words(question))
+        count = len(self._sets)
+        weights = {
+            word: math.log(1 + count / (0.5 + sum(word in words for words in self._sets))) for word in wanted
+        }
+        total = sum(weights.values())
+        return [sum(weights[w] for w in wanted if w in words) / total if total else 0.0 for words in self._sets]
+
+
+def content_words(text: str) -> list[str]:
+    """The words of a text in lower case, without endings of plurals, and without those that say nothing."""
+    words = (_ENDING.sub("", word) for word in WORD.findall(text.lower().replace("-", " ")))
+    return [word for word in words if word not in _stopwords()]
+
+
+@functools.cache
+def _stopwords() -> frozenset[str]:
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN) | frozenset(_FURTHER_STOPWORDS.split())
