@@ -265,10 +265,9 @@ class TaskDataConfig(_Section):
     """Field (text, target, question, group, split, time) → your file's column, where the names differ."""
     labels: dict[Annotated[str, BeforeValidator(_label)], str] = {}
     """The data's label → the task's label, where they differ."""
-    salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
+    salience: Literal["none", "lead", "score", "learnt", "bm25"] | None = None
     """What is kept of a text that does not fit: its first tokens (none), or the sentences that
-    `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
-    earlier versions, is read as score."""
+    `fintune.text.salience` chooses; None is learnt for summarization and none for other types."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)

@@ -13,7 +13,6 @@ from fintune.errors import ConfigError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, task_from_dict, task_set
-from fintune.text import salience
 from fintune.text.salience import Salience, features
 from fintune.text.sentences import sentences
 
@@ -163,17 +162,6 @@ def test_an_adapter_of_before_keeps_cutting_the_end_off():
     assert TALK[0] in prompt and RESULTS not in prompt
 
 
-def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so_once(caplog):
-    salience._say_no_graph.cache_clear()
-    trained = summarization("score").to_dict() | {"salience": {"method": "graph"}}
-    for task in (summarization("graph"), task_from_dict(trained)):
-        assert task.salience == Salience("score")
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("salience: graph is no longer there") and "score, which is used instead" in line
-
-
-@settings(deadline=None, max_examples=40)
-@given(DOCUMENTS, st.integers(120, 300), st.sampled_from(METHODS))
 def test_a_prompt_of_salient_sentences_is_never_too_long(document, max_length, method):
     record = Record(f"Sales. {document}", "- Sales rose")
     assert len(PromptTemplate(TOKENIZER, max_length).example(summarization(method), record)) <= max_length

@@ -65,12 +65,20 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
     command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
+    command.add_argument(
+        "--document",
+        action="append",
+        metavar="PATH",
+        help="answer from a document, and say where it stands: HTML, a filing with inline XBRL, PDF, "
+        "Markdown or text, or a folder of them; the text is then the question; may be repeated",
+    )
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
+        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too; "
+        "or a folder of documents (.txt, .md, .html, .pdf), one answer each",
     )
     command.add_argument(
         "--output_file",
@@ -158,6 +166,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if args.document:
+        return _predict_document(args)
     if (args.text is None) == (args.input_file is None):
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
@@ -177,15 +187,56 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def _predict_document(args: argparse.Namespace) -> int:
+    import json
+
+    from fintune.data.documents.reading import documents
+    from fintune.files import atomic_write, writable
+    from fintune.inference.documents import answer, shown
+    from fintune.inference.engine import Engine
+
+    wrong = [name for name in ("input_file", "ray", "workers") if getattr(args, name)]
+    if args.text and args.question:
+        wrong.append("question beside a text, which is the question,")
+    if wrong:
+        raise DataError(f"--{wrong[0]} does not go with --document: drop one of them.")
+    output = writable(args.output_file, (".jsonl", ".json")) if args.output_file else None
+    found = [document for path in args.document for document in documents(path)]
+    engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
+    task, question = engine.tasks[args.task], args.text or args.question
+    if question and "question" not in task.inputs:
+        raise DataError(f"{args.task} takes no question: leave «{question}» out, or take --task qa.")
+    given = answer(engine, args.task, found, question)
+    line = json.dumps(given.to_dict(args.task), ensure_ascii=False) + "\n"
+    if output:
+        atomic_write(output, line)
+        print(f"The answer, with its sources, is in {output}")
+    elif sys.stdout.isatty():
+        shown(given)
+    else:
+        sys.stdout.write(line)
+    return 0
+
+
 def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.documents.reading import input_documents
     from fintune.data.raw.readers.row_files import row_files
     from fintune.data.storage import shown
     from fintune.inference.answers import predict_file
     from fintune.inference.engine import Engine
 
-    row_files(args.input_file, "--input_file")  # before the model is loaded
+    texts = input_documents(args.input_file)
+    if not texts:
+        row_files(args.input_file, "--input_file")  # before the model is loaded
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
-    if args.ray:
+    if texts:
+        if args.ray:
+            raise DataError("--ray answers files of rows; leave it out for documents.")
+        from fintune.inference.documents import predict_files
+
+        engine = Engine.load(model_path, backend=args.backend)
+        count = predict_files(engine, args.task, texts, *files, args.question)
+    elif args.ray:
         from fintune.cluster import predict_on_ray
 
         count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)

@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 WORD = re.compile(r"\w[\w.,]*\w|\w")
 _FURTHER_STOPWORDS = (
@@ -16,7 +17,6 @@ _FURTHER_STOPWORDS = (
     "should may might much many according per its also during between within about any there state stated "
     "mentioned mention described describe specific specifically document text report filing passage"
 )
-_ENDING = re.compile(r"(?:(?<=[^aeious])s|(?<=[aeo]e)s|'s|’s)$")
 
 
 def bm25(texts: Sequence[Sequence[str]], query: Sequence[str]) -> list[float]:
@@ -44,20 +44,34 @@ class Ranking:
         return bm25(self._words, content_words(question))
 
     def coverage(self, question: str) -> list[float]:
-        """The share of the question's words that each text has, a word weighing more the fewer texts have it."""
+        """The share of the question's words that each text has; a rare word weighs more."""
         wanted = dict.fromkeys(content_words(question))
         count = len(self._sets)
         weights = {
             word: math.log(1 + count / (0.5 + sum(word in words for words in self._sets))) for word in wanted
         }
         total = sum(weights.values())
-        return [sum(weights[w] for w in wanted if w in words) / total if total else 0.0 for words in self._sets]
+        return [
+            sum(weights[w] for w in wanted if w in words) / total if total else 0.0 for words in self._sets
+        ]
 
 
 def content_words(text: str) -> list[str]:
-    """The words of a text in lower case, without endings of plurals, and without those that say nothing."""
-    words = (_ENDING.sub("", word) for word in WORD.findall(text.lower().replace("-", " ")))
-    return [word for word in words if word not in _stopwords()]
+    """The stems of a text's words, without the words that say nothing."""
+    words = WORD.findall(text.lower().replace("-", " ").replace("’", "'"))
+    return [_stem(word) for word in words if word not in _stopwords()]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    return str(_stemmer().stem(word))
+
+
+@functools.cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
 
 
 @functools.cache

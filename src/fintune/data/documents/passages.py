@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fintune.text.sentences import sentences
 
-WORDS = 100
+WORDS = 60
 """Words of a passage, about: the size whose recall is best (docs/data.md)."""
 _REPEATED = 3
 """Pages on which a first or last line stands before it counts as a running title."""

@@ -82,7 +82,7 @@ def _cells(line: Line) -> list[grids.Cell]:
 
 
 def _page_blocks(runs: Sequence[Run], page: int) -> Iterator[Block]:
-    """Lines of several cells that follow each other, with a figure among them, are a table; the rest is text."""
+    """Lines of several cells that follow each other, with figures among them, are a table."""
     lines = [(_cells(line), line) for line in _lines(runs)]
     text: list[Line] = []
     i = 0

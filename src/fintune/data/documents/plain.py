@@ -21,7 +21,7 @@ _BODY = re.compile(r"<TEXT>(.*?)(?:</TEXT>|$(?![\s\S]))", re.DOTALL | re.IGNOREC
 
 
 def text_blocks(content: str) -> list[Block]:
-    """The blocks of a text: paragraphs between empty lines, tables of `|`, titles; a form feed turns the page."""
+    """Paragraphs between empty lines, tables of `|`, and titles; a form feed turns the page."""
     blocks: list[Block] = []
     for number, page in enumerate(content.split("\f"), 1):
         blocks += _page_blocks(page, number)

@@ -6,10 +6,13 @@ Files are strangers' files: what is read of one is bounded, nothing in it is run
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from fintune.data.documents.passages import Document, passages
+from fintune.data.documents.passages import Block, Document, Passage, passages
 from fintune.data.documents.plain import submission, text_blocks
+from fintune.data.raw.readers.row_files import KINDS
 from fintune.data.storage import Location, locate
 from fintune.errors import DataError
 
@@ -17,7 +20,9 @@ ENDINGS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text
 MAX_BYTES = 64 * 2**20
 """Of a file: a bank's annual report with inline XBRL has 40 MB."""
 MAX_FILES = 1000
-_MARKUP = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+_MARKUP = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+)
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _TEXTUAL = (".htm", ".html", ".txt", ".xhtml", "")
@@ -35,6 +40,27 @@ def documents(path: str | Path, key: str = "--document") -> list[Document]:
     if not place.is_folder():
         return [read_document(place)]
     return [read_document(file) for file in document_files(place, key)]
+
+
+def input_documents(path: str | Path) -> list[Location]:
+    """The documents that `predict --input_file` names: a file of such an ending, or a folder's; [] where the
+    folder holds files of rows, which are read then, or the file is one.
+    """
+    place = locate(path)
+    if place.is_file():
+        return [place] if place.suffix in ENDINGS else []
+    if not place.is_folder():
+        return []
+    files = place.files()
+    found = [file for file in files if file.suffix in ENDINGS]
+    if found and any(file.suffix in KINDS for file in files):
+        print(
+            f"{place.shown} holds files of rows, which are answered; its {len(found):,} documents "
+            f"({', '.join(ENDINGS)}) are left out.",
+            file=sys.stderr,
+        )
+        return []
+    return document_files(place, "--input_file") if found else []
 
 
 def document_files(folder: Location, key: str) -> list[Location]:
@@ -76,12 +102,15 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     parts = submission(text)
     if not parts:
         return _document(name, _blocks(text, name), paged="\f" in text and not _MARKUP.match(text))
-    found, skipped = [], 0
+    found: list[Passage] = []
+    skipped = 0
     for kind, file, body in parts:
         if Path(file.lower()).suffix not in _TEXTUAL or not body.strip():
             skipped += 1
             continue
-        inner = _document(f"{name} {kind}".strip() if len(parts) > 1 else name, _blocks(body, name), False, empty=True)
+        inner = _document(
+            f"{name} {kind}".strip() if len(parts) > 1 else name, _blocks(body, name), False, empty=True
+        )
         found += inner.passages
     if not found:
         raise DataError(f"{name} holds no text.")
@@ -89,13 +118,13 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     return Document(name, tuple(found), note if skipped else "")
 
 
-def _blocks(text: str, name: str):
+def _blocks(text: str, name: str) -> list[Block]:
     from fintune.data.documents.html import html_blocks
 
     return html_blocks(text, name) if _MARKUP.match(text) else text_blocks(text)
 
 
-def _document(name, blocks, paged: bool, empty: bool = False) -> Document:
+def _document(name: str, blocks: Sequence[Block], paged: bool, empty: bool = False) -> Document:
     found = passages(blocks, name, paged)
     if not found and not empty:
         raise DataError(f"{name} holds no text.")
