@@ -144,30 +144,35 @@ def read(engine: Engine, task: Task, asked: Question) -> Reading | None:
     budget = engine.completion_budget(task)
     engine.prompt(task, Record("…", question=asked.question), truncate=False, budget=budget)
     room = engine.template.max_length - budget
-    whole = _joined(asked, range(len(asked.passages)))
+    whole = joined(asked, range(len(asked.passages)))
     if len(whole.record.text) <= 8 * room and _fits(engine, task, whole, room):
         return whole
     if not asked.question:
         return _salient(engine, task, asked, room)
+    return joined(asked, sorted(fitting(engine, task, asked, asked.ranked)))
+
+
+def fitting(engine: Engine, task: Task, asked: Question, places: Sequence[int]) -> list[int]:
+    """Those of the passages that fit the prompt together, the first ones first."""
+    room = engine.template.max_length - engine.completion_budget(task)
     empty = engine.template.prompt_text(task, Record("", question=asked.question))
     left = room - engine.template.count_tokens(empty)
     chosen: list[int] = []
-    for place in asked.ranked:
+    for place in places:
         tokens = engine.template.count_tokens(asked.passages[place].text + "\n")
         if tokens <= left:
             chosen.append(place)
             left -= tokens
-    chosen = chosen or [asked.ranked[0]]  # a passage longer than the room is cut
-    while len(chosen) > 1 and not _fits(engine, task, _joined(asked, sorted(chosen)), room):
-        chosen.pop()
-    return _joined(asked, sorted(chosen))
+    while len(chosen) > 1 and not _fits(engine, task, joined(asked, chosen), room):
+        chosen.pop()  # joined, they may have more tokens than apart
+    return chosen or [places[0]]  # a passage longer than the room is cut
 
 
 def _fits(engine: Engine, task: Task, reading: Reading, room: int) -> bool:
     return engine.template.count_tokens(engine.template.prompt_text(task, reading.record)) <= room
 
 
-def _joined(asked: Question, places: Sequence[int]) -> Reading:
+def joined(asked: Question, places: Sequence[int]) -> Reading:
     """Passages one after the other."""
     passages = asked.passages
     return _reading(asked, ((passages[i].text, passages[i]) for i in places))
