@@ -72,12 +72,17 @@ class DocumentAnswer:
     prediction: Prediction | None
     """None: no passage is about the question."""
     sources: tuple[Source, ...] = ()
-    words_read: int = 0
+    text: str = ""
+    """What the model read."""
     passages_read: int = 0
 
     @property
     def words(self) -> int:
         return sum(document.words for document in self.asked.documents)
+
+    @property
+    def words_read(self) -> int:
+        return len(self.text.split())
 
     @property
     def extent(self) -> str:
@@ -133,14 +138,14 @@ def ask(task: Task, documents: Sequence[Document], question: str | None) -> Ques
     return replace(asked, ranked=tuple(order[:SEARCHED]))
 
 
-def read(engine: Engine, task: Task, asked: Question) -> Reading | None:
-    """As much as fits the model's context; None where nothing is about the question.
+def read(engine: Engine, task: Task, asked: Question) -> Reading | DocumentAnswer:
+    """As much as fits the model's context; where nothing is about the question, the answer that says so.
 
     Raises:
         DataError: the task refuses the question, or it alone does not fit.
     """
     if asked.question and not asked.ranked:
-        return None
+        return DocumentAnswer(asked, None)
     budget = engine.completion_budget(task)
     engine.prompt(task, Record("…", question=asked.question), truncate=False, budget=budget)
     room = engine.template.max_length - budget
@@ -219,10 +224,10 @@ def answer(
         DataError: there is no such task, or it refuses the question.
     """
     task = engine.tasks[name]
-    reading = read(engine, task, asked := ask(task, documents, question))
-    if reading is None:
-        return DocumentAnswer(asked, None)
-    return cited(task, reading, engine.predict(name, [reading.record])[0])
+    found = read(engine, task, ask(task, documents, question))
+    if isinstance(found, DocumentAnswer):
+        return found
+    return cited(task, found, engine.predict(name, [found.record])[0])
 
 
 def cited(task: Task, reading: Reading, prediction: Prediction) -> DocumentAnswer:
@@ -234,8 +239,7 @@ def cited(task: Task, reading: Reading, prediction: Prediction) -> DocumentAnswe
     else:
         sources = []
     passages = len({id(passage) for _, passage in reading.pieces})
-    words = sum(len(reading.record.text[start:end].split()) for (start, end), _ in reading.pieces)
-    return DocumentAnswer(reading.asked, prediction, tuple(sources), words, passages)
+    return DocumentAnswer(reading.asked, prediction, tuple(sources), reading.record.text, passages)
 
 
 def _of_answer(reading: Reading, said: str) -> list[Source]:

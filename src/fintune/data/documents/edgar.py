@@ -41,8 +41,8 @@ def fetch_filings(
     identity = (identity or os.environ.get("EDGAR_IDENTITY", "")).strip()
     if not _IDENTITY.fullmatch(identity):
         raise ConfigError(
-            f"SEC asks who downloads, and {f'«{identity}» has' if identity else 'there is'} no name and e-mail "
-            'address: give --identity "Your Name you@example.com", or set EDGAR_IDENTITY.'
+            f"SEC asks who downloads, and {f'«{identity}» has' if identity else 'there is'} no name and "
+            'e-mail address: give --identity "Your Name you@example.com", or set EDGAR_IDENTITY.'
         )
     for value, pattern, name in ((ticker, _TICKER, "a ticker or CIK"), (form, _FORM, "a form such as 10-K")):
         if not pattern.fullmatch(value):
@@ -69,7 +69,8 @@ def fetch_filings(
         if "NotFound" in type(error).__name__:
             raise DataError(f"EDGAR knows no company {ticker}: give its ticker or its CIK number.") from None
         raise DataError(
-            f"{form} of {ticker} cannot be had from EDGAR ({type(error).__name__}: {brief(error)}): try again."
+            f"{form} of {ticker} cannot be had from EDGAR ({type(error).__name__}: {brief(error)}): try "
+            "again later."
         ) from None
 
 

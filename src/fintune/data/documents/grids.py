@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from fintune.data.raw.readers.tables import is_value, table_parts
 
+MOST_COLUMNS = 100
+"""A row of more cells is no row of a report's table."""
 _BEFORE = re.compile(r"(?:US|C|A|HK)?[$€£¥]\s*\(?|\(")
 _AFTER = re.compile(r"[)%]+|\)\s*%")
 
@@ -40,6 +42,8 @@ def parts(rows: Sequence[Row], named: bool = False) -> tuple[list[str], list[str
     Args:
         named: the first row is known to name the columns.
     """
+    if max(map(len, rows), default=0) > MOST_COLUMNS:
+        return None
     table = grid(rows)
     values = sum(is_value(cell) for row in table for cell in row[1:])
     data = len(table) > 1 and len(table[0]) > 1 and (values > 1 or named)
@@ -70,7 +74,7 @@ def _columns(rows: Sequence[Row]) -> list[tuple[float, float]]:
     columns: list[tuple[float, float]] = []
     for cell in sorted((c for row in rows for c in row), key=lambda c: c.end - c.start):
         over = [i for i, (start, end) in enumerate(columns) if cell.start < end and start < cell.end]
-        if not over:
+        if not over and len(columns) < MOST_COLUMNS:
             columns.append((cell.start, cell.end))
         elif len(over) == 1:
             start, end = columns[over[0]]

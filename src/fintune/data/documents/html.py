@@ -53,24 +53,14 @@ def html_blocks(content: str, name: str) -> list[Block]:
 
 
 def _prune(root: Any) -> None:
-    """Take out what a reader does not see; the text after it stays."""
-    hidden = [
-        element
-        for element in root.iter()
-        if _tag(element) in _DROPPED
-        or "hidden" in element.attrib
-        or _HIDDEN.search(element.get("style") or "")
-    ]
-    for element in hidden:
-        parent = element.getparent()
-        if parent is None:
-            continue
-        tail = element.tail or ""
-        if (before := element.getprevious()) is not None:
-            before.tail = (before.tail or "") + tail
-        else:
-            parent.text = (parent.text or "") + tail
-        parent.remove(element)
+    """Empty what a reader does not see; the text after it stays."""
+    for element in root.iter():
+        if (
+            _tag(element) in _DROPPED
+            or "hidden" in element.attrib
+            or _HIDDEN.search(element.get("style") or "")
+        ):
+            element.clear(keep_tail=True)
 
 
 def _tag(element: Any) -> str:
@@ -161,21 +151,21 @@ def _is_bold(tag: str, style: str, inherited: bool) -> bool:
 def _rows(table: Any) -> list[list[grids.Cell]]:
     """The cells of a table's rows; a cell that spans rows stands in each of them."""
     rows: list[list[grids.Cell]] = []
-    below: list[tuple[int, grids.Cell]] = []  # rows that are left, and the cell
+    spanning: list[tuple[int, grids.Cell]] = []  # rows that are left, and the cell
     for element in table.iterdescendants("tr"):
-        row = [cell for _, cell in below]
-        place = 0
-        spans = []
+        above = sorted((cell for _, cell in spanning), key=lambda cell: cell.start)
+        row, waiting, place = list(above), list(reversed(above)), 0
+        spans: list[tuple[int, grids.Cell]] = []
         for td in element.iterchildren("td", "th"):
-            while over := next((c for c in row if c.start <= place < c.end), None):
-                place = int(over.end)
+            while waiting and waiting[-1].start <= place:
+                place = max(place, int(waiting.pop().end))
             width, height = _span(td, "colspan"), _span(td, "rowspan")
             cell = grids.Cell(place, place + width, _text(td))
             row.append(cell)
             place += width
-            if height > 1:
+            if height > 1 and len(spanning) + len(spans) < _WIDEST:
                 spans.append((height, cell))
-        below = [(left - 1, cell) for left, cell in [*below, *spans] if left > 1]
+        spanning = [(left - 1, cell) for left, cell in [*spanning, *spans] if left > 1]
         rows.append(sorted(row, key=lambda cell: cell.start))
     return [row for row in rows if any(cell.text for cell in row)]
 

@@ -148,7 +148,7 @@ def _texts(block: Block, words: int) -> Iterator[str]:
         yield "\n".join([*captions, block.text])
         return
     piece, count, title = list(captions), 0, ""
-    for line in block.text.split("\n") if table else sentences(block.text, 6 * words):
+    for line in _lines(block.text.split("\n"), words) if table else sentences(block.text, 6 * words):
         if count and count + len(line.split()) > words:
             yield join.join(piece)
             piece, count = [*captions, *([title] if title and title != line else [])], 0
@@ -156,6 +156,12 @@ def _texts(block: Block, words: int) -> Iterator[str]:
         piece.append(line)
         count += len(line.split())
     yield join.join(piece)
+
+
+def _lines(rows: Iterable[str], words: int) -> Iterator[str]:
+    """A table's rows; one that holds a whole paragraph is cut, too."""
+    for row in rows:
+        yield from [row] if len(row) < 12 * words else sentences(row, 6 * words)
 
 
 def _without_running_titles(blocks: list[Block], paged: bool) -> list[Block]:

@@ -13,7 +13,7 @@ from fintune.data.documents import grids, pdf_pages
 from fintune.data.documents.passages import Block, is_item, title_level
 from fintune.errors import DataError
 
-SECONDS = 120
+SECONDS = 60
 """How long a PDF may take."""
 _GAP = 1.0
 """Heights of a line between two runs that are cells of a table, not words of a sentence."""

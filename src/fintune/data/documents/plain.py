@@ -12,12 +12,12 @@ from fintune.data.documents.passages import Block, is_item, title_level
 from fintune.data.raw.readers.tables import table_parts
 
 _MARKED = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
+_LONGEST = 300
+"""Characters of a title's line."""
 _PIPES = re.compile(r"\s*\|.*\|\s*")
 _RULE = re.compile(r"[\s|:=_*-]+")
 _FENCE = re.compile(r"\s*(```|~~~)")
-_SUBMISSION = re.compile(r"<DOCUMENT>\s*\n(.*?)</DOCUMENT>", re.DOTALL | re.IGNORECASE)
 _FIELD = re.compile(r"^<(TYPE|FILENAME|DESCRIPTION)>(.*)$", re.MULTILINE | re.IGNORECASE)
-_BODY = re.compile(r"<TEXT>(.*?)(?:</TEXT>|$(?![\s\S]))", re.DOTALL | re.IGNORECASE)
 
 
 def text_blocks(content: str) -> list[Block]:
@@ -49,7 +49,7 @@ def _page_blocks(page: str, number: int) -> Iterator[Block]:
         lines.clear()
 
     for line in page.splitlines():
-        if found := _MARKED.fullmatch(line.strip()):
+        if len(line) < _LONGEST and (found := _MARKED.fullmatch(line.strip())):
             yield from closed()
             yield Block(found[2], number, 1 if len(found[1]) <= 2 else 2)
         elif is_item(line.strip()) and len(line.split()) <= 15:
@@ -67,8 +67,11 @@ def _page_blocks(page: str, number: int) -> Iterator[Block]:
 def submission(content: str) -> list[tuple[str, str, str]]:
     """The documents of EDGAR's submission file as (type, file name, text); [] of any other text."""
     found = []
-    for part in _SUBMISSION.finditer(content):
-        fields = {name.upper(): value.strip() for name, value in _FIELD.findall(part[1][:2000])}
-        body = _BODY.search(part[1])
-        found.append((fields.get("TYPE", ""), fields.get("FILENAME", ""), body[1] if body else ""))
+    if "<TYPE>" not in content[:100_000]:
+        return []
+    for part in content.split("<DOCUMENT>\n")[1:]:
+        head, _, rest = part.partition("<TEXT>")
+        fields = {name.upper(): value.strip() for name, value in _FIELD.findall(head[:2000])}
+        body = rest.partition("</DOCUMENT>")[0].rstrip().removesuffix("</TEXT>")
+        found.append((fields.get("TYPE", ""), fields.get("FILENAME", ""), body))
     return found

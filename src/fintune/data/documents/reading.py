@@ -21,8 +21,10 @@ MAX_BYTES = 64 * 2**20
 """Of a file: a bank's annual report with inline XBRL has 40 MB."""
 MAX_FILES = 1000
 _MARKUP = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+    r"^[ \t]*(?:<[?!][^>]*>[ \t]*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.MULTILINE
 )
+_BEGINNING = 2**16
+"""Characters in which a page's source shows that it is one."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _TEXTUAL = (".htm", ".html", ".txt", ".xhtml", "")
@@ -101,7 +103,9 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     text = _decoded(content, name)
     parts = submission(text)
     if not parts:
-        return _document(name, _blocks(text, name), paged="\f" in text and not _MARKUP.match(text))
+        return _document(
+            name, _blocks(text, name), paged="\f" in text and not _MARKUP.search(text[:_BEGINNING])
+        )
     found: list[Passage] = []
     skipped = 0
     for kind, file, body in parts:
@@ -126,7 +130,7 @@ def page_blocks(content: bytes, name: str) -> list[Block]:
 def _blocks(text: str, name: str) -> list[Block]:
     from fintune.data.documents.html import html_blocks
 
-    return html_blocks(text, name) if _MARKUP.match(text) else text_blocks(text)
+    return html_blocks(text, name) if _MARKUP.search(text[:_BEGINNING]) else text_blocks(text)
 
 
 def _document(name: str, blocks: Sequence[Block], paged: bool, empty: bool = False) -> Document:

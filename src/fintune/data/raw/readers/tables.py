@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_HEADERS = 4
 """Rows at the top that may be headers."""
+_LONGEST_VALUE = 60
 _NUMBER = re.compile(r"[^\w]*(?:US|A|C|HK)?[$€£¥(+\-–]*\s*[\d,.]*\d.*")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _YEAR = re.compile(r"(?:fiscal |fy ?)?'?(?:19|20)\d\d(?:[/–-]\d\d(?:\d\d)?)?", re.IGNORECASE)
@@ -61,7 +62,12 @@ def table_parts(table: Sequence[Sequence[Any]], headers: int | None = None) -> t
 
 def is_value(cell: str) -> bool:
     """Whether a cell holds a figure, not a name, a year or a date."""
-    return bool(_NUMBER.fullmatch(cell)) and not _YEAR.fullmatch(cell) and not _WORD.search(cell)
+    return (
+        len(cell) < _LONGEST_VALUE
+        and bool(_NUMBER.fullmatch(cell))
+        and not _YEAR.fullmatch(cell)
+        and not _WORD.search(cell)
+    )
 
 
 def _header_rows(rows: list[list[str]]) -> int:
