@@ -206,6 +206,10 @@ def _predict_document(args: argparse.Namespace) -> int:
     task, question = engine.tasks[args.task], args.text or args.question
     if question and "question" not in task.inputs:
         raise DataError(f"{args.task} takes no question: leave «{question}» out, or take --task qa.")
+    if not question and "question" in task.inputs:
+        raise DataError(
+            f'There is no question: fintune predict --task {args.task} --document {args.document[0]} "…"'
+        )
     given = answer(engine, args.task, found, question)
     line = json.dumps(given.to_dict(args.task), ensure_ascii=False) + "\n"
     if output:

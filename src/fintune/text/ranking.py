@@ -13,9 +13,8 @@ from typing import Any
 
 WORD = re.compile(r"\w[\w.,]*\w|\w")
 _FURTHER_STOPWORDS = (
-    "what which who whom whose when where why how did do does doing done has have had having can could would "
-    "should may might much many according per its also during between within about any there state stated "
-    "mentioned mention described describe specific specifically document text report filing passage"
+    "could would may might must shall according per within many much state stated mentioned mention "
+    "described describe specific specifically document text report filing passage"
 )
 
 
@@ -76,6 +75,6 @@ def _stemmer() -> Any:
 
 @functools.cache
 def _stopwords() -> frozenset[str]:
-    from bm25s.stopwords import STOPWORDS_EN
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
 
-    return frozenset(STOPWORDS_EN) | frozenset(_FURTHER_STOPWORDS.split())
+    return frozenset(STOPWORDS_EN_PLUS) | frozenset(_FURTHER_STOPWORDS.split())

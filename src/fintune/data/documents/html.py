@@ -54,13 +54,15 @@ def html_blocks(content: str, name: str) -> list[Block]:
 
 def _prune(root: Any) -> None:
     """Empty what a reader does not see; the text after it stays."""
-    for element in root.iter():
-        if (
-            _tag(element) in _DROPPED
-            or "hidden" in element.attrib
-            or _HIDDEN.search(element.get("style") or "")
-        ):
-            element.clear(keep_tail=True)
+    hidden = [
+        element
+        for element in root.iter()
+        if _tag(element) in _DROPPED
+        or "hidden" in element.attrib
+        or _HIDDEN.search(element.get("style") or "")
+    ]
+    for element in hidden:  # a tree that changes ends the walk over it
+        element.clear(keep_tail=True)
 
 
 def _tag(element: Any) -> str:
