@@ -111,6 +111,13 @@ def test_predict_answers_from_a_document_as_json_and_each_file_of_a_folder(
     assert empty == {"id": "empty.txt", "task": "sentiment", "error": "empty.txt holds no text."}
     assert report["id"] == "report.html" and report["prediction"] in report["probabilities"]
     assert code == 0 and "1 answers written" in out.out
+    sheet = tmp_path / "answers.csv"
+    predict(
+        capsys, random_adapter, "--task", "sentiment", "--input_file", file.parent, "--output_file", sheet
+    )
+    _, first, second = sheet.read_text("utf-8-sig").splitlines()
+    assert first.startswith("empty.txt,") and first.endswith("holds no text.")
+    assert second.startswith(f"report.html,{report['prediction']}")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fintune.commands.common import (
     Command,
+    Pairs,
     adapter_of,
     backend_flag,
     count,
@@ -16,6 +18,10 @@ from fintune.commands.common import (
     trained_recipe,
 )
 from fintune.errors import DataError
+
+if TYPE_CHECKING:
+    from fintune.data.raw.readers.row_files import RowFile
+    from fintune.tasks import Task
 
 
 def _evaluate_flags(command: argparse.ArgumentParser) -> None:
@@ -81,9 +87,17 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         "or a folder of documents (.txt, .md, .html, .pdf), one answer each",
     )
     command.add_argument(
+        "--columns",
+        nargs="+",
+        action=Pairs,
+        metavar="FIELD=COLUMN",
+        help="the file's columns, as text=Headline (default: as in the training file, else text, question)",
+    )
+    command.add_argument(
         "--output_file",
         metavar="PATH",
-        help="where answers go: JSON lines, or with a / at its end Parquet files (default: standard output)",
+        help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
+        "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
     )
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
@@ -172,6 +186,8 @@ def _predict(args: argparse.Namespace) -> int:
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
+    if args.columns and not args.input_file:
+        raise DataError("--columns names columns of --input_file, and none is given.")
     if args.ray and args.backend != "builtin":
         raise DataError(
             f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
@@ -194,22 +210,18 @@ def _predict_document(args: argparse.Namespace) -> int:
     from fintune.files import atomic_write, writable
     from fintune.inference.documents import answer, shown
     from fintune.inference.engine import Engine
+    from fintune.models.source import Source
 
-    wrong = [name for name in ("input_file", "ray", "workers") if getattr(args, name)]
+    wrong = [name for name in ("input_file", "columns", "ray", "workers") if getattr(args, name)]
     if args.text and args.question:
         wrong.append("question beside a text, which is the question,")
     if wrong:
         raise DataError(f"--{wrong[0]} does not go with --document: drop one of them.")
     output = writable(args.output_file, (".jsonl", ".json")) if args.output_file else None
     found = [document for path in args.document for document in documents(path)]
-    engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
-    task, question = engine.tasks[args.task], args.text or args.question
-    if question and "question" not in task.inputs:
-        raise DataError(f"{args.task} takes no question: leave «{question}» out, or take --task qa.")
-    if not question and "question" in task.inputs:
-        raise DataError(
-            f'There is no question: fintune predict --task {args.task} --document {args.document[0]} "…"'
-        )
+    model_path, question = adapter_of(args.model_path), args.text or args.question
+    _check_question(Source.read(model_path).tasks[args.task], question, "--document", args.document[0])
+    engine = Engine.load(model_path, backend=args.backend)
     given = answer(engine, args.task, found, question)
     line = json.dumps(given.to_dict(args.task), ensure_ascii=False) + "\n"
     if output:
@@ -222,31 +234,55 @@ def _predict_document(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict_file(args: argparse.Namespace) -> int:
-    from fintune.data.documents.reading import input_documents
-    from fintune.data.raw.readers.row_files import row_files
+def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile]) -> int:
     from fintune.data.storage import shown
-    from fintune.inference.answers import predict_file
+    from fintune.inference.answer_files import Output
+    from fintune.inference.documents import predict_files
     from fintune.inference.engine import Engine
 
-    texts = input_documents(args.input_file)
-    if not texts:
-        row_files(args.input_file, "--input_file")  # before the model is loaded
-    model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
-    if texts:
-        if args.ray:
-            raise DataError("--ray answers files of rows; leave it out for documents.")
-        from fintune.inference.documents import predict_files
+    if wrong := next((name for name in ("ray", "columns") if getattr(args, name)), ""):
+        raise DataError(f"--{wrong} is for files of rows, and {args.input_file} holds documents: drop it.")
+    _check_question(task, args.question, "--input_file", args.input_file)
+    output = Output.at(args.output_file, args.input_file) if args.output_file else None
+    engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
+    count = predict_files(engine, args.task, files, output, args.question)
+    if args.output_file:
+        print(f"{count} answers written to {shown(args.output_file)}")
+    return 0
 
-        engine = Engine.load(model_path, backend=args.backend)
-        count = predict_files(engine, args.task, texts, *files, args.question)
-    elif args.ray:
+
+def _check_question(task: Task, question: str | None, flag: str, path: str) -> None:
+    """Raise a DataError for a question that is missing, or that the task does not take."""
+    if question and "question" not in task.inputs:
+        raise DataError(f"{task.name} takes no question: leave «{question}» out, or take --task qa.")
+    if not question and "question" in task.inputs:
+        raise DataError(
+            f'There is no question: fintune predict --task {task.name} {flag} {path} --question "…"'
+        )
+
+
+def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.documents.reading import input_documents
+    from fintune.data.storage import shown
+    from fintune.inference.answers import check_files, predict_file
+    from fintune.inference.engine import Engine
+    from fintune.models.source import Source
+
+    model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
+    source = Source.read(model_path)
+    task = source.tasks[args.task]
+    if texts := input_documents(args.input_file):
+        return _predict_documents(args, task, texts)
+    check_files(task, *files, args.columns, source.recipe.columns(args.task))
+    if args.ray:
         from fintune.cluster import predict_on_ray
 
-        count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)
+        count = predict_on_ray(
+            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns
+        )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

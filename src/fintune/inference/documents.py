@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fintune.data.documents.passages import Document, Passage
 from fintune.data.documents.reading import read_document
-from fintune.data.storage import Location, locate
+from fintune.data.raw.readers.row_files import RowFile
 from fintune.errors import DataError
-from fintune.inference.answers import Line, as_dict, check_output, write_answers
+from fintune.inference.answer_files import Line, Output
+from fintune.inference.answers import as_dict, write_answers
 from fintune.inference.engine import Engine
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks import Prediction, Record, Task
@@ -270,29 +270,26 @@ def _of_bullets(reading: Reading, summary: str) -> Iterator[Source]:
 def predict_files(
     engine: Engine,
     name: str,
-    files: Sequence[Location],
-    input_file: str | Path,
-    output_file: str | Path | None,
+    files: Sequence[RowFile],
+    output: Output | None,
     question: str | None = None,
 ) -> int:
-    """An answer for each file, as a line each; return the number of answers that are no errors.
+    """An answer for each file; return the number of answers that are no errors.
 
     Raises:
-        DataError: there is no such task, or the output would cost a file.
+        DataError: there is no such task.
     """
     task = engine.tasks[name]
-    check_output(input_file, output_file)
 
-    root = locate(input_file).path.rstrip("/") + "/"
-
-    def line(file: Location) -> list[Line]:
+    def line(file: RowFile) -> list[Line]:
         try:
-            given = answer(engine, name, [read_document(file)], question).to_dict(name)
+            given = answer(engine, name, [read_document(file.place)], question).to_dict(name)
         except DataError as error:
             given = {"task": name, "error": str(error)}
-        return [{"id": file.path.removeprefix(root) if file.path.startswith(root) else file.name, **given}]
+        return [{"id": file.name, **given}]
 
-    return write_answers(map(line, files), task, output_file)
+    asked = {"model": [str(engine.adapter), engine.base_name, engine.backend_name], "question": question}
+    return write_answers(lambda done: map(line, files[done:]), task, files, output, asked)
 
 
 def shown(given: DocumentAnswer) -> None:

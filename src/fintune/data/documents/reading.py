@@ -12,11 +12,11 @@ from pathlib import Path
 
 from fintune.data.documents.passages import Block, Document, Passage, passages
 from fintune.data.documents.plain import submission, text_blocks
-from fintune.data.raw.readers.row_files import KINDS
+from fintune.data.raw.readers.row_files import DOCUMENTS as ENDINGS
+from fintune.data.raw.readers.row_files import KINDS, RowFile
 from fintune.data.storage import Location, locate
 from fintune.errors import DataError
 
-ENDINGS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
 MAX_BYTES = 64 * 2**20
 """Of a file: a bank's annual report with inline XBRL has 40 MB."""
 MAX_FILES = 1000
@@ -44,16 +44,14 @@ def documents(path: str | Path, key: str = "--document") -> list[Document]:
     return [read_document(file) for file in document_files(place, key)]
 
 
-def input_documents(path: str | Path) -> list[Location]:
-    """The documents that `predict --input_file` names: a file of such an ending, or a folder's; [] where the
-    folder holds files of rows, which are read then, or the file is one.
+def input_documents(path: str | Path) -> list[RowFile]:
+    """The documents that `predict --input_file` names: a file of such an ending, or those of a folder; []
+    where there are none, or the folder holds files of rows, which are read then.
     """
     place = locate(path)
     if place.is_file():
-        return [place] if place.suffix in ENDINGS else []
-    if not place.is_folder():
-        return []
-    files = place.files()
+        return [RowFile(place, place.name)] if place.suffix in ENDINGS else []
+    files = place.files() if place.is_folder() else []
     found = [file for file in files if file.suffix in ENDINGS]
     if found and any(file.suffix in KINDS for file in files):
         print(
@@ -62,7 +60,10 @@ def input_documents(path: str | Path) -> list[Location]:
             file=sys.stderr,
         )
         return []
-    return document_files(place, "--input_file") if found else []
+    start = len(place.path.rstrip("/")) + 1
+    return (
+        [RowFile(file, file.path[start:]) for file in document_files(place, "--input_file")] if found else []
+    )
 
 
 def document_files(folder: Location, key: str) -> list[Location]:

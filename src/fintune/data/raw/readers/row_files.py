@@ -30,6 +30,8 @@ BATCH = 4_096
 """Rows of a Parquet file that are in memory at once."""
 
 
+DOCUMENTS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
+"""What the name of a document ends in: to `predict` a file of one row."""
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -130,6 +132,8 @@ def open_rows(
     """
     place = file.place
     kind = place.suffix
+    if kind in DOCUMENTS:
+        return ["file"], iter([(1, {"file": file.name})])
     if kind not in KINDS:
         raise DataError(
             f"{place.shown} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet, or in "
