@@ -28,7 +28,7 @@ from fintune.data.documents.passages import Block, Document, passages
 from fintune.data.documents.reading import page_blocks
 from fintune.inference.documents import FOUND
 from fintune.models.base import load_tokenizer
-from fintune.text.ranking import Ranking, bm25, content_words
+from fintune.text.ranking import Ranking
 
 SIZES = (40, 60, 100, 200)
 ROOMS = (400, 850, 1800)
@@ -94,11 +94,11 @@ def recall(sets: Sequence[Set], size: int, tokens: Callable[[str], int]) -> dict
     for each in sets:
         cut = passages(each.blocks, each.name, False, size)
         texts = [f"{passage.section}\n{passage.text}" for passage in cut]
-        words = [content_words(text) for text in texts]
+        ranking = Ranking(texts)
         costs = [tokens(passage.text) + 1 for passage in cut]
         for asked in each.asked:
             total += 1
-            scores = bm25(words, content_words(asked.question))
+            scores = ranking.scores(asked.question)
             order = sorted(range(len(cut)), key=lambda i: -scores[i])
             right = [asked.has(cut[i].text) for i in order]
             for k in TOP:

@@ -20,27 +20,38 @@ _FURTHER_STOPWORDS = (
 
 def bm25(texts: Sequence[Sequence[str]], query: Sequence[str]) -> list[float]:
     """The score of each text, given as its words, for the words of a query; 0 where none is shared."""
-    import bm25s
+    return _Index(texts).scores(query)
 
-    vocabulary = {word for words in texts for word in words}
-    wanted = [word for word in dict.fromkeys(query) if word in vocabulary]
-    if not wanted:
-        return [0.0] * len(texts)
-    index = bm25s.BM25()
-    index.index([list(words) for words in texts], show_progress=False)
-    return [float(score) for score in index.get_scores(wanted)]
+
+class _Index:
+    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+        self.vocabulary = {word for words in texts for word in words}
+        self._texts = texts
+        self._index: Any = None
+
+    def scores(self, query: Sequence[str]) -> list[float]:
+        wanted = [word for word in dict.fromkeys(query) if word in self.vocabulary]
+        if not wanted:
+            return [0.0] * len(self._texts)
+        if self._index is None:
+            import bm25s
+
+            self._index = bm25s.BM25()
+            self._index.index([list(words) for words in self._texts], show_progress=False)
+        return [float(score) for score in self._index.get_scores(wanted)]
 
 
 class Ranking:
     """Texts to be asked questions of."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._words = [content_words(text) for text in texts]
-        self._sets = [frozenset(words) for words in self._words]
+        words = [content_words(text) for text in texts]
+        self._index = _Index(words)
+        self._sets = [frozenset(each) for each in words]
 
     def scores(self, question: str) -> list[float]:
         """How much each text is about the question."""
-        return bm25(self._words, content_words(question))
+        return self._index.scores(content_words(question))
 
     def coverage(self, question: str) -> list[float]:
         """The share of the question's words that each text has; a rare word weighs more."""
