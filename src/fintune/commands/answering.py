@@ -262,7 +262,7 @@ def _check_question(task: Task, question: str | None, flag: str, path: str) -> N
 
 
 def _predict_file(args: argparse.Namespace) -> int:
-    from fintune.data.documents.reading import input_documents
+    from fintune.data.inputs import input_documents
     from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine

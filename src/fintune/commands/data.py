@@ -101,7 +101,7 @@ def _data(args: argparse.Namespace) -> int:
 
         show(recipe_of(args))
     elif args.action == "filings":
-        from fintune.data.documents.edgar import fetch_filings
+        from fintune.data.raw.filings import fetch_filings
 
         for path in fetch_filings(args.ticker, args.form, args.count, args.identity, args.output_dir):
             print(f"Saved {path}", flush=True)

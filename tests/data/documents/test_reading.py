@@ -5,7 +5,7 @@ import time
 import pytest
 
 from fintune.data.documents.passages import Block, passages
-from fintune.data.documents.reading import documents, input_documents, parse_document
+from fintune.data.documents.reading import documents, parse_document
 from fintune.errors import DataError
 from tests.data.documents.pdf_files import pdf
 
@@ -220,13 +220,10 @@ def test_hostile_files_cost_seconds_at_most(content):
     assert time.process_time() - begun < 20  # quadratic work on these takes many minutes
 
 
-def test_a_folder_gives_its_documents_by_name_and_rows_come_before_documents(tmp_path, capsys):
+def test_a_folder_gives_its_documents_by_name(tmp_path):
     (tmp_path / "b.md").write_text("two")
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "c.png").write_bytes(b"x")
     assert [whole(d) for d in documents(tmp_path)] == ["one", "two"]
-    assert [file.name for file in input_documents(tmp_path)] == ["a.txt", "b.md"]
-    (tmp_path / "rows.csv").write_text("text\nx\n")
-    assert input_documents(tmp_path) == [] and "2 documents" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"does not exist"):
         documents(tmp_path / "none")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fintune.data.raw.readers.tables import is_value, table_parts
+from fintune.data.documents.tables import is_value, table_parts
 
 MOST_COLUMNS = 100
 """A row of more cells is no row of a report's table."""

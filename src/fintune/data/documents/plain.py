@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from fintune.data.documents.passages import Block, is_item, title_level
-from fintune.data.raw.readers.tables import table_parts
+from fintune.data.documents.tables import table_parts
 
 _MARKED = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
 _LONGEST = 300

@@ -6,17 +6,16 @@ Files are strangers' files: what is read of one is bounded, nothing in it is run
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fintune.data.documents.passages import Block, Document, Passage, passages
 from fintune.data.documents.plain import submission, text_blocks
-from fintune.data.raw.readers.row_files import DOCUMENTS as ENDINGS
-from fintune.data.raw.readers.row_files import KINDS, RowFile
 from fintune.data.storage import Location, locate
 from fintune.errors import DataError
 
+ENDINGS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
+"""What the name of a document ends in."""
 MAX_BYTES = 64 * 2**20
 """Of a file: a bank's annual report with inline XBRL has 40 MB."""
 MAX_FILES = 1000
@@ -42,28 +41,6 @@ def documents(path: str | Path, key: str = "--document") -> list[Document]:
     if not place.is_folder():
         return [read_document(place)]
     return [read_document(file) for file in document_files(place, key)]
-
-
-def input_documents(path: str | Path) -> list[RowFile]:
-    """The documents that `predict --input_file` names: a file of such an ending, or those of a folder; []
-    where there are none, or the folder holds files of rows, which are read then.
-    """
-    place = locate(path)
-    if place.is_file():
-        return [RowFile(place, place.name)] if place.suffix in ENDINGS else []
-    files = place.files() if place.is_folder() else []
-    found = [file for file in files if file.suffix in ENDINGS]
-    if found and any(file.suffix in KINDS for file in files):
-        print(
-            f"{place.shown} holds files of rows, which are answered; its {len(found):,} documents "
-            f"({', '.join(ENDINGS)}) are left out.",
-            file=sys.stderr,
-        )
-        return []
-    start = len(place.path.rstrip("/")) + 1
-    return (
-        [RowFile(file, file.path[start:]) for file in document_files(place, "--input_file")] if found else []
-    )
 
 
 def document_files(folder: Location, key: str) -> list[Location]:

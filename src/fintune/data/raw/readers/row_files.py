@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fintune.data.documents.reading import ENDINGS as DOCUMENTS
 from fintune.data.raw.readers.streams import json_items, lines
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
@@ -30,8 +31,6 @@ BATCH = 4_096
 """Rows of a Parquet file that are in memory at once."""
 
 
-DOCUMENTS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
-"""What the name of a document ends in: to `predict` a file of one row."""
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -132,7 +131,7 @@ def open_rows(
     """
     place = file.place
     kind = place.suffix
-    if kind in DOCUMENTS:
+    if kind in DOCUMENTS:  # to `predict`, one row
         return ["file"], iter([(1, {"file": file.name})])
     if kind not in KINDS:
         raise DataError(

@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
-from fintune.data.documents.edgar import fetch_filings
 from fintune.data.documents.reading import documents
+from fintune.data.raw.filings import fetch_filings
 from fintune.errors import ConfigError
 
 NUMBER = "0000000123-26-000001"
