@@ -123,7 +123,7 @@ def refusals(sets: Sequence[Set]) -> None:
         wrong += [max(ranking.coverage(question)) for question in each.unanswered]
     print(f"| threshold | answered of {len(right)} with an answer | refused of {len(wrong)} without |")
     print("|---|---:|---:|")
-    for threshold in (0.2, 0.25, FOUND, 0.35, 0.4, 0.5):
+    for threshold in (0.2, 0.3, FOUND, 0.4, 0.5):
         kept = sum(share >= threshold for share in right) / len(right)
         refused = sum(share < threshold for share in wrong) / len(wrong)
         print(f"| {threshold} | {kept:.3f} | {refused:.3f} |")

@@ -23,7 +23,7 @@ from fintune.text.ranking import Ranking
 from fintune.text.salience import Salience
 from fintune.text.sentences import bullet_lines
 
-FOUND = 0.3
+FOUND = 0.35
 """The share of the question's words, weighed by rarity, that one passage must have (docs/documents.md)."""
 NOT_FOUND = "not in this document"
 SEARCHED = 60
