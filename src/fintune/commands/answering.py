@@ -299,10 +299,11 @@ def _predict_file(args: argparse.Namespace) -> int:
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
+    texts = input_documents(args.input_file)
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
     task = source.tasks[args.task]
-    if texts := input_documents(args.input_file):
+    if texts:
         return _predict_documents(args, task, texts)
     parts, _ = check_files(task, *files, args.columns, source.recipe.columns(args.task))
     for note in (note for part in parts for note in part.notes):

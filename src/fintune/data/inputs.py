@@ -12,9 +12,8 @@ from pathlib import Path
 
 from fintune.data.documents.reading import ENDINGS, document_files
 from fintune.data.raw.readers.own_file import read_inputs
-from fintune.data.raw.readers.row_files import KINDS, RowFile
+from fintune.data.raw.readers.row_files import RowFile, existing, kind_of
 from fintune.data.records import Dropped
-from fintune.data.storage import locate
 from fintune.tasks.base import Record, Task
 
 CHUNK = 64
@@ -66,13 +65,16 @@ def chunks(rows: Iterable[Record | Dropped], size: int = CHUNK) -> Iterator[list
 def input_documents(path: str | Path) -> list[RowFile]:
     """The documents that `predict --input_file` names: a file of such an ending, or those of a folder; []
     where there are none, or the folder holds files of rows, which are read then.
+
+    Raises:
+        DataError: there is nothing at the path.
     """
-    place = locate(path)
+    place = existing(path, "--input_file")
     if place.is_file():
         return [RowFile(place, place.name)] if place.suffix in ENDINGS else []
-    files = place.files() if place.is_folder() else []
+    files = place.files()
     found = [file for file in files if file.suffix in ENDINGS]
-    if found and any(file.suffix in KINDS for file in files):
+    if found and any(kind_of(file)[0] for file in files):
         print(
             f"{place.shown} holds files of rows, which are answered; its {len(found):,} documents "
             f"({', '.join(ENDINGS)}) are left out.",
