@@ -51,7 +51,7 @@ class Set(NamedTuple):
     unanswered: Sequence[str]
 
 
-def company_sets(folder: Path) -> Iterator[Set]:
+def company_sets(folder: Path, most: int) -> Iterator[Set]:
     with (folder / "financial_qa_10k" / "Financial-QA-10k.csv").open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["context"] and row["question"] and row["answer"]]
     by_company: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -66,7 +66,7 @@ def company_sets(folder: Path) -> Iterator[Set]:
         rng.shuffle(texts)
         asked = [
             Asked(row["question"], lambda text, begin=row["context"][:60]: begin in text, row["answer"])
-            for row in by_company[name][:QUESTIONS]
+            for row in by_company[name][:most]
         ]
         strangers = [other for other in rng.sample(names, 5) if other not in (name, *beside)]
         yield Set(
@@ -137,23 +137,28 @@ def answers(sets: Sequence[Set], model_path: str) -> None:
 
     engine = Engine.load(model_path)
     task = engine.tasks["qa"]
-    scores: dict[str, list[float]] = defaultdict(list)
+    found = []
     for each in sets:
         document = Document(each.name, passages(each.blocks, each.name, False))
-        for most in (1, 3, 5, reader.SEARCHED):
-            for ordered in (True, False):
-                readings = []
-                for asked in each.asked:
-                    found = reader.ask(task, [document], asked.question)
-                    ranked = found.ranked or (0,)
-                    places = reader.fitting(engine, task, found, ranked[:most])
-                    readings.append(reader.joined(found, sorted(places) if ordered else places))
-                given = engine.predict("qa", [reading.record for reading in readings])
-                pairs = zip(each.asked, given, strict=True)
-                name = f"{'all that fit' if most > 5 else most}, {'in order' if ordered else 'by rank'}"
-                scores[name] += [answer_scores(asked.target, str(p.value))[1] for asked, p in pairs]
-    for name, values in scores.items():
-        print(f"| {name} | {sum(values) / len(values):.3f} | {len(values)} |", flush=True)
+        found += [(asked, reader.ask(task, [document], asked.question)) for asked in each.asked]
+    for most, ordered in (
+        (1, True),
+        (3, True),
+        (3, False),
+        (reader.SEARCHED, True),
+        (reader.SEARCHED, False),
+    ):
+        readings = []
+        for _, question in found:
+            places = reader.fitting(engine, task, question, (question.ranked or (0,))[:most])
+            readings.append(reader.joined(question, sorted(places) if ordered else places))
+        given = engine.predict("qa", [reading.record for reading in readings])
+        scores = [
+            answer_scores(asked.target, str(prediction.value))[1]
+            for (asked, _), prediction in zip(found, given, strict=True)
+        ]
+        name = f"{'all that fit' if most > 3 else most}, {'in order' if ordered else 'by rank'}"
+        print(f"| {name} | {sum(scores) / len(scores):.3f} | {len(scores)} |", flush=True)
 
 
 def main() -> None:
@@ -161,6 +166,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--model_path")
     parser.add_argument("--companies", type=int, default=COMPANIES)
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
     args = parser.parse_args()
     tokenizer = load_tokenizer("smollm2-135m-instruct")
 
@@ -168,7 +174,7 @@ def main() -> None:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     groups = {
-        "financial-qa-10k": list(company_sets(args.data_dir))[: args.companies],
+        "financial-qa-10k": list(company_sets(args.data_dir, args.questions))[: args.companies],
         "filings": list(filing_sets(args.data_dir)),
     }
     if args.model_path:
