@@ -67,7 +67,7 @@ def fails(capsys, *arguments):
         (["predict", "--task", "sentiment", "--input_file", "nowhere://x"], ["nowhere is unknown"]),
         (
             ["predict", "--task", "summarization", "10k.txt"],
-            ["'10k.txt', the name of a file", "--input_file"],
+            ["'10k.txt', the name of a file", "--document 10k.txt"],
         ),
         (["predict", "--task", "sentiment", "empty.csv"], ["--input_file empty.csv", "- < empty.csv"]),
         (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),
