@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from fintune.commands.common import (
@@ -15,6 +16,13 @@ from fintune.commands.common import (
     recipe_flags,
     recipe_of,
 )
+
+
+def _train_flags(command: argparse.ArgumentParser) -> None:
+    _training_flags(command)
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace the adapter or the checkpoints in the output folder"
+    )
 
 
 def _training_flags(command: argparse.ArgumentParser) -> None:
@@ -79,12 +87,25 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fintune.training.run import train
+    from fintune.data.prepare.dataset import prepare
+    from fintune.reports import uploads
+    from fintune.training.checkpoints import origin
+
+    recipe = recipe_of(args)
+    origin(recipe, Path(args.output_dir), args.resume_from_checkpoint, args.overwrite)
+    uploads.check(["wandb"] if args.use_wandb else [])
+    alone = (
+        int(os.environ.get("WORLD_SIZE", "1")) == 1
+    )  # else one process prepares, and the others wait for it
+    prepared = prepare(recipe) if alone else None
+    from fintune.training.run import train  # takes seconds: after what may be refused
 
     train(
-        recipe_of(args),
+        recipe,
         args.output_dir,
+        prepared=prepared,
         resume=args.resume_from_checkpoint,
+        overwrite=args.overwrite,
         use_wandb=args.use_wandb,
         verbose=args.verbose,
     )
@@ -133,7 +154,7 @@ COMMANDS = (
         "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
     ),
     Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, recipe_flags),
-    Command("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
+    Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
     Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
     Command("export", "an adapter and its base as one model, or as a GGUF file", _export, _export_flags),
 )

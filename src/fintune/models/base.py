@@ -17,7 +17,7 @@ from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
-from fintune.files import atomic_folder, file_sha256
+from fintune.files import atomic_folder, file_sha256, like_neighbours
 from fintune.models.placement import Process, base_device
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def convert_gguf(gguf: Path) -> Path:
     with atomic_folder(target) as staging:
         model.to(torch.bfloat16).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        like_neighbours(staging)
     return target
 
 
