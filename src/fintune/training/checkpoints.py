@@ -67,9 +67,9 @@ def occupant(output_dir: Path) -> str:
 
 
 def saved(output_dir: Path) -> str:
-    """A sentence on what of a stopped run is on disk."""
+    """What of a stopped run is on disk, and how it goes on, in a sentence."""
     if found := checkpoints(output_dir):
-        return f"{found[-1]} is whole: --resume_from_checkpoint goes on from it."
+        return f"{found[-1]} is whole: the same command with --resume_from_checkpoint goes on from it."
     return "No checkpoint was written yet: the same command begins anew."
 
 

@@ -197,8 +197,9 @@ def train(
             run = _Run(recipe, output_dir, checkpoint, start, prepared, say, state)
             return _train(run, stopping, report_to, progress, log_file)
     except KeyboardInterrupt as stop:
-        told = f"Stopped. {saved(output_dir)}" if state.is_main_process else ""
-        flag = "--resume_from_checkpoint" if checkpoints(output_dir) else ""
+        found = checkpoints(output_dir)
+        told = f"Stopped. {f'{found[-1]} is whole' if found else 'No checkpoint was written yet'}."
+        told, flag = told if state.is_main_process else "", "--resume_from_checkpoint" if found else ""
         raise Interrupted(told, stop, flag=flag, number=stopping.signal) from None
     finally:
         lock.release(remove=True)

@@ -301,7 +301,9 @@ class MultiTaskTrainer(transformers.Trainer):
                 self.args.output_dir = str(output_dir)
                 if first:
                     shutil.rmtree(staging, ignore_errors=True)
-        surplus = [*self.former, *checkpoints(output_dir)[: -self.args.save_total_limit]]
+        own = f"checkpoint-{self.state.global_step}"
+        former = [old for old in self.former if old.name != own]
+        surplus = [*former, *checkpoints(output_dir)[: -self.args.save_total_limit]]
         for old in surplus if first else ():
             shutil.rmtree(old, ignore_errors=True)
         self.former = []
