@@ -168,19 +168,14 @@ def test_one_text_is_answered_on_the_console_and_a_long_one_refused(capsys, work
 
 
 def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, workdir, adapter):
-    flags = [
-        "--model_path",
-        str(adapter),
-        "--output_file",
-        "figures.json",
-        "--set",
-        "evaluation.base_model=false",
-    ]
+    flags = ["--model_path", str(adapter), "--set", "evaluation.base_model=false"]
     assert main(["evaluate", *flags, "--max_test", "2"]) == 0
-    results = json.loads((workdir / "figures.json").read_text())
+    results = json.loads((adapter / "results.json").read_text())
     assert results["complete"] and set(results["tasks"]["qa"]["systems"]) == {"baseline", "adapter"}
     assert results["tasks"]["qa"]["systems"]["adapter"]["n"] == 2
     assert "built-in sample" in capsys.readouterr().out
+    assert main(["evaluate", *flags, "--max_test", "2", "--output_file", "again.json"]) == 0
+    assert main(["compare", str(adapter), "again.json"]) == 0  # a folder, or a file
 
 
 def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_loaded(

@@ -161,10 +161,12 @@ def like_neighbours(folder: Path) -> None:
 class Lock:
     """A lock on a folder, between processes: on a file beside it, and gone with the process that holds it.
 
-    Where the file cannot be made, or its file system has no locks, everyone gets the lock.
+    One of the kind `lock` is held alone, and names its holder; one of another kind may be shared. Where the
+    file cannot be made, or its file system has no locks, everyone gets the lock.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
+        self.kind = kind
         self.path = folder.with_name(f".{folder.name}.{kind}")
         self._stream: TextIO | None = None
 
@@ -181,13 +183,15 @@ class Lock:
                 self._stream = self._stream or self.path.open("a+", encoding="utf-8")
                 fcntl.flock(self._stream, how)
             except BlockingIOError:
+                if self.kind == "lock":
+                    self._close()  # so that `release` removes no other's file
                 return False
             except OSError:
                 return True
             if os.fstat(self._stream.fileno()).st_nlink:
                 break
-            self.release()  # the holder before has removed the file: take its successor
-        if not shared:
+            self._close()  # the holder before has removed the file: take its successor
+        if self.kind == "lock":
             self._stream.truncate(0)
             self._stream.write(f"process {os.getpid()}, since {datetime.now():%H:%M}")
             self._stream.flush()
@@ -195,26 +199,26 @@ class Lock:
 
     @property
     def holder(self) -> str:
-        """Who has it alone, as they say."""
+        """Who has it, as they say."""
         try:
             return self.path.read_text(encoding="utf-8")
         except OSError:
             return "another process"
 
-    def release(self, *, remove: bool = False) -> None:
-        """Let others have it.
-
-        Args:
-            remove: the file, too: of a lock that was held alone.
-        """
+    def release(self) -> None:
+        """Let others have it."""
         if self._stream:
-            if remove:
+            if self.kind == "lock":
                 self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        if self._stream:
             self._stream.close()
             self._stream = None
 
     def __del__(self) -> None:
-        self.release()
+        self._close()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -72,6 +72,20 @@ def test_the_interval_of_an_accuracy_has_the_width_of_the_binomial():
     assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.2 * half)
 
 
+def test_a_share_of_0_or_1_has_wilsons_interval_and_no_other_figure_has():
+    records, off = [Record("t", target="neutral")] * 20, 1.96**2 / (20 + 1.96**2)
+    for answer, accuracy in (("neutral", (1 - off, 1.0)), ("positive", (0.0, off))):
+        found = _intervals(TASKS["sentiment"], records, [Prediction(answer)] * 20)
+        assert found["accuracy"] == found["weighted_f1"] == pytest.approx(accuracy, abs=1e-3)
+        assert found["missing_rate"] == pytest.approx((0.0, off), abs=1e-3)
+        assert found["mcc"] == (0.0, 0.0)
+    groups = [replace(record, group=str(i % 4)) for i, record in enumerate(records)]
+    found = _intervals(TASKS["sentiment"], groups, [Prediction("neutral")] * 20)
+    assert found["accuracy"][0] == pytest.approx(0.510, abs=1e-3)  # of 4 groups, not of 20 examples
+    exact = [Record("t", target=float(i)) for i in range(9)]
+    assert _intervals(TASKS["regression"], exact, [Prediction(r.target) for r in exact])["mse"] == (0.0, 0.0)
+
+
 def test_resampling_in_small_pieces_changes_nothing(monkeypatch):
     records, predictions = _example("regression", 50)
     whole = _intervals(TASKS["regression"], records, predictions)

@@ -155,7 +155,7 @@ def test_a_folder_in_use_is_left_alone_until_one_says_what_to_do_with_it(tiny_re
     assert other.take()
     with pytest.raises(ConfigError, match=rf"Another run trains into .*new \(process {os.getpid()}, since"):
         train(one, workdir / "new", progress=False)
-    other.release(remove=True)
+    other.release()
     train(one, workdir / "new", progress=False)
     assert not list(workdir.glob(".new.*"))
 

@@ -202,7 +202,7 @@ def train(
         told, flag = told if state.is_main_process else "", "--resume_from_checkpoint" if found else ""
         raise Interrupted(told, stop, flag=flag, number=stopping.signal) from None
     finally:
-        lock.release(remove=True)
+        lock.release()
 
 
 def _train(

@@ -156,7 +156,7 @@ def prepare(
     try:
         return _prepare(recipe, folder, force, say, workers, mapper)
     finally:
-        writing.release(remove=True)
+        writing.release()
 
 
 def _prepare(
