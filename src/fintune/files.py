@@ -121,7 +121,8 @@ def disk_full(error: BaseException) -> bool:
 
 def refuse_small_disk(folder: Path, needed: int, what: str, then: str = "Free some space.") -> None:
     """Raise a FintuneError where a folder's disk has less room than `needed` bytes."""
-    free = shutil.disk_usage(folder).free
+    whole = folder.absolute()
+    free = shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.exists())).free
     if free < needed:
         raise FintuneError(
             f"The disk of {folder} is full: {what} needs about {_size(needed)}, and {_size(free)} are free; "

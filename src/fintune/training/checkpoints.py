@@ -73,9 +73,12 @@ def saved(output_dir: Path) -> str:
     return "No checkpoint was written yet: the same command begins anew."
 
 
-def checkpoint_bytes(model: Any) -> int:
-    """The size of a checkpoint, about: the trained weights, AdamW's two moments, and the best weights."""
-    return 4 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+def checkpoint_bytes(model: Any, copies: int = 4) -> int:
+    """The size of a checkpoint, about: the trained weights, AdamW's two moments and the best weights are four
+    `copies` of the trained ones; of the adapter alone it is one. The rest is mostly the tokenizer."""
+    return 8_000_000 + copies * sum(
+        p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
+    )
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:

@@ -223,14 +223,14 @@ def _train(
     facts["validation"] = trainer.validated
     facts["kept"] = _kept(run, trainer)
     facts["label_scoring"] = calibrate(engine, run.validation, run.recipe.evaluation)
-    facts["warnings"] += verdict.warnings(run.tasks, trainer.answers, run.prepared)
+    facts["warnings"] += (found := verdict.warnings(run.tasks, trainer.answers, run.prepared))
     _save(run, trainer)
     say(
         f"Trained in {speed['seconds'] / 60:.1f} min ({speed['examples_per_second']:.1f} examples/s, "
         f"{speed['utilisation']:.0%} of the matrix peak, "
         f"peak memory {speed['peak_memory_gib']} GiB). Adapter: {output_dir}"
     )
-    for warning in facts["warnings"]:
+    for warning in found:
         say(f"Warning: {warning}")
     return facts
 
@@ -296,7 +296,7 @@ def _shares_prefixes(run: _Run, engine: Engine) -> bool:
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
     """What the manifest says of the run, as far as it is known before training."""
-    refuse_small_disk(run.output_dir.absolute().parent, checkpoint_bytes(engine.model), "a checkpoint")
+    refuse_small_disk(run.output_dir, checkpoint_bytes(engine.model), "a checkpoint")
     trainable, total = adapters.count_parameters(engine.model)
     plan = run.plan
     return {
@@ -453,7 +453,7 @@ def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
     first = run.state.is_main_process
     if first:
         shutil.rmtree(staging, ignore_errors=True)
-    needed = checkpoint_bytes(trainer.model) // 4
+    needed = checkpoint_bytes(trainer.model, copies=1)
     with room_for(run.output_dir, needed, "the adapter", saved(run.output_dir)):
         try:
             trainer.save_model(str(staging))  # by every process: a sharded model must be gathered
