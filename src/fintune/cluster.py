@@ -13,14 +13,15 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fintune.config import Recipe
-from fintune.data.inputs import CHUNK, chunks
-from fintune.data.raw.readers.row_files import RowFile, row_files
+from fintune.data.inputs import CHUNK, chunks, read_all
+from fintune.data.raw.readers.row_files import RowFile, open_rows
 from fintune.data.records import Dropped
 from fintune.data.storage import locate
 from fintune.errors import DataError, FintuneError, MissingExtraError, ModelError
@@ -164,8 +165,9 @@ def predict_on_ray(
     truncate: bool = False,
     address: str = LOCAL,
     workers: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> int:
-    """`predict.predict_file` with the model loaded once by each of several workers; same lines, same order.
+    """`answers.predict_file` with the model loaded once by each of several workers; same lines, same order.
 
     Args:
         model_path: an adapter's folder that every machine of the cluster sees; None is the untuned base.
@@ -174,13 +176,13 @@ def predict_on_ray(
     Raises:
         FintuneError: as `predict_file` does, or a worker could not load the model.
     """
-    from fintune.inference.answers import check_output, write_answers
+    from fintune.inference.answers import check_files, write_answers
 
     source = Source.read(model_path)
     backends.check(backends.DEFAULT, source)
     chosen = source.tasks[task]
-    parts = row_files(input_file, "--input_file")
-    check_output(input_file, output_file)
+    mapped = (columns, source.recipe.columns(task))
+    parts, output = check_files(chosen, input_file, output_file, *mapped)
     if not parts[0].place.shared:
         raise DataError(
             f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
@@ -188,22 +190,47 @@ def predict_on_ray(
     connect(address)
     asked = (str(Path(model_path).resolve()) if model_path else None, source.recipe, chosen, truncate)
     with _told_deaths():
-        return write_answers(_answers(parts, asked, workers), chosen, output_file)
+        return write_answers(
+            lambda done: _answers(_left(parts, done), mapped, asked, workers),
+            chosen,
+            parts,
+            output,
+            {"model": asked[0], "truncate": truncate, "columns": columns},
+        )
 
 
 _Asked = tuple[str | None, Recipe, Task, bool]
 """An adapter's folder, the recipe, the task, and whether long texts are cut."""
 
 
-def _answers(parts: list[RowFile], asked: _Asked, workers: int | None) -> Iterator[list[dict[str, Any]]]:
+_Mapped = tuple[Mapping[str, str] | None, Mapping[str, str]]
+"""Field → column, as given and as of the training file."""
+
+
+def _left(parts: list[RowFile], done: int) -> list[tuple[RowFile, int]]:
+    """The files that have rows after the first `done` of all, each with the number of its rows to skip."""
+    left = []
+    for part in parts:
+        rows = sum(1 for _ in open_rows(part)[1]) if done else 1
+        if rows > done:
+            left.append((part, done))
+        done = max(0, done - rows)
+    return left
+
+
+def _answers(
+    parts: list[tuple[RowFile, int]], mapped: _Mapped, asked: _Asked, workers: int | None
+) -> Iterator[list[dict[str, Any]]]:
     """The lines of all parts, in order, as they come from the workers."""
+    if not parts:
+        return
     import ray.data
 
     share = _share(workers)
     rows = ray.data.from_items([{"part": part} for part in range(len(parts))], override_num_blocks=len(parts))
     rows = rows.map_batches(
         _read,
-        fn_args=(parts, asked[2]),
+        fn_args=(parts, asked[2], mapped),
         batch_size=1,
         batch_format="pyarrow",
         max_retries=RETRIES,
@@ -261,12 +288,13 @@ def _share(workers: int | None) -> _Share:
     )
 
 
-def _read(batch: Any, parts: list[RowFile], task: Task) -> Iterator[Any]:
+def _read(batch: Any, parts: list[tuple[RowFile, int]], task: Task, mapped: _Mapped) -> Iterator[Any]:
     """The rows of the parts that a batch names: tables of one column `row`, a JSON object of a `Record`, a
     `Dropped`, or the `failure` that ends the work."""
     try:
         for number in batch["part"].to_pylist():
-            for chunk in chunks(parts[number], task):
+            part, skip = parts[number]
+            for chunk in chunks(islice(read_all([part], task, *mapped), skip, None)):
                 yield _table("row", [asdict(row) for row in chunk])
     except FintuneError as error:
         yield _table("row", [{"failure": str(error)}])

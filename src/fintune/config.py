@@ -472,6 +472,10 @@ class Recipe(_Section):
             )
         return self
 
+    def columns(self, task: str) -> dict[str, str]:
+        """Field → column of a task's own file; {} where it has none."""
+        return self.data.tasks[task].columns if task in self.data.tasks else {}
+
     def debugged(self) -> Recipe:
         """The same recipe at the smallest scale that still exercises everything (`--debug`)."""
         raw = self.model_dump(exclude_unset=True)

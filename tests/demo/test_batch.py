@@ -53,7 +53,11 @@ def test_a_file_that_cannot_be_answered_says_why(engine, tmp_path):
             list(batch.run(engine, task, tmp_path / "in.csv", tmp_path / "out.csv"))
 
 
-def test_a_spreadsheet_does_not_compute_what_a_text_says():
-    assert batch.safe("=HYPERLINK(1)") == "'=HYPERLINK(1)" and batch.safe("@a") == "'@a"
-    assert batch.safe("-2.5 %") == "-2.5 %" and batch.safe(-2.5) == -2.5
-    assert batch.safe("- up 3 %\n- down") == "• up 3 %\n• down"
+def test_the_files_own_columns_stay_and_the_text_is_in_the_one_that_is_named(engine, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("Firm,News\nA,Orders grew.\nB,\n")
+    steps = list(batch.run(engine, engine.tasks["headline"], source, tmp_path / "out.csv", {"text": "News"}))
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["Firm"], row["News"]) for row in rows] == [("A", "Orders grew."), ("B", "")]
+    assert rows[0]["prediction"] and steps[-1].errors == [("in.csv:3", "the text is empty")]

@@ -1,13 +1,15 @@
-"""Where answers go: JSON lines and Parquet hold the same, remote files are whole, nothing is written over."""
+"""Where answers go: every kind of file holds the same, nothing is written over, a stopped run goes on."""
 
+import csv
 import json
 
 import pytest
 
-from fintune.config import Recipe
+from fintune.config import Recipe, TaskDataConfig
 from fintune.data.storage import locate, parquet_batches
 from fintune.errors import DataError
-from fintune.inference.answers import as_dict, predict_file, schema, table
+from fintune.inference.answer_files import safe, schema, table
+from fintune.inference.answers import as_dict, predict_file
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction
 from fintune.tasks.types import QATask, RegressionTask
@@ -53,6 +55,7 @@ def test_an_output_that_would_cost_something_is_refused_before_any_work(engine, 
         (source, "the input itself"),
         ("memory://predict-test/full/", "holds files already"),
         (tmp_path / "absent" / "out.jsonl", "is in no folder"),
+        (tmp_path / "out.parquet", "name a folder, such as answers/"),
     ):
         with pytest.raises(DataError, match=says):
             predict_file(engine, "headline", source, output, False)
@@ -81,3 +84,89 @@ def test_a_numbers_probabilities_are_one_json_object_and_a_text_has_none():
     assert schema(text).names == ["id", "task", "prediction", "error"]
     (row,) = table([{"id": "b", **as_dict("q", Prediction("five"))}], text).to_pylist()
     assert row == {"id": "b", "task": "q", "prediction": "five", "error": None}
+
+
+def rows_of_csv(path):
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_table_has_the_inputs_columns_then_the_answer_then_the_error(engine, tmp_path):
+    """The columns are those of the training file, or named; no cell is computed."""
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    source = tmp_path / "in.csv"
+    source.write_text("Ticker,Headline,prediction\n=A1+1,Shares rise,mine\nB,,\n@C,Shares fall,\n")
+    columns = {"text": "Headline"}
+    assert predict_file(engine, "headline", source, tmp_path / "out.csv", False, columns) == 2
+    rows = rows_of_csv(tmp_path / "out.csv")
+    shares = [f"probability_{label}" for label in engine.tasks["headline"].labels]
+    assert list(rows[0]) == ["Ticker", "Headline", "input_prediction", "prediction", *shares, "error"]
+    assert [row["Ticker"] for row in rows] == ["'=A1+1", "B", "'@C"]
+    assert rows[0]["input_prediction"] == "mine" and rows[0]["prediction"] in engine.tasks["headline"].labels
+    assert rows[1]["error"] == "the text is empty" and not rows[1]["prediction"]
+
+    assert predict_file(engine, "headline", source, tmp_path / "out.xlsx", False, columns) == 2
+    sheet = openpyxl.load_workbook(tmp_path / "out.xlsx").active
+    cells = list(sheet.iter_rows(values_only=True))
+    assert [str(cell) for cell in cells[0]] == list(rows[0])
+    assert cells[1][0] == "=A1+1" and sheet["A2"].data_type == "s", "a text, which Excel does not compute"
+    assert cells[1][4] == pytest.approx(float(rows[0][shares[0]]))
+
+    engine.recipe = engine.recipe.model_copy(deep=True)
+    engine.recipe.data.tasks["headline"] = TaskDataConfig(file="own.csv", columns={"text": "Headline"})
+    assert predict_file(engine, "headline", source, tmp_path / "trained.csv", False) == 2
+    assert rows_of_csv(tmp_path / "trained.csv") == rows
+    engine.recipe.data.tasks.pop("headline")
+    with pytest.raises(DataError, match="--columns text=Headline"):
+        predict_file(engine, "headline", source, tmp_path / "none.csv", False)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out/"])
+def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
+    engine, tmp_path, monkeypatch, capsys, name
+):
+    source = tmp_path / "in.csv"
+    source.write_text("text\n" + "".join(f"Sales rose {n} %\n" for n in range(200)))
+    reference = tmp_path / f"whole-{name}"
+    assert predict_file(engine, "headline", source, f"{tmp_path}/whole-{name}", False) == 200
+    asked = []
+    real = type(engine).replies
+
+    def stopping(self, task, records, **more):
+        if len(asked) == 1:
+            asked.append(0)
+            raise KeyboardInterrupt
+        asked.append(len(records))
+        return real(self, task, records, **more)
+
+    monkeypatch.setattr(type(engine), "replies", stopping)
+    output = f"{tmp_path}/{name}"
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(engine, "headline", source, output, False)
+    journal = tmp_path / f"{name.rstrip('/')}.part"
+    with journal.open("ab") as stream:
+        stream.write(b'{"id": "cut in the mid')
+    first = asked[0]
+    assert predict_file(engine, "headline", source, output, False) == 200
+    assert sum(asked) == 200 and f"Going on after the {first:,} rows" in capsys.readouterr().err
+    assert not journal.exists()
+    for path in [reference, *reference.rglob("*.parquet")]:
+        if path.is_file():
+            twin = tmp_path / name / path.name if reference.is_dir() else tmp_path / name
+            assert path.read_bytes() == twin.read_bytes()
+
+
+def test_answers_to_another_question_are_not_gone_on_with(engine, tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    source.write_text("text\nShares rise\n")
+    (tmp_path / "out.jsonl.part").write_text('{"task": "other"}\n{"id": "x", "prediction": "y"}\n')
+    assert predict_file(engine, "headline", source, tmp_path / "out.jsonl", False) == 1
+    assert "another question" in capsys.readouterr().err
+    [line] = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "in.csv:2"
+
+
+def test_a_spreadsheet_does_not_compute_what_a_text_says():
+    assert safe("=HYPERLINK(1)") == "'=HYPERLINK(1)" and safe("@a") == "'@a"
+    assert safe("-2.5 %") == "-2.5 %" and safe(-2.5) == -2.5
+    assert safe("- up 3 %\n- down") == "• up 3 %\n• down"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fintune.commands.common import (
     Command,
+    Pairs,
     adapter_of,
     backend_flag,
     count,
@@ -76,9 +77,17 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
     )
     command.add_argument(
+        "--columns",
+        nargs="+",
+        action=Pairs,
+        metavar="FIELD=COLUMN",
+        help="the file's columns, as text=Headline (default: as in the training file, else text, question)",
+    )
+    command.add_argument(
         "--output_file",
         metavar="PATH",
-        help="where answers go: JSON lines, or with a / at its end Parquet files (default: standard output)",
+        help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
+        "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
     )
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
@@ -168,6 +177,8 @@ def _predict(args: argparse.Namespace) -> int:
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
+    if args.columns and not args.input_file:
+        raise DataError("--columns names columns of --input_file, and none is given.")
     if args.ray and args.backend != "builtin":
         raise DataError(
             f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
@@ -184,20 +195,23 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_file(args: argparse.Namespace) -> int:
-    from fintune.data.raw.readers.row_files import row_files
     from fintune.data.storage import shown
-    from fintune.inference.answers import predict_file
+    from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
+    from fintune.models.source import Source
 
-    row_files(args.input_file, "--input_file")  # before the model is loaded
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
+    source = Source.read(model_path)
+    check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
     if args.ray:
         from fintune.cluster import predict_on_ray
 
-        count = predict_on_ray(model_path, args.task, *files, args.truncate, args.ray, args.workers)
+        count = predict_on_ray(
+            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns
+        )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

@@ -71,6 +71,16 @@ def count(text: str) -> int:
     return value
 
 
+class Pairs(argparse.Action):
+    """Reads `text=Headline question=Q` as a dict."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, flag: Any = None) -> None:
+        pairs = [value.partition("=") for value in values]
+        if wrong := [field for field, equals, column in pairs if not (field and equals and column)]:
+            parser.error(f"{flag} takes FIELD=COLUMN, such as text=Headline, got {wrong[0]}")
+        setattr(namespace, self.dest, {field: column for field, _, column in pairs})
+
+
 def recipe_of(args: argparse.Namespace) -> Any:
     from fintune.recipes import default_recipe_path, load_recipe
 

@@ -102,6 +102,12 @@ class Location:
                 return int(self.fs.size(self.path))
         return sum(file.size() for file in self.files())
 
+    def modified(self) -> str:
+        """When it was written last, as its file system says it; "" where it does not."""
+        with _told(self, "found"):
+            info = self.fs.info(self.path)
+        return str(info.get("mtime") or info.get("LastModified") or info.get("etag") or "")
+
     def sha256(self) -> str:
         """The checksum of its bytes, in hex."""
         with self.open() as stream, _told(self, "read"):

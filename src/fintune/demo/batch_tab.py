@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fintune.data.raw.readers.own_file import usual_column
+from fintune.data.raw.readers.row_files import KINDS, open_rows, row_files
 from fintune.demo import batch, render, texts
 from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
@@ -22,9 +24,8 @@ def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
     tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
     gr.HTML(
-        '<p class="ft-about">A CSV file with a column <code>text</code>, for Q&amp;A also '
-        f"<code>question</code>, and perhaps <code>id</code>: at most {batch.MAX_ROWS:,} rows. TSV, JSONL "
-        "and Parquet are read, too.</p>"
+        '<p class="ft-about">A CSV, TSV, JSONL or Parquet file with a column of texts, for Q&amp;A also one '
+        f"of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own columns.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -32,10 +33,14 @@ def add(gr: Any, engine: Engine) -> None:
             choice = gr.Radio(list(tasks), value=first, label="Task", elem_id="batch-task")
             file = gr.File(
                 label="File",
-                file_types=[".csv", ".tsv", ".jsonl", ".json", ".parquet"],
+                file_types=list(KINDS),
                 height=140,
                 elem_id="batch-file",
             )
+            pickers = {
+                name: gr.Dropdown(label=f"Column of the {name}", visible=False, elem_id=f"batch-{name}")
+                for name in ("text", "question")
+            }
             button = gr.Button("Answer all rows", variant="primary", elem_id="batch-run")
             stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
         with gr.Column(min_width=300):
@@ -50,7 +55,24 @@ def add(gr: Any, engine: Engine) -> None:
     preview = gr.HTML(visible=False, elem_id="batch-preview")
     kept = tempfile.TemporaryDirectory(prefix="fintune-demo-")  # goes with the process
 
-    def run(name: str, path: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def columns(name: str, path: str | None) -> list[Any]:
+        """The drop-downs of the columns that the task needs, with the likeliest chosen."""
+        task = tasks[name]
+        try:
+            names = open_rows(row_files(path, "the file")[0])[0] if path else []
+        except FintuneError:
+            names = []  # whoever answers says why
+        trained = engine.columns(task.name)
+        likely = {f: trained[f] if trained.get(f) in names else usual_column(f, names) for f in pickers}
+        return [
+            gr.update(choices=names, value=likely[field], visible=bool(names) and field in task.inputs)
+            for field in pickers
+        ]
+
+    for changed in (choice.change, file.change):
+        changed(columns, [choice, file], list(pickers.values()), api_visibility="private")
+
+    def run(name: str, path: str | None, *picked: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
         hidden = gr.update(visible=False)
         if not path:
             yield render.notice("There is no file yet: choose one above."), hidden, hidden, hidden
@@ -59,8 +81,10 @@ def add(gr: Any, engine: Engine) -> None:
         target = folder / f"{Path(path).stem}-{tasks[name].name}.csv"
         progress = None
         try:
-            for progress in batch.run(engine, tasks[name], path, target):
-                shown = gr.update(value=_preview(progress, tasks[name]), visible=bool(progress.rows))
+            chosen = {f: column for f, column in zip(pickers, picked, strict=True) if column}
+            chosen = {f: column for f, column in chosen.items() if f in tasks[name].inputs}
+            for progress in batch.run(engine, tasks[name], path, target, chosen):
+                shown = gr.update(value=_preview(progress), visible=bool(progress.rows))
                 yield _status(progress), hidden, shown, gr.update(visible=True)
         except FintuneError as error:
             said = str(error).replace(str(path), Path(path).name)
@@ -75,7 +99,7 @@ def add(gr: Any, engine: Engine) -> None:
 
     running = button.click(
         run,
-        [choice, file],
+        [choice, file, *pickers.values()],
         [status, result, preview, stop],
         show_progress="hidden",  # the page has its own bar
         concurrency_id="batch",
@@ -97,13 +121,13 @@ def _status(progress: batch.Progress) -> str:
     if not progress.errors:
         return f'<div class="ft-card">{bar}</div>'
     shown = progress.errors[:ERRORS_SHOWN]
-    errors = render.table([{"row": row["id"], "why": row["error"]} for row in shown], ["row", "why"])
+    errors = render.table([{"row": row, "why": why} for row, why in shown], ["row", "why"])
     more = len(progress.errors) - len(shown)
     rest = f'<p class="ft-quiet">… and {more:,} more, in the file.</p>' if more else ""
     return f'<div class="ft-card">{bar}<h4>Rows without an answer</h4>{errors}{rest}</div>'
 
 
-def _preview(progress: batch.Progress, task: Any) -> str:
-    names = [name for name in batch.columns(task) if name != "error"]
+def _preview(progress: batch.Progress) -> str:
+    names = progress.columns[:-1]  # errors stand beside the bar
     heads = {name: name.removeprefix("probability_") for name in names if name.startswith("probability_")}
     return f"<h4>The first {len(progress.rows)} rows</h4>{render.table(progress.rows, names, names=heads)}"

@@ -1,26 +1,22 @@
-"""`fintune predict`: one text answered on the console, or files into JSON lines or Parquet."""
+"""`fintune predict`: one text answered on the console, or the rows of files, each in its place."""
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterable
-from contextlib import nullcontext
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fintune.data.inputs import chunks
-from fintune.data.raw.readers.row_files import row_files
+from tqdm.auto import tqdm
+
+from fintune.data.inputs import check_inputs, chunks, read_all
+from fintune.data.raw.readers.row_files import RowFile, open_rows, row_files
 from fintune.data.records import Dropped
-from fintune.data.storage import Location, locate, refuse_full, write_parquet
-from fintune.errors import DataError
+from fintune.inference.answer_files import Journal, Line, Output
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record, Task
-
-Line = dict[str, Any]
-"""An answer as JSON has it: `id`, `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
@@ -46,22 +42,54 @@ def show(engine: Engine, task: str, text: str, question: str | None, truncate: b
 
 
 def predict_file(
-    engine: Engine, task: str, input_file: str | Path, output_file: str | Path | None, truncate: bool
+    engine: Engine,
+    task: str,
+    input_file: str | Path,
+    output_file: str | Path | None,
+    truncate: bool,
+    columns: Mapping[str, str] | None = None,
 ) -> int:
     """Answer every row of a file or folder at any path, in order; return the number of answers.
 
-    A row that cannot be answered has a line with `error` in its place.
+    A row that cannot be answered has a line with `error` in its place. A run that was stopped goes on.
+
+    Args:
+        columns: field (`text`, `question`) → column, where the names differ; others as in training.
 
     Raises:
-        DataError: the input cannot be read or has no `text` column (or `question`, for qa), or the output
-            is the input, or a folder that is not empty, or in no folder.
+        DataError: the input cannot be read or lacks a column, or the output would cost another file.
     """
     chosen = engine.tasks[task]
-    parts = row_files(input_file, "--input_file")
-    check_output(input_file, output_file)
+    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task))
+    rows = read_all(parts, chosen, columns, engine.columns(task))
     size = engine.rows_at_once(task)
-    rows = chain.from_iterable(chunks(part, chosen, size) for part in parts)
-    return write_answers((answers(engine, task, chunk, truncate) for chunk in rows), chosen, output_file)
+
+    def ask(done: int) -> Iterable[list[Line]]:
+        return (answers(engine, task, chunk, truncate) for chunk in chunks(islice(rows, done, None), size))
+
+    asked = {"model": [str(engine.adapter), engine.base_name, engine.backend_name], "truncate": truncate}
+    return write_answers(ask, chosen, parts, output, {**asked, "columns": columns})
+
+
+def check_files(
+    task: Task,
+    input_file: str | Path,
+    output_file: str | Path | None,
+    columns: Mapping[str, str] | None,
+    trained: Mapping[str, str],
+) -> tuple[list[RowFile], Output | None]:
+    """The files of rows, and where their answers go; None is standard output. Needs no model.
+
+    Args:
+        trained: field → column of the task's training file.
+
+    Raises:
+        DataError: see `predict_file`.
+    """
+    parts = row_files(input_file, "--input_file")
+    output = Output.at(output_file, input_file) if output_file else None
+    check_inputs(parts, task, columns, trained)
+    return parts, output
 
 
 def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: bool) -> list[Line]:
@@ -76,86 +104,43 @@ def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: b
     return lines
 
 
-# Where answers go -----------------------------------------------------------------------------------
+def write_answers(
+    ask: Callable[[int], Iterable[list[Line]]],
+    task: Task,
+    parts: Sequence[RowFile],
+    output: Output | None,
+    asked: Mapping[str, Any],
+) -> int:
+    """Write chunks of answers as they come; return the number of answers that are no errors.
 
-
-def check_output(input_file: str | Path, output_file: str | Path | None) -> None:
-    """Raise a DataError for an output that would cost another file, or cannot be written, before any work."""
-    if output_file is None:
-        return
-    source, output = locate(input_file), locate(output_file)
-    inside = (
-        f"{output.path.rstrip('/')}/".startswith(f"{source.path.rstrip('/')}/") and source.fs == output.fs
-    )
-    same = source.local and output.local and output.local.exists() and output.local.samefile(source.local)
-    if same or inside:
-        raise DataError(f"output_file is {output.shown}, the input itself: name another.")
-    if _is_folder(output_file, output):
-        refuse_full(output, "output_file")
-    elif output.local and not output.local.parent.is_dir():
-        raise DataError(f"output_file is {output.shown}, which is in no folder: make its folder first.")
-
-
-def write_answers(lines: Iterable[list[Line]], task: Task, output_file: str | Path | None) -> int:
-    """Write chunks of lines as they come; return the number of answers that are no errors.
-
-    A path that ends in `/`, or is a folder, becomes partitioned Parquet; another becomes JSON lines; None is
-    standard output. Nothing is opened before the first chunk is there, so that an input which cannot be read
-    does not cost an earlier output.
+    Args:
+        ask: the number of rows that an earlier run answered → chunks of answers to the others, in order.
+        output: None is standard output.
+        asked: see `Output.journal`; the files' state is added.
     """
-    from tqdm.auto import tqdm
-
-    total = 0
-
-    def counted(chunk: list[Line]) -> list[Line]:
-        nonlocal total
-        total += sum("error" not in line for line in chunk)
-        bar.update(len(chunk))
-        return chunk
-
-    # None: only on a terminal, and not among answers that are shown there.
-    with tqdm(desc=f"predict {task.name}", unit="row", disable=None if output_file else True) as bar:
-        stream = iter(lines)
-        given = map(counted, chain([next(stream, [])], stream))
-        output = locate(output_file) if output_file else None
-        if output is None:
-            _write_lines(given, None)
-        elif _is_folder(str(output_file), output):
-            write_parquet(output, schema(task), (table(chunk, task) for chunk in given))
-        elif output.local:
-            _write_lines(given, output.local)
-        else:  # a remote file appears when it is whole
-            with tempfile.TemporaryDirectory() as folder:
-                _write_lines(given, Path(folder) / "answers.jsonl")
-                output.put(Path(folder) / "answers.jsonl")
-    return total
+    if output is None:
+        total = 0
+        for chunk in ask(0):
+            sys.stdout.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in chunk)
+            sys.stdout.flush()
+            total += sum("error" not in line for line in chunk)
+        return total
+    state = [(part.name, part.place.size(), part.place.modified()) for part in parts]
+    with output.journal({"task": task.to_dict(), "files": state, **asked}) as journal:
+        journal.add(_with_bar(ask(journal.done), task, parts, journal))
+        output.write(journal, task, parts)
+        return sum("error" not in line for line in journal)
 
 
-def _is_folder(path: str | Path, place: Location) -> bool:
-    return str(path).endswith("/") or place.is_folder()
-
-
-def _write_lines(lines: Iterable[list[Line]], path: Path | None) -> None:
-    """Write each chunk when it is there; None is standard output."""
-    output = open(path, "w", encoding="utf-8") if path else nullcontext(sys.stdout)  # noqa: SIM115
-    with output as stream:
-        for chunk in lines:
-            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in chunk)
-            stream.flush()
-
-
-def schema(task: Task) -> Any:
-    """The Parquet columns of a task's answers: `id`, `task`, those of its type, `error`."""
-    import pyarrow as pa
-
-    types = {"text": pa.string(), "number": pa.float64()}
-    own = {name: types[kind] for name, kind in task.answer_columns().items()}
-    return pa.schema({"id": pa.string(), "task": pa.string(), **own, "error": pa.string()})
-
-
-def table(lines: list[Line], task: Task) -> Any:
-    """Lines as a table of `schema(task)`."""
-    import pyarrow as pa
-
-    rows = [{"error": None, **line, **task.answer_cells(line)} for line in lines]
-    return pa.Table.from_pylist(rows, schema(task))
+def _with_bar(
+    chunks: Iterable[list[Line]], task: Task, parts: Sequence[RowFile], journal: Journal
+) -> Iterator[list[Line]]:
+    """The same chunks, with a bar that knows how many rows there are; on a terminal alone."""
+    seen = sys.stderr.isatty()
+    total = sum(1 for part in parts for _ in open_rows(part)[1]) if seen else None
+    with tqdm(
+        desc=f"predict {task.name}", unit="row", total=total, initial=journal.done, disable=not seen
+    ) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk))

@@ -66,6 +66,8 @@ class Engine:
     backend_name = backends.DEFAULT
     no_untuned_base = ""
     """Why `use_adapter=False` is refused; "" where it is not."""
+    recipe: Recipe | None = None
+    """What the model was trained by."""
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class Engine:
     ) -> Engine:
         """The engine that answers as the recipe says, with a model that will not change."""
         configure(tasks, recipe.evaluation)
-        return cls(
+        engine = cls(
             model,
             tokenizer,
             tasks,
@@ -147,6 +149,12 @@ class Engine:
             recipe.evaluation.batch_size,
             keep_prefixes=True,
         )
+        engine.recipe = recipe
+        return engine
+
+    def columns(self, task: str) -> dict[str, str]:
+        """Field → column of the file that a task was trained on; {} where it is not known."""
+        return self.recipe.columns(task) if self.recipe else {}
 
     @property
     def builtin(self) -> Builtin:

@@ -52,7 +52,7 @@ def read_own_file(
         DataError: the file is empty or of an unknown kind, or lacks a column.
     """
     required = ("text", "target", *(name for name in task.inputs if name != "text"))
-    fix = f"Map it in the recipe, such as  {key}: "
+    fix = f"Map it in the recipe, such as  {key}: {{FIELD: COLUMN}}"
     for number, fields in _fields(file, task, columns, required, fix, cut=cut):
         where = f"{file.name}:{number}"
         if isinstance(fields, str):
@@ -61,16 +61,30 @@ def read_own_file(
             yield record_of(fields, task, where, split)
 
 
-def read_inputs(file: RowFile, task: Task) -> Iterator[Record | Dropped]:
+def read_inputs(
+    file: RowFile,
+    task: Task,
+    columns: Mapping[str, str] | None = None,
+    trained: Mapping[str, str] | None = None,
+) -> Iterator[Record | Dropped]:
     """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
 
     An instruction task takes conversations too, up to their last user turn.
+
+    Args:
+        columns: field → column, where the names differ.
+        trained: the same of the task's training file: for the other fields, where this file has the column.
 
     Raises:
         DataError: the file is empty, damaged or of an unknown kind, or lacks a column.
     """
     required = tuple(task.inputs)
-    rows = _fields(file, task, {}, required, "Rename a column, such as  ", answered=False)
+    names = open_rows(file)[0] if trained else []
+    known = {field: name for field, name in (trained or {}).items() if field in required and name in names}
+    mapped = {**known, **(columns or {})}
+    rows = _fields(
+        file, task, mapped, required, "Say which it is, such as  --columns FIELD=COLUMN", answered=False
+    )
     for number, fields in rows:
         where = f"{file.name}:{number}"
         if isinstance(fields, str):
@@ -202,5 +216,5 @@ def _check_columns(
             raise DataError(
                 f"{path} has no column '{column}' for the {field} of task {task.name}; "
                 f"its columns are: {', '.join(names)}. "
-                f"{fix}{{{field}: {guess}}}"
+                f"{fix.replace('FIELD', field).replace('COLUMN', guess)}"
             )
