@@ -61,6 +61,8 @@ def test_intervals_equal_those_of_metrics_computed_anew_on_every_resample(name):
     assert set(drawn[0]) <= set(got)
     for metric in drawn[0]:
         interval = got[metric]
+        if {d[metric] for d in drawn} in ({0.0}, {1.0}):
+            continue  # Wilson's: see below
         assert interval == pytest.approx(np.percentile([d[metric] for d in drawn], [2.5, 97.5]), abs=1e-9)
 
 
@@ -103,9 +105,10 @@ def test_r2_of_constant_targets_has_no_interval():
 def test_an_answer_that_is_no_label_counts_as_wrong():
     records = [Record(text="t", target="positive")] * 4
     got = _intervals(TASKS["sentiment"], records, [Prediction("unknown")] * 4)
-    assert got == {
-        "accuracy": (0, 0), "macro_f1": (0, 0), "weighted_f1": (0, 0), "mcc": (0, 0), "missing_rate": (1, 1),
-    }  # fmt: skip
+    lowest = {name: low for name, (low, _) in got.items() if name != "missing_rate"}
+    assert (
+        lowest == {"accuracy": 0, "macro_f1": 0, "weighted_f1": 0, "mcc": 0} and got["missing_rate"][1] == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["sentiment", "regression"])

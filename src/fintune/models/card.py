@@ -85,11 +85,12 @@ def _warnings(facts: dict[str, Any]) -> str:
 
 def _how(facts: dict[str, Any]) -> str:
     """How the adapter came to be, in a sentence or two."""
-    size = f" of {facts['step_size']} examples" if "step_size" in facts else ""
-    steps = f"{facts['optimizer_steps']} optimizer steps{size}"
+    steps = f"{facts['optimizer_steps']} optimizer steps"
     if members := facts.get("average_of"):
         listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
         return f"The mean of {len(members)} adapters (Wortsman et al., 2022) of {steps} each: {listed}."
+    if "step_size" in facts:
+        steps += f" of {facts['step_size']} examples"
     training, machine = facts.get("training"), facts["machine"]
     if not training:
         return f"A checkpoint of a run of {steps}, seed {facts['seed']}."

@@ -83,7 +83,9 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         ConfigError: `multi_task.class_weights` names a task without labels, or an unknown label.
         DataError: no task has both examples and a weight.
     """
-    drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
+    sizes = {task.name: len(records[task.name]) for task in tasks}
+    recipe = fitted(recipe, sizes)
+    drawn = mix.draw(recipe, sizes)
     objective = objective_of(recipe)
     examples: list[TokenizedExample] = []
     for name in drawn.per_epoch:

@@ -40,14 +40,14 @@ class MultiTaskTrainer(transformers.Trainer):
     Args:
         engine: asks the model under training; it scores the validation records.
         validation: for each task the records and tokenized examples that are validated on.
-        figure: decides which weights are best; None keeps the last ones.
-        intervals: when answers are asked for, too.
-        patience: validations without a better step after which training ends; None is never.
-        best: what an earlier part of the run has kept.
         steps_per_epoch: optimizer steps in one epoch of the recipe.
         save_extra: called with each folder an adapter is saved to, to add the manifest.
         meter: counts the steps.
         batch_size: validation examples computed at once.
+        figure: decides which weights are best; None keeps the last ones.
+        intervals: when validation asks for answers, too; None is always.
+        patience: validations without a better step after which training ends; None is never.
+        best: what an earlier part of the run has kept.
         pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
         loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
     """
@@ -60,14 +60,14 @@ class MultiTaskTrainer(transformers.Trainer):
         *,
         engine: Engine,
         validation: Mapping[str, tuple[Sequence[Record], Sequence[TokenizedExample]]],
-        figure: Figure | None,
-        intervals: Intervals,
-        patience: int | None,
-        best: Best,
         steps_per_epoch: float,
         save_extra: Callable[[Path], None],
         meter: Meter,
         batch_size: int,
+        figure: Figure | None = None,
+        intervals: Intervals | None = None,
+        patience: int | None = None,
+        best: Best | None = None,
         pissa_start: pissa.State | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
@@ -76,9 +76,9 @@ class MultiTaskTrainer(transformers.Trainer):
         self.engine = engine
         self.validation = validation
         self.figure = figure
-        self.intervals = intervals
+        self.intervals = intervals or Intervals(1, 1)
         self.patience = patience
-        self.best = best
+        self.best = best or Best()
         self.stopped_early = False
         self.answers: dict[str, tuple[Sequence[Record], Sequence[Prediction]]] = {}
         """Of the weights that are kept: each task's validation records and what it answers to them."""
