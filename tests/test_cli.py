@@ -50,6 +50,8 @@ def fails(capsys, *arguments):
         (["train", "--set", "data.tasks.qa.path=a.csv"], ["did you mean 'data.tasks.qa.file'?"]),
         (["train", "--set", "base_model.name=nobody/nothing"], ["base_model.name is nobody/nothing"]),
         (["train", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
+        (["run", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
+        (["run", "--output_file", "a.txt"], ["output_file must end in .json, got a.txt"]),
         (["train", "--resume_from_checkpoint", "absent"], ["no checkpoint at absent"]),
         (["train", "--data_dir", "absent"], ["data.dir is absent, which is no folder"]),
         (["train", "--set", "data.tasks.qa.file=empty.csv"], ["empty.csv is empty"]),

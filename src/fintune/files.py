@@ -168,7 +168,8 @@ class Lock:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.kind = kind
-        self.path = folder.with_name(f".{folder.name}.{kind}")
+        whole = folder.resolve()
+        self.path = whole.parent / f".{whole.name}.{kind}"
         self._stream: TextIO | None = None
 
     def take(self, *, shared: bool = False, wait: bool = False) -> bool:

@@ -161,9 +161,10 @@ def run(
     try:
         results = evaluate(Engine.load(output_dir), prepared, config, output_file, say=say)
     except KeyboardInterrupt as stop:
+        told = str(stop) or "Stopped."
         command = ["fintune", "evaluate", "--model_path", str(output_dir), "--output_file", str(output_file)]
         command += ["--use_wandb"] if use_wandb else []
-        raise Interrupted(f"Stopped. {output_dir} is trained.", stop, command=shlex.join(command)) from None
+        raise Interrupted(f"{told} {output_dir} is trained.", stop, command=shlex.join(command)) from None
     print_table(results)
     say(f"Data      prepared in {prepared.folder}")
     say(f"Adapter   {output_dir}  (plain PEFT; its recipe and figures: {output_dir / 'fintune.json'})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from fintune.commands.common import (
@@ -16,6 +17,7 @@ from fintune.commands.common import (
     recipe_flags,
     recipe_of,
 )
+from fintune.errors import MissingExtraError
 
 
 def _train_flags(command: argparse.ArgumentParser) -> None:
@@ -88,12 +90,12 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from fintune.data.prepare.dataset import prepare
-    from fintune.reports import uploads
     from fintune.training.checkpoints import origin
 
     recipe = recipe_of(args)
     origin(recipe, Path(args.output_dir), args.resume_from_checkpoint, args.overwrite)
-    uploads.check(["wandb"] if args.use_wandb else [])
+    if args.use_wandb and not find_spec("wandb"):
+        raise MissingExtraError("--use_wandb", "track")
     alone = (
         int(os.environ.get("WORLD_SIZE", "1")) == 1
     )  # else one process prepares, and the others wait for it
