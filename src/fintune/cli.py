@@ -128,7 +128,7 @@ def main(arguments: Sequence[str], said: Sequence[str] = ()) -> int:
 def _again(said: Sequence[str], flag: str) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return f"the same launch command {f'and {flag}' if flag else 'again'}"
-    return shlex.join([*(word for word in said if word != "--overwrite"), *([flag] if flag else [])])
+    return shlex.join([*(word for word in said if word != "--overwrite"), flag] if flag else said)
 
 
 def _explained(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from fintune.errors import ConfigError, DataError, ModelError
 from fintune.files import read_json
 from fintune.models import manifest
 from fintune.models.adapters import WEIGHTS, check_adapter, check_start
-from fintune.models.base import public_name
+from fintune.models.base import check_base, public_name
 
 MAY_CHANGE = (
     "logging_steps",
@@ -41,10 +41,11 @@ def origin(
 
     Raises:
         ConfigError: what stands in the folder would be lost, or the recipe is another than the checkpoint's.
-        ModelError: there is no such checkpoint or adapter, or it is not whole.
+        ModelError: there is no such checkpoint, adapter or base, or it is not whole.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
+    check_base(recipe.base_model)
     if resume:
         return find_checkpoint(resume, output_dir, recipe), None
     if not overwrite and (what := occupant(output_dir)):

@@ -193,13 +193,17 @@ def train(
             "--output_dir."
         )
     log_file = log_to_file(verbose=verbose) if state.is_main_process else None
+    former = [] if checkpoint else checkpoints(output_dir)
+    since = time.time()
     stopping = Stopping(recipe.training.save_minutes)
     try:
         with stopping:
             run = _Run(recipe, output_dir, checkpoint, start, prepared, say, state)
             return _train(run, stopping, report_to, progress, log_file)
     except KeyboardInterrupt as stop:
-        found = checkpoints(output_dir)
+        found = [
+            path for path in checkpoints(output_dir) if path not in former or path.stat().st_mtime > since
+        ]
         told = f"Stopped. {f'{found[-1]} is whole' if found else 'No checkpoint was written yet'}."
         told, flag = told if state.is_main_process else "", "--resume_from_checkpoint" if found else ""
         raise Interrupted(told, stop, flag=flag, number=stopping.signal) from None
