@@ -123,5 +123,6 @@ def test_the_best_step_is_kept_also_by_a_run_that_goes_on_later(tiny_recipe, wor
     early = tiny_recipe(training={**training, "early_stopping_patience": 2}, multi_task=one_task)
     kept_early = train(early, workdir / "early", progress=False)["kept"]
     assert kept_early == {**facts["kept"], "last_step": 3, "stopped_early": True}
-    off = tiny_recipe(training={"load_best_model_at_end": False, "max_steps": 1}, multi_task=one_task)
-    assert "metric" not in train(off, workdir / "last", progress=False)["kept"]
+    off = {**training, "load_best_model_at_end": False, "early_stopping_patience": 1}
+    kept_last = train(tiny_recipe(training=off, multi_task=one_task), workdir / "off", progress=False)["kept"]
+    assert kept_last == {"step": 2, "last_step": 2, "stopped_early": True}

@@ -379,7 +379,8 @@ def _trainer(
     trainer = MultiTaskTrainer(
         engine=engine,
         validation={name: (rows, examples[name]) for name, rows in held_out.items()},
-        figure=run.figure if training.load_best_model_at_end else None,
+        figure=run.figure,
+        keeps_best=training.load_best_model_at_end,
         intervals=every,
         patience=training.early_stopping_patience,
         best=Best.load(run.checkpoint),
@@ -438,8 +439,9 @@ def _speed(trainer: MultiTaskTrainer, seconds: float) -> dict[str, Any]:
 def _kept(run: _Run, trainer: MultiTaskTrainer) -> dict[str, Any]:
     """Which step's weights the adapter has, and why; a line on it."""
     last, best = trainer.state.global_step, trainer.best
-    kept = {"step": best.step or last, "last_step": last, "stopped_early": trainer.stopped_early}
-    if best.step:
+    chosen = trainer.keeps_best and best.step
+    kept = {"step": chosen or last, "last_step": last, "stopped_early": trainer.stopped_early}
+    if chosen:
         kept |= {"metric": run.figure.title, "value": best.value}
         early = (
             f" No later validation of {trainer.patience} was better: stopped."

@@ -44,7 +44,8 @@ class MultiTaskTrainer(transformers.Trainer):
         save_extra: called with each folder an adapter is saved to, to add the manifest.
         meter: counts the steps.
         batch_size: validation examples computed at once.
-        figure: decides which weights are best; None keeps the last ones.
+        figure: decides which weights are best; None does not ask.
+        keeps_best: the adapter has those in the end, not the last ones.
         intervals: when validation asks for answers, too; None is always.
         patience: validations without a better step after which training ends; None is never.
         best: what an earlier part of the run has kept.
@@ -65,6 +66,7 @@ class MultiTaskTrainer(transformers.Trainer):
         meter: Meter,
         batch_size: int,
         figure: Figure | None = None,
+        keeps_best: bool = True,
         intervals: Intervals | None = None,
         patience: int | None = None,
         best: Best | None = None,
@@ -76,6 +78,7 @@ class MultiTaskTrainer(transformers.Trainer):
         self.engine = engine
         self.validation = validation
         self.figure = figure
+        self.keeps_best = keeps_best
         self.intervals = intervals or Intervals(1, 1)
         self.patience = patience
         self.best = best or Best()
@@ -207,7 +210,7 @@ class MultiTaskTrainer(transformers.Trainer):
         value = torch.tensor(metrics.get(self.figure.name, math.nan), device=self.args.device)
         now = float(broadcast(value))
         if better := self.best.is_worse_than(now, self.figure):
-            self.best.take(self.model, self.state.global_step, now)
+            self.best.take(self.model if self.keeps_best else None, self.state.global_step, now)
         elif self.patience and self._validations_since_best() >= self.patience:
             self.stopped_early = self.control.should_training_stop = True
             self.control.should_save = True
@@ -220,7 +223,7 @@ class MultiTaskTrainer(transformers.Trainer):
     def keep_best(self) -> None:
         """Put the best weights into the model, once it is trained, and validate them with answers."""
         last = self.state.global_step
-        step = self.best.step or last
+        step = self.best.step if self.keeps_best and self.best.step else last
         if step != last:
             self.best.give_back(self.model)
         if not self.validation:

@@ -130,8 +130,9 @@ class Best:
         return not self.step or (value > self.value if figure.higher else value < self.value)
 
     def take(self, model: Any, step: int, value: float) -> None:
-        """Keep a copy of the model's trained weights (where they are sharded, of this process's part)."""
-        for name, parameter in _trained(model):
+        """Keep a copy of the model's trained weights (where they are sharded, of this process's part); of no
+        model, the step and its value alone."""
+        for name, parameter in _trained(model) if model else ():
             kept = self.weights.get(name)
             if kept is None:
                 self.weights[name] = parameter.detach().clone()
