@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from fintune.config import Recipe
+from fintune.config import AUTO, Recipe
 from fintune.data.prepare.dataset import PreparedDataset, prepare
 from fintune.errors import ConfigError, Interrupted
 from fintune.files import Lock, read_json, refuse_small_disk, replace_files, room_for
@@ -313,6 +313,7 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "examples_per_epoch": plan.per_epoch,
         "optimizer_steps": len(plan.schedule),
         "step_size": plan.step_size,
+        "fitted": [key for key, value in run.asked.training if value == AUTO],
         "truncated_examples": plan.truncated,
         "resumed_from": run.checkpoint.name if run.checkpoint else None,
         "shared_prefix_tokens": shared_prefixes(plan.examples) if _shares_prefixes(run, engine) else {},
