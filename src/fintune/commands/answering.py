@@ -32,7 +32,10 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
-        "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
+        "--output_file",
+        metavar="JSON",
+        help="the results (default: results.json beside the adapter, or here without one; "
+        "results-validation.json of --split validation)",
     )
     command.add_argument(
         "--split",
@@ -130,10 +133,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
+    default = Path(model_path or ".") / (
+        "results.json" if args.split == "test" else "results-validation.json"
+    )
+    output = Path(args.output_file or default)
     if args.export_lm_eval:
         checked_folder(args.export_lm_eval)
     else:
-        check_evaluation(args.output_file, recipe.evaluation.tracked(args.use_wandb))
+        check_evaluation(output, recipe.evaluation.tracked(args.use_wandb))
     backends.check(args.backend, Source.read(model_path, recipe))  # before the data is prepared
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe, args.backend)
@@ -144,10 +151,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
-    output = Path(args.output_file)
     results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
     print_table(results)
-    print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
+    print(f"Results: {output}; to read: {output.with_suffix('.html')} or .md")
     return 0
 
 

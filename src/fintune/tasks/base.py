@@ -45,6 +45,7 @@ MISSING = Measure(
     each(lambda task, _, prediction: float(task.missing(prediction))),
     better="lower",
     columns=("missing",),
+    share=True,
     further=True,
 )
 """The share of predictions that are no answer; every type of this package has it."""
