@@ -175,6 +175,8 @@ def tiny_recipe(tiny_base, tmp_path):
                 "prepared_dir": str(tmp_path / "prepared"),
                 "tasks": {task: dict(sizes) for task in tasks},
             },
+            # Validation writes with every run: its length is most of a tiny training's time.
+            "evaluation": {"formats": {task: {"max_new_tokens": 4} for task in ("summarization", "qa")}},
         }
         for section, values in changes.items():
             raw.setdefault(section, {}).update(values)

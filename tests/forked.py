@@ -1,4 +1,4 @@
-"""Processes of one's own that need no seconds to start: forked from one that has loaded the heavy libraries."""
+"""Processes that need no seconds to start: forked from one that has loaded the heavy libraries."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ CONTEXT.set_forkserver_preload([*HEAVY, "pydantic", "fastapi", "sqlalchemy", "uv
 
 
 class Forked:
-    """`function(*arguments)` in a process of its own, in this one's folder and environment but for `environment`.
+    """`function(*arguments)` in a process, with this one's folder and environment but for `environment`.
 
     It has its own signals, exit code and output, as a command's process has.
     """

@@ -68,6 +68,7 @@ def adapters(tiny_base, tmp_path_factory):
         "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
         "training": {**training, "bf16": False, "learning_rate": 1e-3},
         "data": {"prepared_dir": str(tmp_path_factory.mktemp("prepared")), "tasks": data},
+        "evaluation": {"formats": {name: {"max_new_tokens": 16} for name in ("summarization", "qa")}},
     }
     with contextlib.chdir(tmp_path_factory.mktemp("logs")):
         train(Recipe.model_validate(recipe), folder / "first", progress=False)
