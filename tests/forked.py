@@ -26,6 +26,9 @@ class Forked:
         self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end, _ in pipes)
         self.terminate, self.kill = self._process.terminate, self._process.kill
 
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
     def poll(self):
         return self._process.exitcode
 

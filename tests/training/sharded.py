@@ -27,7 +27,7 @@ def trained(recipe, out):
 
 
 def main(base, examples_file, out):
-    """Three steps on a model that FSDP2 shards, its adapter saved by the first; one process alone shards none.
+    """Three steps on a model that FSDP2 shards, its adapter saved by the first; one alone shards none.
 
     Accelerate shards on GPUs only, so this makes the calls that it makes, on a CPU with gloo.
     """
