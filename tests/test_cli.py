@@ -1,5 +1,6 @@
 """The command line: mistakes are one sentence and exit code 1, help is quick, nothing is lost."""
 
+import io
 import json
 import os
 import subprocess
@@ -64,6 +65,11 @@ def fails(capsys, *arguments):
         ),
         (["predict", "--task", "sentiment", "--workers", "2", "Up"], ["--workers belongs to --ray"]),
         (["predict", "--task", "sentiment", "--input_file", "nowhere://x"], ["nowhere is unknown"]),
+        (
+            ["predict", "--task", "summarization", "10k.txt"],
+            ["'10k.txt', the name of a file", "--input_file"],
+        ),
+        (["predict", "--task", "sentiment", "empty.csv"], ["--input_file empty.csv", "- < empty.csv"]),
         (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -165,6 +171,23 @@ def test_one_text_is_answered_on_the_console_and_a_long_one_refused(capsys, work
     assert set(answer["probabilities"]) == {"positive", "negative", "neutral"}
     assert "--truncate" in fails(capsys, *flags, "profit " * 900)
     assert main([*flags, "--truncate", "profit " * 900]) == 0
+
+
+def test_standard_input_that_is_not_utf8_is_a_sentence_and_a_mark_at_its_beginning_is_none(
+    capsys, workdir, adapter, monkeypatch
+):
+    def given(content):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    flags = ["predict", "--task", "sentiment", "--model_path", str(adapter)]
+    given("Profit rose to £5m.".encode("cp1252"))
+    assert "not UTF-8: byte 16 is 0xa3. Convert it first" in fails(capsys, *flags, "-")
+    given(b"\xef\xbb\xbfProfit rose.")
+    assert main([*flags, "-"]) == 0
+    first = capsys.readouterr().out
+    assert main([*flags, "Profit rose."]) == 0
+    assert capsys.readouterr().out == first
+    assert "half a character" in fails(capsys, *flags, "Profit rose \ud83d")
 
 
 def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, workdir, adapter):

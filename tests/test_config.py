@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fintune.config import Recipe
 from fintune.errors import ConfigError
 from fintune.recipes import load_recipe, recipe_from
+from fintune.tasks import task_set
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if path.name != "live.yaml")
@@ -143,3 +145,29 @@ def test_a_recipe_that_was_kept_reads_back_the_same(write):
 def test_a_switch_or_infinity_is_no_number(write, text):
     with pytest.raises(ConfigError, match=text.split(":")[0]):
         load_recipe(write(f"training: {{{text}}}"))
+
+
+def test_a_training_seed_leaves_the_splits_alone(write):
+    recipe = load_recipe(write("training: {seed: 1}"))
+    assert (recipe.training.seed, recipe.data_seed) == (1, 42)
+    assert load_recipe(write("training: {seed: 1}\ndata: {seed: null}")).data_seed == 1  # older adapters
+
+
+OWN = "custom_task: {name: own, type: instruction, instruction: Answer.}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "trained"),
+    [
+        ("", ["own"]),
+        ("data: {tasks: {own: {file: a.csv}}}", ["own"]),
+        ("data: {tasks: {qa: {dataset: sample}, own: {file: a.csv}}}", ["qa", "own"]),
+        ("multi_task: {instructions: {headline: Which way}}", ["headline", "own"]),
+        ("multi_task: {task_weights: {sentiment: 1}}", ["sentiment", "own"]),
+    ],
+)
+def test_a_recipe_with_a_task_of_its_own_trains_that_and_what_it_names(write, more, trained):
+    recipe = load_recipe(write(OWN + more))
+    assert task_set(recipe).names() == trained
+    assert task_set(Recipe.model_validate(recipe.model_dump())).names() == trained
+    assert task_set(recipe.debugged()).names() == trained

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fintune import __version__
 from fintune.allocator import use_mimalloc
-from fintune.commands import answering, data, serving, training
+from fintune.commands import answering, data, serving, starting, training
 from fintune.commands.common import Command
 from fintune.commands.parsing import Parser, underscored
 from fintune.errors import FintuneError
@@ -30,6 +30,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 COMMANDS = (
+    *starting.COMMANDS,
     *training.COMMANDS,
     *answering.COMMANDS,
     *serving.COMMANDS,

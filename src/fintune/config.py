@@ -5,6 +5,7 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once;
 
 from __future__ import annotations
 
+from datetime import date
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,20 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+
+
+def _label(value: Any) -> Any:
+    """A label as text, without outer spaces: YAML reads `0`, `true` and `null` as something else."""
+    if value is None:
+        raise ValueError("YAML reads null, ~ and nothing as no label: write it in quotation marks")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip() if isinstance(value, str | int | float | date) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
 
 
 class _Section(BaseModel):
@@ -200,7 +215,8 @@ class MultiTaskConfig(_Section):
     task_weights: Weights = Field(
         default_factory=lambda: {name: 1.0 for name in BUILT_IN_TASKS}, min_length=1
     )
-    """The tasks to train, with the weight of each in the loss."""
+    """The tasks to train, with the weight of each in the loss. Unset: a recipe with tasks of its own trains
+    these and what else it names, another one the five built-in tasks."""
     sampling_strategy: Literal["balanced", "proportional", "weighted", "temperature"] = "balanced"
     """balanced: equal shares; proportional: as the data; weighted: by `sampling_weights` (or else by
     `task_weights`, which then no longer weigh the loss); temperature: shares ∝ size^(1/temperature)."""
@@ -209,7 +225,7 @@ class MultiTaskConfig(_Section):
     temperature: Number = Field(2.0, ge=1)
     samples_per_epoch: int | None = Field(None, gt=0)
     """Examples of all tasks in one epoch; None is the number of training examples."""
-    class_weights: dict[str, Literal["balanced"] | Weights] = {}
+    class_weights: dict[str, Literal["balanced"] | dict[Label, Annotated[Number, Field(ge=0)]]] = {}
     """Label task → the weight of each label's examples in the loss (1 where none is given), or `balanced`:
     examples / (labels · examples of the label), so that rare labels count as much as frequent ones."""
     instructions: dict[str, Annotated[str, Field(min_length=1)]] = {}
@@ -236,7 +252,7 @@ class CustomTaskConfig(_Section):
     one
     that a plug-in registers."""
     instruction: str = Field(min_length=1)
-    labels: list[str] = []
+    labels: list[Label] = []
     options: dict[str, Any] = {}
     """Further arguments of the type, such as `unit` of a regression."""
 
@@ -247,9 +263,8 @@ class CustomTaskConfig(_Section):
         return self
 
 
-def _label(value: Any) -> Any:
-    """Accept a label that YAML reads as a number, such as the key of `0: bearish`."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _as_list_of_paths(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 class TaskDataConfig(_Section):
@@ -258,13 +273,26 @@ class TaskDataConfig(_Section):
     dataset: str | None = None
     """A public dataset by name (`fintune data list`), or `sample`, the built-in one."""
     file: str | None = None
-    """Your own CSV, JSONL, JSON or Parquet file (instead of `dataset`)."""
+    """Your own file (CSV, TSV, JSON, Parquet, Excel; .gz and .zst too) or folder, instead of `dataset`."""
     validation_file: str | None = None
     test_file: str | None = None
+    more_train: Annotated[list[str], BeforeValidator(_as_list_of_paths)] = []
+    """More files of rows to train on, beside `file` or `dataset`: corrected answers, say. None of their rows
+    is held out, and those that repeat a held-out text are left out. Columns and labels are those of `file`,
+    or as the task calls them."""
     columns: dict[str, str] = {}
-    """Field (text, target, question, group, split, time) → your file's column, where the names differ."""
-    labels: dict[Annotated[str, BeforeValidator(_label)], str] = {}
-    """The data's label → the task's label, where they differ."""
+    """Field (text, target, question, group, split, time) → your file's column, where the names differ; or a
+    path to it in JSON, such as `data.items[].headline`."""
+    labels: dict[Label, Label | None] = {}
+    """The data's label → the task's label, where they differ; null leaves out the rows that have it."""
+    encoding: str | None = None
+    """What your file's text is in, such as cp1252; None is its byte order mark, UTF-8, or a guess that is
+    said."""
+    sheet: str | None = None
+    """The sheet of your Excel workbook; None is its first."""
+    time_format: str | None = None
+    """How times are written: `day_first` or `month_first` (05/01/2026), `epoch` (seconds since 1970, or
+    milliseconds), or a form of Python's strptime such as `%d%m%Y`; None is ISO 8601, or what is plain."""
     salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
     """What is kept of a text that does not fit: its first tokens (none), or the sentences that
     `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
@@ -279,9 +307,28 @@ class TaskDataConfig(_Section):
     def _one_source(self) -> TaskDataConfig:
         if self.dataset and self.file:
             raise ValueError("dataset and file exclude each other: keep one of them")
-        if not self.file and (self.validation_file or self.test_file or self.columns):
-            raise ValueError("validation_file, test_file and columns describe your own file: set file")
+        own = ("validation_file", "test_file", "columns", "encoding", "sheet", "time_format")
+        if not self.file and (given := [name for name in own if getattr(self, name)]):
+            raise ValueError(f"{' and '.join(given)} describe your own file: set file")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            "".encode(value or "utf-8")
+        except LookupError:
+            raise ValueError(f"no encoding is called {value!r}: try utf-8, utf-16, cp1252, …") from None
+        return value
+
+    @field_validator("time_format")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("day_first", "month_first", "epoch") and "%" not in value:
+            raise ValueError(
+                f"must be day_first, month_first, epoch, or a form such as %d.%m.%Y, got {value!r}"
+            )
+        return value
 
 
 class DataConfig(_Section):
@@ -290,8 +337,9 @@ class DataConfig(_Section):
     dir: str | None = None
     """The public datasets' folder; None is FINTUNE_DATA_DIR, else data/raw, else the built-in sample."""
     prepared_dir: str = "data/processed"
-    seed: int | None = Field(None, ge=0)
-    """Of splits and limits; None is `training.seed`. Set it to compare training seeds on one test set."""
+    seed: int | None = Field(42, ge=0)
+    """Of splits and limits, whatever `training.seed` is; None, as adapters of earlier versions have it, is
+    `training.seed`."""
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
     """Of datasets without official splits."""
@@ -383,6 +431,8 @@ class Recipe(_Section):
     _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    debug: bool = False
+    """Set by `--debug`: the run is too small for its figures to mean anything, and every table says so."""
 
     @property
     def plugin_folder(self) -> str | None:
@@ -429,6 +479,16 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _own_tasks_alone(self) -> Recipe:
+        mix = self.multi_task
+        if self.custom_task and "task_weights" not in mix.model_fields_set:
+            settings = (mix.sampling_weights, mix.class_weights, mix.instructions, self.data.tasks)
+            named = [name for setting in (*settings, self.evaluation.formats) for name in setting]
+            weights = dict.fromkeys([*named, *(task.name for task in self.custom_task)], 1.0)
+            self.__dict__["multi_task"] = mix.model_copy(update={"task_weights": weights})
+        return self
+
+    @model_validator(mode="after")
     def _every_task_has_a_sampling_weight(self) -> Recipe:
         mix = self.multi_task
         trained = [*mix.task_weights, *(task.name for task in self.custom_task)]
@@ -466,6 +526,7 @@ class Recipe(_Section):
             logging_steps=1,
         )
         raw["training"].pop("batch_size", None)
+        raw["debug"] = True
         made = Recipe.model_validate(raw)
         return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
 

@@ -1,11 +1,15 @@
 """Task and record in, token ids out: the one place where prompts are made.
 
 Training, evaluation, the demo and serving all use `PromptTemplate`, so a model is asked as it was trained.
-The instruction comes first, so that all examples of a task share it as a token prefix.
+The instruction comes first, so that all examples of a task share it as a token prefix. Control tokens, such
+as the end of a turn, are the frame's alone: in a text their names are plain text.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +36,44 @@ class TokenizedExample:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+@functools.lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Any, size: int) -> tuple[str, ...]:
+    """The names of a tokenizer's control tokens: its special ones, and added ones that its chat template has.
+
+    Other added tokens, such as a run of spaces, are text. `size` is the vocabulary's, which may grow.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    found = {
+        token.content
+        for token in added
+        if token.special or "<|" in token.content or (token.content.strip() and token.content in template)
+    }
+    return tuple(sorted(name for name in found | set(tokenizer.all_special_tokens) if len(name) > 1))
+
+
+def framed_ids(tokenizer: Any, frame: Callable[..., str], *texts: str, special: bool = False) -> list[int]:
+    """The token ids of `frame(*texts)`, in which no control token comes from the texts.
+
+    The name of a control token in a text is tokenized in two parts, so that it is none. Other texts are
+    tokenized with their frame as a whole.
+
+    Args:
+        special: begin as the tokenizer begins a text.
+    """
+
+    def ids(text: str, special: bool = False) -> list[int]:
+        return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+    names = [name for name in _control_tokens(tokenizer, len(tokenizer)) if any(name in t for t in texts)]
+    if not names:
+        return ids(frame(*texts), special)
+    begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, names))}))(?s:.)")
+    mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if not any(c in text for text in texts))
+    first, *rest = frame(*(begins.sub(rf"\g<0>{mark}", text) for text in texts)).split(mark)
+    return [*ids(first, special), *(i for part in rest for i in ids(part))]
+
+
 class PromptTemplate:
     """Renders prompts with the tokenizer's chat template, or in a plain format if it has none.
 
@@ -47,7 +89,9 @@ class PromptTemplate:
 
     def prompt_text(self, task: Task, record: Record) -> str:
         """The rendered prompt; the answer's first token comes right after it."""
-        system, body = task.system(record), task.body(record)
+        return self._framed(task.system(record), task.body(record))
+
+    def _framed(self, system: str, body: str) -> str:
         if self._style == "plain":
             return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
         if self._style == "system":
@@ -61,7 +105,7 @@ class PromptTemplate:
 
         An answer is tokenized apart from its prompt, so that its tokens are the same after every prompt.
         """
-        return [*self._ids(text), self.tokenizer.eos_token_id]
+        return [*self.text_ids(text), self.tokenizer.eos_token_id]
 
     def prompt_ids(
         self, task: Task, record: Record, budget: int, truncate: bool = True
@@ -74,7 +118,7 @@ class PromptTemplate:
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left.
         """
-        ids = self._ids(self.prompt_text(task, record))
+        ids = self._prompt_ids(task, record)
         if len(ids) <= budget:
             return ids, False
         if not truncate:
@@ -84,11 +128,11 @@ class PromptTemplate:
             )
         if task.salience and (salient := self._salient_ids(task, record, budget)):
             return salient, True
-        text_ids = self._ids(record.text)
+        text_ids = self.text_ids(record.text)
         keep = len(text_ids) - (len(ids) - budget)
         while keep > 0:
             text = self.tokenizer.decode(text_ids[:keep])
-            ids = self._ids(self.prompt_text(task, task.with_text(record, text)))
+            ids = self._prompt_ids(task, task.with_text(record, text))
             if len(ids) <= budget:
                 return ids, True
             keep -= max(1, len(ids) - budget)  # a cut text may need more tokens than were kept of it
@@ -106,7 +150,7 @@ class PromptTemplate:
         completion = self.completion_ids(task.completion(record))
         room = max(1, self.max_length // 2)
         if len(completion) > room:  # more than half is the answer's if the whole prompt leaves it
-            room = max(room, self.max_length - len(self._ids(self.prompt_text(task, record))))
+            room = max(room, self.max_length - len(self._prompt_ids(task, record)))
         cut = len(completion) > room
         if cut:
             completion = [*completion[: room - 1], completion[-1]]
@@ -116,12 +160,12 @@ class PromptTemplate:
     def _salient_ids(self, task: Task, record: Record, budget: int) -> list[int] | None:
         """The prompt with as many salient sentences as fit; None if not one does."""
         assert task.salience is not None
-        room = budget - len(self._ids(self.prompt_text(task, task.with_text(record, ""))))
+        room = budget - len(self._prompt_ids(task, task.with_text(record, "")))
         while room > 0:
             text = task.salience.select(record.text, room, self.count_tokens, record.question)
             if not text:
                 return None
-            ids = self._ids(self.prompt_text(task, task.with_text(record, text)))
+            ids = self._prompt_ids(task, task.with_text(record, text))
             if len(ids) <= budget:
                 return ids
             room -= len(ids) - budget  # a text may have more tokens in the prompt than alone
@@ -129,10 +173,29 @@ class PromptTemplate:
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens of a text alone, without special ones."""
-        return len(self._ids(text))
+        return len(self.text_ids(text))
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of a text alone, without control tokens."""
+        return framed_ids(self.tokenizer, str, text)
+
+    def _prompt_ids(self, task: Task, record: Record) -> list[int]:
+        return framed_ids(self.tokenizer, self._framed, task.system(record), task.body(record))
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """The token ids of a chat, up to where the assistant's next turn begins.
+
+        Raises:
+            Exception: what the chat template raises of an order of roles that it does not take.
+        """
+
+        def frame(*contents: str) -> str:
+            turns = [{**turn, "content": text} for turn, text in zip(messages, contents, strict=True)]
+            if self._style == "plain":
+                return "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
+            return self._render(turns)
+
+        return framed_ids(self.tokenizer, frame, *(turn["content"] for turn in messages))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

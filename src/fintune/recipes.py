@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,25 @@ _ELSEWHERE = {
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose booleans are true and false alone, as in YAML 1.2: `yes` and `no` may be labels.
+
+    Where a switch is meant, the recipe's schema still takes them.
+    """
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def default_recipe_path() -> Path:
     """`configs/default.yaml` of the working folder, the repository, or the installed package."""
     homes = (Path.cwd(), Path(__file__).parents[2], Path(sys.prefix) / "share" / "fintune")
@@ -69,7 +89,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no recipe at {path}: give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -119,7 +139,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {section} is a value, not a section of settings.")
         node = child
     try:
-        value = yaml.safe_load(text)
+        value = _read_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value {text!r} is not valid YAML.") from None
     if value:

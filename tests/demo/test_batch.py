@@ -35,6 +35,23 @@ def test_every_row_has_its_answer_or_its_error_in_its_place(engine, tmp_path):
         assert float(rows[7][f"probability_{label}"]) == pytest.approx(share, abs=1e-3)
 
 
+def test_a_workbook_and_a_packed_table_are_answered_and_what_is_odd_is_said(engine, tmp_path):
+    import gzip
+
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (["id", "text"], [1, "Profit rose."], [2, None]):
+        book.active.append(row)
+    book.create_sheet("Notes")
+    book.save(tmp_path / "in.xlsx")
+    (tmp_path / "in.csv.gz").write_bytes(gzip.compress("id|text\n1|Profit rose.\n2|\n".encode("utf-16")))
+    for name, notes in (("in.xlsx", ["Sheet is read"]), ("in.csv.gz", ["unpacked", "utf-16", "«|»"])):
+        last, rows = run(engine, "sentiment", tmp_path / name, tmp_path / "out.csv")
+        assert [(row["id"], row["error"]) for row in rows] == [("1", ""), ("2", "the text is empty")]
+        assert len(last.notes) == len(notes) and all(map(str.__contains__, last.notes, notes))
+
+
 def test_a_number_has_its_interval(engine, tmp_path):
     from fintune.data.raw.sample import sample_records
 

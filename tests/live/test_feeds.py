@@ -1,7 +1,9 @@
 """Feeds of real clients against a real server: conditional requests, faults, hostile XML."""
 
+import json
 import time
 from email.utils import formatdate
+from xml.sax.saxutils import escape
 
 import pytest
 from feed_server import Reply, rss
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from fintune.live.feeds import Feed, parse, retry_after
 from fintune.live.items import ProviderError, plain, safe_link, symbols_in
+from fintune.live.seen import Seen
 from fintune.live.web import Limits, session
 
 URL = "https://wire.example/feed"
@@ -129,8 +132,8 @@ def test_a_huge_item_is_cut_and_a_huge_feed_refused(server, web):
 
 
 def test_many_entries_are_cut_at_five_hundred():
-    items, _, _ = parse(rss(*[f"Item {i}" for i in range(700)]), {}, URL)
-    assert len(items) == 500
+    items, problem, _ = parse(rss(*[f"Item {i}" for i in range(700)]), {}, URL)
+    assert len(items) == 500 and problem == "700 entries, of which the first 500 are taken"
 
 
 def test_a_large_malformed_feed_is_parsed_in_seconds():
@@ -211,3 +214,93 @@ def test_stocks_are_read_from_cashtags_and_listings_not_from_amounts():
         "MSFT",
         "IBM",
     )
+
+
+# Stories that feeds make hard to tell apart ---------------------------------------------------------
+
+
+def item(title="", guid="", date="Mon, 02 Mar 2026 15:00:00 GMT", text=""):
+    parts = {"title": title, "guid": guid, "pubDate": date, "description": text}
+    return "<item>" + "".join(f"<{k}>{escape(v)}</{k}>" for k, v in parts.items() if v) + "</item>"
+
+
+def feed(*items):
+    return f"<rss version='2.0'><channel><title>Wire</title>{''.join(items)}</channel></rss>".encode()
+
+
+def met(*feeds):
+    """The titles of the new items of some feeds, in turn, and how many repeat one."""
+    seen, titles, repeated = Seen(0.8), [], 0
+    for number, body in enumerate(feeds):
+        new, again = seen.fresh(parse(body, {}, f"https://{number}.example/feed")[0])
+        titles += [story.title for story in new]
+        repeated += len(again)
+    return titles, repeated
+
+
+def test_one_guid_for_several_stories_loses_none():
+    one, other = "Acme raises its guidance for the year", "Bolt cuts jobs in the north"
+    assert met(feed(item(one, "1"), item(other, "1"))) == ([one, other], 0)
+    assert met(feed(item(one, "1")), feed(item(other, "1"))) == ([one, other], 0)
+    assert met(feed(item(one, "1")), feed(item(one, "1"))) == ([one], 1)
+    assert met(feed(item(one, "1")), feed()) == ([one], 0)
+
+
+def test_an_item_without_a_title_is_known_by_its_text_and_one_without_both_is_counted():
+    items, problem, _ = parse(feed(item(text="<p>Rates stay.</p>"), item(guid="7")), {}, URL)
+    assert [story.title for story in items] == ["Rates stay."]
+    assert problem == "1 of 2 entries have neither title nor text"
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "EPS <$1 but sales >$2bn",
+        "P/E <industry average but ROE> peers",
+        "Apple <AAPL.O> rises",
+        "a<b and 5 < 6 > 4",
+    ],
+)
+def test_signs_of_comparison_stay_in_a_headline_and_markup_goes(title):
+    (story,), _, _ = parse(feed(item(title, "1", text=f"<p class='x'>{escape(title)}</p><br/>")), {}, URL)
+    assert (story.title, story.summary) == (title, title)
+
+
+@pytest.mark.parametrize("date", ["1772463600", "1772463600000", "2026-03-02T15:00:00Z"])
+def test_seconds_and_milliseconds_since_1970_are_dates(date):
+    (story,), _, _ = parse(feed(item("Sales rose", "1", date)), {}, URL)
+    assert story.published == "2026-03-02T15:00:00+00:00"
+
+
+def test_a_date_that_is_none_is_no_date_of_another_century():
+    assert [
+        parse(feed(item("Up", "1", date)), {}, URL)[0][0].published for date in ("1772", "0001-01-01")
+    ] == ["", ""]
+
+
+def test_a_json_feed_is_read(server, web):
+    made = {
+        "version": "https://jsonfeed.org/version/1.1",
+        "title": "Wire",
+        "items": [
+            {"id": "2", "title": "Acme raises $ACM", "url": "https://a.example/2", "content_text": "More."},
+            {
+                "id": 1,
+                "content_html": "<p>Rates <b>stay</b></p>",
+                "date_published": "2026-03-02T10:00:00-05:00",
+            },
+            {"id": "3"},
+            7,
+        ],
+    }
+    server.routes["/feed"] = Reply(json.dumps(made).encode(), headers={"ETag": '"j"'})
+    poll = Feed(server.url + "/feed", web).poll({})
+    assert [(story.title, story.published, story.source, story.link) for story in poll.items] == [
+        ("Acme raises $ACM", "", "Wire", "https://a.example/2"),
+        ("Rates stay", "2026-03-02T15:00:00+00:00", "Wire", ""),
+    ]
+    assert (poll.items[0].summary, poll.items[0].symbols) == ("More.", ("ACM",))
+    assert poll.problem == "2 of 4 entries have neither title nor text"
+    assert poll.cursor == {"etag": '"j"'}
+    with pytest.raises(ProviderError, match="no feed"):
+        parse(b'{"a":' * 100_000, {}, URL)

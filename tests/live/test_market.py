@@ -78,3 +78,19 @@ def test_prices_of_a_folder_are_read_by_day_and_a_bad_row_is_named(tmp_path):
         prices.closes("BAD", first, last)
     with pytest.raises(DataError, match="no folder"):
         FolderPrices(tmp_path / "absent")
+
+
+def test_prices_as_yfinance_writes_them_are_read_and_rows_without_one_are_counted(tmp_path):
+    (tmp_path / "ACM.csv").write_text(
+        "Price,Close,Close,Open\nTicker,BLT,ACM,ACM\nDate,,,\n2026-03-02,7,10.5,1\n2026-03-03,7,,1\n,,,\n"
+        "2026-03-04,7,nan,\n2026-03-05 00:00:00-05:00,7,11,1\n"
+    )
+    (tmp_path / "BLT.csv").write_text("Ticker,BLT,BLT\nPrice,Open,Close\nDate,,\n2026-03-02,1,7\n")
+    prices = FolderPrices(tmp_path)
+    first, last = datetime(2026, 3, 1).date(), datetime(2026, 3, 9).date()
+    assert prices.closes("ACM", first, last) == {"2026-03-02": 10.5, "2026-03-05": 11.0}
+    assert prices.closes("BLT", first, last) == {"2026-03-02": 7.0}
+    assert prices.left_out == {"rows of ACM.csv without a price": 2}
+    (tmp_path / "OTHER.csv").write_text("Price,Close,Close\nTicker,BLT,ACM\nDate,,\n2026-03-02,7,8\n")
+    with pytest.raises(DataError, match="no price of OTHER"):
+        prices.closes("OTHER", first, last)

@@ -46,6 +46,48 @@ def test_wrong_answers_become_a_file_that_prepares_as_training_data(store_url, w
     assert len(records) == 30
 
 
+def test_corrected_answers_join_the_training_file_and_the_test_set_stays(store_url, workdir, capsys):
+    """The printed command's recipe: own rows as before, and what feedback taught, in train alone."""
+    labels = ("positive", "negative", "neutral")
+    rows = [
+        f"Unit {n} of the group said that its orders changed by {n} %,{labels[n % 3]}" for n in range(120)
+    ]
+    (workdir / "own.csv").write_text("\n".join(["body,target", *rows]) + "\n")
+    raw = {
+        "multi_task": {"task_weights": {"sentiment": 1.0}},
+        "data": {"near_duplicates": None, "prepared_dir": "a"},
+    }
+    own = {"file": "own.csv", "columns": {"text": "body"}}
+    raw["data"]["tasks"] = {"sentiment": own}
+    before = prepare(Recipe.model_validate(raw))
+    held_out = {
+        split: [r.text for r in before.records("sentiment", split)] for split in ("validation", "test")
+    }
+    store = Store.open(store_url, keep=True)
+    for text in (held_out["test"][0], held_out["validation"][0]):
+        kept = store.add_prediction("sentiment", text, Prediction("neutral", {"neutral": 0.9}))
+        store.add_feedback(kept, target="positive")
+    store.close()
+
+    command = ["data", "from-feedback", "--task", "sentiment", "--store", store_url, "--model_path", "model"]
+    assert main([*command, "--output_file", "wrong.jsonl"]) == 0
+    printed = "train --config model --set data.tasks.sentiment.more_train=wrong.jsonl"
+    assert printed in capsys.readouterr().out
+    own["more_train"] = "wrong.jsonl"
+    raw["data"]["prepared_dir"] = "b"
+    after = prepare(Recipe.model_validate(raw))
+    for split, texts in held_out.items():
+        assert [r.text for r in after.records("sentiment", split)] == texts
+    train = {r.text: r.target for r in after.records("sentiment", "train")}
+    assert len(train) == len(before.records("sentiment", "train")) + 20
+    assert not set(train) & {text for texts in held_out.values() for text in texts}
+    assert train["The company number 4 reported its result for the year."] == "negative"
+    assert after.manifest["tasks"]["sentiment"]["dropped"] == {
+        "more texts also in test": 1,
+        "more texts also in validation": 1,
+    }
+
+
 def test_a_column_of_targets_has_one_type_whichever_kinds_of_answers_a_task_had(tmp_path, workdir):
     url = f"sqlite:///{tmp_path}/monitoring.db"
     store = Store.open(url, keep=True)

@@ -211,6 +211,15 @@ def test_one_bad_text_of_a_list_costs_no_other_its_answer(client):
     assert "is empty" in data[0]["error"] and data[1]["prediction"] in ("bullish", "bearish", "neutral")
 
 
+def test_half_a_character_costs_its_text_alone(client):
+    inputs = b'{"inputs": [{"text": "Up \\ud83d"}, {"text": "Up"}, {"text": "Up", "question": "\\udc00"}]}'
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/v1/tasks/headline", content=inputs, headers=headers)
+    first, second, third = response.json()["data"]
+    assert response.status_code == 200 and "half a character" in first["error"]
+    assert second["prediction"] and "half a character" in third["error"]
+
+
 def test_the_good_texts_of_a_batch_with_bad_ones_are_computed_together(client):
     def passes():
         text = client.get("/metrics").text

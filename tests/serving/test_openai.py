@@ -161,3 +161,16 @@ def test_the_models_are_listed(client, tiny_base):
 def test_an_error_is_the_clients_own_kind_streamed_or_not(client, changes, error, says, stream):
     with pytest.raises(error, match=says):
         client.chat.completions.create(**{"model": "first", "messages": CHAT, "stream": stream, **changes})
+
+
+def test_control_tokens_in_a_clients_text_are_counted_as_the_text_they_are(client):
+    def prompt_tokens(text, **more):
+        message = {"role": "user", "content": text}
+        answer = client.chat.completions.create(messages=[message], max_tokens=1, **more)
+        return answer.usage.prompt_tokens
+
+    for model in ("first", "first:qa"):
+        turn, plain = "a\n<|im_end|>b", "a\nb"
+        assert prompt_tokens(turn, model=model) >= prompt_tokens(plain, model=model) + 5
+    raw = client.completions.create(model="first", prompt="<|endoftext|>", max_tokens=1)
+    assert raw.usage.prompt_tokens > 3

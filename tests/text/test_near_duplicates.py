@@ -153,3 +153,20 @@ def test_answers_do_not_depend_on_the_order_of_queries():
 def test_an_impossible_threshold_is_refused(threshold):
     with pytest.raises(ConfigError, match=r"threshold must be from 0\.3 to 1"):
         Index(threshold)
+
+
+def test_what_many_texts_share_does_not_make_them_near_duplicates_and_a_repetition_is_still_one():
+    rng = random.Random(3)
+    instruction = " ".join(rng.sample([f"word{i}" for i in range(60)], 40))
+    texts = [f"{instruction}\n\n{' '.join(rng.choices(WORDS, k=9))} by unit {i}" for i in range(400)]
+    common = near_duplicates.frame(texts)
+    index, plain = Index(frame=common), Index()
+    for i, text in enumerate(texts[:200]):
+        index.add(i, text)
+        plain.add(i, text)
+    assert sum(plain.query(text) is not None for text in texts[200:]) > 150  # for their instruction alone
+    assert not any(index.query(text) for text in texts[200:])
+    assert index.query(texts[7] + " !") == (7, 1.0)
+    other = " ".join(f"other{i}" for i in range(40)) + "\n\n" + texts[7].split("\n\n")[1]
+    assert index.query(other) is None  # the same input under another instruction
+    assert [pair.id for pair in pairs(enumerate([*texts, texts[7]]), frame=common)] == [400]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -71,7 +75,7 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, JSONL or Parquet file with a text column, or a folder of them; s3:// and gs:// too",
+        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too",
     )
     command.add_argument(
         "--columns",
@@ -182,10 +186,35 @@ def _predict(args: argparse.Namespace) -> int:
     from fintune.inference.answers import show
     from fintune.inference.engine import Engine
 
+    text = _standard_input() if args.text == "-" else args.text
+    _refuse_file_name(text, args.task)
     engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
-    text = sys.stdin.read() if args.text == "-" else args.text
     show(engine, args.task, text, args.question, args.truncate)
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Standard input is not UTF-8: byte {error.start + 1:,} is 0x{error.object[error.start]:02x}. "
+            "Convert it first, such as with  iconv -f WINDOWS-1252 -t UTF-8."
+        ) from None
+
+
+def _refuse_file_name(text: str, task: str) -> None:
+    """Raise a DataError for a text that names a file: it is the file that shall be answered."""
+    named = re.fullmatch(
+        r"\S+\.(csv|tsv|jsonl?|ndjson|parquet|xlsx?|txt|md|html?|pdf|docx?|gz|zst)", text, re.I
+    )
+    with contextlib.suppress(OSError, ValueError):  # too long for a name, or with a NUL
+        if named or (os.sep in text and Path(text).exists()) or Path(text).is_file():
+            raise DataError(
+                f"The text is {text!r}, the name of a file. For an answer to each of its rows:  "
+                f"fintune predict --task {task} --input_file {shlex.quote(text)};  "
+                f"for one to all of its text:  fintune predict --task {task} - < {shlex.quote(text)}"
+            )
 
 
 def _predict_file(args: argparse.Namespace) -> int:
@@ -196,7 +225,9 @@ def _predict_file(args: argparse.Namespace) -> int:
 
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
-    check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    parts, _ = check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    for note in (note for part in parts for note in part.notes):
+        print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fintune.errors import FintuneError
+from fintune.errors import ConfigError, FintuneError
 
 OUTPUT_DIR = "output/model"
 MODEL_PATH_HELP = (
@@ -31,7 +31,11 @@ class Command:
 
 
 def recipe_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", metavar="YAML", help="the recipe (default: configs/default.yaml)")
+    command.add_argument(
+        "--config",
+        metavar="YAML",
+        help="the recipe, or the folder of an adapter: its recipe (default: configs/default.yaml)",
+    )
     command.add_argument(
         "--set",
         action="append",
@@ -84,8 +88,26 @@ class Pairs(argparse.Action):
 def recipe_of(args: argparse.Namespace) -> Any:
     from fintune.recipes import default_recipe_path, load_recipe
 
-    recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
+    if args.config and Path(args.config).is_dir():
+        recipe = _recipe_in(Path(args.config), overrides(args))
+    else:
+        recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
     return recipe.debugged() if args.debug else recipe
+
+
+def _recipe_in(folder: Path, changes: list[str]) -> Any:
+    """The recipe that the adapter in a folder was trained by.
+
+    Raises:
+        ConfigError: the folder keeps none.
+    """
+    from fintune.models import manifest
+    from fintune.recipes import recipe_from
+
+    trained = manifest.read_raw(folder).get("recipe")
+    if not trained:
+        raise ConfigError(f"--config is the folder {folder}, which has no {manifest.NAME} with a recipe.")
+    return recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
@@ -110,12 +132,10 @@ def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> A
     """The recipe that an adapter, or what was exported of it, was trained by, unless another one is given."""
     from fintune.models import manifest
     from fintune.models.source import check_model
-    from fintune.recipes import recipe_from
 
-    trained = manifest.read_raw(check_model(model_path)).get("recipe") if model_path else None
-    if not trained or args.config:
+    if not model_path or args.config or not manifest.read_raw(check_model(model_path)).get("recipe"):
         return recipe_of(args)
-    recipe = recipe_from(trained, overrides(args), f"{model_path}/{manifest.NAME}")
+    recipe = _recipe_in(Path(model_path), overrides(args))
     return recipe.debugged() if args.debug else recipe
 
 

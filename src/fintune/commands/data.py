@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fintune.commands.common import Command, count, recipe_flags, recipe_of, store_flag
+from fintune.commands.common import (
+    Command,
+    count,
+    model_path_flag,
+    recipe_flags,
+    recipe_of,
+    store_flag,
+)
+from fintune.errors import FintuneError
 
 if TYPE_CHECKING:
     from fintune.config import Recipe
@@ -59,7 +68,7 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
     )
     clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
-    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSONL or Parquet file")
+    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSON, Parquet or Excel file")
     clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
     clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
     clean.add_argument(
@@ -74,6 +83,7 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
     feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
     feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
+    model_path_flag(feedback, "the adapter to better (default: the newest under output/)")
     store_flag(feedback)
 
 
@@ -97,9 +107,14 @@ def _data(args: argparse.Namespace) -> int:
 
         decontaminate(args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold)
     elif args.action == "from-feedback":
+        from fintune.models.source import newest_adapter
         from fintune.monitoring.commands import from_feedback
 
-        from_feedback(args.store, args.task, args.output_file, everything=args.all)
+        adapter = args.model_path
+        if adapter is None:
+            with contextlib.suppress(FintuneError):  # there is none: the printed command names none
+                adapter = newest_adapter()
+        from_feedback(args.store, args.task, args.output_file, everything=args.all, model_path=adapter)
     else:
         from fintune.data.prepare.dataset import prepare
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fintune.tasks.base import Record
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "more"]
 
 COLUMNS = tuple(field.name for field in fields(Record) if field.name != "split")
 """A record's fields as the columns of a split's file: all of them, so that none is lost on the way."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.demo import batch_tab, compare_tab, live_tab, render, results_tab, task_tab, texts
 from fintune.errors import FintuneError, MissingExtraError
+from fintune.models import manifest
 
 if TYPE_CHECKING:
     import gradio
@@ -156,6 +157,9 @@ def _header(engine: Engine) -> str:
     base = f"<code>{escape(str(engine.base_name))}</code>"
     if engine.adapter:
         model = f"<p>Model: {base} with the adapter <code>{escape(str(engine.adapter))}</code></p>"
+        model += f'<p class="ft-quiet">{escape(_origin(engine.adapter))}</p>'
+        if engine.recipe and engine.recipe.debug:
+            model += render.notice("This adapter is of a --debug run, so its answers mean nothing.")
     else:
         model = f"<p>Model: {base}</p>" + render.notice(
             "No trained adapter is loaded, so these are the answers of the untuned base model. "
@@ -164,6 +168,20 @@ def _header(engine: Engine) -> str:
     count = len(engine.tasks)
     tasks = "one finance task" if count == 1 else f"{count} finance tasks"
     return f'<div class="ft-header"><h1>fintune</h1><p>One language model, {tasks}.</p>{model}</div>'
+
+
+def _origin(adapter: Path) -> str:
+    """When the adapter was trained, and on what; "" where its folder does not say."""
+    facts = manifest.read_raw(adapter)
+    tasks = (facts.get("data") or {}).get("tasks") or {}
+    datasets: dict[str, list[str]] = {}
+    for name, entry in tasks.items():
+        datasets.setdefault(str(entry.get("dataset", "")), []).append(name)
+    listed = "; ".join(f"{dataset} ({', '.join(names)})" for dataset, names in datasets.items())
+    created = str(facts.get("created", ""))[:16].replace("T", " ")
+    return " ".join(
+        filter(None, [f"Trained {created}" if created else "", f"on: {listed}" if listed else ""])
+    )
 
 
 def _theme(gr: Any) -> Any:

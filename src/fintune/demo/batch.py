@@ -40,6 +40,8 @@ class Progress:
     """Row and why it has no answer."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The first `SHOWN` answers."""
+    notes: tuple[str, ...] = ()
+    """How the file is read, where that is not plain."""
     started: float = field(default_factory=monotonic)
 
     @property
@@ -58,11 +60,11 @@ def run(
     Raises:
         DataError: the file is empty, damaged, of an unknown kind, too long, or lacks a column.
     """
-    file = row_files(source, "the file")[0]
     mapped = (columns, engine.columns(task.name))
+    file = row_files(source, "the file", columns=(columns or mapped[1]).values())[0]
     next(read_inputs(file, task, *mapped), None)  # a column that is not there is said before rows are counted
     sheet = Sheet(task, open_rows(file)[0])
-    progress = Progress(count(file, task), sheet.columns)
+    progress = Progress(count(file, task), sheet.columns, notes=file.notes)
     yield progress
     rows, raw = read_inputs(file, task, *mapped), open_rows(file)[1]
     made: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from fintune.data.raw.readers.own_file import usual_column
 from fintune.data.raw.readers.row_files import KINDS, open_rows, row_files
+from fintune.data.raw.readers.streams import PACKED
 from fintune.demo import batch, render, texts
 from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
@@ -22,10 +23,11 @@ ERRORS_SHOWN = 10
 
 def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
-    tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
+    tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     gr.HTML(
-        '<p class="ft-about">A CSV, TSV, JSONL or Parquet file with a column of texts, for Q&amp;A also one '
-        f"of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own columns.</p>"
+        '<p class="ft-about">A CSV, TSV, JSON, Parquet or Excel file with a column of texts, for Q&amp;A '
+        f"also one of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own "
+        "columns. <code>.gz</code> and <code>.zst</code> are unpacked.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -33,7 +35,7 @@ def add(gr: Any, engine: Engine) -> None:
             choice = gr.Radio(list(tasks), value=first, label="Task", elem_id="batch-task")
             file = gr.File(
                 label="File",
-                file_types=list(KINDS),
+                file_types=[*KINDS, *PACKED],
                 height=140,
                 elem_id="batch-file",
             )
@@ -118,6 +120,7 @@ def add(gr: Any, engine: Engine) -> None:
 
 def _status(progress: batch.Progress) -> str:
     bar = render.progress(progress.done, progress.total, len(progress.errors), progress.seconds_left)
+    bar += "".join(map(render.remark, progress.notes))
     if not progress.errors:
         return f'<div class="ft-card">{bar}</div>'
     shown = progress.errors[:ERRORS_SHOWN]

@@ -21,7 +21,7 @@ def add(gr: Any, engine: Engine) -> None:
         sentence = "There is no adapter to compare the base model with: train one, and start the demo again."
         gr.HTML(render.missing(sentence, "fintune train"))
         return
-    tasks = {texts.title(task): task for task in engine.tasks if not texts.obstacle(task)}
+    tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     first = next(iter(tasks))
     gr.HTML('<p class="ft-about">What did the training change? One text, asked of both.</p>')
     choice = gr.Radio(list(tasks), value=first, label="Task", elem_id="compare-task")

@@ -22,7 +22,7 @@ UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo h
 def add(gr: Any, engine: Engine, task: Task) -> None:
     """Fill the tab that is open."""
     gr.HTML(f'<p class="ft-about">{escape(texts.ABOUT.get(task.name, task.instruction))}</p>')
-    if obstacle := texts.obstacle(task):
+    if obstacle := task.obstacle():
         gr.HTML(render.notice(obstacle))
     inputs = boxes(gr, task)
     empty = render.empty("The answer will appear here.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from fintune.errors import DataError, FintuneError
+from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 
 TITLES = {
@@ -54,13 +54,3 @@ def example_label(task: Task, record: Record) -> str:
     if task.grounded == "bullets":
         return f"A call of {record.group}"
     return textwrap.shorten(record.question or record.text, 58, placeholder=" …")
-
-
-def obstacle(task: Task) -> str | None:
-    """Why the loaded model cannot answer this task; None when it can."""
-    try:
-        if task.decoding == "candidates":
-            task.candidates()
-    except FintuneError as error:
-        return str(error)
-    return None

@@ -152,7 +152,7 @@ class TaskRun:
     def _lend_learnt(self) -> None:
         """An engine that never saw training data takes this data's tasks, with what they learnt of it."""
         known = self.engine.tasks.tasks.get(self.task.name)
-        if self.engine.adapter is None or not _has_candidates(known):
+        if self.engine.adapter is None or (known is not None and known.obstacle()):
             self.engine.tasks.tasks[self.task.name] = self.task
         for task in self.engine.tasks:
             task.configure(self.config)
@@ -243,14 +243,6 @@ def _finite(value: float) -> float | None:
 
 def _finite_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: _finite(float(value)) for name, value in metrics.items()}
-
-
-def _has_candidates(task: Task | None) -> bool:
-    """Whether a task of the engine has learnt what it chooses among, where it chooses."""
-    try:
-        return task is None or task.decoding == "text" or bool(task.candidates())
-    except DataError:
-        return False
 
 
 def drawn(records: Sequence[Record], limit: int | None) -> list[Record]:

@@ -1,7 +1,7 @@
 """Where the answers to a file go: JSON lines, CSV, Excel or Parquet. A run that was stopped goes on.
 
-Answers are first kept as JSON lines in a journal beside the output, whose name ends in `.part`. Its first line
-says what was asked: the same question asked again goes on after the last whole line.
+Answers are first kept as JSON lines in a journal beside the output, whose name ends in `.part`. Its first
+line says what was asked: the same question asked again goes on after the last whole line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 from fintune.data.raw.readers.row_files import RowFile, open_rows
 from fintune.data.storage import Location, locate, refuse_full, write_parquet
-from fintune.errors import DataError, MissingExtraError
+from fintune.errors import DataError
 from fintune.files import atomic_file
 from fintune.tasks import Task
 
@@ -50,7 +50,6 @@ class Output:
         Raises:
             DataError: it would cost another file (the input `source`, or what a folder holds), is in no
                 folder, or ends in what is not written.
-            MissingExtraError: it is an Excel file, and openpyxl is not installed.
         """
         asked, place = locate(source), locate(path)
         inside = (
@@ -72,7 +71,6 @@ class Output:
                 f"output_file is {place.shown}, a kind of file that is not written: name {instead}."
             )
         if place.suffix == ".xlsx":
-            _openpyxl()
             return cls(place, "xlsx")
         return cls(place, "csv" if place.suffix in (".csv", ".tsv") else "lines")
 
@@ -182,7 +180,10 @@ class Sheet:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+    """A cell of the input: lists and objects as JSON, half a character as «?»."""
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def safe(value: Any) -> Any:
@@ -211,24 +212,17 @@ def write_csv(
         text.detach()
 
 
-def _openpyxl() -> Any:
-    try:
-        import openpyxl
-    except ImportError:
-        raise MissingExtraError("Excel files", "excel") from None
-    return openpyxl
-
-
 def _write_excel(stream: BinaryIO, sheet: Sheet, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a sheet as an Excel workbook.
 
     Raises:
         DataError: there are more rows than Excel takes.
     """
+    import openpyxl
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    book = _openpyxl().Workbook(write_only=True)
+    book = openpyxl.Workbook(write_only=True)
     page = book.create_sheet("answers")
     page.freeze_panes = "A2"
     cut = 0

@@ -86,8 +86,8 @@ def check_files(
     Raises:
         DataError: see `predict_file`.
     """
-    parts = row_files(input_file, "--input_file")
     output = Output.at(output_file, input_file) if output_file else None
+    parts = row_files(input_file, "--input_file", columns=(columns or trained).values())
     check_inputs(parts, task, columns, trained)
     return parts, output
 
@@ -100,7 +100,8 @@ def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: b
     for row in rows:
         answer = row.why if isinstance(row, Dropped) else next(replies).answer
         line = {"task": task, "error": answer} if isinstance(answer, str) else as_dict(task, answer)
-        lines.append({"id": row.where if isinstance(row, Dropped) else row.id, **line})
+        name = row.where if isinstance(row, Dropped) else row.id
+        lines.append({"id": name.encode("utf-8", "replace").decode(), **line})
     return lines
 
 

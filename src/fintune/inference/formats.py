@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fintune.errors import ConfigError
 from fintune.inference.decoding import Allowed, Choice
+from fintune.prompts import framed_ids
 from fintune.tasks.base import Record, TextFormat
 from fintune.text.numbers import SCALES, stated_values, value_key
 
@@ -45,7 +46,7 @@ def allowed_tokens(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return framed_ids(tokenizer, str, text)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""RSS and Atom through feedparser: asked only for what is new, however the server behaves.
+"""RSS and Atom through feedparser, and JSON Feed: asked only for what is new, however the server behaves.
 
 An address in, items out. Conditional requests (ETag, Last-Modified), Retry-After, and the pause the feed or
 its server wishes (`ttl`, `max-age`). Malformed XML gives the items that can still be read, and a problem.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import hashlib
 import io
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -40,7 +41,13 @@ _LONGEST_WISH = 3600.0
 """A feed that asks for a longer pause between polls is asked once an hour all the same."""
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ENTITY = re.compile(rb"<!ENTITY[^>]{0,100000}>?")
-_ACCEPT = "application/rss+xml, application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.1"
+_ACCEPT = (
+    "application/rss+xml, application/atom+xml, application/feed+json, application/xml;q=0.9, "
+    "text/xml;q=0.8, */*;q=0.1"
+)
+_MALFORMED = "malformed: "
+_OLDEST = "1980"
+"""Dates before it are no dates of news, but what a parser makes of nonsense."""
 
 
 class Feed:
@@ -90,23 +97,48 @@ class Feed:
             raise ProviderError("it is gone for good (HTTP 410)", final=True)
         if answer.status != 200:
             raise ProviderError(f"HTTP {answer.status}", retry_after=retry_after(answer.headers))
-        items, problem, wish = parse(answer.body, answer.headers, answer.url, self.symbol)
+        items, problem, wish = parse(answer.body, answer.headers, answer.url, self.symbol, self.url)
         # A feed that could not be read whole is asked for again: the next answer may be well.
-        known = {} if problem else {"etag": "etag", "modified": "last-modified"}
+        known = {} if problem.startswith(_MALFORMED) else {"etag": "etag", "modified": "last-modified"}
         kept = {key: answer.headers[name][:500] for key, name in known.items() if name in answer.headers}
         return Poll(items, kept, problem, max(wish, _max_age(answer.headers)))
 
 
 def parse(
-    body: bytes, headers: Mapping[str, str], url: str, symbol: str | None = None
+    body: bytes, headers: Mapping[str, str], url: str, symbol: str | None = None, feed: str = ""
 ) -> tuple[list[Item], str, float]:
     """A feed's content as items, oldest first, with its problem and the seconds it wishes between polls.
 
-    Entities that the document declares are taken out, so none is expanded; in UTF-16 they are refused. Where
-    an encoding hides them from this, expat's own limit on expansion holds.
+    Args:
+        feed: the address that names the feed, where redirects lead to another `url`.
 
     Raises:
         ProviderError: it is no feed.
+    """
+    json_feed = body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    title, entries, problem, ttl = _json_feed(body) if json_feed else _xml_feed(body, headers, url)
+    source = plain(title, 80) or (urlsplit(url).hostname or "")
+    found = [_item(entry, source, symbol, feed or url) for entry in entries[:MAX_ENTRIES]]
+    items = [item for item in found if item is not None]
+    problems = [problem] if problem else []
+    if len(items) < len(found):
+        problems.append(f"{len(found) - len(items)} of {len(found)} entries have neither title nor text")
+    if len(entries) > MAX_ENTRIES:
+        problems.append(f"{len(entries)} entries, of which the first {MAX_ENTRIES} are taken")
+    items.sort(key=lambda item: item.published)  # stable; those without a date come first
+    wish = re.fullmatch(r"\s*(\d{1,6})\s*", str(ttl or ""))
+    return items, "; ".join(problems), min(60.0 * int(wish[1]), _LONGEST_WISH) if wish else 0.0
+
+
+_Content = tuple[Any, list[Any], str, Any]
+"""A feed's title, its entries as feedparser has them, its problem, and its wished minutes between polls."""
+
+
+def _xml_feed(body: bytes, headers: Mapping[str, str], url: str) -> _Content:
+    """RSS or Atom.
+
+    Entities that the document declares are taken out, so none is expanded; in UTF-16 they are refused. Where
+    an encoding hides them from this, expat's own limit on expansion holds.
     """
     import feedparser
 
@@ -123,38 +155,75 @@ def parse(
     if found.bozo and not isinstance(
         found.bozo_exception, feedparser.CharacterEncodingOverride | feedparser.NonXMLContentType
     ):
-        problem = f"malformed: {plain(found.bozo_exception, 120)}"
+        problem = _MALFORMED + plain(found.bozo_exception, 120)
     if not found.get("version") and not found.entries:
         raise ProviderError(f"it is no feed{f' ({problem})' if problem else ''}")
-    source = plain(found.feed.get("title"), 80) or (urlsplit(url).hostname or "")
-    entries = found.entries[:MAX_ENTRIES]
-    items = [item for entry in entries if (item := _item(entry, source, symbol)) is not None]
-    items.sort(key=lambda item: item.published)  # stable; those without a date come first
-    ttl = re.fullmatch(r"\s*(\d{1,6})\s*", str(found.feed.get("ttl") or ""))
-    return items, problem, min(60.0 * int(ttl[1]), _LONGEST_WISH) if ttl else 0.0
+    return found.feed.get("title"), found.entries, problem, found.feed.get("ttl")
 
 
-def _item(entry: Any, source: str, symbol: str | None) -> Item | None:
-    title = plain(entry.get("title"))
+def _json_feed(body: bytes) -> _Content:
+    """JSON Feed 1.1 (jsonfeed.org)."""
+    try:
+        found = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise ProviderError("it is no feed (JSON that cannot be read)") from None
+    items = found.get("items")
+    if "jsonfeed.org/version" not in str(found.get("version")) or not isinstance(items, list):
+        raise ProviderError("it is no feed")
+    names = {
+        "id": ("id",),
+        "title": ("title",),
+        "link": ("url", "external_url"),
+        "summary": ("summary", "content_text", "content_html"),
+        "published": ("date_published", "date_modified"),
+    }
+    entries = [
+        {field: next(filter(None, map(item.get, keys)), None) for field, keys in names.items()}
+        if isinstance(item, dict)
+        else {}
+        for item in items
+    ]
+    return found.get("title"), entries, "", None
+
+
+def _item(entry: Any, source: str, symbol: str | None, feed: str) -> Item | None:
+    """An entry with its title, or without one with its text in its place; None of nothing to read."""
+    content: Any = next(iter(entry.get("content") or ()), {})
+    summary = entry.get("summary") or content.get("value")
+    title = plain(entry.get("title")) or plain(summary)
     if not title:
         return None
     link = safe_link(entry.get("link"))
-    moment = entry.get("published_parsed") or entry.get("updated_parsed")
-    try:
-        published = utc(datetime.fromtimestamp(calendar.timegm(moment), UTC)) if moment else ""
-    except (ValueError, OverflowError, OSError):
-        published = ""
-    # Without an id or a link of its own, the same title of the same source is the same item.
-    key = str(entry.get("id") or link or f"{source}\n{title}")
+    # Some feeds give one id to all, and two feeds the same: an id counts within its feed, with its title.
+    key = f"{feed}\n{entry.get('id') or link or source}\n{title}"
     return Item(
         id=hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32],
         source=source,
         title=title,
-        summary=plain(entry.get("summary"), SUMMARY_CHARACTERS),
+        summary=plain(summary, SUMMARY_CHARACTERS),
         link=link,
-        published=published,
+        published=_published(entry),
         symbols=(symbol,) if symbol else symbols_in(title),
     )
+
+
+def _published(entry: Any) -> str:
+    """When an entry was published: (milli)seconds since 1970, as feedparser read it, or ISO 8601; else ""."""
+    text = str(entry.get("published") or entry.get("updated") or "").strip()
+    moment = entry.get("published_parsed") or entry.get("updated_parsed")
+    try:
+        if re.fullmatch(r"\d{9,13}(\.\d+)?", text):
+            seconds = float(text) / (1000 if float(text) >= 1e11 else 1)
+            found = datetime.fromtimestamp(seconds, UTC)
+        elif moment:
+            found = datetime.fromtimestamp(calendar.timegm(moment), UTC)
+        else:
+            found = datetime.fromisoformat(text)
+            found = found.replace(tzinfo=found.tzinfo or UTC)
+        told = utc(found)
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return told if told >= _OLDEST else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -21,7 +21,18 @@ Cursor = dict[str, Any]
 
 _CASHTAG = re.compile(r"(?<![\w$])\$([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\b")
 _LISTED = re.compile(r"\((?:NYSE(?: American)?|NASDAQ|Nasdaq|AMEX)\s*:\s*([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\)")
-_TAG = re.compile(r"<[^<>]{0,2000}>")
+_ELEMENTS = (
+    r"a abbr acronym address article aside audio b base bdi bdo big blockquote body br button canvas "
+    r"caption center cite code col colgroup dd del details dfn div dl dt em embed fieldset figcaption "
+    r"figure font footer form frame h[1-6] head header hr html i iframe img input ins kbd label li link "
+    r"main map mark meta nav noscript object ol option p param picture pre q s samp script section select "
+    r"small source span strike strong style sub summary sup svg table tbody td template textarea tfoot th "
+    r"thead time title tr tt u ul var video wbr \w+:\w+"
+).replace(" ", "|")
+_TAG = re.compile(
+    rf"</?(?:{_ELEMENTS})(?:\s[^<>=]{{0,500}}=[^<>]{{0,2000}})?\s*/?>|<[!?][^<>]{{0,2000}}>", re.IGNORECASE
+)
+"""HTML's elements alone: headlines have «EPS <$1 but sales >$2bn» and «Apple <AAPL.O>»."""
 # Controls would speak to the terminal, bidirectional overrides show a text as what it is not.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 

@@ -12,7 +12,7 @@ import csv
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fintune.data.raw.sessions import close_of
 from fintune.errors import DataError
@@ -49,11 +49,14 @@ class Move(NamedTuple):
 
 
 class FolderPrices:
-    """A folder of `SYMBOL.csv` files with the columns Date and Adj Close (or Close)."""
+    """A folder of `SYMBOL.csv` files: the columns Date and Adj Close (or Close), or as yfinance writes them,
+    with a line `Price` and a line `Ticker` above."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises DataError: there is no such folder."""
         self.folder = Path(folder)
+        self.left_out: dict[str, int] = {}
+        """Why rows have no part in the closes, with the file → how many."""
         if not self.folder.is_dir():
             raise DataError(f"--prices is {folder}, which is no folder: it must hold SYMBOL.csv files.")
 
@@ -61,20 +64,56 @@ class FolderPrices:
         path = self.folder / f"{Path(symbol).name}.csv"
         if not path.is_file():
             return {}
-        found = {}
+        found, empty = {}, 0
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            for number, row in enumerate(csv.DictReader(stream), start=2):
+            rows = csv.reader(stream)
+            day_at, price_at = _price_columns(rows, path.stem, path)
+            for row in rows:
+                number = rows.line_num
+                price = row[price_at].strip().casefold() if len(row) > price_at else ""
+                if price in _NO_PRICE:
+                    empty += any(cell.strip() for cell in row)
+                    continue
                 try:
-                    day = date.fromisoformat(row["Date"][:10])
-                    price = float(row["Adj Close"] if "Adj Close" in row else row["Close"])
-                except (KeyError, TypeError, ValueError):
+                    day, value = date.fromisoformat(row[day_at][:10]), float(price)
+                except (IndexError, ValueError):
                     raise DataError(
-                        f"{path}:{number} has no date or price: its columns must be Date, and Adj Close "
-                        "or Close."
+                        f"{path}:{number} has no date or price: its date must be as 2026-03-02, and its "
+                        "price a number or empty."
                     ) from None
-                if first <= day <= last and price > 0:
-                    found[day.isoformat()] = price
+                if first <= day <= last and value > 0:
+                    found[day.isoformat()] = value
+        if empty:
+            self.left_out[f"rows of {path.name} without a price"] = empty
         return found
+
+
+_NO_PRICE = ("", "nan", "null", "none", "n/a", "-")
+
+
+def _price_columns(rows: Any, symbol: str, path: Path) -> tuple[int, int]:
+    """The places of the date and the close in a file's rows, whose header lines are read.
+
+    Raises:
+        DataError: there are none, or a close of several tickers and none is the symbol's.
+    """
+    header: list[str] = next(rows, [])
+    dates = header
+    names = [[name] for name in header]
+    if header[:1] in (["Price"], ["Ticker"]):  # yfinance's two levels, and a third line that names the date
+        names = [list(pair) for pair in zip(header, next(rows, []), strict=False)]
+        dates = next(rows, [])
+    prices = {
+        wanted: [at for at, name in enumerate(names) if wanted in name] for wanted in ("Adj Close", "Close")
+    }
+    found = prices["Adj Close"] or prices["Close"]
+    if len(found) > 1:
+        found = [at for at in found if symbol.casefold() in (part.casefold() for part in names[at])]
+    if "Date" not in dates or not found:
+        raise DataError(
+            f"{path} has no date or no price of {symbol}: its columns must be Date, and Adj Close or Close."
+        )
+    return dates.index("Date"), found[0]
 
 
 def move_after(known: datetime, closes: Closes, now: datetime) -> Move | None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fintune.errors import ConfigError, DataError, FintuneError, ModelError
+from fintune.errors import ConfigError, FintuneError, ModelError
 from fintune.inference.answers import answers
 from fintune.inference.engine import Engine
 from fintune.live.alerts import KEPT_DAYS, Webhook, alert_id, deliver, fired
@@ -252,12 +252,10 @@ def _check_tasks(engine: Engine, config: LiveConfig) -> None:
         task = engine.tasks[name]
         if "question" in task.inputs:
             raise ConfigError(f"--tasks has {name}, which needs a question: leave it out.")
-        try:
-            task.candidates()
-        except DataError as error:
+        if why := task.obstacle():
             raise ModelError(
-                f"--tasks has {name}, which this model cannot answer: give --model_path another. {error}"
-            ) from None
+                f"--tasks has {name}, which this model cannot answer: give --model_path another. {why}"
+            )
     for rule in config.alerts.rules:
         if rule.task not in config.tasks:
             if "rules" in config.alerts.model_fields_set:

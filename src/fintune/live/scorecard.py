@@ -58,6 +58,7 @@ def score(
                 moves[row["id"], symbol] = {"id": row["id"], "symbol": symbol, **move._asdict()}
             else:
                 left_out["the move is not over, or has no price"] += 1
+    left_out.update(getattr(prices, "left_out", {}))
     if moves:
         write_table(store.folder / "realised.parquet", list(moves.values()))
     joined = [(row, moves[key]) for row in usable if (key := (row["id"], row["symbols"])) in moves]

@@ -79,9 +79,18 @@ def show_feedback(url: str, forget_days: float | None = None, say: Callable[[str
 
 
 def from_feedback(
-    url: str, task: str, output_file: str, *, everything: bool = False, say: Callable[[str], None] = print
+    url: str,
+    task: str,
+    output_file: str,
+    *,
+    everything: bool = False,
+    model_path: str | Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> int:
     """Write what feedback teaches of a task as a file to train on, .jsonl or .parquet; how many rows.
+
+    Args:
+        model_path: the adapter whose recipe the printed command trains by, with these rows beside its own.
 
     Raises:
         ConfigError: the file's name has another ending.
@@ -110,6 +119,9 @@ def from_feedback(
 
         with atomic_file(path) as stream:
             pq.write_table(pa.Table.from_pylist(rows), stream)
-    say(f"{len(rows):,} examples written to {path}. Look through them, then train:")
-    say(f"  fintune train --set data.tasks.{task}.file={path}")
+    say(f"{len(rows):,} examples written to {path}. Look through them, then train on them beside the others:")
+    say(
+        f"  fintune train --config {model_path or 'RECIPE'} --set data.tasks.{task}.more_train={path} "
+        "--output_dir output/better"
+    )
     return len(rows)

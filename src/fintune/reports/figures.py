@@ -191,7 +191,9 @@ def _drawn(tasks: Mapping[str, TaskResult]) -> str:
 def title_of(results: Results) -> str:
     """The title of a table or report."""
     describes, what = results.data.describes, f"{results.split.capitalize()} results"
-    return f"{what} on the {describes}" if describes == "built-in sample" else f"{what}: {describes}"
+    title = f"{what} on the {describes}" if describes == "built-in sample" else f"{what}: {describes}"
+    debugged = (results.training.get("recipe") or {}).get("debug")
+    return f"{title} (--debug: these figures mean nothing)" if debugged else title
 
 
 @dataclass(frozen=True)

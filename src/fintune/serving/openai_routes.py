@@ -14,8 +14,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from fintune.data.raw.readers.instructions import fields_of
 from fintune.errors import DataError, FintuneError
 from fintune.inference.engine import Engine
+from fintune.prompts import framed_ids
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller
 from fintune.serving.queue import Done, ModelThread
@@ -80,7 +82,7 @@ async def completions(body: CompletionRequest, request: Request, thread: Thread)
         request.state.facts["texts"] = [body.prompt]
 
     def prompt(engine: Engine) -> list[int]:
-        ids = engine.tokenizer(body.prompt, add_special_tokens=True, verbose=False)["input_ids"]
+        ids = framed_ids(engine.tokenizer, str, body.prompt, special=True)
         return _fitting(engine, ids, sampling, thread)
 
     pieces = notes.text(thread.write(model, prompt, sampling), request.app.state.recorder, model)
@@ -107,19 +109,13 @@ def _sampling(body: ChatRequest | CompletionRequest, asked: int | None, thread: 
 def _chat_prompt(
     engine: Engine, messages: list[dict[str, str]], sampling: Sampling, thread: ModelThread
 ) -> list[int]:
-    tokenizer = engine.tokenizer
-    if getattr(tokenizer, "chat_template", None):
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # templates refuse an order of roles by raising what they like
-            raise ApiError(
-                400, "The model's chat template does not take these roles in this order.", param="messages"
-            ) from error
-    else:
-        text = "".join(f"{each['role']}: {each['content']}\n" for each in messages) + "assistant:"
-    return _fitting(
-        engine, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], sampling, thread
-    )
+    try:
+        ids = engine.template.chat_ids(messages)
+    except Exception as error:  # templates refuse an order of roles by raising what they like
+        raise ApiError(
+            400, "The model's chat template does not take these roles in this order.", param="messages"
+        ) from error
+    return _fitting(engine, ids, sampling, thread)
 
 
 def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelThread) -> list[int]:
@@ -141,7 +137,13 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
 
 
 def _record(task: Task, messages: list[dict[str, str]]) -> Record:
-    """What a task is asked: the last user message; of a question's, its last line is the question."""
+    """What a task is asked: the chat, where its type takes one, as in training; else the last user message,
+    of which the last line is the question where the task needs one."""
+    if task.takes_turns:
+        asked = fields_of({"messages": messages}, "messages", answered=False)
+        if isinstance(asked, str):
+            raise ApiError(400, f"The chat cannot be answered: {asked}.", param="messages")
+        return Record(text=asked["text"], question=asked["question"], system=asked["system"] or "")
     said = [each["content"] for each in messages if each["role"] == "user"]
     if not said:
         raise ApiError(400, "There is no message of the user.", param="messages")

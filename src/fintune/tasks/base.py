@@ -135,6 +135,13 @@ class Task:
         """The record with a shorter text, when a prompt must be truncated."""
         return replace(record, text=text)
 
+    def passage(self, record: Record) -> str:
+        """What may stand in one split alone: the text, and of a conversation its last turn too.
+
+        Questions on one text have one passage, and so stay together."""
+        asked = record.question if self.takes_turns else None
+        return f"{record.text}\n{asked}" if asked else record.text
+
     def completion(self, record: Record) -> str:
         """The text the model is trained to answer with."""
         return str(record.target)
@@ -151,13 +158,16 @@ class Task:
         Raises:
             ValueError: it is none; the message says why.
         """
+        if isinstance(value, list | tuple | Mapping):
+            what = "an object" if isinstance(value, Mapping) else f"a list of {len(value)}"
+            raise ValueError(f"the target is {what}, which a {self.type or self.name} task cannot read")
         return value if isinstance(value, str) else str(value)
 
-    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
-        """The target in the task's own labels.
+    def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
+        """The target in the task's own labels; None where the data's label is to be left out.
 
         Args:
-            labels: the data's label → the task's label, where they differ.
+            labels: the data's label → the task's label.
         """
         return labels.get(target, target) if isinstance(target, str) else target
 
@@ -170,6 +180,9 @@ class Task:
         for name in self.inputs:
             if not str(getattr(record, name) or "").strip():
                 return f"the {name} is empty"
+        for name in ("text", "question", "system"):
+            if not whole(getattr(record, name) or ""):
+                return f"the {name} holds half a character (a surrogate without its other half)"
         return None
 
     def problem(self, record: Record) -> str | None:
@@ -189,6 +202,14 @@ class Task:
     def candidates(self) -> list[str]:
         """The completions that are scored when `decoding` is "candidates"."""
         return []
+
+    def obstacle(self) -> str:
+        """Why the task cannot answer, such as levels that it has not learnt yet; "" where it can."""
+        try:
+            self.candidates()
+        except DataError as error:
+            return str(error)
+        return ""
 
     def decide(self, log_likelihoods: Sequence[float]) -> Prediction:
         """Turn each candidate's log p(candidate | prompt) into an answer."""
@@ -381,6 +402,15 @@ class Analysed:
     """Place → the training records most like it, with their cosine; all places if `needs_neighbours`."""
     neighbour: Callable[[Record, float], dict[str, Any]]
     """A training record and its cosine, as results show them."""
+
+
+def whole(text: str) -> bool:
+    """Whether a text is of whole characters: half of one cannot be written, nor tokenized."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

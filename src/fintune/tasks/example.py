@@ -22,8 +22,9 @@ class Record:
     """The question of a qa example, or the last turn of a conversation."""
     group: str = ""
     """Records of one group (same text, company or sentence) never end in different splits."""
-    split: Literal["train", "validation", "test"] | None = None
-    """Set where the dataset has official splits; None lets the seed, or time, decide."""
+    split: Literal["train", "validation", "test", "more"] | None = None
+    """Set where the dataset has official splits; None lets the seed, or time, decide. `more` is trained on,
+    and nothing of it is ever held out."""
     time: str = ""
     """When the text was known, in UTC and ISO 8601 (a date, or date and time); "" where a source has none."""
     id: str = ""

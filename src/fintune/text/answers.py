@@ -1,18 +1,38 @@
-"""Two texts side by side: SQuAD token F1 and exact match, and ROUGE, all in [0, 1]."""
+"""Two texts side by side: SQuAD token F1 and exact match, and ROUGE, all in [0, 1].
+
+ASCII text is tokenized as the published scripts do. In other text words are those of Unicode, and a character
+of a script without spaces between words (Chinese, Japanese, Thai, …) is a word, as in MLQA's script (Lewis et
+al., 2020).
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import string
+import unicodedata
 from collections import Counter
 from typing import Any
+
+import regex
 
 from fintune.errors import MissingExtraError
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SPACELESS = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Tai_Le}"
+    r"\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}ー々〆]"
+)
+_CHARACTER = regex.compile(rf"((?=\p{{L}}){_SPACELESS}[\p{{M}}ー]*)")
+"""A letter of a script without spaces, with its marks."""
+_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+
+
+def _unicode(text: str) -> str:
+    """Text that is not ASCII, in one form of each character, and with spaces around those that are words."""
+    return _CHARACTER.sub(r" \1 ", unicodedata.normalize("NFKC", text))
 
 
 def normalize_answer(text: str) -> str:
@@ -21,7 +41,10 @@ def normalize_answer(text: str) -> str:
     It is kept as published so that figures compare, though it removes the point of "3.5" and the sign
     of "-5 %" too.
     """
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    text = text.lower()
+    if not text.isascii():
+        text = regex.sub(r"\p{P}", "", _unicode(text))
+    return " ".join(ARTICLES.sub(" ", text.translate(_PUNCTUATION)).split())
 
 
 def answer_scores(target: str, prediction: str) -> tuple[float, float]:
@@ -53,4 +76,19 @@ def _scorer() -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise MissingExtraError("ROUGE", "eval") from None
-    return RougeScorer(list(ROUGE), use_stemmer=True)
+    return RougeScorer(list(ROUGE), tokenizer=_Tokenizer())
+
+
+class _Tokenizer:
+    """rouge-score's own words with their stems, and where a text is not ASCII, the words of Unicode."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._plain = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        if text.isascii():
+            return self._plain.tokenize(text)
+        found = _WORD.findall(_unicode(text.lower()))
+        return [part for word in found for part in (self._plain.tokenize(word) if word.isascii() else [word])]

@@ -7,6 +7,9 @@ changed number spoils three shingles. MinHash with locality-sensitive hashing (B
 Motwani, 1998; the `datasketch` package) proposes candidates, and each is verified on the whole sets. What is
 found is therefore right; a pair at the threshold is missed with a probability below `MISSED`.
 
+What many texts of one source share says nothing of any of them: an instruction, a greeting, a disclaimer.
+`frame` finds such shingles, and an index with a frame compares what is left too.
+
 Knows texts and ids; nothing of records, tasks or files.
 """
 
@@ -27,6 +30,11 @@ PERMUTATIONS = 64
 """Hash values in a text's MinHash signature."""
 MISSED = 1e-3
 """The highest probability with which two texts as similar as the threshold may be overlooked."""
+FRAME_TEXTS = 5
+FRAME_SHARE = 0.01
+"""A shingle belongs to the frame if so many different texts have it, and this share of them."""
+FRAME_CHARACTERS = 20_000_000
+"""Of the texts in which a frame is looked for, at most."""
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 """A number, a run of letters, or one character of a script that puts no spaces between words."""
@@ -114,29 +122,73 @@ def _plain(permutations: int) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _sketch(text: str, permutations: int) -> tuple[Any, Any]:
-    """A text's shingles and their MinHash signature; kept for a while, as a report asks several indexes."""
-    hashes = shingles(text)
+def _shingles(text: str) -> Any:
+    """`shingles`, kept for a while, as a report asks several indexes."""
+    return shingles(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature(hashes: bytes, permutations: int) -> Any:
+    """The MinHash signature of a set of shingles, likewise kept."""
+    import numpy as np
+
     signature = _plain(permutations).copy()
-    signature.update_batch((hashes & 0xFFFFFFFF).tolist())  # MinHash takes 32 bits
-    return hashes, signature
+    signature.update_batch((np.frombuffer(hashes, np.uint64) & 0xFFFFFFFF).tolist())  # MinHash takes 32 bits
+    return signature
+
+
+def frame(texts: Iterable[str]) -> Any:
+    """The shingles that many of these texts share, sorted; a text that stands there twice counts once."""
+    import numpy as np
+
+    different: dict[bytes, Any] = {}
+    characters = 0
+    for text in texts:
+        hashes = shingles(text)
+        different[hashes.tobytes()] = hashes
+        characters += len(text)
+        if characters > FRAME_CHARACTERS:
+            break
+    found, counts = np.unique(
+        np.concatenate([*different.values(), np.zeros(0, np.uint64)]), return_counts=True
+    )
+    return found[counts >= max(FRAME_TEXTS, FRAME_SHARE * len(different))]
+
+
+class _Sketch(NamedTuple):
+    """A text as it is compared."""
+
+    whole: Any
+    """All its shingles."""
+    own: Any
+    """Those that are not of the frame; all, where none is left."""
+    signature: Any
+    """Of `own`."""
 
 
 class Index:
     """Held-out texts, and which of them a text repeats. Memory grows with what is indexed alone."""
 
-    def __init__(self, threshold: float = THRESHOLD) -> None:
-        """Raises ConfigError: the threshold is not from 0.3 to 1."""
+    def __init__(self, threshold: float = THRESHOLD, frame: Any = ()) -> None:
+        """
+        Args:
+            frame: shingles that say nothing of a text, from `frame`. Texts are near duplicates if they are
+                both with them and without them.
+
+        Raises:
+            ConfigError: the threshold is not from 0.3 to 1.
+        """
         from datasketch import MinHashLSH
 
         if not 0.3 <= threshold <= 1:
             raise ConfigError(f"The near-duplicate threshold must be from 0.3 to 1, got {threshold}.")
         self.threshold = threshold
+        self._frame = frame
         self._bands, self._rows = bands(threshold)
         self._lsh = MinHashLSH(num_perm=self._bands * self._rows, params=(self._bands, self._rows))
         self._ids: list[list[Any]] = []
         """By place: the ids of the texts with the same shingles."""
-        self._shingles: list[Any] = []
+        self._sketches: list[_Sketch] = []
         self._places: dict[bytes, int] = {}
         """Where a whole set of shingles stands, so that repeated texts cost little."""
 
@@ -146,7 +198,7 @@ class Index:
 
     def add(self, id: Any, text: str) -> None:
         """Index a text; one without a character is left out."""
-        self._add(id, *self._sketch(text))
+        self._add(id, self._sketch(text))
 
     def query(self, text: str) -> Match | None:
         """The most similar indexed text (the first added among equals), or None below the threshold."""
@@ -154,30 +206,40 @@ class Index:
 
     def matches(self, text: str) -> Iterator[Match]:
         """Every indexed text from the threshold on, the most similar first, the first added among equals."""
-        return self._matches(*self._sketch(text))
+        return self._matches(self._sketch(text))
 
-    def _sketch(self, text: str) -> tuple[Any, Any]:
-        return _sketch(text, self._bands * self._rows)
+    def _sketch(self, text: str) -> _Sketch:
+        import numpy as np
 
-    def _add(self, id: Any, hashes: Any, signature: Any) -> None:
-        if len(hashes) == 0:
+        whole = own = _shingles(text)
+        if len(self._frame):
+            own = np.setdiff1d(whole, self._frame, assume_unique=True)
+            own = own if len(own) else whole
+        return _Sketch(whole, own, _signature(own.tobytes(), self._bands * self._rows))
+
+    def _add(self, id: Any, sketch: _Sketch) -> None:
+        if len(sketch.whole) == 0:
             return
-        place = self._places.setdefault(hashes.tobytes(), len(self._ids))
+        place = self._places.setdefault(sketch.whole.tobytes(), len(self._ids))
         if place < len(self._ids):
             self._ids[place].append(id)
             return
-        self._lsh.insert(place, signature, check_duplication=False)
+        self._lsh.insert(place, sketch.signature, check_duplication=False)
         self._ids.append([id])
-        self._shingles.append(hashes)
+        self._sketches.append(sketch)
 
-    def _matches(self, hashes: Any, signature: Any) -> Iterator[Match]:
-        if len(hashes) == 0:
+    def _matches(self, sketch: _Sketch) -> Iterator[Match]:
+        if len(sketch.whole) == 0:
             return
-        candidates = self._lsh.query(signature)
-        ranked = sorted((-similarity(hashes, self._shingles[place]), place) for place in candidates)
-        for negative, place in ranked:
-            if -negative < self.threshold:
-                return
+        found = []
+        for place in self._lsh.query(sketch.signature):
+            other = self._sketches[place]
+            likeness = similarity(sketch.own, other.own)
+            if likeness >= self.threshold and len(self._frame):
+                likeness = min(likeness, similarity(sketch.whole, other.whole))
+            if likeness >= self.threshold:
+                found.append((-likeness, place))
+        for negative, place in sorted(found):
             for id in self._ids[place]:
                 yield Match(id, -negative)
 
@@ -186,6 +248,7 @@ def pairs(
     ids_and_texts: Iterable[tuple[Any, str]],
     threshold: float = THRESHOLD,
     also: Callable[[Any, Any], bool] = lambda id, earlier: True,
+    frame: Any = (),
 ) -> Iterator[Pair]:
     """Each text that nearly repeats an earlier one which repeats none itself: what a clean list leaves out.
 
@@ -193,11 +256,12 @@ def pairs(
 
     Args:
         also: what must hold besides of the two ids.
+        frame: as of `Index`.
     """
-    index = Index(threshold)
+    index = Index(threshold, frame)
     for id, text in ids_and_texts:
         sketch = index._sketch(text)
-        if match := next((match for match in index._matches(*sketch) if also(id, match.id)), None):
+        if match := next((match for match in index._matches(sketch) if also(id, match.id)), None):
             yield Pair(id, match.id, match.similarity)
         else:
-            index._add(id, *sketch)
+            index._add(id, sketch)

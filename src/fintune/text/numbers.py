@@ -28,8 +28,8 @@ SCALES = {
     "tn": 1e12,
     "trillion": 1e12,
 }
-_PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage point")
-_UNITS = "|".join(re.escape(unit) for unit in sorted([*SCALES, *_PERCENT], key=len, reverse=True))
+PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage point")
+_UNITS = "|".join(re.escape(unit) for unit in sorted([*SCALES, *PERCENT], key=len, reverse=True))
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
 # Spaces are possessive (`\s*+`) and none begins a match: runs of them would take time to their fourth power.
 _FIGURE = re.compile(
@@ -83,7 +83,7 @@ def _figure(match: re.Match[str]) -> Figure:
     return Figure(
         figure=-float(digits) if negative else float(digits),
         scale=SCALES.get(unit, 1.0),
-        percent=inside_percent or unit in _PERCENT,
+        percent=inside_percent or unit in PERCENT,
         decimals=len(digits.partition(".")[2]),
     )
 

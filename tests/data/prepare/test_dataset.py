@@ -3,12 +3,15 @@
 import csv
 import hashlib
 import json
+import random
+import re
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from fintune.cli import main
 from fintune.config import Recipe
@@ -173,6 +176,8 @@ def test_a_changed_file_or_another_seed_prepares_anew():
     assert (sum(first["counts"].values()), sum(second["counts"].values())) == (60, 61)
     config = recipe(sentiment={"file": "own.csv"})
     config.training.seed = 7
+    assert prepare(config, say=quiet).manifest["key"] == prepared.manifest["key"]
+    config.data.seed = 7
     assert prepare(config, say=quiet).manifest["key"] != prepared.manifest["key"]
 
 
@@ -278,15 +283,55 @@ def test_labels_of_a_file_are_mapped_and_unknown_ones_are_refused_with_the_mappi
     names = {1: "positive", -1: "negative", 0: "neutral"}
     entry, _ = prepare_own(coded, labels=names)
     assert set(entry["labels"]["train"]) == {"positive", "negative", "neutral"}
+    wrong = [("Odd.", f"odd {i}") for i in range(7)] + [("Good.", "positiv")] * 2
     with pytest.raises(DataError) as caught:
-        prepare_own([*rows(30), ("Good.", "Positive")])
+        prepare_own([*rows(30), *wrong])
     for part in (
         "own.csv:32",
-        "'Positive'",
-        "valid are: positive, negative, neutral",
-        "data.tasks.sentiment.labels: {'Positive': positive}",
+        "'positiv' (2, like positive), 'odd 0' (1), ",
+        "'odd 6' (1); it knows: positive, negative, neutral",
+        'data.tasks.sentiment.labels: {"positiv": null, "odd 0": null, ',
     ):
         assert part in str(caught.value)
+    assert (
+        "positive," not in str(caught.value).partition(".labels:")[2]
+    )  # no unknown label is mapped to a known
+
+
+def test_a_label_that_is_mapped_to_null_leaves_its_rows_out_and_they_are_counted():
+    entry, _ = prepare_own([*rows(30), ("Odd.", "N/A"), ("Odder.", "n/a")], labels={"n/a": None})
+    assert entry["dropped"] == {"rows of a label that is mapped to null": 2}
+    assert entry["dropped_examples"][0] == "own.csv:32: its label is 'N/A'"
+
+
+def test_labels_that_differ_in_case_and_spaces_are_one_and_a_line_says_so():
+    given = [
+        (text, {"positive": " POSITIVE ", "neutral": "Neutral"}.get(label, label)) for text, label in rows(30)
+    ]
+    own_file(given)
+    said = []
+    prepared = prepare(recipe(sentiment={"file": "own.csv"}), say=said.append)
+    assert set(prepared.manifest["tasks"]["sentiment"]["labels"]["train"]) == {
+        "positive",
+        "negative",
+        "neutral",
+    }
+    assert "' POSITIVE ' as 'positive' (10), 'Neutral' as 'neutral' (10)" in said[0]
+
+
+def test_times_that_may_be_either_way_are_asked_for_and_others_decide_by_themselves():
+    def dated(day, month):
+        return [(f"Unit {i} reported.", i % 5, f"{month:02}/{day:02}/{1960 + i}") for i in range(60)]
+
+    def prepared(given, **settings):
+        own_file(given, header=("text", "target", "time"))
+        config = recipe(["regression"], regression={"file": "own.csv", **settings})
+        return prepare(config, say=quiet).records("regression", "train")
+
+    with pytest.raises(DataError, match=r"own\.csv:2.* set  data\.tasks\.regression\.time_format: day_first"):
+        prepared(dated(3, 1))
+    assert prepared(dated(3, 1), time_format="day_first")[0].time[4:] == "-03-01"
+    assert prepared(dated(28, 1))[0].time[4:] == "-01-28"
 
 
 def test_an_empty_or_one_label_split_is_refused_by_task_file_and_fix():
@@ -423,3 +468,166 @@ def test_the_example_plugin_adds_its_own_metric(monkeypatch):
 
     answers = [{"target": "urgent", "prediction": "urgent"}, {"target": "urgent", "prediction": "routine"}]
     assert NoticeTask().evaluate_custom_task(answers) == {"urgent_recall": 0.5}
+
+
+# Rows that are alike in part ------------------------------------------------------------------------
+
+WORDS = (
+    "profit sales fell rose bank oil gold rates fund debt cash bond unit china euro tech retail chip".split()
+)
+
+
+def instruction_recipe(rows, kind="instruction", **data):
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "own", "type": kind, "instruction": "Answer."}
+    data = {"prepared_dir": "prepared", "tasks": {"own": {"file": "own.jsonl"}}, **data}
+    return Recipe.model_validate({"custom_task": task, "data": data})
+
+
+def prepared_rows(recipe):
+    lines = []
+    prepared = prepare(recipe, say=lines.append)
+    records = {split: prepared.records("own", split) for split in ("train", "validation", "test")}
+    return records, prepared.manifest["tasks"]["own"], lines
+
+
+def tweets(count):
+    rng = random.Random(5)
+    return [f"{' '.join(rng.choices(WORDS, k=rng.randint(6, 18)))} ${i}" for i in range(count)]
+
+
+def test_different_texts_under_one_long_instruction_are_all_kept():
+    told = " ".join(f"please{i}" for i in range(40))
+    rows = [{"instruction": told, "input": text, "output": "up"} for text in tweets(3000)]
+    rows.append({"instruction": told, "input": rows[0]["input"], "output": "up"})
+    records, entry, lines = prepared_rows(instruction_recipe(rows))
+    assert sum(entry["dropped"].values()) <= 3 and len(records["train"]) > 2400
+    assert len(lines) == 1
+    shown = {record.text for record in records["test"]}
+    assert not shown & {record.text for record in records["train"]}
+
+
+def test_conversations_that_begin_alike_are_split_by_what_is_asked_last():
+    turns = [("user", "Hello, I have a question"), ("assistant", "Of course: what would you like to know?")]
+    rows = [
+        {"messages": [{"role": r, "content": c} for r, c in [*turns, ("user", text), ("assistant", "Yes.")]]}
+        for text in tweets(80)
+    ]
+    records, entry, _ = prepared_rows(instruction_recipe(rows))
+    assert not entry["dropped"] and [len(records[split]) for split in records] == [65, 7, 8]
+    assert main(["data", "prepare", "--strict", *recipe_file(rows)]) == 0
+
+
+def recipe_file(rows):
+    config = instruction_recipe(rows).model_dump(exclude_unset=True)
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", "own.yaml"]
+
+
+def questions(contexts, count):
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS, k=60)) for _ in range(contexts)]
+    return [
+        {"text": texts[i % contexts], "question": text, "target": "yes"}
+        for i, text in enumerate(tweets(count))
+    ]
+
+
+def test_questions_on_one_text_stay_together_and_are_divided_where_there_are_too_few_texts():
+    records, entry, _ = prepared_rows(instruction_recipe(questions(10, 80), "qa"))
+    assert not entry["dropped"] and not entry["notes"]
+    sides = [{record.text for record in records[split]} for split in records]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 10
+    records, entry, lines = prepared_rows(instruction_recipe(questions(1, 80), "qa"))
+    assert not entry["dropped"] and [len(records[split]) for split in records] == [65, 7, 8]
+    assert "split by question" in lines[0]
+
+
+def test_a_rule_that_leaves_out_many_rows_is_said_first_with_its_key_and_a_pair():
+    short = [
+        {"text": text, "target": "up", "time": f"2026-01-{1 + i // 20:02}"}
+        for i, text in enumerate(tweets(99))
+    ]
+    with pytest.raises(DataError, match=r"data\.embargo_days is 5.*For example own\.jsonl:\d+ «"):
+        prepare(instruction_recipe(short), say=quiet)
+    text = f"{' '.join(WORDS)} was what the company said of its quarter and of the year ahead in the"
+    own_file([*labelled(60), *[(f"{text} {word}", "positive") for word in ("north", "south")]], "test.csv")
+    near = [(f"{text} {word} {word}", "positive") for word in ("north", "south") for _ in range(15)]
+    own_file([*labelled(60, 200), *near])
+    lines = []
+    prepare(recipe(sentiment={"file": "own.csv", "test_file": "test.csv"}), say=lines.append)
+    assert re.match(r"sentiment: 28 of 152 rows are left out \(exact duplicates in train\)", lines[0])
+    assert lines[-1].startswith("sentiment: own.csv")
+
+
+def test_near_repetitions_that_cost_many_rows_show_a_pair():
+    held_out = [(f"{text} said today again", label) for text, label in labelled(40)]
+    own_file(held_out, "test.csv")
+    own_file([*labelled(40, 200), *[(f"{text} now", label) for text, label in held_out if len(text) > 90]])
+    lines = []
+    prepare(recipe(sentiment={"file": "own.csv", "test_file": "test.csv"}), say=lines.append)
+    assert re.match(
+        r"sentiment: \d+ of \d+ rows are left out \(train texts also in test, nearly\): data\."
+        r"near_duplicates is 0\.8, and .* For example own\.csv:\d+ «.+» and test\.csv:\d+ «.+»\.",
+        lines[0],
+    )
+
+
+def labelled(count, start=0):
+    return [
+        (text, "positive" if i % 2 else "negative") for i, text in enumerate(tweets(start + count)[start:])
+    ]
+
+
+# Rows without a time --------------------------------------------------------------------------------
+
+
+def dated(times):
+    return [
+        {"text": text, "target": "up", "time": time}
+        for text, time in zip(tweets(len(times)), times, strict=True)
+    ]
+
+
+def test_rows_without_a_time_are_split_at_random_and_said_and_the_others_by_time():
+    times = [f"2026-{1 + i // 10:02}-{1 + i % 10:02}" if i % 3 else "" for i in range(90)]
+    records, entry, lines = prepared_rows(instruction_recipe(dated(times), embargo_days=0))
+    known = [[r.time for r in records[split] if r.time] for split in ("train", "validation", "test")]
+    assert max(known[0]) < min(known[1]) <= max(known[1]) < min(known[2])
+    assert [sum(not r.time for r in kept) for kept in records.values()] == [24, 3, 3]
+    assert sum(len(kept) for kept in records.values()) == 90 and not entry["dropped"]
+    assert lines[0].startswith("own: 30 of 90 rows have no time: they are split at random")
+
+
+def test_training_rows_without_a_time_beside_dated_test_rows_are_said():
+    rows = dated(["2026-01-01"] * 20 + [""] * 20)
+    Path("test.jsonl").write_text(
+        "".join(json.dumps({**row, "time": "2026-05-01"}) + "\n" for row in rows[:5])
+    )
+    tasks = {"own": {"file": "own.jsonl", "test_file": "test.jsonl"}}
+    _, _, lines = prepared_rows(instruction_recipe(rows[5:], tasks=tasks))
+    assert any("have no time: they are trained on" in line for line in lines[:2])
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        (["2026-01-01", "2026-02-01", "2026-03-01"] + [""] * 57, "3 of 60 rows have a time"),
+        (["2026-01-01"] * 30 + ["2026-01-02"] * 30, "all times are of 2 days"),
+    ],
+)
+def test_a_split_that_time_cannot_make_is_random_and_says_so(times, says):
+    records, entry, lines = prepared_rows(instruction_recipe(dated(times)))
+    assert [len(records[split]) for split in records] == [49, 5, 6] and not entry["dropped"]
+    assert says in lines[0] and "the split is random (data.seed)" in lines[0]
+
+
+def test_half_a_character_costs_its_row_alone_wherever_it_stands():
+    rows = [{"text": text, "target": "up"} for text in tweets(60)]
+    rows[3]["text"] += " \ud83d"
+    rows[4]["target"] = "up \ud83d"
+    rows[5]["group"] = "\udc00"
+    rows[6]["system"] = "Say \ud83d."
+    _, entry, _ = prepared_rows(instruction_recipe(rows))
+    assert entry["dropped"] == {"malformed rows": 4} and sum(entry["counts"].values()) == 56
+    assert all("half a character" in why for why in entry["dropped_examples"])

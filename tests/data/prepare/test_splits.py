@@ -123,8 +123,8 @@ def days(count, text="text"):
 
 def by_time(records, embargo):
     with table(records) as rows:
-        assert splits.timed(rows, "train")
-        splits.carve_by_time(rows, "test", 0.25)
+        assert splits.by_time(rows, 3) == (True, "")
+        splits.carve_by_time(rows, "test", 0.25, 0)
         splits.embargo(rows, "train", "test", embargo)
         return *sides(rows, records), dict(rows.report.dropped)
 

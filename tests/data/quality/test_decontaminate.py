@@ -119,6 +119,46 @@ def test_a_parquet_file_keeps_schema_and_order(public, workdir):
     assert clean["n"].to_pylist() == [0, 3]
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_table_keeps_its_encoding_and_its_layout(public, workdir, encoding):
+    rows = ["sep=|", "text|n", f"{CLEAN} für 5 €|1", f"{TEST}|2", '"two\r\nlines – naïve"|3', ""]
+    (workdir / "own.csv").write_bytes("\r\n".join(rows).encode(encoding))
+    said = []
+    found = decontaminate(workdir / "own.csv", workdir / "clean.csv", public, say=said.append)
+    del rows[3]
+    assert (workdir / "clean.csv").read_bytes() == "\r\n".join(rows).encode(encoding)
+    assert len(found.removed) == 1 and encoding in said[0]
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_packed_file_is_packed_again(public, workdir, ending):
+    codec = {"gz": "gzip", "zst": "zstd"}[ending]
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+    with pa.CompressedOutputStream(str(workdir / f"own.jsonl.{ending}"), codec) as stream:
+        stream.write("".join(lines).encode())
+    decontaminate(workdir / f"own.jsonl.{ending}", workdir / f"clean.jsonl.{ending}", public, say=silent)
+    with pa.input_stream(str(workdir / f"clean.jsonl.{ending}"), compression=codec) as stream:
+        assert stream.read().decode() == lines[0] + lines[3]
+
+
+def test_a_list_and_a_workbook_lose_the_same_rows(public, workdir):
+    import openpyxl
+
+    (workdir / "own.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
+    decontaminate(workdir / "own.json", workdir / "clean.json", public, say=silent)
+    assert [row["text"] for row in json.loads((workdir / "clean.json").read_text())] == [TEXTS[0], TEXTS[3]]
+    book = openpyxl.Workbook()
+    for row in (["text", "n"], *([text, i] for i, text in enumerate(TEXTS))):
+        book.active.append(row)
+    book.create_sheet("Notes")["A1"] = "kept"
+    book.save(workdir / "own.xlsx")
+    decontaminate(workdir / "own.xlsx", workdir / "clean.xlsx", public, say=silent)
+    clean = openpyxl.load_workbook(workdir / "clean.xlsx")
+    assert [row[1] for row in clean.worksheets[0].values] == ["n", 0, 3] and clean["Notes"][
+        "A1"
+    ].value == "kept"
+
+
 def test_prepared_data_of_your_own_counts_as_a_test_set_but_not_for_its_own_file(workdir):
     labels = {"up": "A rise of number", "down": "A fall of number"}
     with (workdir / "own.csv").open("w", newline="") as stream:

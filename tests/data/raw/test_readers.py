@@ -282,8 +282,8 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
     [
         ("f.csv", "", ["f.csv is empty"]),
         ("f.jsonl", "\n\n", ["f.jsonl holds no JSON object"]),
-        ("f.json", '{"text": "a"}', ["f.json does not hold a JSON list", "write a list of objects"]),
-        ("f.xlsx", "x", ["unknown kind", ".csv, .tsv, .jsonl or .parquet"]),
+        ("f.json", '{"text": {"0": "a"}}', ["f.json does not hold a JSON list", "write a list of objects"]),
+        ("f.doc", "x", ["unknown kind", ".csv, .tsv, .jsonl"]),
         ("f.parquet", "no", ["f.parquet is not a Parquet file"]),
         (
             "f.csv",
@@ -300,13 +300,6 @@ def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, con
         own(path)
     for part in parts_of_message:
         assert part in str(caught.value)
-
-
-def test_a_file_of_another_encoding_is_refused(tmp_path):
-    path = tmp_path / "f.csv"
-    path.write_bytes("text,target\nFörsäljning,good\n".encode("latin-1"))
-    with pytest.raises(DataError, match="is not UTF-8 text"):
-        own(path)
 
 
 def test_spaces_around_a_columns_name_do_not_matter(tmp_path):
@@ -338,12 +331,12 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path):
 
 def test_a_time_is_kept_in_utc_and_one_that_is_none_is_named(tmp_path):
     path = tmp_path / "f.csv"
-    times = ("2015-07-31", "2015-07-31T16:00:00-04:00", "2015-07-31 20:00", "", "31.7.2015")
+    times = ("2015-07-31", "2015-07-31T16:00:00-04:00", "2015-07-31 20:00", "", "31.7.")
     path.write_text("text,target,when\n" + "".join(f"a,good,{time}\n" for time in times))
     records, dropped = own(path, columns={"time": "when"})
     utc = "2015-07-31T20:00:00+00:00"
     assert [r.time for r in records] == ["2015-07-31", utc, utc, ""]
-    assert dropped[0].why.startswith("the time '31.7.2015' is not a date such as 2015-07-31")
+    assert dropped[0].why.startswith("the time '31.7.' is not a date such as 2015-07-31")
 
 
 def test_a_parquet_files_own_times_are_taken(tmp_path):

@@ -5,16 +5,36 @@ Knows records and tasks; knows nothing of files, datasets or how splits are made
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from fintune.data.records import Dropped, Split, text_key
+from fintune.data.records import Dropped, Split
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
+from fintune.tasks.label_names import LabelNames, label_key
 
+MAX_LABELS = 200
+"""Different unknown labels that are counted: a column that has more holds no labels."""
 MAX_NAMED = 5
 """Dropped rows that a report names one by one; all are counted."""
+SHOWN, LABEL = 50, 60
+"""Labels that a message lists, and characters of each."""
+MANY = 0.1
+"""A rule that leaves out more than this share of a task's rows is told before anything else."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What governs a reason for which rows are left out, and one of them."""
+
+    governed: str
+    """The key of the recipe and what it does, as a clause."""
+    row: int
+    other: int | None
+    """The row that it repeats, where it repeats one."""
 
 
 @dataclass
@@ -24,10 +44,16 @@ class Report:
     dropped: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
     """The first rows that were dropped for being malformed, then the others: «file:line: why»."""
-    unknown_labels: dict[str, str] = field(default_factory=dict)
-    """A label that the task does not know → the first row that has it."""
+    unknown_labels: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """A label that the task does not know → the first row that has it, and how many have."""
+    folded: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    """(label as the data writes it, the one it is read as) → how often, where they differ a little."""
     conflicting: int = 0
     """Texts of the training split that stand there with more than one target."""
+    rules: dict[str, Rule] = field(default_factory=dict)
+    """Reason → its rule, of those that splitting has."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on how the rows were split, where that is not as one would expect."""
 
     def add(self, item: Dropped) -> None:
         self.dropped[item.reason] += item.count
@@ -38,64 +64,106 @@ class Report:
         """Add what a later part of the same source dropped."""
         self.dropped.update(later.dropped)
         self.named = [*self.named, *later.named][:MAX_NAMED]
-        self.unknown_labels = {**later.unknown_labels, **self.unknown_labels}
+        self.folded.update(later.folded)
+        for label, (row, count) in later.unknown_labels.items():
+            self.add_unknown(label, row, count)
+
+    def add_unknown(self, label: str, row: str, count: int = 1) -> None:
+        """Count a label that the task does not know."""
+        if label in self.unknown_labels or len(self.unknown_labels) < MAX_LABELS:
+            first, before = self.unknown_labels.get(label, (row, 0))
+            self.unknown_labels[label] = first, before + count
 
 
 def check(
-    task: Task, items: Iterable[Record | Dropped], report: Report, labels: Mapping[str, str]
+    task: Task, items: Iterable[Record | Dropped], report: Report, labels: Mapping[str, str | None]
 ) -> Iterator[Record]:
     """The records the task can use, their labels mapped; the rest goes into `report`.
 
     Args:
-        labels: the source's label → the task's label, where they differ.
+        labels: the source's label → the task's label, where they differ; None leaves its rows out.
     """
+    names = LabelNames(task.labels, labels)
+    report.folded = names.folded
     for item in items:
         if isinstance(item, Dropped):
             report.add(item)
             continue
-        record = replace(item, target=task.relabel(item.target, labels)) if labels else item
+        target = task.relabel(item.target, names) if names else item.target
+        if target is None and item.target is not None:
+            report.add(
+                Dropped("rows of a label that is mapped to null", item.id, f"its label is {item.target!r}")
+            )
+            continue
+        record = item if target is item.target else replace(item, target=target)
         problem = task.problem(record)
         if problem is None:
             yield record
         elif task.input_problem(record) is None and (unknown := task.unknown_labels(record)):
             for label in unknown:
-                report.unknown_labels.setdefault(label, record.id)
+                report.add_unknown(label, record.id)
         else:
             report.add(Dropped("malformed rows", record.id, problem))
 
 
-def refuse_unknown_labels(task: Task, report: Report) -> None:
-    """Raise a DataError for labels that are none of the task's; it names them and how to map them."""
-    unknown = report.unknown_labels
-    if not unknown:
-        return
-    labels = task.labels
-    shown = list(unknown)[:5]
-    names = ", ".join(repr(label) for label in shown) + (", …" if len(unknown) > 5 else "")
-    by_key = {text_key(label): label for label in labels}
-    mapping = ", ".join(f"{label!r}: {by_key.get(text_key(label), labels[0])}" for label in shown)
-    raise DataError(
-        f"Task {task.name}: {unknown[shown[0]]} has a label that the task does not know ({names}); "
-        f"valid are: {', '.join(labels)}. Correct the file, or map the labels in the recipe, "
-        f"such as  data.tasks.{task.name}.labels: {{{mapping}}}"
+def folded_labels(task: Task, report: Report) -> str:
+    """A line on labels that are read as one though they are written in different ways; "" if none are."""
+    if not report.folded:
+        return ""
+    shown = [
+        f"{label!r} as {'none' if meant is None else repr(meant)} ({count:,})"
+        for (label, meant), count in report.folded.most_common(SHOWN)
+    ]
+    more = len(report.folded) - len(shown)
+    rest = f", and {more:,} more" if more > 0 else ""
+    return (
+        f"{task.name}: labels that differ in case or spaces alone are read as one: {', '.join(shown)}{rest}."
     )
 
 
-def refuse_empty(task: Task, labels: Mapping[Split, Mapping[str, int]], where: str, report: Report) -> None:
+def refuse_unknown_labels(task: Task, report: Report) -> None:
+    """Raise a DataError for labels that are none of the task's; it names all and how to map them."""
+    unknown = report.unknown_labels
+    if not unknown:
+        return
+    ordered = sorted(unknown, key=lambda label: -unknown[label][1])[:SHOWN]
+    names = []
+    for label in ordered:
+        near = difflib.get_close_matches(label_key(label), map(label_key, task.labels), n=1, cutoff=0.8)
+        alike = next((f", like {own}" for own in task.labels if [label_key(own)] == near), "")
+        names.append(f"{label[:LABEL]!r} ({unknown[label][1]:,}{alike})")
+    if (more := len(unknown) - len(ordered)) > 0:
+        names.append(f"and {more:,}{'' if len(unknown) < MAX_LABELS else ' or more'} others")
+    mapping = ", ".join(f"{json.dumps(label[:LABEL], ensure_ascii=False)}: null" for label in ordered)
+    first = next(iter(unknown))
+    raise DataError(
+        f"Task {task.name}: {unknown[first][0]} and other rows have labels that the task does not know: "
+        f"{', '.join(names)}; it knows: {', '.join(task.labels)}. Correct the file, or map them in the "
+        f"recipe: data.tasks.{task.name}.labels: {{{mapping}}}  where null leaves the rows out, and a "
+        "label of the task in its place keeps them."
+    )
+
+
+def refuse_empty(
+    task: Task, labels: Mapping[Split, Mapping[str, int]], where: str, report: Report, losses: list[str]
+) -> None:
     """Raise a DataError for a split without records, or a classification split of one label only.
 
     Args:
         labels: split → label → its number of records; a task without labels has one, "".
+        losses: what `table.losses` says, which is then the likely cause.
     """
     lost = sum(report.dropped.values())
     hint = f" ({lost:,} rows were dropped, such as {report.named[0]})" if lost else ""
+    fix = f"add rows to it, or give the task another file or dataset under data.tasks.{task.name}."
+    if losses:
+        hint, fix = "", " ".join(losses)
     for split, counts in labels.items():
         total = sum(counts.values())
         if not total:
-            raise DataError(
-                f"Task {task.name}: the {split} split of {where} is empty{hint}: add rows to it, or give "
-                f"the task another file or dataset under data.tasks.{task.name}."
-            )
+            rules = [rule.governed for reason, rule in report.rules.items() if reason.startswith(f"{split} ")]
+            what = f"; {rules[-1]}" if rules and not losses else ""
+            raise DataError(f"Task {task.name}: the {split} split of {where} is empty{hint}{what}: {fix}")
         if task.one_of and total > (split != "train") and len(counts) == 1:
             raise DataError(
                 f"Task {task.name}: all {total:,} records of the {split} split of {where} have "

@@ -20,7 +20,7 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare import splits
-from fintune.data.prepare.checks import Report, refuse_empty, refuse_unknown_labels
+from fintune.data.prepare.checks import Report, folded_labels, refuse_empty, refuse_unknown_labels
 from fintune.data.prepare.shards import Map, Part, read_parts
 from fintune.data.prepare.table import Rows
 from fintune.data.raw.registry import check_views
@@ -135,7 +135,7 @@ def prepare(
 
     Args:
         force: prepare again even if nothing changed.
-        say: takes a line for each task.
+        say: takes a line for each task, after those that tell of many rows left out.
         workers: processes that read; None is one a core, and one alone where there is little to read.
         mapper: reads elsewhere, such as on a Ray cluster.
 
@@ -169,9 +169,12 @@ def prepare(
                 if part.task is task:
                     report.merge(dropped)
             refuse_unknown_labels(task, report)
+            if line := folded_labels(task, report):
+                say(line)
             home = Path(scratch) / task.name
             numeric = task.numeric
-            with Rows([part.path for part in own], home, numeric, report) as rows:
+            paths = [part.path for part in own]
+            with Rows(paths, home, numeric, report, turns=task.takes_turns) as rows:
                 labels = _splits(rows, task, source, config, recipe, report)
                 clipped = splits.bounds(rows, config.winsorize) if numeric else None
                 for split in SPLITS:
@@ -181,8 +184,12 @@ def prepare(
             shutil.rmtree(home)
             task.fit(_read(staging / task.name / "train.parquet", "train", FIT_ROWS))
             manifest["tasks"][task.name] = _entry(task, source, sums[task.name], labels, report, clipped)
-            say(_line(task.name, manifest["tasks"][task.name], source.note))
         write_json(staging / "manifest.json", manifest)
+    for entry in manifest["tasks"].values():  # what a user must know comes first
+        for note in entry["notes"]:
+            say(note)
+    for name, entry in manifest["tasks"].items():
+        say(_line(name, entry, sources[name].note))
     return PreparedDataset(folder, manifest)
 
 
@@ -197,6 +204,8 @@ def _sources(
             say(line)
         if source is not None:
             sources[task.name] = source
+            for remark in source.remarks:
+                say(remark)
     if not sources:
         raise DataError(
             "data.commercial_only leaves no task: give one your own data, or a dataset whose licence allows "
@@ -265,41 +274,86 @@ def _splits(
 ) -> dict[Split, dict[str, int]]:
     """Give every row its split; official splits stay, missing ones are carved from the training rows.
 
-    Where every training row says when it was known, the latest become the missing splits.
+    Where training rows say when they were known, the latest become the missing splits.
 
     Returns:
         Split → label → its number of records, before any limit.
     """
-    seed, embargo, near = recipe.data_seed, recipe.data.embargo_days, recipe.data.near_duplicates
+    seed, near = recipe.data_seed, recipe.data.near_duplicates
+    total = rows.value("SELECT count(*) FROM r") + sum(report.dropped.values())
+    missing = [split for split in ("test", "validation") if not rows.count(split)]
+    timely = _plan(rows, task, len(missing), report)
+
+    random: list[Split] = []
 
     def carve(into: Split, fraction: float) -> None:
-        if splits.timed(rows, "train"):
-            splits.carve_by_time(rows, into, fraction)
+        if timely:
+            splits.carve_by_time(rows, into, fraction, seed)
         else:
             splits.carve(rows, into, fraction, seed)
+            random.append(into)
 
-    if not rows.count("test"):
+    if "test" in missing:
         carve("test", recipe.data.test_fraction)
     splits.remove_leaks(rows, "validation", "test")
     splits.remove_leaks(rows, "train", "test")
     splits.remove_leaks(rows, "train", "validation")
     splits.remove_duplicates(rows)
+    frame = splits.frame_of(rows) if near else None
     if near:
-        splits.remove_near_leaks(rows, ("validation", "train"), "test", near)
+        splits.remove_near_leaks(rows, ("validation", "train"), "test", near, frame)
     if not rows.count("validation"):
         carve("validation", recipe.data.validation_fraction)
         splits.remove_leaks(rows, "train", "validation")
     if near:
-        splits.remove_near_leaks(rows, ("train",), "validation", near)
-    splits.embargo(rows, "validation", "test", embargo)
-    splits.embargo(rows, "train", "test", embargo)
-    splits.embargo(rows, "train", "validation", embargo)
+        splits.remove_near_leaks(rows, ("train",), "validation", near, frame)
+    if rows.count("more"):
+        for held_out in ("test", "validation"):
+            splits.remove_leaks(rows, "more", held_out)
+            if near:
+                splits.remove_near_leaks(rows, ("more",), held_out, near, frame)
+        splits.join_more(rows)
+    pairs: list[tuple[Split, Split]] = [("validation", "test"), ("train", "test"), ("train", "validation")]
+    for split, held_out in pairs:
+        if held_out not in random:  # a random split has no before and after
+            splits.embargo(rows, split, held_out, recipe.data.embargo_days)
+    if not timely and len(random) < 2 and (note := splits.undated(rows)):
+        report.notes.append(f"{task.name}: {note}.")
     report.conflicting = splits.count_conflicts(rows)
     whole = {split: rows.labels(split) for split in SPLITS}
-    refuse_empty(task, whole, source.dataset, report)
+    losses = rows.losses(task.name, total)
+    refuse_empty(task, whole, source.dataset, report, losses)
+    report.notes = [*losses, *report.notes]
     for split, limit in zip(SPLITS, (config.max_train, config.max_validation, config.max_test), strict=True):
         splits.cap(rows, split, limit, seed)
     return {split: rows.labels(split) for split in SPLITS}
+
+
+def _plan(rows: Rows, task: Task, missing: int, report: Report) -> bool:
+    """Whether the splits that are missing are carved by time; what is unusual about them is noted.
+
+    Raises:
+        DataError: all rows are of fewer groups than there are splits to fill.
+    """
+    fill = missing + 1
+    if splits.divide_by_question(rows, fill):
+        report.notes.append(
+            f"{task.name}: its questions are on too few texts to divide these, so they are split by "
+            "question: texts of the test split are trained on, with other questions."
+        )
+    groups, loose = rows.query(
+        "SELECT count(DISTINCT grp), count(*) - count(grp) FROM r WHERE gone IS NULL AND split = 'train'"
+    )[0]
+    if not loose and 0 < groups < fill:
+        raise DataError(
+            f"Task {task.name}: the group column puts all rows into {groups} groups, and no group is divided "
+            f"between splits: {fill} groups are needed. Map another column with "
+            f"data.tasks.{task.name}.columns.group, or set validation_file and test_file."
+        )
+    timely, why = splits.by_time(rows, fill)
+    if why and missing:
+        report.notes.append(f"{task.name}: {why}.")
+    return timely
 
 
 def _entry(
@@ -320,6 +374,8 @@ def _entry(
         "labels": labels if task.one_of else {},
         "dropped": dict(report.dropped),
         "dropped_examples": report.named,
+        "notes": report.notes,
+        "remarks": [*source.remarks, *filter(None, [folded_labels(task, report)])],
         "conflicting_targets_in_train": report.conflicting,
         "training_targets_clipped_to": list(clipped) if clipped else None,
     }

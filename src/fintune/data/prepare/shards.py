@@ -34,7 +34,7 @@ class Part:
 
     task: Task
     read: Read
-    labels: Mapping[str, str]
+    labels: Mapping[str, str | None]
     path: Path
     """Where its rows go."""
     bytes: int = 0
@@ -78,7 +78,7 @@ def _watched(reports: Iterator[Report], parts: Sequence[Part], total: int) -> It
 def schema() -> Any:
     """The columns of a part: a record's fields, its row's number in the part, and keys of its texts.
 
-    `key` stands for the text, `ask` for text and question, `same` for text, question and target.
+    `key` stands for the passage, `ask` for text and question, `same` for text, question and target.
     """
     import pyarrow as pa
 
@@ -121,17 +121,18 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dict[str, Any]]:
     classify, numeric = bool(task.one_of), task.numeric
     for record in records:
-        key = text_key(record.text)
-        ask = f"{key}\0{text_key(record.question or '')}"
+        ask = f"{text_key(record.text)}\0{text_key(record.question or '')}"
+        fields = {name: getattr(record, name) for name in (*COLUMNS, "split")}
         try:
+            "".join(value for value in fields.values() if isinstance(value, str)).encode()
             yield {
-                **{name: getattr(record, name) for name in (*COLUMNS, "split")},
+                **fields,
                 "target": None if numeric else record.target,
                 "number": record.target if numeric else None,
-                "key": digest(key),
+                "key": digest(text_key(task.passage(record))),
                 "ask": digest(ask),
                 "same": digest(f"{ask}\0{record.target}"),
                 "label": record.target if classify else "",
             }
         except UnicodeEncodeError:
-            report.add(Dropped("malformed rows", record.id, "its text holds half a character"))
+            report.add(Dropped("malformed rows", record.id, "it holds half a character"))

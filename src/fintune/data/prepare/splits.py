@@ -8,43 +8,88 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from fintune.data.prepare.table import Rows
 from fintune.data.records import Split
 
+SAMPLED = 5_000
+"""Different passages in which their common frame is looked for."""
+
 
 def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
     """Drop the rows of `split` whose text or group also occurs in `held_out`, which stays as it is."""
-    for column, reason in (
-        ("key", f"{split} texts also in {held_out}"),
-        ("grp", f"{split} records of a group also in {held_out}"),
+    for column, reason, governed in (
+        (
+            "key",
+            f"{split} texts also in {held_out}",
+            f"a text stands in one split alone, so keep it in one of the task's file, validation_file and "
+            f"test_file, or leave {held_out}_file out",
+        ),
+        (
+            "grp",
+            f"{split} records of a group also in {held_out}",
+            "the group column keeps a group in one split (the task's columns.group maps it)",
+        ),
     ):
-        there = f"SELECT {column} FROM r WHERE gone IS NULL AND split = $held_out AND {column} IS NOT NULL"
-        rows.drop(reason, f"split = $split AND {column} IN ({there})", split=split, held_out=held_out)
+        there = f"FROM r h WHERE h.gone IS NULL AND h.split = $held_out AND h.{column} IS NOT NULL"
+        rows.drop(
+            reason,
+            f"split = $split AND {column} IN (SELECT h.{column} {there})",
+            governed,
+            other=f"(SELECT min(h.row) {there} AND h.{column} = r.{column})",
+            split=split,
+            held_out=held_out,
+        )
 
 
-def remove_near_leaks(rows: Rows, among: Sequence[Split], held_out: Split, threshold: float) -> None:
-    """Drop the rows of some splits whose text is nearly one of `held_out`, which alone takes memory."""
+def remove_near_leaks(
+    rows: Rows, among: Sequence[Split], held_out: Split, threshold: float, frame: Any
+) -> None:
+    """Drop the rows of some splits whose text is nearly one of `held_out`, which alone takes memory.
+
+    Args:
+        frame: what many texts share and does not count (`near_duplicates.frame`).
+    """
     from fintune.text.near_duplicates import Index
 
-    index = Index(threshold)
-    for _, name, text in rows.texts(held_out):
-        index.add(name, text)
+    index = Index(threshold, frame)
+    names = {}
+    for row, name, text in rows.texts(held_out):
+        index.add(row, text)
+        names[row] = name
     for split in among:
         found = (
-            (row, match.id, match.similarity)
+            (row, match.id, names[match.id], match.similarity)
             for row, _, text in rows.texts(split)
             if (match := index.query(text)) is not None
         )
-        rows.db.execute("CREATE OR REPLACE TABLE near (row BIGINT, id VARCHAR, similarity DOUBLE)")
+        rows.db.execute(
+            "CREATE OR REPLACE TABLE near (row BIGINT, other BIGINT, id VARCHAR, similarity DOUBLE)"
+        )
         while batch := list(islice(found, 1_000)):
-            rows.db.executemany("INSERT INTO near VALUES (?, ?, ?)", batch)
+            rows.db.executemany("INSERT INTO near VALUES (?, ?, ?, ?)", batch)
         rows.drop(
             f"{split} texts also in {held_out}, nearly",
             "row IN (SELECT row FROM near)",
+            f"data.near_duplicates is {threshold:g}, and a higher value or null leaves out fewer",
+            other="(SELECT n.other FROM near n WHERE n.row = r.row)",
             why="(SELECT printf('%.0f %% of it stands in %s', 100 * n.similarity, n.id) FROM near n "
             "WHERE n.row = r.row)",
         )
+
+
+def join_more(rows: Rows) -> None:
+    """Put the rows of `more_train` among the training rows, once nothing is held out of these any more."""
+    rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'more'")
+    remove_duplicates(rows)
+
+
+def frame_of(rows: Rows) -> Any:
+    """What many passages of a task share, such as an instruction: see `near_duplicates.frame`."""
+    from fintune.text.near_duplicates import frame
+
+    return frame(rows.sample(SAMPLED))
 
 
 def remove_duplicates(rows: Rows) -> None:
@@ -59,6 +104,8 @@ def remove_duplicates(rows: Rows) -> None:
     rows.drop(
         "exact duplicates in train",
         "split = 'train' AND EXISTS (SELECT 1 FROM first f WHERE f.same = r.same AND f.row < r.row)",
+        "of rows that are the same the first is kept, and no key changes that",
+        other="(SELECT f.row FROM first f WHERE f.same = r.same)",
         why="concat('repeats ', (SELECT f.id FROM first f WHERE f.same = r.same))",
     )
 
@@ -214,43 +261,95 @@ def _find_clusters(rows: Rows) -> None:
             return
 
 
-def timed(rows: Rows, split: Split) -> bool:
-    """Whether every row of a split says when it was known."""
-    return rows.count(split) > 0 and not rows.value(
-        "SELECT count(*) FROM r WHERE gone IS NULL AND split = $split AND time IS NULL", split=split
+def divide_by_question(rows: Rows, splits: int) -> bool:
+    """Let questions on too few texts be split apart, and from held-out ones; whether that was needed.
+
+    Args:
+        splits: how many splits the training rows are to fill.
+    """
+    passages, questions = rows.query(
+        "SELECT count(DISTINCT key) FILTER (key NOT IN (SELECT key FROM r WHERE split <> 'train')), "
+        "count(DISTINCT ask) FROM r WHERE gone IS NULL AND split = 'train'"
+    )[0]
+    if rows.turns or not passages < splits <= questions:
+        return False
+    rows.turns = True
+    rows.db.execute("UPDATE r SET key = ask")
+    return True
+
+
+def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
+    """Whether the training rows are divided by time, and if some are not, why, as a sentence; or "".
+
+    Args:
+        splits: how many splits they are to fill.
+    """
+    total, dated, days = rows.query(
+        "SELECT count(*), count(time), count(DISTINCT left(time, 10)) FROM r "
+        "WHERE gone IS NULL AND split = 'train'"
+    )[0]
+    if not dated:
+        return False, ""
+    if 2 * dated >= total and days >= splits:
+        rest = (
+            f"{total - dated:,} of {total:,} rows have no time: they are split at random (data.seed), the "
+            "others by time, so some that are trained on may be later than some that are tested; give them a "
+            "time, or leave them out"
+        )
+        return True, rest if dated < total else ""
+    what = (
+        f"{dated:,} of {total:,} rows have a time" if 2 * dated < total else f"all times are of {days} days"
+    )
+    return False, f"{what}, too few to split by time: the split is random (data.seed)"
+
+
+def undated(rows: Rows) -> str:
+    """What became of training rows without a time, where held-out rows have one, as a sentence; or ""."""
+    held_out = rows.value("SELECT count(time) FROM r WHERE gone IS NULL AND split <> 'train'")
+    count = rows.value("SELECT count(*) FROM r WHERE gone IS NULL AND split = 'train' AND time IS NULL")
+    if not held_out or not count:
+        return ""
+    return (
+        f"{count:,} of {rows.count('train'):,} training rows have no time: they are trained on, though they "
+        "may be later than the held-out rows; give them a time, or leave them out of the file"
     )
 
 
-def carve_by_time(rows: Rows, into: Split, fraction: float) -> None:
-    """Move the latest `fraction` of the training rows into another split, whole days."""
+def carve_by_time(rows: Rows, into: Split, fraction: float, seed: int) -> None:
+    """Move the latest `fraction` of the training rows into another split, whole days; of rows without a time
+    as many, as `carve` does."""
+    dated = "gone IS NULL AND split = 'train' AND time IS NOT NULL"
+    count = rows.value(f"SELECT count(*) FROM r WHERE {dated}")
     last = rows.value(
-        """
-        SELECT left(time, 10) FROM r WHERE gone IS NULL AND split = 'train'
-        ORDER BY time DESC, row LIMIT 1 OFFSET $place
-        """,
-        place=max(0, round(fraction * rows.count("train")) - 1),
+        f"SELECT left(time, 10) FROM r WHERE {dated} ORDER BY time DESC, row LIMIT 1 OFFSET $place",
+        place=max(0, round(fraction * count) - 1),
     )
     rows.db.execute(
-        "UPDATE r SET split = $into WHERE gone IS NULL AND split = 'train' AND left(time, 10) >= $last",
+        f"UPDATE r SET split = $into WHERE {dated} AND left(time, 10) >= $last",
         {"into": into, "last": last},
     )
+    if round(fraction * (rows.count("train") - rows.value(f"SELECT count(*) FROM r WHERE {dated}"))):
+        rows.db.execute(f"UPDATE r SET split = 'dated' WHERE {dated}")
+        carve(rows, into, fraction, seed)
+        rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'dated'")
 
 
 def embargo(rows: Rows, split: Split, held_out: Split, days: int) -> None:
     """Drop the rows of `split` known within `days` days before the first of `held_out`, or after it.
 
     What is left ends before the held-out split begins, with room for features and targets that span days
-    (López de Prado, 2018, chapter 7). Nothing is dropped where times are not known.
+    (López de Prado, 2018, chapter 7). Rows without a time stay (see `undated`).
     """
     begin = rows.value(
         "SELECT min(left(time, 10)) FROM r WHERE gone IS NULL AND split = $split", split=held_out
     )
-    if begin is None or not timed(rows, held_out):
+    if begin is None:
         return
     end = (datetime.date.fromisoformat(begin) - datetime.timedelta(days=days)).isoformat()
     rows.drop(
         f"{split} records within {days} days of the {held_out} split",
         "split = $split AND left(time, 10) >= $limit",
+        f"data.embargo_days is {days}, and fewer days leave out fewer",
         split=split,
         limit=end,
     )

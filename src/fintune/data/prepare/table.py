@@ -10,22 +10,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fintune.data.prepare.checks import MAX_NAMED, Report
+from fintune.data.prepare.checks import MANY, MAX_NAMED, Report, Rule
 from fintune.data.records import COLUMNS, Split
 
 MEMORY = "512MB"
 """What DuckDB may use before it goes to disk."""
+MALFORMED = "malformed rows"
+SHOWN = 90
+"""Characters of an example's text."""
 
 
 class Rows:
     """The rows of one task; use it as a context, for it holds files open."""
 
-    def __init__(self, parts: Sequence[Path], scratch: Path, numeric: bool, report: Report) -> None:
+    def __init__(
+        self, parts: Sequence[Path], scratch: Path, numeric: bool, report: Report, turns: bool = False
+    ) -> None:
+        """Args: turns: the question is part of what is compared, as a conversation's last turn is."""
         import duckdb
         import pyarrow.parquet as pq
 
         self.report = report
         self.numeric = numeric
+        self.turns = turns
         self.db = duckdb.connect(str(scratch / "rows.duckdb"))
         self.db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
         self.db.execute("SET enable_progress_bar = false")
@@ -75,19 +82,31 @@ class Rows:
         sql = "SELECT label, count(*) FROM r WHERE gone IS NULL AND split = $split GROUP BY 1 ORDER BY 1"
         return dict(self.query(sql, split=split))
 
-    def drop(self, reason: str, where: str, why: str = "NULL", **parameters: Any) -> int:
+    def drop(
+        self,
+        reason: str,
+        where: str,
+        governed: str,
+        *,
+        other: str = "NULL",
+        why: str = "NULL",
+        **parameters: Any,
+    ) -> int:
         """Take the rows that fulfil a condition out, under a reason that the report counts and names.
 
         Args:
-            why: an SQL expression that says more of a row.
+            governed: the key of the recipe that governs this, as `Rule` has it.
+            other: an SQL expression for the row that a row repeats.
+            why: one that says more of a row.
         """
         chosen = f"FROM r WHERE gone IS NULL AND ({where})"
-        names = self.db.execute(
-            f"SELECT id, {why} {chosen} ORDER BY row LIMIT {MAX_NAMED}", parameters or None
+        found = self.query(
+            f"SELECT id, {why}, row, {other} {chosen} ORDER BY row LIMIT {MAX_NAMED}", **parameters
         )
-        named = [f"{name}: {more or reason}" for name, more in names.fetchall()]
-        if not named:
+        if not found:
             return 0
+        named = [f"{name}: {more or reason}" for name, more, _, _ in found]
+        self.report.rules.setdefault(reason, Rule(governed, *found[0][2:]))
         count = int(self.value(f"SELECT count(*) {chosen}", **parameters))
         self.db.execute(
             f"UPDATE r SET gone = $reason WHERE gone IS NULL AND ({where})", {"reason": reason, **parameters}
@@ -96,11 +115,55 @@ class Rows:
         self.report.named = [*self.report.named, *named][:MAX_NAMED]
         return count
 
-    def texts(self, *splits: str) -> Iterator[tuple[int, str, str]]:
-        """(row, id, text) of the rows that are left in some splits, in order of the rows."""
+    @property
+    def _passage(self) -> str:
+        """What is compared of a row of `source p`."""
+        return "concat_ws(chr(10), p.text, p.question)" if self.turns else "p.text"
+
+    def sample(self, count: int) -> Iterator[str]:
+        """The texts of so many different passages, at random but always the same ones."""
         rows = self.db.cursor().execute(
+            f"""
+            SELECT {self._passage} FROM source p WHERE row IN (
+                SELECT min(row) AS first FROM r WHERE gone IS NULL GROUP BY key
+                ORDER BY md5_number_lower(concat('sample-', first)), first LIMIT {count}
+            )
             """
-            SELECT p.row, p.id, p.text FROM source p JOIN r USING (row)
+        )
+        while found := rows.fetchmany(512):
+            yield from (text for (text,) in found)
+
+    def losses(self, task: str, total: int) -> list[str]:
+        """A sentence for each rule that left out more than `MANY` of a task's rows, with an example."""
+        said = []
+        for reason, count in self.report.dropped.items():
+            rule = self.report.rules.get(reason)
+            if count <= MANY * total or not (rule or reason == MALFORMED):
+                continue
+            text = f"{task}: {count:,} of {total:,} rows are left out ({reason})"
+            if rule is None:
+                said.append(
+                    f"{text}, such as {self.report.named[0]}: correct "
+                    f"them, or map other columns with data.tasks.{task}.columns."
+                )
+                continue
+            rows = [row for row in (rule.row, rule.other) if row is not None]
+            found = {
+                row: rest
+                for row, *rest in self.query(
+                    f"SELECT row, id, {self._passage} FROM source p WHERE list_contains($rows, row)",
+                    rows=rows,
+                )
+            }
+            pair = " and ".join(f"{found[row][0]} «{_short(found[row][1])}»" for row in rows)
+            said.append(f"{text}: {rule.governed}. For example {pair}.")
+        return said
+
+    def texts(self, *splits: str) -> Iterator[tuple[int, str, str]]:
+        """(row, id, passage) of the rows that are left in some splits, in order of the rows."""
+        rows = self.db.cursor().execute(
+            f"""
+            SELECT p.row, p.id, {self._passage} FROM source p JOIN r USING (row)
             WHERE r.gone IS NULL AND list_contains($splits, r.split) ORDER BY p.row
             """,
             {"splits": list(splits)},
@@ -140,3 +203,8 @@ class Rows:
         with pq.ParquetWriter(path, columns, compression="zstd") as writer:
             for batch in relation.to_arrow_reader(16_384):
                 writer.write_batch(batch.select(list(COLUMNS)).cast(columns))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"

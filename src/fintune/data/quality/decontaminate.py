@@ -1,37 +1,34 @@
 """A user's own training file without what repeats a test set, exactly or nearly.
 
-The cleaned file is the file as it was, without those rows: the same columns, order and bytes (CSV, TSV and
-JSONL row by row; Parquet by column). Rows stream through; memory holds the test sets only.
+The cleaned file is the file as it was, without those rows: the same columns, order and bytes (of tables and
+JSON lines; Parquet by column; a JSON list item by item; a workbook cell by cell). Rows stream through,
+save for a workbook's; memory holds the test sets only.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise, repeat
+from itertools import compress, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fintune.config import Recipe
+from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare.dataset import PreparedDataset, load_prepared
 from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
-from fintune.data.raw.readers.instructions import shape_of
-from fintune.data.raw.readers.own_file import usual_column
-from fintune.data.raw.readers.row_files import RowFile, open_rows
+from fintune.data.raw.readers.encodings import UTF8
+from fintune.data.raw.readers.instructions import fields_of, shape_of
+from fintune.data.raw.readers.json_rows import LINES, LIST, utf8
+from fintune.data.raw.readers.own_file import cell, has_column, usual_column
+from fintune.data.raw.readers.row_files import BOOKS, ENDINGS, RowFile, kind_of, open_rows, row_files
+from fintune.data.raw.readers.streams import PACKED, json_items
 from fintune.data.storage import locate
 from fintune.errors import ConfigError, DataError
 from fintune.files import atomic_file
 from fintune.text.near_duplicates import THRESHOLD
-
-_KINDS = {
-    ".csv": "CSV",
-    ".tsv": "CSV",
-    ".jsonl": "JSON lines",
-    ".ndjson": "JSON lines",
-    ".parquet": "Parquet",
-}
 
 Marks = list[tuple[int, bool]]
 """(a line's number, or of Parquet a row's, from 1; whether what begins there stays), where that changes."""
@@ -71,9 +68,15 @@ def decontaminate(
             same file, or there is no test set to compare with.
     """
     path, output = Path(path), Path(output)
-    wanted = _column(recipe, task)
+    settings = _settings(recipe, task)
+    wanted = settings.columns.get("text")
     _check_kinds(path, output)
-    names, rows = open_rows(RowFile(locate(path), path.name), [wanted] if wanted else ())
+    file = row_files(path, "FILE", settings.encoding, settings.sheet, settings.columns.values())[0]
+    if file.inside not in (LINES, LIST) or file.paths:
+        raise DataError(f"{path} has its rows inside a document: write them as a list, or an object a line.")
+    for note in file.notes:
+        say(note)
+    names, rows = open_rows(file, [wanted] if wanted else ())
     columns = _chosen(names, wanted, path)
     held_out = public_and_prepared(recipe.data, _prepared(recipe, say), threshold, ignore=(str(path),))
     if not held_out.records:
@@ -86,11 +89,11 @@ def decontaminate(
     removal = Removal(test_sets=dict(held_out.records))
     marks: Marks = [(1, True)]  # a header stays
     for number, row in rows:
-        stays = _clean(row, columns, held_out, removal)
+        stays = _clean(row, columns, shape_of(names), held_out, removal)
         if stays != marks[-1][1]:
             marks.append((number, stays))
     with atomic_file(output) as stream:
-        (_copy_parquet if path.suffix.lower() == ".parquet" else _copy_lines)(path, stream, _stays(marks))
+        _copier(file)(file, stream, _stays(marks))
     with atomic_file(output.with_name(f"{output.name}.removed.jsonl")) as stream:
         for removed in removal.removed:
             stream.write(json.dumps(removed, ensure_ascii=False).encode() + b"\n")
@@ -98,11 +101,16 @@ def decontaminate(
     return removal
 
 
-def _clean(row: dict[str, Any] | str, columns: list[str], held_out: HeldOut, removal: Removal) -> bool:
+def _clean(
+    row: dict[str, Any] | str, columns: list[str], shape: str | None, held_out: HeldOut, removal: Removal
+) -> bool:
     """Whether a row repeats no test text; counts it, and names what it repeats."""
     texts: list[str] = []
     if isinstance(row, dict):
-        texts = _texts([row.get(name) for name in columns])
+        texts = _texts([cell(row, name) for name in columns])
+        made = fields_of(row, shape) if shape else ""
+        if not isinstance(made, str):  # as the test set has it: an instruction with its input, a conversation
+            texts += ["\n".join(filter(None, (made["text"], made.get("question"))))]
     removal.rows += 1
     removal.unread += not texts
     found = _worst(held_out, texts)
@@ -124,23 +132,24 @@ def _clean(row: dict[str, Any] | str, columns: list[str], held_out: HeldOut, rem
 
 
 def _check_kinds(path: Path, output: Path) -> None:
-    for name in (path, output):
-        if name.suffix.lower() not in _KINDS:
-            raise DataError(f"{name} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet.")
-    if _KINDS[output.suffix.lower()] != _KINDS[path.suffix.lower()]:
-        raise DataError(f"--output_file is {output}, but {path} is a {path.suffix} file: use the same kind.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: name one file.")
+    kinds = [kind_of(locate(name)) for name in (path, output)]
+    if not kinds[0][0]:
+        raise DataError(f"{path} is of an unknown kind: it must end in {', '.join(ENDINGS)}.")
+    if kinds[0] != kinds[1]:
+        ending = "".join(kinds[0])
+        raise DataError(f"--output_file is {output}, but {path} is a {ending} file: use the same kind.")
     if output.exists() and path.exists() and output.samefile(path):
         raise DataError(f"--output_file is the file itself ({path}): name another.")
 
 
-def _column(recipe: Recipe, task: str | None) -> str | None:
-    """The column that the recipe maps to a task's text; None leaves it to the usual names."""
+def _settings(recipe: Recipe, task: str | None) -> TaskDataConfig:
+    """What the recipe says of a task's files; of no task nothing, and the usual names are taken."""
     known = [*recipe.multi_task.task_weights, *(custom.name for custom in recipe.custom_task)]
-    if task is None:
-        return None
-    if task not in known:
+    if task is not None and task not in known:
         raise ConfigError(f"--task is {task!r}, but the recipe's tasks are: {', '.join(known)}.")
-    return recipe.data.tasks[task].columns.get("text") if task in recipe.data.tasks else None
+    return recipe.data.tasks.get(task or "", TaskDataConfig())
 
 
 def _prepared(recipe: Recipe, say: Callable[[str], None]) -> PreparedDataset | None:
@@ -178,7 +187,7 @@ def _tell(removal: Removal, output: Path, say: Callable[[str], None]) -> None:
 
 def _chosen(names: list[str], wanted: str | None, path: Path) -> list[str]:
     """The columns that are compared: the one mapped, else one of a usual name, else all."""
-    if wanted is not None and wanted not in names:
+    if wanted is not None and not has_column(names, wanted):
         raise DataError(f"{path} has no column '{wanted}'; its columns are: {', '.join(names)}.")
     usual = None if shape_of(names) else usual_column("text", names)
     column = wanted or usual
@@ -211,19 +220,61 @@ def _stays(marks: Marks) -> Iterator[bool]:
     yield from repeat(marks[-1][1])
 
 
-def _copy_lines(path: Path, output: BinaryIO, stays: Iterator[bool]) -> None:
-    with path.open(encoding="utf-8", newline="") as lines:  # as they are: no mark or line end is changed
-        for line, kept in zip(lines, stays, strict=False):
-            if kept:
-                output.write(line.encode())
+def _copier(file: RowFile) -> Callable[[RowFile, BinaryIO, Iterator[bool]], None]:
+    if file.kind == ".parquet":
+        return _copy_parquet
+    if file.kind in BOOKS:
+        return _copy_book
+    return _copy_items if file.inside == LIST else _copy_lines
 
 
-def _copy_parquet(path: Path, output: BinaryIO, stays: Iterator[bool]) -> None:
+def _copy_lines(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
+    encoding = "utf-8" if file.encoding == UTF8 else file.encoding  # a mark stays as it is
+    with (
+        io.TextIOWrapper(file.open(), encoding, newline="") as lines,  # as they are: no line end is changed
+        _packed(file, output) as target,
+        io.TextIOWrapper(target, encoding, newline="") as kept,
+    ):
+        kept.writelines(line for line, stay in zip(lines, stays, strict=False) if stay)
+
+
+def _copy_items(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
+    with utf8(file, file.encoding) as stream, _packed(file, output) as target:
+        items = json_items(stream, file.shown, "write a list of objects")
+        before = b"[\n"
+        for item in compress(items, stays):
+            target.write(before + json.dumps(item, ensure_ascii=False).encode())
+            before = b",\n"
+        target.write(b"\n]\n" if before[:1] == b"," else b"[]\n")
+
+
+def _copy_book(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
+    import openpyxl
+
+    with file.open() as stream:
+        book = openpyxl.load_workbook(stream)
+    sheet = book[file.sheet]
+    gone = [row for row, stay in zip(range(1, sheet.max_row + 1), stays, strict=False) if not stay]
+    for row in reversed(gone):
+        sheet.delete_rows(row)
+    book.save(output)
+
+
+def _packed(file: RowFile, output: BinaryIO) -> Any:
+    """A stream that packs what it is given as the file is packed, and leaves `output` open."""
+    import pyarrow as pa
+
+    plain = open(output.fileno(), "wb", closefd=False)  # noqa: SIM115
+    return pa.CompressedOutputStream(pa.PythonFile(plain, "w"), PACKED[file.packed]) if file.packed else plain
+
+
+def _copy_parquet(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with (
-        pq.ParquetFile(path) as source,
+        file.open() as stream,
+        pq.ParquetFile(stream) as source,
         pq.ParquetWriter(output, source.schema_arrow, compression="zstd") as writer,
     ):
         for batch in source.iter_batches(batch_size=4096):

@@ -7,18 +7,21 @@ several tweets in one text) is taken away, so that one sentence is the same in e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fintune.config import DataConfig
-from fintune.data.prepare.dataset import PreparedDataset
+from fintune.data.prepare.dataset import SPLITS, PreparedDataset
 from fintune.data.raw.registry import DATASETS, Dataset
 from fintune.data.raw.sources import data_folders, whole_in
 from fintune.data.records import text_key
-from fintune.tasks.base import Record
-from fintune.text.near_duplicates import THRESHOLD, Index, without_links
+from fintune.tasks.base import Record, Task
+from fintune.text.near_duplicates import THRESHOLD, Index, frame, without_links
 
+FRAME_TEXTS = 5_000
+"""Of each split of a task, in which the frame of its texts is looked for."""
 WORDS_IN_TWEET = 4
 """A tweet of fewer words says too little to be called a repetition of another."""
 
@@ -50,13 +53,17 @@ class Found:
 class HeldOut:
     """Named test sets in one index, and which of their texts another text repeats, exactly or nearly."""
 
-    def __init__(self, threshold: float = THRESHOLD, whole: bool = False) -> None:
-        """`whole` compares texts as they stand in the dataset, not statement by statement."""
+    def __init__(self, threshold: float = THRESHOLD, whole: bool = False, frame: Any = ()) -> None:
+        """
+        Args:
+            whole: compare texts as they stand in the dataset, not statement by statement.
+            frame: what many texts share and does not count (`near_duplicates.frame`).
+        """
         self._parts = _whole if whole else statements
         self.records: Counter[str] = Counter()
         """Test set → records in it."""
         self._exact: dict[str, dict[str, str]] = {}
-        self._index = Index(threshold)
+        self._index = Index(threshold, frame)
 
     def add(self, name: str, record: Record) -> None:
         """Take a record into the test set of this name: its statements, and its text as a whole."""
@@ -111,7 +118,7 @@ def public_and_prepared(
     tasks: dict[str, list[str]] = {}
     for task, entry in entries:
         tasks.setdefault(entry["dataset"], []).append(task)
-    held_out = HeldOut(threshold)
+    held_out = HeldOut(threshold, frame=prepared_frame(prepared) if prepared else ())
     taken: set[tuple[str, ...]] = set()
     for dataset in DATASETS.values():
         own = tasks.pop(dataset.name, [])
@@ -125,9 +132,29 @@ def public_and_prepared(
             tasks[dataset.name] = own[:1]
     for name, task in ((name, task) for name, of_it in tasks.items() for task in of_it):
         if prepared and name not in ignore:
-            for record in prepared.records(task, "test"):
+            for record in passages(prepared.task_set()[task], prepared.records(task, "test")):
                 held_out.add(name if name in DATASETS else f"{task}: {name}", record)
     return held_out
+
+
+def passages(task: Task, records: Iterable[Record]) -> list[Record]:
+    """A task's records, with what is compared of each as its text."""
+    return [replace(record, text=task.passage(record)) for record in records]
+
+
+def prepared_frame(prepared: PreparedDataset) -> Any:
+    """What many texts of one task share, of every task: see `near_duplicates.frame`."""
+    import numpy as np
+
+    found = [
+        frame(
+            record.text
+            for split in SPLITS
+            for record in passages(task, prepared.records(task.name, split)[:FRAME_TEXTS])
+        )
+        for task in prepared.task_set()
+    ]
+    return np.unique(np.concatenate(found))
 
 
 def _test_records(
@@ -146,5 +173,5 @@ def _test_records(
         elif not official and not task:
             others.append(item)
     if prepared and task and not official:
-        yield from prepared.records(task, "test")
+        yield from passages(prepared.task_set()[task], prepared.records(task, "test"))
     yield from others

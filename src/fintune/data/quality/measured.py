@@ -14,14 +14,14 @@ from typing import Any
 from fintune import __version__
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import SPLITS, PreparedDataset
-from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
+from fintune.data.quality.held_out import FRAME_TEXTS, Found, HeldOut, passages, public_and_prepared
 from fintune.data.raw.registry import DATASETS
 from fintune.data.records import Split, text_key
 from fintune.errors import DataError
 from fintune.prompts import PromptTemplate
 from fintune.tasks.base import Record, Task
 from fintune.text import encoding
-from fintune.text.near_duplicates import THRESHOLD, pairs, shingles, similarity
+from fintune.text.near_duplicates import THRESHOLD, frame, pairs, shingles, similarity
 
 SCHEMA = 1
 """Raised when a key of `quality.json` changes its meaning or goes."""
@@ -79,14 +79,15 @@ def _found(
     for task in prepared.task_set():
         entry = prepared.manifest["tasks"][task.name]
         splits: Splits = {split: prepared.records(task.name, split) for split in SPLITS}
+        compared: Splits = {split: passages(task, splits[split]) for split in SPLITS}
         tasks[task.name] = {
             "type": task.type,
             **{key: entry[key] for key in ("dataset", "source", "licence", "dropped", "dropped_examples")},
             **({"splits": measure(task, splits)} if measure else {}),
-            "leaks": _between_splits(splits, threshold),
+            "leaks": _between_splits(compared, threshold),
         }
         across.append(
-            {"task": task.name, "dataset": entry["dataset"], "found": _across(splits["train"], held_out)}
+            {"task": task.name, "dataset": entry["dataset"], "found": _across(compared["train"], held_out)}
         )
     return {"tasks": tasks, "across": {"test_sets": dict(held_out.records), "train": across}}
 
@@ -182,7 +183,7 @@ def _split(
         result.update(_tokens(task, records, template))
     return {
         **result,
-        "duplicates": _duplicates(records, threshold),
+        "duplicates": _duplicates(task, records, threshold),
         "conflicts": _conflicts(records),
         "encoding": _encoding(records),
     }
@@ -230,7 +231,7 @@ def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> 
     }
 
 
-def _duplicates(records: Sequence[Record], threshold: float) -> dict[str, Any]:
+def _duplicates(task: Task, records: Sequence[Record], threshold: float) -> dict[str, Any]:
     """Records whose text, and question if there is one, repeat an earlier one's in this split."""
     keys = {record.id: _key(record) for record in records}
     repeated = len(records) - len(set(keys.values()))
@@ -239,7 +240,8 @@ def _duplicates(records: Sequence[Record], threshold: float) -> dict[str, Any]:
         a, b = keys[id][1], keys[earlier][1]
         return a == b or similarity(shingles(a), shingles(b)) >= threshold
 
-    found = pairs(((record.id, record.text) for record in records[:NEAR_ROWS]), threshold, same_question)
+    texts = [(record.id, task.passage(record)) for record in records[:NEAR_ROWS]]
+    found = pairs(texts, threshold, same_question, frame(text for _, text in texts[:FRAME_TEXTS]))
     near = [
         {
             "ids": [pair.earlier, pair.id],
@@ -316,7 +318,8 @@ def _shown(value: object) -> str:
 
 def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
     """What the texts of one split repeat of another that it should not know: whole texts, not statements."""
-    held_out = HeldOut(threshold, whole=True)
+    common = frame(record.text for records in splits.values() for record in records[:FRAME_TEXTS])
+    held_out = HeldOut(threshold, whole=True, frame=common)
     for split in ("validation", "test"):
         for record in splits[split]:
             held_out.add(split, record)

@@ -59,6 +59,8 @@ class Source:
 
     pieces: Callable[[], list[tuple[Read, int]]] | None = None
     """What to read instead of `read`, where it can be read in pieces."""
+    remarks: tuple[str, ...] = ()
+    """How its files are read, where that is not plain, a sentence each."""
     repair: bool = False
     """Whether records' texts are put right that were read in a wrong encoding."""
 
@@ -93,6 +95,8 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
     source = _found(name, config, data, task)
+    if config.more_train:
+        source = _with_more(source, name, config, task)
     return replace(source, repair=data.repair_encoding)
 
 
@@ -319,6 +323,7 @@ def _sample_records(name: str) -> Iterator[Record | Dropped]:
 
 
 def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
+    from fintune.data.raw.readers.own_file import time_form
     from fintune.data.raw.readers.row_files import row_files
 
     key = f"data.tasks.{name}"
@@ -327,22 +332,55 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
         (setting.removesuffix("file").rstrip("_") or None, file)
         for setting, path in given.items()
         if path
-        for file in row_files(path, f"{key}.{setting}")
+        for file in row_files(
+            path, f"{key}.{setting}", config.encoding, config.sheet, config.columns.values()
+        )
     ]
-    pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns")
-    sums = {file.place.shown: file.place for _, file in files}
+    notes = [note for _, file in files for note in file.notes]
+    form = config.time_format or ""
+    if not form:
+        form, note = time_form([file for _, file in files], config.columns, f"{key}.time_format")
+        notes += [f"{name}: {note}."] if note else []
+    pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns", form)
+    sums = {file.shown: file.place for _, file in files}
     shown = files[0][1].root or files[0][1].place
-    return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces)
+    return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces, remarks=tuple(notes))
+
+
+def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
+    """The same source, and after it the rows of `more_train`, whose split is `more`."""
+    from fintune.data.raw.readers.own_file import has_column, time_form
+    from fintune.data.raw.readers.row_files import open_rows, row_files
+
+    key = f"data.tasks.{name}"
+    files = [file for path in config.more_train for file in row_files(path, f"{key}.more_train")]
+
+    def pieces() -> list[tuple[Read, int]]:
+        found = source.parts()
+        for file in files:
+            names = open_rows(file, config.columns.values())[0]
+            columns = {field: column for field, column in config.columns.items() if has_column(names, column)}
+            form = time_form([file], columns, f"{key}.time_format")[0]
+            found += _own_pieces([("more", file)], task, columns, f"{key}.columns", form)
+        return found
+
+    sums = {file.shown: file.place for file in files}
+    remarks = (*source.remarks, *(note for file in files for note in file.notes))
+    return replace(source, files={**source.files, **sums}, read=None, pieces=pieces, remarks=remarks)
 
 
 def _own_pieces(
-    files: list[tuple[str | None, RowFile]], task: Task, columns: Mapping[str, str], key: str
+    files: list[tuple[str | None, RowFile]],
+    task: Task,
+    columns: Mapping[str, str],
+    key: str,
+    time_format: str,
 ) -> list[tuple[Read, int]]:
     from fintune.data.raw.readers.own_file import read_own_file
     from fintune.data.raw.readers.row_files import cuts
 
     return [
-        (functools.partial(read_own_file, file, task, columns, key, split, cut), size)
+        (functools.partial(read_own_file, file, task, columns, key, split, cut, time_format), size)
         for split, file in files
         for cut, size in cuts(file)
     ]

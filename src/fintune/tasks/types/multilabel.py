@@ -7,6 +7,7 @@ answer is every label with at least 0.5; so it may be a set that no candidate is
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,15 @@ def _brier(task: Any, record: Record, prediction: Prediction) -> float | None:
     return sum((p - (label in wanted)) ** 2 for label, p in prediction.probabilities.items()) / len(
         task.labels
     )
+
+
+def _listed(text: str) -> Any:
+    """A list of texts that is written in a cell; another text as it is."""
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, list) else text
 
 
 class MultiLabelTask(Task):
@@ -99,16 +109,23 @@ class MultiLabelTask(Task):
         return ", ".join(known + sorted(chosen.difference(known))) or NO_LABEL
 
     def read_target(self, value: Any) -> str:
-        """A list of labels, or a text with commas, semicolons or bars between them; empty is no label."""
+        """A list of labels, also as JSON or Python writes it in a cell, or a text with commas, semicolons or
+        bars between them; empty is no label."""
         if value is None:
             return ""
+        if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
+            value = _listed(value)
         parts = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"the target {value!r} is no list of labels")
-        return self.text_of(frozenset().union(*(self.set_of(part) for part in parts)))
+        if not all(isinstance(part, str | int | float) for part in parts):
+            raise ValueError("the target is no list of labels")
+        texts = (str(part).lower() if isinstance(part, bool) else str(part) for part in parts)
+        return self.text_of(frozenset().union(*map(self.set_of, texts)))
 
-    def relabel(self, target: str | float | None, labels: Mapping[str, str]) -> str | float | None:
-        return self.text_of(frozenset(labels.get(label, label) for label in self.set_of(target)))
+    def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
+        """A label that is to be left out leaves the set; a row that had no other leaves with it."""
+        given = self.set_of(target)
+        meant = frozenset(labels.get(label, label) for label in given) - {None}
+        return None if given and not meant else self.text_of(meant)  # type: ignore[arg-type]
 
     def unknown_labels(self, record: Record) -> list[str]:
         return sorted(self.set_of(record.target).difference(self.labels))

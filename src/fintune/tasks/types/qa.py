@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fintune.metrics.measure import Measure, each
@@ -53,6 +53,18 @@ class QATask(Task):
     error_means = "an answer with a token F1 below 0.5"
     verb: ClassVar[str] = "Answer"
     input_lines: ClassVar[int] = 7
+
+    def read_target(self, value: Any) -> str | float:
+        """A text, or answers as SQuAD has them, of which the first counts: `{text: […], answer_start: […]}`,
+        or a list of `{text: …}`. A list of texts must hold one text."""
+        if isinstance(value, Mapping) and "text" in value:
+            value = value["text"]
+            value = value[0] if isinstance(value, list | tuple) and value else value or ""
+        elif isinstance(value, list | tuple) and value and all(isinstance(each, Mapping) for each in value):
+            return self.read_target(value[0])
+        elif isinstance(value, list | tuple) and len({str(each) for each in value}) == 1:
+            value = value[0]
+        return super().read_target(value)
 
     def body(self, record: Record) -> str:
         return f"Context: {record.text}\n\nQuestion: {record.question}"

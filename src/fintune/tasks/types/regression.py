@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -25,10 +26,14 @@ from fintune.tasks.base import (
     Task,
     softmax,
 )
+from fintune.text.numbers import PERCENT, parse_figure
 
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
 
+_BASIS_POINTS = re.compile(r"\s*(?:bps?|basis points?)\s*$", re.IGNORECASE)
+_OTHER_UNIT = re.compile(r"[$€£¥]|\b(?:USD|EUR|GBP|dollars?|euros?)\b", re.IGNORECASE)
+"""A currency, which no task has as its unit."""
 LARGEST = 5
 """The largest errors shown on either side."""
 
@@ -146,10 +151,36 @@ class RegressionTask(Task):
         """The adapter's intervals are made wider by this on both sides; see `conformal_margin`."""
 
     def read_target(self, value: Any) -> float:
+        """A number, also as people write it: `1,250`, `(3.2)`, `−1.5`; `5%` and `75 bps` become the task's
+        unit, where that is `%` or `bps`."""
+        if isinstance(value, bool) or str(value).strip().casefold() in ("true", "false"):
+            raise ValueError(f"the target {value!r} is a boolean, not a number")
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"the target {value!r} is not a number") from None
+            return self._written(value)
+
+    def _written(self, value: Any) -> float:
+        wrong = f"the target {value!r} is not a number"
+        if not isinstance(value, str):
+            raise ValueError(wrong)
+        text, bps = _BASIS_POINTS.subn("", value)
+        figure = parse_figure(text)
+        if figure is None or figure.scale != 1 or _OTHER_UNIT.search(text):
+            raise ValueError(wrong)
+        written = "bps" if bps else "%" if figure.percent else ""
+        own = "bps" if _BASIS_POINTS.fullmatch(self.unit) else "%" if self.unit in PERCENT else self.unit
+        if bps and figure.percent:
+            raise ValueError(wrong)
+        if written in ("", own):
+            return figure.figure
+        if {written, own} != {"%", "bps"}:
+            unit = f"unit is {self.unit}" if self.unit else "unit is not stated"
+            raise ValueError(
+                f"the target {value!r} is in {written}, but the task's {unit}: write the number alone, or "
+                f"set the unit under options of its custom_task, such as  options: {{unit: '{written}'}}"
+            )
+        return figure.figure / 100 if written == "bps" else figure.figure * 100
 
     def problem(self, record: Record) -> str | None:
         if problem := self.input_problem(record):

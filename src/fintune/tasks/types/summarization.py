@@ -58,6 +58,12 @@ class SummarizationTask(Task):
         if self.salience:
             self.salience = self.salience.fit((record.text, str(record.target)) for record in records)
 
+    def read_target(self, value: Any) -> str | float:
+        """A text, or a list of texts that are a bullet each."""
+        if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+            return "\n".join(value)
+        return super().read_target(value)
+
     def completion(self, record: Record) -> str:
         return "\n".join(f"- {line}" for line in bullet_lines(str(record.target)))
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from fintune.data.raw.readers.cells import plain
+
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -42,7 +44,10 @@ def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict
         answered: False where the answer is still to be given: the last user turn is what is asked.
     """
     if shape == "instruction":
-        parts = [str(row.get(name) or "").strip() for name in ("instruction", "input")]
+        try:
+            parts = [plain(row.get(name), name) for name in ("instruction", "input")]
+        except ValueError as error:
+            return str(error)
         found = {"text": "\n\n".join(filter(None, parts)), "target": row.get("output")}
         return {**found, "system": row.get("system")}
     turns = _turns(row.get(shape))

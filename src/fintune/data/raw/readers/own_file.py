@@ -1,4 +1,4 @@
-"""A user's own CSV, TSV, JSONL, JSON or Parquet file: rows with any column names in, records out.
+"""A user's own file of rows (`row_files.KINDS`): any column names in, records out.
 
 Rows are read as they come: memory does not grow with the file.
 """
@@ -6,12 +6,13 @@ Rows are read as they come: memory does not grow with the file.
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fintune.data.raw.readers import times
+from fintune.data.raw.readers.cells import plain
 from fintune.data.raw.readers.instructions import fields_of, shape_of
+from fintune.data.raw.readers.json_rows import at
 from fintune.data.raw.readers.row_files import Cut, RowFile, open_rows
 from fintune.data.records import Dropped
 from fintune.errors import DataError
@@ -39,17 +40,20 @@ def read_own_file(
     key: str,
     split: str | None,
     cut: Cut | None = None,
+    time_format: str = "",
 ) -> Iterator[Record | Dropped]:
     """The records of a file.
 
     Args:
-        columns: field → column, where the names differ.
+        columns: field → column, where the names differ: a name, a path of names in an object
+            (`payload.headline`), or with `[]` one that says where the rows are (`data.items[].headline`).
         key: where in the recipe `columns` stands, for error messages.
         split: the split of every row; None takes it from the file's `split` column, if it has one.
         cut: one of `row_files.cuts(file)`, to read that piece alone.
+        time_format: as `times.moment` takes it.
 
     Raises:
-        DataError: the file is empty or of an unknown kind, or lacks a column.
+        DataError: the file is empty or damaged, or lacks a column.
     """
     required = ("text", "target", *(name for name in task.inputs if name != "text"))
     fix = f"Map it in the recipe, such as  {key}: {{FIELD: COLUMN}}"
@@ -58,7 +62,23 @@ def read_own_file(
         if isinstance(fields, str):
             yield Dropped("malformed rows", where, fields)
         else:
-            yield record_of(fields, task, where, split)
+            yield record_of(fields, task, where, split, time_format)
+
+
+def time_form(files: Iterable[RowFile], columns: Mapping[str, str], key: str) -> tuple[str, str]:
+    """`times.form_of` of the times of some files together."""
+    column = columns.get("time", "time")
+
+    def values() -> Iterator[tuple[str, Any]]:
+        for file in files:
+            names, rows = open_rows(file, columns.values())
+            if has_column(names, column):
+                for number, row in rows:
+                    value = cell(row, column) if isinstance(row, dict) else None
+                    if value not in (None, ""):
+                        yield f"{file.name}:{number}", value
+
+    return times.form_of(values(), key)
 
 
 def read_inputs(
@@ -80,7 +100,8 @@ def read_inputs(
     """
     required = tuple(task.inputs)
     names = open_rows(file)[0] if trained else []
-    known = {field: name for field, name in (trained or {}).items() if field in required and name in names}
+    usual = (trained or {}).items()
+    known = {field: name for field, name in usual if field in required and has_column(names, name)}
     mapped = {**known, **(columns or {})}
     rows = _fields(
         file, task, mapped, required, "Say which it is, such as  --columns FIELD=COLUMN", answered=False
@@ -91,68 +112,57 @@ def read_inputs(
             yield Dropped("malformed rows", where, fields)
             continue
         asked = fields.get("question") if task.takes_turns or "question" in task.inputs else None
-        record = Record(
-            _text(fields.get("text")),
-            question=_text(asked) or None,
-            id=_text(fields.get("id")) or where,
-            system=_text(fields.get("system")),
-        )
+        try:
+            record = Record(
+                plain(fields.get("text"), "text"),
+                question=plain(asked, "question") or None,
+                id=plain(fields.get("id"), "id") or where,
+                system=plain(fields.get("system"), "system message"),
+            )
+        except ValueError as error:
+            yield Dropped("malformed rows", where, str(error))
+            continue
         problem = task.input_problem(record)
         yield Dropped("malformed rows", where, problem) if problem else record
 
 
-def record_of(fields: Mapping[str, Any], task: Task, where: str, split: str | None) -> Record | Dropped:
+def record_of(
+    fields: Mapping[str, Any], task: Task, where: str, split: str | None, time_format: str = ""
+) -> Record | Dropped:
     """A record of `text`, `target` and, where there are any, `question`, `group`, `split` and `time`."""
     raw = fields.get("target")
     try:
-        target = task.read_target(raw if task.numeric or isinstance(raw, list) else _text(raw))
+        if not (task.numeric or isinstance(raw, list | tuple | dict)):
+            raw = plain(raw, "target", strip=not task.labels)  # a label's spaces are counted where it is read
+        named = "" if split else plain(fields.get("split"), "split")
+        split = split or _SPLITS.get(named.casefold())
+        if named and split is None:
+            raise ValueError(f"the split {named!r} is not train, validation or test")
+        return Record(
+            text=plain(fields.get("text"), "text"),
+            target=task.read_target(raw),
+            question=plain(fields.get("question"), "question") or None,
+            group=plain(fields.get("group"), "group"),
+            split=split,  # type: ignore[arg-type]
+            time=_time(fields.get("time"), time_format),
+            id=where,
+            source=where.rpartition(":")[0],
+            system=plain(fields.get("system"), "system message"),
+        )
     except ValueError as error:
         return Dropped("malformed rows", where, str(error))
-    if split is None and (named := _text(fields.get("split"))):
-        split = _SPLITS.get(named.casefold())
-        if split is None:
-            return Dropped("malformed rows", where, f"the split {named!r} is not train, validation or test")
-    try:
-        time = _time(fields.get("time"))
-    except ValueError:
-        why = f"the time {fields['time']!r} is not a date such as 2015-07-31 or 2015-07-31T20:00:00+00:00"
-        return Dropped("malformed rows", where, why)
-    return Record(
-        text=_text(fields.get("text")),
-        target=target,
-        question=_text(fields.get("question")) or None,
-        group=_text(fields.get("group")),
-        split=split,  # type: ignore[arg-type]
-        time=time,
-        id=where,
-        source=where.rpartition(":")[0],
-        system=_text(fields.get("system")),
-    )
 
 
-def _text(value: Any) -> str:
-    """A cell as text: nothing is empty, and the whole number 1.0 of a float column is «1»."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def _time(value: Any, form: str) -> str:
+    if value is None or value != value or value == "":  # NaN, and pandas' NaT, are nothing
         return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _time(value: Any) -> str:
-    """A cell as a date, or as date and time in UTC; what names no zone is taken for UTC.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not isinstance(value, date):  # a datetime is a date too
-        text = _text(value)
-        if not text:
-            return ""
-        value = date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
-    if not isinstance(value, datetime):
-        return str(value.isoformat())
-    return value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC).isoformat(timespec="seconds")
+    try:
+        return times.moment(value, form)
+    except ValueError as error:
+        told = (
+            f"{form!r} of time_format" if form else "a date such as 2015-07-31 or 2015-07-31T20:00:00+00:00"
+        )
+        raise ValueError(f"the time {str(value)!r} is not {told} ({error})") from None
 
 
 def _fields(
@@ -168,23 +178,39 @@ def _fields(
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None
     if task.takes_turns and not {"text", "target"} & set(columns):
-        names, rows = open_rows(file, columns.values(), cut)
+        names, rows = open_rows(file, _wanted(columns.values()), cut)
         shape = shape_of(names, answered)
         fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
     if shape is None:
         wanted = {column_of.get(field, field) for field in (*required, *columns)}
-        names, rows = open_rows(file, wanted, cut)
-    _check_columns(file.place.shown, names, task, columns, () if shape else required, fix)
+        names, rows = open_rows(file, _wanted(wanted), cut)
+    _check_columns(file.shown, names, task, columns, () if shape else required, fix)
     for number, row in rows:
         if isinstance(row, str):
             yield number, row
             continue
-        fields = {field: row.get(column) for field, column in column_of.items()}
+        fields = {field: cell(row, column) for field, column in column_of.items()}
         fields["id"] = row.get("id")
         if task.takes_turns:
             fields["system"] = row.get("system")
         made = fields_of(row, shape, answered) if shape else {}
         yield number, made if isinstance(made, str) else {**fields, **made}
+
+
+def _wanted(columns: Iterable[str]) -> set[str]:
+    """The names that a file must have for some columns: of a path inside an object, the first."""
+    return {column if "[]" in column else column.partition(".")[0] for column in columns}
+
+
+def has_column(names: Sequence[str], column: str) -> bool:
+    """Whether a file has a column, which may be a path inside an object."""
+    return column in names or ("[]" not in column and column.partition(".")[0] in names)
+
+
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """What a row has in a column, which may be a path inside an object; None of nothing."""
+    value = row.get(column)
+    return at(row, column) if value is None and "." in column else value
 
 
 def usual_column(field: str, names: Sequence[str]) -> str | None:
@@ -210,7 +236,7 @@ def _check_columns(
             )
     for field in FIELDS:
         column = columns.get(field, field)
-        if column not in names and (field in required or field in columns):
+        if not has_column(names, column) and (field in required or field in columns):
             near = difflib.get_close_matches(column, names, n=1, cutoff=0.7)
             guess = near[0] if near else usual_column(field, names) or names[0]
             raise DataError(

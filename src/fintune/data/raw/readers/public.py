@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fintune.data.raw.readers.row_files import csv_rows
+from fintune.data.raw.readers import csv_rows
 from fintune.data.raw.readers.streams import json_items, lines
 from fintune.data.raw.readers.tables import cell_text, table_lines
 from fintune.data.records import Dropped, Split, text_key
@@ -208,7 +208,7 @@ def _scaled(answer: Any, scale: str) -> str:
 
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str] | Dropped]]:
-    rows = csv_rows(lines(path))
+    rows = csv_rows.read(lines(path), name=str(path))
     _, names = next(rows, (0, []))
     missing = [column for column in columns if column not in names]
     if missing:

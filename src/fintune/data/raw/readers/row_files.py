@@ -1,18 +1,20 @@
-"""CSV, TSV, JSONL, JSON and Parquet files at any path as numbered rows by column, read as they come.
+"""Files of rows at any path (CSV, TSV, JSON, Parquet, Excel), as numbered rows by column, read as they come.
 
+Every file is looked at before it is read: how it is packed, encoded and laid out, and whether it is whole.
 Knows nothing of what the columns mean.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from fintune.data.raw.readers.streams import json_items, lines
+from fintune.data.raw.readers import csv_rows, encodings, excel, json_rows
+from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
 
@@ -29,55 +31,226 @@ PEEKED = 1_000
 BATCH = 4_096
 """Rows of a Parquet file that are in memory at once."""
 
-
-KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+TABLES = (".csv", ".tsv")
+OBJECTS = (".jsonl", ".ndjson", ".json")
+BOOKS = (".xlsx", ".xlsm")
+KINDS = (*TABLES, *OBJECTS, ".parquet", *BOOKS)
+ENDINGS = (*KINDS, *(kind + ending for kind in (*TABLES, *OBJECTS) for ending in PACKED))
+"""What the name of a file of rows ends in."""
+_MAGIC = {b"PK\x03\x04": ".xlsx", b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+"""First bytes → the ending that a file should have."""
+_FIXES = {
+    **dict.fromkeys((".xls", ".xlsb", ".ods", ".numbers"), "save the workbook as .xlsx"),
+    **dict.fromkeys(
+        (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "unpack it, or pack it as .gz or .zst"
+    ),
+    ".parq": "rename it to end in .parquet",
+}
 
 
 @dataclass(frozen=True)
 class RowFile:
-    """One file of rows."""
+    """One file of rows, and what looking at it found."""
 
     place: Location
     name: str
     """What its rows are named by: its own name, or its path below the folder that was given."""
     root: Location | None = None
     """The folder that was given, whose parts' names (`year=2024/`) are columns; None for a file."""
+    kind: str = ""
+    """One of `KINDS`."""
+    packed: str = ""
+    """How it is packed: one of `PACKED`, or ""."""
+    encoding: str = encodings.UTF8
+    delimiter: str = ","
+    skip: int = 0
+    """Lines above a table's header."""
+    inside: str = json_rows.LINES
+    """Where a JSON file's rows are (`json_rows.place_of`)."""
+    sheet: str = ""
+    paths: tuple[str, ...] = ()
+    """Columns of JSON that say where the rows are (`data.items[].headline`)."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it is read, a sentence each."""
+
+    @property
+    def shown(self) -> str:
+        return self.place.shown
+
+    def open(self) -> IO[bytes]:
+        """Its bytes, unpacked."""
+        return unpacked(self.place, self.packed)
 
 
-def row_files(path: str | Path, key: str) -> list[RowFile]:
+def row_files(
+    path: str | Path,
+    key: str,
+    encoding: str | None = None,
+    sheet: str | None = None,
+    columns: Iterable[str] = (),
+) -> list[RowFile]:
     """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
 
     Args:
         key: the setting or flag that gives the path, for error messages.
+        encoding: what text is in; None is found by looking.
+        sheet: the sheet of a workbook; None is the first.
+        columns: those that will be asked for; of JSON, paths among them say where the rows are.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
     """
     place = locate(path)
+    paths = tuple(column for column in columns if "[]" in column)
     if place.is_file():
-        return [RowFile(place, place.name)]
+        return [_looked(RowFile(place, place.name, paths=paths), encoding, sheet)]
     if not place.is_folder():
         since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
         raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
     start = len(place.path.rstrip("/")) + 1
-    found = [RowFile(file, file.path[start:], place) for file in place.files() if file.suffix in KINDS]
+    found = [file for file in place.files() if kind_of(file)[0]]
     if not found:
         raise DataError(
-            f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(KINDS)}."
+            f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}."
         )
-    return found
+    return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
+
+
+def kind_of(place: Location) -> tuple[str, str]:
+    """A file's kind and how it is packed, by its name; ("", "") of an unknown kind."""
+    name = place.name.lower()
+    ending = max((each for each in ENDINGS if name.endswith(each)), key=len, default="")
+    packed = next((each for each in PACKED if ending.endswith(each)), "")
+    return ending.removesuffix(packed), packed
+
+
+# Looking --------------------------------------------------------------------------------------------
+
+
+def _looked(file: RowFile, encoding: str | None, sheet: str | None) -> RowFile:
+    place = file.place
+    kind, packed = kind_of(place)
+    if not kind:
+        fix = _FIXES.get(place.suffix, f"its name must end in {', '.join(ENDINGS)}")
+        raise DataError(f"{place.shown} is of an unknown kind: {fix}.")
+    file = replace(file, kind=kind, packed=packed)
+    if packed:
+        file = replace(file, notes=_said(file, f"is unpacked ({PACKED[packed]}) as it is read"))
+    try:
+        if place.size() == 0:
+            raise DataError(f"{place.shown} is empty.")
+        if kind == ".parquet":
+            return _looked_at_parquet(file)
+        if kind in BOOKS:
+            return _looked_at_book(file, sheet)
+        file = _looked_at_text(file, encoding)
+        return _looked_at_table(file) if kind in TABLES else _looked_at_objects(file)
+    except OSError as error:
+        raise DataError(f"{place.shown} cannot be read: {error}") from None
+
+
+def _said(file: RowFile, what: str) -> tuple[str, ...]:
+    return (*file.notes, f"{file.name} {what}.")
+
+
+def _looked_at_parquet(file: RowFile) -> RowFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with file.open() as stream:
+        try:
+            _refuse_twice(file, pq.read_schema(stream).names)
+        except pa.ArrowException as error:
+            raise _damaged_parquet(file, error) from None
+    return file
+
+
+def _damaged_parquet(file: RowFile, error: Exception) -> DataError:
+    return DataError(f"{file.shown} is not a Parquet file, or it is damaged: {error}")
+
+
+def _refuse_twice(file: RowFile, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        places = ", ".join(str(place) for place, name in enumerate(names, start=1) if name == twice[0])
+        raise DataError(f"{file.shown} names the column '{twice[0]}' twice (columns {places}): rename one.")
+
+
+def _looked_at_book(file: RowFile, wanted: str | None) -> RowFile:
+    sheet, names = excel.sheet_of(file.place, wanted)
+    file = replace(file, sheet=sheet)
+    if len(names) > 1 and wanted is None:
+        file = replace(file, notes=_said(file, f"has the sheets {', '.join(names)}: {sheet} is read"))
+    return file
+
+
+def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
+    with file.open() as stream:
+        head = stream.read(2**12)
+    if not head:
+        raise DataError(f"{file.shown} is empty.")
+    meant = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), "")
+    if meant:
+        raise DataError(f"{file.shown} is no text: by its first bytes its name should end in {meant}.")
+    if marked := encodings.marked(head):
+        file = replace(file, encoding=marked)
+        return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
+    if encoding:
+        return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
+    with file.open() as stream:
+        found, example = encodings.guessed(stream)
+    if example:
+        what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
+        what += "the recipe, or save it as UTF-8"
+        file = replace(file, encoding=found, notes=_said(file, what))
+    return file
+
+
+def _looked_at_table(file: RowFile) -> RowFile:
+    """Find what is between the cells, and read all rows once: one that is not whole is refused here."""
+    head = list(islice(lines(file, encoding=file.encoding), csv_rows.HEAD))
+    delimiter, skip = csv_rows.layout(head, file.kind)
+    file = replace(file, delimiter=delimiter, skip=skip)
+    if delimiter != ("\t" if file.kind == ".tsv" else ","):
+        shown = {"\t": "tabs"}.get(delimiter, f"«{delimiter}»")
+        file = replace(file, notes=_said(file, f"has {shown} between its cells"))
+    quotes = csv_rows.Quotes()
+    rows = _table(file, quotes)
+    _refuse_twice(file, _names(file, next(rows, (0, []))[1]))
+    for _ in rows:
+        pass
+    if quotes.literal:
+        shown = ", ".join(map(str, quotes.literal[:5])) + (", …" if len(quotes.literal) > 5 else "")
+        what = (
+            f"has quotation marks that are not balanced: in {len(quotes.literal):,} lines ({shown}) they are "
+            "read as text, and each of these lines as a row"
+        )
+        file = replace(file, notes=_said(file, what))
+    length, begin = quotes.longest
+    if length >= 10:
+        file = replace(file, notes=_said(file, f"has a row of {length:,} lines, from line {begin} on"))
+    return file
+
+
+def _looked_at_objects(file: RowFile) -> RowFile:
+    inside, what = json_rows.place_of(file, file.kind, file.encoding, file.paths)
+    return replace(file, inside=inside, notes=_said(file, what) if what else file.notes)
+
+
+# Pieces ---------------------------------------------------------------------------------------------
 
 
 def cuts(file: RowFile) -> list[tuple[Cut | None, int]]:
-    """The pieces that a large file can be read in, in order, each with its bytes: of JSONL and Parquet.
+    """The pieces that a large file can be read in, in order, each with its bytes: of JSON lines and Parquet.
 
     Other files, and what cannot be read, are one piece: None.
     """
     size = file.place.size()
+    whole = file.packed or file.encoding != encodings.UTF8 or file.inside != json_rows.LINES
     try:
-        if size >= 2 * CUT_BYTES and file.place.suffix in (".jsonl", ".ndjson"):
+        if size >= 2 * CUT_BYTES and file.kind in OBJECTS and not whole:
             return _cuts_of_lines(file.place, size)
-        if size >= 2 * CUT_BYTES and file.place.suffix == ".parquet":
+        if size >= 2 * CUT_BYTES and file.kind == ".parquet":
             return _cuts_of_groups(file.place)
     except (OSError, ValueError):  # whoever reads it next says why
         pass
@@ -115,10 +288,13 @@ def _cuts_of_groups(place: Location) -> list[tuple[Cut | None, int]]:
     return found
 
 
+# Reading --------------------------------------------------------------------------------------------
+
+
 def open_rows(
     file: RowFile, wanted: Collection[str] = (), cut: Cut | None = None
 ) -> tuple[list[str], Iterator[Row]]:
-    """The column names and the rows of a file, by its suffix.
+    """The column names and the rows of a file.
 
     Args:
         wanted: columns to look for. Objects need not have the same keys: all are read for their names
@@ -126,108 +302,72 @@ def open_rows(
         cut: one of `cuts(file)`, to have the rows of that piece alone; names are the whole file's.
 
     Raises:
-        DataError: the file is empty, of an unknown kind, damaged or not UTF-8, here or while rows are read.
+        DataError: the file is empty or damaged, or names a column twice, here or while rows are read.
     """
-    place = file.place
-    kind = place.suffix
-    if kind not in KINDS:
-        raise DataError(
-            f"{place.shown} is of an unknown kind: it must end in .csv, .tsv, .jsonl or .parquet, or in "
-            ".json for a list of objects."
-        )
     try:
-        if place.size() == 0:
-            raise DataError(f"{place.shown} is empty.")
-        if kind == ".parquet":
+        if file.kind == ".parquet":
             names, rows = _parquet(file, cut)
-        elif kind in (".csv", ".tsv"):
-            names, rows = _csv(place)
+        elif file.kind in OBJECTS:
+            names, rows = _objects(file, wanted, cut)
         else:
-            names, rows = _objects(place, _json if kind == ".json" else _jsonl, wanted)
-            rows = _jsonl(place, cut) if cut else rows
+            found = excel.sheet_rows(file.place, file.sheet) if file.kind in BOOKS else _table(file)
+            names, rows = _rectangle(file, found)
     except OSError as error:
-        raise DataError(f"{place.shown} cannot be read: {error}") from None
-    return names, _guarded(place, rows)
+        raise DataError(f"{file.shown} cannot be read: {error}") from None
+    _refuse_twice(file, names)
+    return names, _guarded(file, rows)
 
 
-def _guarded(place: Location, rows: Iterator[Row]) -> Iterator[Row]:
+def _guarded(file: RowFile, rows: Iterator[Row]) -> Iterator[Row]:
     try:
         yield from rows
     except OSError as error:
-        raise DataError(f"{place.shown} cannot be read: {error}") from None
+        raise DataError(f"{file.shown} cannot be read: {error}") from None
 
 
-def csv_rows(content: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV text, given by lines, that are not blank; with the line each begins on."""
-    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
-    reader = csv.reader(content, delimiter=delimiter)
-    begin = 1
-    for row in reader:
-        if row:
-            yield begin, row
-        begin = reader.line_num + 1
+def _table(file: RowFile, quotes: csv_rows.Quotes | None = None) -> Iterator[tuple[int, list[str]]]:
+    content = lines(file, encoding=file.encoding)
+    return csv_rows.read(content, file.delimiter, file.shown, file.skip, quotes)
 
 
-def _csv(path: Location) -> tuple[list[str], Iterator[Row]]:
-    header = next(lines(path), "")
-    rows = csv_rows(lines(path), max(",;\t", key=header.count))
-    _, names = next(rows, (0, []))
-    if not names:
-        raise DataError(f"{path.shown} is empty.")
-    names = [name.strip() for name in names]
+def _names(file: RowFile, header: list[Any]) -> list[str]:
+    names = ["" if name is None else str(name).strip() for name in header]
+    if not any(names):
+        raise DataError(f"{file.shown} is empty.")
+    return names
 
-    def cells() -> Iterator[Row]:
-        for number, row in rows:
+
+def _rectangle(file: RowFile, found: Iterator[tuple[int, list[Any]]]) -> tuple[list[str], Iterator[Row]]:
+    """A table's names, of its first row, and the rows below it."""
+    _, header = next(found, (0, []))
+    names = _names(file, header)
+    padded = file.kind in BOOKS  # a sheet's rows end with their last cell
+
+    def rows() -> Iterator[Row]:
+        for number, row in found:
+            if padded:
+                row += [None] * (len(names) - len(row))
             if len(row) == len(names):
                 yield number, dict(zip(names, row, strict=True))
             else:
                 yield number, f"it has {len(row)} cells, but the header has {len(names)}"
 
-    return names, cells()
+    return names, rows()
 
 
-def _objects(
-    path: Location, read: Callable[[Location], Iterator[Row]], wanted: Collection[str]
-) -> tuple[list[str], Iterator[Row]]:
-    names: dict[str, None] = {}
-    bad = ""
-    for count, (number, row) in enumerate(read(path), start=1):
-        if isinstance(row, dict):
-            names.update(dict.fromkeys(row))
-        else:
-            bad = bad or f": line {number}: {row}"
-        if count >= PEEKED and names and all(name in names for name in wanted):
-            break
+def _objects(file: RowFile, wanted: Collection[str], cut: Cut | None) -> tuple[list[str], Iterator[Row]]:
+    whole = json_rows.rows(file, file.inside, file.encoding, file.paths)
+    names, bad = json_rows.columns_of(whole, [*wanted, *file.paths], PEEKED)
     if not names:
-        raise DataError(f"{path.shown} holds no JSON object, one a line{bad}.")
-    return list(names), read(path)
-
-
-def _jsonl(path: Location, cut: Cut | None = None) -> Iterator[Row]:
-    begin, end, before = cut or (0, None, 0)
-    for number, line in enumerate(lines(path, begin=begin, end=end), start=before + 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield number, f"it is not valid JSON ({error})"
-            continue
-        yield number, value if isinstance(value, dict) else "it is not a JSON object"
-
-
-def _json(path: Location) -> Iterator[Row]:
-    with path.open() as stream:
-        for number, value in enumerate(json_items(stream, path.shown, "write a list of objects"), start=1):
-            yield number, value if isinstance(value, dict) else "it is not a JSON object"
+        what = f"rows at {file.paths[0].rpartition('[]')[0]}[]" if file.paths else "JSON object, one a line"
+        raise DataError(f"{file.shown} holds no {what}{bad}.")
+    piece = {"begin": cut[0], "end": cut[1], "before": cut[2]} if cut else {}
+    return names, json_rows.rows(file, file.inside, file.encoding, file.paths, **piece)
 
 
 def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator[Row]]:
     import pyarrow as pa
     import pyarrow.dataset as pads
-
-    def damaged(error: Exception) -> DataError:
-        return DataError(f"{file.place.shown} is not a Parquet file, or it is damaged: {error}")
 
     try:
         source = parquet_dataset(file.place, file.root)
@@ -236,7 +376,7 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
             piece = fragment.subset(row_group_ids=list(range(cut[0], cut[1])))
             source = pads.FileSystemDataset([piece], source.schema, source.format, source.filesystem)
     except (pa.ArrowInvalid, DataError) as error:
-        raise damaged(error) from None
+        raise _damaged_parquet(file, error) from None
 
     def rows() -> Iterator[Row]:
         number = cut[2] if cut else 0
@@ -245,6 +385,6 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
                 for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
                     yield number, row
         except (pa.ArrowInvalid, pa.ArrowException) as error:
-            raise damaged(error) from None
+            raise _damaged_parquet(file, error) from None
 
     return source.schema.names, rows()

@@ -1,41 +1,101 @@
-"""Files read as they come, in flat memory: lines of text, items of a JSON list."""
+"""Files read as they come, in flat memory: bytes unpacked, lines of text, items of a JSON list."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from fintune.data.storage import Location
 from fintune.errors import DataError
 
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+"""Ending → what unpacks it."""
+MAX_RATIO = 200
+"""So many times its own size a packed file may unpack to: text stays far below, a bomb does not."""
+FREE_BYTES = 256 * 2**20
+"""What a packed file may unpack to whatever its size."""
 
-def lines(path: Path | Location, begin: int = 0, end: int | None = None) -> Iterator[str]:
-    """The lines of a UTF-8 file, without a byte order mark, line ends kept as "\\n".
+
+class Readable(Protocol):
+    """What has bytes and a name for messages: a `Location`, or a file that is unpacked as it is read."""
+
+    @property
+    def shown(self) -> str: ...
+
+    def open(self) -> IO[bytes]: ...
+
+
+def unpacked(place: Location, ending: str) -> IO[bytes]:
+    """A file's bytes, unpacked if its name has one of the endings of `PACKED`."""
+    if ending not in PACKED:
+        return place.open()
+    import pyarrow as pa
+
+    packed = pa.PythonFile(place.open(), mode="r")
+    limit = max(FREE_BYTES, MAX_RATIO * place.size())
+    return io.BufferedReader(_Bounded(pa.CompressedInputStream(packed, PACKED[ending]), place.shown, limit))
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that refuses to go on for ever."""
+
+    def __init__(self, stream: Any, shown: str, limit: int) -> None:
+        self._stream, self._shown, self._left = stream, shown, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            raise DataError(f"{self._shown} is damaged: {str(error).rstrip('.')}.") from None
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(
+                f"{self._shown} unpacks to over {MAX_RATIO} times its size, which no text does: unpack it "
+                "yourself, if you trust it."
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def lines(
+    path: Path | Readable, begin: int = 0, end: int | None = None, encoding: str = "utf-8-sig"
+) -> Iterator[str]:
+    """The lines of a text file, without a byte order mark, line ends kept as "\\n".
 
     Args:
-        begin, end: the bytes of a piece, each where a line begins; lines then end at "\\n" alone.
+        begin, end: the bytes of a piece of a UTF-8 file, each where a line begins; lines then end at "\\n"
+            alone.
 
     Raises:
-        DataError: the file is not UTF-8 text; it names the byte.
+        DataError: the file is not text of this encoding; of UTF-8 it names the byte.
     """
     try:
         if end is not None:
             yield from _lines_between(path, begin, end)
         else:
-            with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig") as stream:
+            with io.TextIOWrapper(_bytes(path), encoding=encoding) as stream:
                 yield from stream
-    except UnicodeDecodeError:
-        name = path.shown if isinstance(path, Location) else path
+    except UnicodeError as error:
+        name = path if isinstance(path, Path) else path.shown
+        if encoding != "utf-8-sig":
+            raise DataError(f"{name} is not {encoding} text ({error}): give another encoding.") from None
         raise DataError(f"{name} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
 
 
-def _bytes(path: Path | Location) -> IO[bytes]:
-    return path.open() if isinstance(path, Location) else path.open("rb")
+def _bytes(path: Path | Readable) -> IO[bytes]:
+    return path.open("rb") if isinstance(path, Path) else path.open()
 
 
-def _lines_between(path: Path | Location, begin: int, end: int) -> Iterator[str]:
+def _lines_between(path: Path | Readable, begin: int, end: int) -> Iterator[str]:
     with _bytes(path) as stream:
         stream.seek(begin)
         place = begin
@@ -44,7 +104,7 @@ def _lines_between(path: Path | Location, begin: int, end: int) -> Iterator[str]
             place += len(line)
 
 
-def _bad_byte(path: Path | Location) -> int:
+def _bad_byte(path: Path | Readable) -> int:
     """Where the first byte stands that is not UTF-8; a decoder that streams counts from its last chunk."""
     begin = 0
     with _bytes(path) as stream:
@@ -57,28 +117,33 @@ def _bad_byte(path: Path | Location) -> int:
     return begin
 
 
-def json_items(stream: IO[bytes], name: str, fix: str = "download it again") -> Iterator[Any]:
-    """The items of the JSON list that a stream holds.
+def json_items(
+    stream: IO[bytes], name: str, fix: str = "download it again", prefix: str = "item", kind: Any = None
+) -> Iterator[Any]:
+    """The items of a JSON list: of the one that the stream holds, or of one inside it.
 
     Args:
         name: what errors call the stream.
+        prefix: where the items are, as ijson writes it: `data.items.item`.
+        kind: a class of mappings that objects are read as, in place of dict.
 
     Raises:
         DataError: it is no list, or not valid JSON.
     """
     import ijson
 
-    begin = stream.read(64)
-    if not begin.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    begin = stream.read(64).removeprefix(b"\xef\xbb\xbf")
+    if prefix == "item" and not begin.lstrip().startswith(b"["):
         raise DataError(f"{name} does not hold a JSON list: {fix}.")
+    options = {"map_type": kind} if kind else {}
     try:
-        yield from ijson.items(_After(begin.removeprefix(b"\xef\xbb\xbf"), stream), "item", use_float=True)
+        yield from ijson.items(After(begin, stream), prefix, use_float=True, **options)
     except (ijson.JSONError, UnicodeDecodeError) as error:
         why = str(error).strip().partition("\n")[0]
         raise DataError(f"{name} is not valid JSON ({why}): {fix}.") from None
 
 
-class _After:
+class After:
     """A stream that begins with bytes that were read from it already."""
 
     def __init__(self, begin: bytes, stream: IO[bytes]) -> None:

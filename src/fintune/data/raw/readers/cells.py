@@ -1,0 +1,40 @@
+"""What stands in a cell, as text: never a list or an object as Python would write it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(value: Any, name: str, strip: bool = True) -> str:
+    """A cell as text: nothing is empty, the whole number 1.0 of a float column is «1», a list of sentences
+    is joined.
+
+    Args:
+        name: what errors call the cell.
+        strip: whether a text loses its outer spaces.
+
+    Raises:
+        ValueError: it is a list of something else, an object, or bytes that are no text.
+    """
+    if isinstance(value, str):
+        return value.strip() if strip else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bytes):
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"the {name} is bytes that are no UTF-8 text") from None
+    if isinstance(value, list | tuple):
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError(f"the {name} is a list of something else than texts")
+        return " ".join(filter(None, map(str.strip, value)))
+    if isinstance(value, Mapping):
+        raise ValueError(f"the {name} is an object with {', '.join(map(str, value)) or 'nothing in it'}")
+    return str(value)

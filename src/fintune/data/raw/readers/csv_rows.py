@@ -1,0 +1,201 @@
+"""Rows of CSV and TSV text: what is between cells, and quotation marks that are not balanced.
+
+Python's reader takes a mark that is never closed for a cell that holds all that follows. Here such a line is
+read by itself, with its marks as text, where it then has as many cells as the header; else it is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from fintune.errors import DataError
+
+DELIMITERS = ",\t;|"
+HEAD = 50
+"""Lines that the delimiter is found from."""
+LONGEST = 20_000
+"""Lines of one cell, at most: beyond them its quotation mark counts as never closed."""
+LEARNT_ROWS = 2_000
+"""Rows whose values show what a column holds."""
+
+
+@dataclass
+class Quotes:
+    """What was met in a file."""
+
+    literal: list[int] = field(default_factory=list)
+    """Lines whose quotation marks were read as text."""
+    longest: tuple[int, int] = (1, 0)
+    """The lines of the longest cell, and where its row begins."""
+
+
+def layout(head: Sequence[str], suffix: str) -> tuple[str, int]:
+    """What is between the cells, and how many lines stand above the header (Excel's `sep=;`).
+
+    The delimiter is the one by which most rows have as many cells as the header, two at least.
+    """
+    if head and (told := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", head[0].rstrip("\r\n"), re.IGNORECASE)):
+        return told[1], 1
+    usual = "\t" if suffix == ".tsv" else ","
+    best, score = usual, (0.0, 0)
+    for delimiter in sorted(DELIMITERS, key=lambda each: each != usual):
+        widths = [len(row) for row in csv.reader(head, delimiter=delimiter) if row]
+        if widths and widths[0] > 1:
+            found = (widths.count(widths[0]) / len(widths), widths[0])
+            if found > score:
+                best, score = delimiter, found
+    return best, 0
+
+
+def read(
+    content: Iterable[str],
+    delimiter: str = ",",
+    name: str = "The file",
+    skip: int = 0,
+    quotes: Quotes | None = None,
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, the header first, with the line that each begins on.
+
+    Args:
+        name: what errors call the file.
+        skip: lines above the header.
+        quotes: takes what was met.
+
+    Raises:
+        DataError: a quotation mark is not closed where its cell ends; it names the line of the mark.
+    """
+    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
+    quotes = quotes or Quotes()
+    source = _Lines(islice(content, skip, None))
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    columns: _Columns | None = None
+    number = 1 + skip
+    while True:
+        source.held.clear()
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            row, whole = [], False
+        else:
+            if row is None:
+                return
+            whole = len(source.held) == 1 or not (columns and columns.swallowed(source.held, row, delimiter))
+        if not whole:
+            if columns is None or not columns.are_rows(source.held, delimiter):
+                raise _unbalanced(name, number, source.held, delimiter)
+            row = _literal(source.held[0], delimiter)
+            source.back(1)
+            quotes.literal.append(number)
+        if row:
+            if columns is None:
+                columns = _Columns(len(row))
+            else:
+                columns.learn(row)
+            if len(source.held) > quotes.longest[0]:
+                quotes.longest = (len(source.held), number)
+            yield number, row
+        number += len(source.held)
+
+
+class _Lines:
+    """Lines, with those of the row that is being read, which can be given back."""
+
+    def __init__(self, content: Iterable[str]) -> None:
+        self._content = iter(content)
+        self._again: deque[str] = deque()
+        self.held: list[str] = []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.held) >= LONGEST:
+            raise StopIteration
+        line = self._again.popleft() if self._again else next(self._content)
+        self.held.append(line)
+        return line
+
+    def back(self, keep: int) -> None:
+        """Give back all held lines but the first `keep`."""
+        self._again.extendleft(reversed(self.held[keep:]))
+        del self.held[keep:]
+
+
+class _Columns:
+    """What the columns hold, to tell a cell of several lines from rows that an open mark has swallowed."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._rows = 0
+        self._seen: list[set[str]] = [set() for _ in range(width)]
+
+    def learn(self, row: list[str]) -> None:
+        if self._rows < LEARNT_ROWS and len(row) == self.width:
+            self._rows += 1
+            for values, cell in zip(self._seen, row, strict=True):
+                if cell and len(cell) <= 40:
+                    values.add(cell)
+
+    def are_rows(self, held: Sequence[str], delimiter: str) -> bool:
+        """Whether the first of some lines has as many cells as the header by itself, and most others too."""
+        widths = [len(_literal(line, delimiter)) for line in islice(held, HEAD) if line.strip()]
+        return widths[0] == self.width and widths.count(self.width) >= 0.8 * len(widths)
+
+    def swallowed(self, held: Sequence[str], row: list[str], delimiter: str) -> bool:
+        """Whether the lines of one row are rows themselves: of as many cells, with values of their columns.
+
+        Prose has a space after its commas, which rows have not.
+        """
+        each = [_literal(line, delimiter) for line in held if line.strip()]
+        if self.width < 2 or any(len(cells) != self.width for cells in each):
+            return False
+        if len(row) != self.width:
+            return True
+        long = next(place for place, cell in enumerate(row) if "\n" in cell)
+        by_column: dict[int, list[str]] = {}
+        for place, cells in enumerate(each):
+            for column, cell in enumerate(cells):
+                own = (place == 0 and column < long) or (place == len(each) - 1 and column > long)
+                if column != long and not own:
+                    by_column.setdefault(column, []).append(cell)
+        if any(cell.startswith(" ") for cells in by_column.values() for cell in cells):
+            return False
+        if any(cell in self._seen[column] for column, cells in by_column.items() for cell in cells):
+            return True
+        few = any(len(set(cells)) <= len(cells) / 2 for cells in by_column.values())
+        numbers = any(all(_is_number(cell) for cell in cells) for cells in by_column.values())
+        return len(each) >= 4 and (few or numbers or len(each) >= 8)
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(\.\d+)?", cell.strip()) is not None
+
+
+def _literal(line: str, delimiter: str) -> list[str]:
+    """A line's cells with quotation marks as text, but for those around a whole cell."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        cells = line.rstrip("\r\n").split(delimiter)
+        return [cell[1:-1] if re.fullmatch(r'".*"', cell) else cell for cell in cells]
+
+
+def _unbalanced(name: str, number: int, held: Sequence[str], delimiter: str) -> DataError:
+    """The error that names the line of the mark that opened last."""
+    opened, inside, before = number, False, delimiter
+    for place, line in enumerate(held):
+        for letter in line:
+            if letter == '"' and (inside or before in (delimiter, "\n")):
+                inside = not inside
+                opened = number + place if inside else opened
+            before = letter
+    return DataError(
+        f'{name}, line {opened}: a quotation mark (") opens a cell here and is not closed where the cell '
+        "ends, so that the lines below would become part of it. Close it, or double the marks inside a "
+        "cell, or save the file as .xlsx or .jsonl."
+    )

@@ -1,0 +1,116 @@
+"""Sheets of Excel workbooks (.xlsx, .xlsm) as rows, read as they come through openpyxl.
+
+A workbook is hostile until shown otherwise: its size unpacked is bounded, and no formula or macro is run.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Iterator
+from datetime import datetime, time
+from typing import Any
+
+from fintune.data.storage import Location
+from fintune.errors import DataError
+
+MAX_BYTES = 2**30
+"""What a workbook may unpack to."""
+MAX_RATIO = 200
+FREE_BYTES = 64 * 2**20
+
+
+def sheet_of(place: Location, wanted: str | None) -> tuple[str, list[str]]:
+    """The sheet to read, which is the first if none is wanted, and the names of all.
+
+    Raises:
+        DataError: the file is no workbook, or has no such sheet.
+    """
+    with _opened(place) as book:
+        names = [sheet.title for sheet in book.worksheets]
+    if not names:
+        raise DataError(f"{place.shown} has no sheet with cells.")
+    if wanted is not None and wanted not in names:
+        raise DataError(f"{place.shown} has no sheet {wanted!r}; its sheets are: {', '.join(names)}.")
+    return wanted or names[0], names
+
+
+def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
+    """The rows of a sheet that are not blank, with their numbers; empty cells at a row's end are left out.
+
+    A percentage is read as it is shown (`5%`, of which the workbook holds 0.05), a day without a time as a
+    date, a formula as its last result.
+    """
+    with _opened(place) as book:
+        cells = book[sheet]
+        cells.reset_dimensions()  # what a file says of its size may be wrong
+        try:
+            for number, row in enumerate(cells.iter_rows(), start=1):
+                values = [_value(cell) for cell in row]
+                while values and values[-1] in (None, ""):
+                    values.pop()
+                if values:
+                    yield number, values
+        except DataError:
+            raise
+        except Exception as error:  # openpyxl and the parsers below it raise whatever comes
+            raise _damaged(place, error) from None
+
+
+class _opened:
+    """A workbook, open while rows are read."""
+
+    def __init__(self, place: Location) -> None:
+        self.place = place
+
+    def __enter__(self) -> Any:
+        import openpyxl
+
+        self.stream = self.place.open()
+        try:
+            _check_size(self.place, self.stream)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of features that reading does not need
+                self.book = openpyxl.load_workbook(self.stream, read_only=True, data_only=True)
+        except DataError:
+            self.stream.close()
+            raise
+        except Exception as error:
+            self.stream.close()
+            raise _damaged(self.place, error) from None
+        return self.book
+
+    def __exit__(self, *_: object) -> None:
+        self.book.close()
+        self.stream.close()
+
+
+def _check_size(place: Location, stream: Any) -> None:
+    head = stream.read(8)
+    stream.seek(0)
+    if head.startswith(b"\xd0\xcf\x11\xe0"):
+        raise DataError(
+            f"{place.shown} is an old .xls workbook, or has a password: save it as .xlsx without one."
+        )
+    with zipfile.ZipFile(stream) as parts:
+        size = sum(part.file_size for part in parts.infolist())
+    stream.seek(0)
+    if size > MAX_BYTES or size > max(FREE_BYTES, MAX_RATIO * place.size()):
+        raise DataError(
+            f"{place.shown} unpacks to {size / 2**20:,.0f} MiB, which is more than is read of a workbook: "
+            "save it as CSV."
+        )
+
+
+def _damaged(place: Location, error: Exception) -> DataError:
+    why = str(error).strip().partition("\n")[0] or type(error).__name__
+    return DataError(f"{place.shown} is not an Excel workbook, or it is damaged: {why.rstrip('.')}.")
+
+
+def _value(cell: Any) -> Any:
+    value = cell.value
+    if isinstance(value, datetime) and value.time() == time(0):
+        return value.date()
+    if isinstance(value, int | float) and not isinstance(value, bool) and "%" in (cell.number_format or ""):
+        return f"{value * 100:.12g}%"
+    return value
