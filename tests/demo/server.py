@@ -9,6 +9,7 @@ from fintune.inference.engine import Engine
 
 RECIPE = Recipe.model_validate(
     {
+        "training": {"max_length": 256},  # so that the tests are fast
         "custom_task": [
             {
                 "name": "sector_news",
@@ -33,6 +34,6 @@ def main(port: int, live_dir: Path, adapter: Path | None = None) -> None:
         return
     engine = Engine.load(recipe=RECIPE)
     engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
-    engine.tasks["summarization"].max_new_tokens = 24  # so that the tests are fast
+    engine.tasks["summarization"].max_new_tokens = 12
     engine.tasks["qa"].max_new_tokens = 20
     serve(build(engine, live_dir), port)
