@@ -135,8 +135,8 @@ def run(
     start = time.perf_counter()
     output_file = output_file or output_dir / "results.json"
     config = recipe.evaluation.tracked(use_wandb)
-    check_evaluation(output_file, config)  # hours before it is needed
     origin(recipe, output_dir, resume, overwrite=True)
+    check_evaluation(output_file, config)  # hours before it is needed
     if not resume and (what := occupant(output_dir)):
         say(f"{output_dir} holds {what}. This run replaces it; --resume_from_checkpoint would go on with it.")
     why = fetch_missing(recipe, say)

@@ -1,5 +1,6 @@
 """What `auto` makes of a recipe: enough steps for small data, and nothing that was asked otherwise."""
 
+import json
 import math
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_a_fitted_recipe_reads_back_and_says_what_was_chosen():
     assert "num_train_epochs 3" in choices(asked, recipe) and "warmup" not in choices(asked, recipe)
     with pytest.raises(ConfigError, match=r"gradient_accumulation_steps must be > 0, got 0"):
         recipe_from({"training": {"gradient_accumulation_steps": 0}}, None, "here")
+
+
+def test_the_recipe_of_an_adapter_fits_new_data_again(tmp_path):
+    from argparse import Namespace
+
+    from fintune.commands.common import recipe_of
+
+    recipe = fitted(Recipe.model_validate({"training": {"warmup_steps": 7}}), {"qa": 214})
+    told = {"recipe": recipe.model_dump(), "fitted": ["num_train_epochs", "per_device_train_batch_size"]}
+    (tmp_path / "fintune.json").write_text(json.dumps(told))
+    again = recipe_of(Namespace(config=str(tmp_path), set=[], data_dir=None, debug=False)).training
+    assert (again.num_train_epochs, again.per_device_train_batch_size) == (AUTO, AUTO)
+    assert (again.gradient_accumulation_steps, again.warmup_steps) == (1, 7)
 
 
 def test_an_epoch_is_what_the_mix_draws():
