@@ -221,11 +221,13 @@ def _refuse_file_name(text: str, task: str) -> None:
 
 
 def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.raw.readers.row_files import find
     from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
+    find(args.input_file, "--input_file")
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
     reading = {"encoding": args.encoding, "sheet": args.sheet}

@@ -90,7 +90,7 @@ def row_files(
     sheet: str | None = None,
     columns: Iterable[str] = (),
 ) -> list[RowFile]:
-    """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
+    """The files at a path, in order, each looked at as a whole.
 
     Args:
         key: the setting or flag that gives the path, for error messages.
@@ -101,10 +101,19 @@ def row_files(
     Raises:
         DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
     """
-    place = locate(path)
     paths = tuple(column for column in columns if "[]" in column)
+    return [_looked(replace(file, paths=paths), encoding, sheet) for file in find(path, key)]
+
+
+def find(path: str | Path, key: str) -> list[RowFile]:
+    """The file at a path, or those below a folder that are of a known kind; none is opened.
+
+    Raises:
+        DataError: there is none; it names `key`.
+    """
+    place = locate(path)
     if place.is_file():
-        return [_looked(RowFile(place, place.name, paths=paths), encoding, sheet)]
+        return [RowFile(place, place.name)]
     if not place.is_folder():
         since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
         raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
@@ -114,7 +123,7 @@ def row_files(
         raise DataError(
             f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}."
         )
-    return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
+    return [RowFile(file, file.path[start:], place) for file in found]
 
 
 def kind_of(place: Location) -> tuple[str, str]:
