@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 # Further flags for PyTorch's own pip call, such as another package index.
 TORCH_FLAGS ?=
-EXTRAS := dev,demo,eval,gpu,live,monitor,otel,postgres,ray,serve,track
+EXTRAS := dev,demo,eval,filings,gpu,live,monitor,otel,postgres,ray,serve,track
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
@@ -35,13 +35,25 @@ check: lint  ## lint, and the tests that train nothing and start no server or br
 	@echo "Running the quick tests."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow" $(ARGS)
 
-lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/ (about 30 seconds)
+LINTERS := lint-style lint-types lint-imports lint-deploy
+.PHONY: $(LINTERS)
+
+lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/ (about 20 seconds)
 	@echo "Checking style and types: about 20 seconds."
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) $(LINTERS)
+
+lint-types:
+	$(BIN)/mypy
+
+lint-style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+
+lint-imports:
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/module_map.py --check
+
+lint-deploy:
 	$(BIN)/yamllint --strict -c deploy/.yamllint deploy
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml

@@ -208,7 +208,7 @@ def test_half_a_character_costs_its_row_alone_in_every_kind_of_output(engine, tm
     (tmp_path / "in.jsonl").write_text("\n".join(rows) + "\n")
     assert predict_file(engine, "headline", tmp_path / "in.jsonl", tmp_path / "out.jsonl", False) == 3
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "a?", "in.jsonl:4"]
+    assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "a�", "in.jsonl:4"]
     assert ["half a character" in line.get("error", "") for line in lines] == [False, True, False, False]
     for name in ("out/", "out.csv", "out.xlsx"):
         assert predict_file(engine, "headline", tmp_path / "in.jsonl", f"{tmp_path}/{name}", False) == 3

@@ -101,15 +101,15 @@ def test_learning_finds_what_references_speak_of():
     assert Salience("score").fit(pairs) == Salience("score")
 
 
-def test_five_million_characters_take_linear_time_and_little_memory():
+def test_a_million_characters_take_linear_time_and_little_memory():
     rng = random.Random(0)
     figures = ["sales", "$3.5", "million", "5%", "quarter", "of", "the", "grew"]
     vocabulary = figures * 50 + [f"word{i}" for i in range(2000)]
 
-    lines = [" ".join(rng.choices(vocabulary, k=14)) + ".\n" for _ in range(45_000)]
-    assert len("".join(lines)) > 5_000_000
+    lines = [" ".join(rng.choices(vocabulary, k=14)) + ".\n" for _ in range(10_000)]
+    assert len("".join(lines)) > 1_000_000
     seconds = []
-    for part in (lines[:9_000], lines):
+    for part in (lines[:2_000], lines):
         begun = time.process_time()
         assert 400 < words(Salience("score").select(part, 500, words)) <= 500
         seconds.append(time.process_time() - begun)
@@ -117,7 +117,7 @@ def test_five_million_characters_take_linear_time_and_little_memory():
     tracemalloc.start()
     try:
         Salience("score").select(lines, 500, words)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
+        assert tracemalloc.get_traced_memory()[1] < 2**19
     finally:
         tracemalloc.stop()
 

@@ -17,6 +17,7 @@ from fintune.data.records import Dropped
 from fintune.inference.answer_files import Journal, Line, Output
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record, Task
+from fintune.text.encoding import HALF
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
@@ -102,9 +103,12 @@ def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: b
     lines = []
     for row in rows:
         answer = row.why if isinstance(row, Dropped) else next(replies).answer
-        line = {"task": task, "error": answer} if isinstance(answer, str) else as_dict(task, answer)
+        if isinstance(answer, str):
+            line = {"task": task, "error": HALF.sub("�", answer)}
+        else:
+            line = as_dict(task, answer)
         name = row.where if isinstance(row, Dropped) else row.id
-        lines.append({"id": name.encode("utf-8", "replace").decode(), **line})
+        lines.append({"id": HALF.sub("�", name), **line})
     return lines
 
 

@@ -53,9 +53,9 @@ class MultiLabelTask(Task):
     type = "multilabel"
     decoding: Decoding = "candidates"
     measures = (
-        Measure("exact_match", "same labels", each(_same)),
-        Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1),
-        Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1),
+        Measure("exact_match", "same labels", each(_same), share=True),
+        Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1, share=True),
+        Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1, share=True),
         MISSING,
         Measure("brier", "Brier", each(_brier), better="lower", further=True),
     )

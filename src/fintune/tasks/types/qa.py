@@ -37,6 +37,7 @@ class QATask(Task):
             each(lambda _, r, p: numeric_match(str(r.target), str(p.value))),
             columns=("numeric_match",),
             further=True,
+            share=True,
         ),
         Measure(
             "tatqa_exact_match",
@@ -44,8 +45,16 @@ class QATask(Task):
             each(lambda _, r, p: _tatqa(r, p)[0]),
             optional=True,
             further=True,
+            share=True,
         ),
-        Measure("tatqa_f1", "TAT-QA F1", each(lambda _, r, p: _tatqa(r, p)[1]), optional=True, further=True),
+        Measure(
+            "tatqa_f1",
+            "TAT-QA F1",
+            each(lambda _, r, p: _tatqa(r, p)[1]),
+            optional=True,
+            further=True,
+            share=True,
+        ),
     )
     ranked_by = "f1"
     headline_metrics = ("f1", "exact_match")

@@ -21,7 +21,9 @@ def _rouge(name: str, title: str) -> Measure:
     rougeL takes the bullets as one sequence, so their order counts; it is the stricter of the package's two
     variants (rougeLsum matches bullet by bullet).
     """
-    return Measure(name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]))
+    return Measure(
+        name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]), share=True
+    )
 
 
 class SummarizationTask(Task):
@@ -43,6 +45,7 @@ class SummarizationTask(Task):
             aggregate=ratio,
             columns=("numbers_supported", "numbers"),
             further=True,
+            share=True,
         ),
     )
     ranked_by = "rougeL"

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from fintune.data.documents.reading import ENDINGS as DOCUMENTS
 from fintune.data.raw.readers import csv_rows, encodings, excel, json_rows
 from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
@@ -83,6 +84,19 @@ class RowFile:
         return unpacked(self.place, self.packed)
 
 
+def existing(path: str | Path, key: str) -> Location:
+    """The file or folder at a path, which the setting or flag `key` names.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = locate(path)
+    if not place.is_file() and not place.is_folder():
+        since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
+        raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
+    return place
+
+
 def row_files(
     path: str | Path,
     key: str,
@@ -90,7 +104,7 @@ def row_files(
     sheet: str | None = None,
     columns: Iterable[str] = (),
 ) -> list[RowFile]:
-    """The files at a path, in order, each looked at as a whole.
+    """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
 
     Args:
         key: the setting or flag that gives the path, for error messages.
@@ -101,29 +115,17 @@ def row_files(
     Raises:
         DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
     """
+    place = existing(path, key)
     paths = tuple(column for column in columns if "[]" in column)
-    return [_looked(replace(file, paths=paths), encoding, sheet) for file in find(path, key)]
-
-
-def find(path: str | Path, key: str) -> list[RowFile]:
-    """The file at a path, or those below a folder that are of a known kind; none is opened.
-
-    Raises:
-        DataError: there is none; it names `key`.
-    """
-    place = locate(path)
     if place.is_file():
-        return [RowFile(place, place.name)]
-    if not place.is_folder():
-        since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
-        raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
+        return [_looked(RowFile(place, place.name, paths=paths), encoding, sheet)]
     start = len(place.path.rstrip("/")) + 1
     found = [file for file in place.files() if kind_of(file)[0]]
     if not found:
         raise DataError(
             f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}."
         )
-    return [RowFile(file, file.path[start:], place) for file in found]
+    return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
 
 
 def kind_of(place: Location) -> tuple[str, str]:
@@ -319,6 +321,8 @@ def open_rows(
     Raises:
         DataError: the file is empty or damaged, or names a column twice, here or while rows are read.
     """
+    if file.place.suffix in DOCUMENTS:  # to `predict`, one row
+        return ["file"], iter([(1, {"file": file.name})])
     try:
         if file.kind == ".parquet":
             names, rows = _parquet(file, cut)
