@@ -1,6 +1,6 @@
 """An answer from documents: what of them stands before the model, and where the answer comes from.
 
-A question is answered from the passages that BM25 ranks highest, as many as fit; any other task from the
+A question is answered from the passages that BM25 ranks highest, the best first; any other task from the
 sentences that its salience chooses of all passages. What fits whole is read whole.
 """
 
@@ -27,7 +27,9 @@ FOUND = 0.35
 """The share of the question's words, weighed by rarity, that one passage must have (docs/documents.md)."""
 NOT_FOUND = "not in this document"
 SEARCHED = 60
-"""Passages that are tried for the room there is, the best first."""
+"""Passages that are ranked at most."""
+TOKENS_A_PASSAGE = 340
+"""Of the model's context for each passage that is read: 3 of 1,024. More distract a small model."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def read(engine: Engine, task: Task, asked: Question) -> Reading | DocumentAnswe
         return whole
     if not asked.question:
         return _salient(engine, task, asked, room)
-    return joined(asked, sorted(fitting(engine, task, asked, asked.ranked)))
+    most = max(3, engine.template.max_length // TOKENS_A_PASSAGE)
+    return joined(asked, fitting(engine, task, asked, asked.ranked[:most]))
 
 
 def fitting(engine: Engine, task: Task, asked: Question, places: Sequence[int]) -> list[int]:
