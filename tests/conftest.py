@@ -28,20 +28,30 @@ SLOW_FIXTURES = {
 """Their tests load or train a model, start a server or a browser: they are `slow`, not in `make check`."""
 
 
-SLOW_FILES = {"test_pipeline.py", "test_base.py", "test_export.py", "test_cluster.py", "test_repository.py"}
-"""These load the real base model, or start other processes."""
+SLOW_FILES = {
+    *("test_pipeline.py", "test_cluster.py", "test_repository.py", "test_base.py", "test_export.py"),
+    *("test_average.py", "test_plain_twin.py", "test_throughput.py", "test_lifecycle.py", "test_openai.py"),
+}
+"""These load or train models, or start other processes, in all their tests that take any time."""
+
+LONGEST = ("test_pipeline.py", "test_cluster.py", "test_train.py", "test_demo.py")
+"""They come first, so that none runs alone at the end."""
+
+
+def _is_slow(path):
+    return "real" in path.parts or path.name in SLOW_FILES
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The quick tests do without the imports of the slow ones."""
+    return True if config.option.markexpr == "not slow" and _is_slow(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow; the longest come first, so that none runs alone at the end."""
     for item in items:
-        if (
-            SLOW_FIXTURES & set(item.fixturenames)
-            or item.path.name in SLOW_FILES
-            or "real" in item.path.parts
-        ):
+        if SLOW_FIXTURES & set(item.fixturenames) or _is_slow(item.path):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 @pytest.fixture
@@ -175,6 +185,8 @@ def tiny_recipe(tiny_base, tmp_path):
                 "prepared_dir": str(tmp_path / "prepared"),
                 "tasks": {task: dict(sizes) for task in tasks},
             },
+            # Validation writes with every run: its length is most of a tiny training's time.
+            "evaluation": {"formats": {task: {"max_new_tokens": 4} for task in ("summarization", "qa")}},
         }
         for section, values in changes.items():
             raw.setdefault(section, {}).update(values)

@@ -7,26 +7,23 @@ import sys
 from pathlib import Path
 
 from fintune.allocator import library
+from fintune.cli import main
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_predicts(workdir):
-    def run(*command):
-        environment = {k: v for k, v in os.environ.items() if k != "FINTUNE_DATA_DIR"}
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=workdir,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    fewer = ("evaluation.base_model_max_test=1", "evaluation.max_validation=2")
-    output = run(str(ROOT / "run_training.py"), "--debug", "--set", fewer[0], "--set", fewer[1])
+def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_predicts(workdir, capsys):
+    command = [sys.executable, str(ROOT / "run_training.py"), "--debug"]
+    for setting in (
+        "evaluation.base_model_max_test=1",
+        "evaluation.max_validation=2",
+        "evaluation.formats={summarization: {max_new_tokens: 8}, qa: {max_new_tokens: 8}}",
+    ):
+        command += ["--set", setting]
+    environment = {k: v for k, v in os.environ.items() if k != "FINTUNE_DATA_DIR"}
+    done = subprocess.run(command, cwd=workdir, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    output = done.stdout
     lines = output.splitlines()
     assert lines[0] == "This run uses the built-in sample (HF_HUB_OFFLINE is set)."  # by conftest.py
     assert lines[-1].startswith("Done in ") and "with the built-in sample" in lines[-1]
@@ -43,7 +40,8 @@ def test_the_complete_pipeline_runs_from_the_guides_command_and_its_adapter_pred
     lines = (workdir / "output" / "model" / "results-predictions.jsonl").read_text().splitlines()
     assert len(lines) == 5 * 8
 
-    answer = json.loads(
-        run("-m", "fintune.cli", "predict", "--task", "sentiment", "Profit rose to $5 million.")
-    )
+    assert main(["predict", "--task", "sentiment", "Profit rose to $5 million."]) == 0
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert "no adapter" not in said.err
     assert answer["prediction"] in {"positive", "negative", "neutral"}

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 ROOT = Path(__file__).parent.parent
 DOORS = {
@@ -119,13 +120,15 @@ def test_the_guides_import_paths_bring_the_packages_own_functions(module, functi
         ("models.lora_config", "test_model_loading", "4,884,480 trainable"),
     ],
 )
-def test_the_guides_debug_commands_print_a_summary(module, function, says, tmp_path):
+def test_the_guides_debug_commands_print_a_summary(module, function, says, tmp_path, monkeypatch):
     for folder in ("src", "configs"):  # a root of its own, so that no prepared data is written over
         (tmp_path / folder).symlink_to(ROOT / folder)
-    command = f"from src.{module} import *; {function}()"
-    done = _run("-c", command, cwd=tmp_path, PYTHONPATH="", FINTUNE_DATA_DIR="")
-    assert done.returncode == 0, done.stderr
-    assert says in done.stdout
+    monkeypatch.chdir(tmp_path)
+    command = "import sys; sys.path.insert(0, ''); "  # as `python -c` does
+    process = Forked(exec, f"{command}from src.{module} import *; {function}()", {}, FINTUNE_DATA_DIR="")
+    said = process.stdout.read()
+    assert process.wait(60) == 0, process.stderr.read()
+    assert says in said
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds():

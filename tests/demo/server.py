@@ -1,9 +1,6 @@
-"""`python server.py PORT LIVE_DIR`: the demo on the real base model, with two custom tasks beside the five.
+"""The demo that a test's process serves."""
 
-`python server.py PORT LIVE_DIR ADAPTER`: the demo on an adapter.
-"""
-
-import sys
+from pathlib import Path
 
 from fintune.config import Recipe
 from fintune.data.raw.sample import sample_records
@@ -12,6 +9,7 @@ from fintune.inference.engine import Engine
 
 RECIPE = Recipe.model_validate(
     {
+        "training": {"max_length": 256},  # so that the tests are fast
         "custom_task": [
             {
                 "name": "sector_news",
@@ -29,16 +27,13 @@ RECIPE = Recipe.model_validate(
 )
 
 
-def main(port: int, live_dir: str, adapter: str | None = None) -> None:
+def main(port: int, live_dir: Path, adapter: Path | None = None) -> None:
+    """On an adapter, or on the real base model, with two custom tasks beside the five."""
     if adapter:
         serve(build(Engine.load(adapter), live_dir), port)
         return
     engine = Engine.load(recipe=RECIPE)
     engine.tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
-    engine.tasks["summarization"].max_new_tokens = 24  # so that the tests are fast
+    engine.tasks["summarization"].max_new_tokens = 12
     engine.tasks["qa"].max_new_tokens = 20
     serve(build(engine, live_dir), port)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])

@@ -2,18 +2,17 @@
 
 import contextlib
 import csv
-import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+import server as server_process
+from forked import Forked
 
 from fintune.demo.app import check_port, launch
 from fintune.demo.texts import examples
@@ -37,27 +36,19 @@ def started(folder, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = folder / "server.log"
-    script = str(Path(__file__).with_name("server.py"))
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, script, str(port), str(folder / "live"), *arguments],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "NO_PROXY": "127.0.0.1,localhost"},
-        )
+    process = Forked(server_process.main, port, folder / "live", *arguments, NO_PROXY="127.0.0.1,localhost")
     url = f"http://127.0.0.1:{port}/"
     direct = build_opener(ProxyHandler({}))  # `urlopen` keeps the proxies of whichever test called it first
 
     def ready():
         deadline = time.monotonic() + 120
         while True:
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None, process.stderr.read()
             try:
                 direct.open(url, timeout=10).close()
                 return url
             except (URLError, TimeoutError) as error:
-                assert time.monotonic() < deadline, f"{error}\n{log.read_text()}"
+                assert time.monotonic() < deadline, error
                 time.sleep(0.2)
 
     try:
@@ -82,7 +73,7 @@ def servers(tmp_path_factory, tiny_base):
     folder = tmp_path_factory.mktemp("tuned")
     with started(tmp_path_factory.mktemp("demo")) as untuned:
         make_adapter(folder / "adapter", tiny_base)
-        with started(folder, str(folder / "adapter")) as tuned:
+        with started(folder, folder / "adapter") as tuned:
             yield untuned(), tuned()
 
 

@@ -1,17 +1,14 @@
 """evaluate(): three systems side by side, files that agree with one another, work that survives a stop."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from forked import Forked
 from rules import RuleEngine
 
 from fintune.config import EvaluationConfig, Recipe
-from fintune.data.prepare.dataset import prepare
+from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
 from fintune.evaluation.evaluate import resume_key
 from fintune.evaluation.results import output_files
@@ -266,28 +263,21 @@ def test_an_evaluation_goes_on_only_with_the_same_adapter_temperature_and_base(p
     assert len(set(keys)) == 4 and resume_key(engine, prepared, {"other_models": [str(base)]}) == keys[-1]
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from rules import RuleEngine
-from fintune.config import EvaluationConfig
-from fintune.data.prepare.dataset import load_prepared
-from fintune.metrics import bertscore
-from fintune.pipeline import evaluate
+def evaluate_slowly(folder, output):
+    """An evaluation that hangs at its fourth task."""
 
-bertscore.ENCODER_PACKAGE = "no_such_package"
+    class Slow(RuleEngine):
+        def predict(self, task, records, **options):
+            if task == "qa":
+                time.sleep(600)
+            return super().predict(task, records, **options)
 
-class Slow(RuleEngine):
-    def predict(self, task, records, **options):
-        if task == "qa":
-            time.sleep(600)
-        return super().predict(task, records, **options)
+    from fintune.metrics import bertscore
 
-prepared = load_prepared(sys.argv[1])
-engine, config = Slow(prepared.task_set()), EvaluationConfig(base_model_max_test=5, baselines=[])
-evaluate(engine, prepared, config, sys.argv[2], progress=False)
-"""
+    bertscore.ENCODER_PACKAGE = "no_such_package"
+    prepared = load_prepared(folder)
+    config = EvaluationConfig(base_model_max_test=5, baselines=[])
+    evaluate(Slow(prepared.task_set()), prepared, config, output, progress=False)
 
 
 def test_on_validation_the_test_records_are_not_touched_and_no_published_figure_stands_beside(run, prepared):
@@ -308,16 +298,14 @@ def test_an_evaluation_that_was_killed_goes_on_and_one_of_other_settings_begins_
     files = output_files(tmp_path / "out" / "results.json")
     for path in files.values():
         path.unlink()
-    here = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", SLOW, str(prepared.folder), str(files["results"]), here]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = Forked(evaluate_slowly, prepared.folder, files["results"])
     deadline = time.monotonic() + 120
     try:
         while not files["results"].exists() or len(json.loads(files["results"].read_text())["tasks"]) < 3:
             assert time.monotonic() < deadline and process.poll() is None, "three tasks were not evaluated"
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     stopped = files["results"].read_text(), files["predictions"].read_text()
 

@@ -1,16 +1,14 @@
 """A whole live run on loopback: real feeds, a real model, and whatever can go wrong between them."""
 
-import functools
 import json
 import signal
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from feed_server import Reply, rss
+from forked import Forked
 
 from fintune.cli import main
 from fintune.errors import ConfigError, DataError, ModelError
@@ -346,27 +344,31 @@ def test_the_command_polls_once_and_says_what_it_found(server, tiny_base, tmp_pa
     assert [item["title"] for item in page.rows("out")] == ["Acme wins [bold]an order[/bold]"]
 
 
-def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_base, tmp_path):
+def heeding(command):
+    # A shell's background jobs ignore the signal, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return main(command)
+
+
+def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_base, tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     recipe = f"base_model: {{name: {tiny_base}}}\ntraining: {{max_length: 128, bf16: false}}\n"
     (tmp_path / "configs" / "default.yaml").write_text(recipe)
     server.routes["/feed"] = Reply(rss("First news"))
-    command = [sys.executable, "-m", "fintune.cli", "live", "--feed", f"{server.url}/feed", "--output", "out"]
+    command = ["live", "--feed", f"{server.url}/feed", "--output", "out"]
     command += ["--tasks", "headline", "--interval", "5", "--allow-network", "127.0.0.0/8"]
-    with (tmp_path / "log").open("w") as log:
-        # A shell's background jobs ignore the signal, and so would what they start.
-        heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, preexec_fn=heed)
-        try:
-            for title in ("First news", "Second news"):
-                deadline = time.monotonic() + 60
-                while title not in [item["title"] for item in page.rows(tmp_path / "out")]:
-                    assert time.monotonic() < deadline and process.poll() is None
-                    time.sleep(0.1)
-                server.routes["/feed"] = Reply(rss("Second news", "First news"))
-        finally:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    monkeypatch.chdir(tmp_path)
+    process = Forked(heeding, command)
+    try:
+        for title in ("First news", "Second news"):
+            deadline = time.monotonic() + 60
+            while title not in [item["title"] for item in page.rows(tmp_path / "out")]:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.1)
+            server.routes["/feed"] = Reply(rss("Second news", "First news"))
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert "Traceback" not in process.stderr.read()
     assert [item["title"] for item in page.rows(tmp_path / "out")] == ["Second news", "First news"]
     assert page.sources(tmp_path / "out")[0]["failures"] == 0

@@ -85,7 +85,7 @@ def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir):
+def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir, tiny_base):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
     from fintune.config import Recipe
     from fintune.data.raw.sample import sample_records
@@ -94,7 +94,7 @@ def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir):
 
     recipe = Recipe.model_validate(
         {
-            "base_model": {f"load_in_{bits}bit": True},
+            "base_model": {"name": str(tiny_base), f"load_in_{bits}bit": True},
             "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0},
             "training": {
                 "max_steps": 3,

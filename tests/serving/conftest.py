@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 pytest.importorskip("fastapi", reason="the API needs the serve extra")
 
@@ -19,7 +20,7 @@ pytest.importorskip("fastapi", reason="the API needs the serve extra")
 class Server:
     """A running `fintune serve`; `log` is what it wrote to standard error."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     url: str
     log: list[str] = field(default_factory=list)
 
@@ -32,16 +33,7 @@ class Server:
         return self.process.wait(30)
 
 
-def _start(*flags, keys, port=0, **more):
-    command = [sys.executable, "-m", "fintune.cli", "serve", "--port", str(port), "--keys", str(keys)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system", **more}
-    process = subprocess.Popen(
-        [*command, *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def _started(process):
     server = Server(process, "")
     threading.Thread(target=lambda: server.log.extend(process.stderr), daemon=True).start()
     for line in process.stdout:
@@ -50,6 +42,12 @@ def _start(*flags, keys, port=0, **more):
             return server
     process.wait(10)
     raise AssertionError(f"the server did not start: {''.join(server.log)}")
+
+
+def _serve(flags):
+    from fintune.cli import main
+
+    return main(["serve", *flags])
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +68,7 @@ def adapters(tiny_base, tmp_path_factory):
         "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
         "training": {**training, "bf16": False, "learning_rate": 1e-3},
         "data": {"prepared_dir": str(tmp_path_factory.mktemp("prepared")), "tasks": data},
+        "evaluation": {"formats": {name: {"max_new_tokens": 16} for name in ("summarization", "qa")}},
     }
     with contextlib.chdir(tmp_path_factory.mktemp("logs")):
         train(Recipe.model_validate(recipe), folder / "first", progress=False)
@@ -86,7 +85,12 @@ def adapters(tiny_base, tmp_path_factory):
 @pytest.fixture(scope="session")
 def start():
     """A function: flags → a server of one's own, to be stopped."""
-    return _start
+
+    def run(*flags, keys, port=0, **environment):
+        flags = ["--port", str(port), "--keys", str(keys), *map(str, flags)]
+        return _started(Forked(_serve, flags, **environment))
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -97,19 +101,12 @@ def no_keys(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(adapters, no_keys):
     """One for all tests that leave it as it is."""
-    running = _start(
-        "--model_path",
-        adapters / "first",
-        "--adapters",
-        adapters,
-        "--max_body",
-        100_000,
-        "--max_tokens",
-        64,
-        "--timeout",
-        "30",
-        keys=no_keys,
-    )
+    command = [sys.executable, "-m", "fintune.cli", "serve", "--port", "0", "--keys", no_keys]
+    command += ["--model_path", adapters / "first", "--adapters", adapters]
+    command += ["--max_body", "100000", "--max_tokens", "64", "--timeout", "30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = _started(subprocess.Popen(command, env=environment, **pipes))
     yield running
     if running.process.poll() is None:
         running.stop()

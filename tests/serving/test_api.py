@@ -1,7 +1,6 @@
 """The API over real HTTP: the answers of `fintune predict`, and refusals in one sentence."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from fintune.cli import main
 
 TEXTS = ["Net sales rose 12 % to EUR 5 million.", "The company cut 200 jobs.", "The meeting is on Monday."]
 
@@ -31,12 +32,11 @@ def predicted(adapters, tmp_path_factory):
     source.write_text("".join(json.dumps({"text": t, "question": "What rose?"}) + "\n" for t in TEXTS))
 
     def predict(task, adapter="first"):
-        command = [sys.executable, "-m", "fintune.cli", "predict", "--task", task, "--input_file", source]
-        command += ["--model_path", adapters / adapter]
-        environment = {**os.environ, "FINTUNE_ALLOCATOR": "system"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        output = folder / f"{task}-{adapter}.jsonl"
+        command = ["predict", "--task", task, "--model_path", adapters / adapter]
+        command += ["--input_file", source, "--output_file", output]
+        assert main([*map(str, command)]) == 0
+        return [json.loads(line) for line in output.read_text().splitlines()]
 
     return predict
 
@@ -243,6 +243,7 @@ def test_the_good_texts_of_a_batch_with_bad_ones_are_computed_together(client):
         (b"[" * 50_000, 400),
         (b'{"text": "\xff\xfe"}', 400),
         (b'{"text": "\\ud800"}', 400),
+        (b'{"\\ud800": 1}', 400),
         (b'{"text": NaN}', 400),
         (b'{"text": "a", "truncate": 1e999}', 400),
         (b'{"text": ' + b"9" * 50_000 + b"}", 400),

@@ -1,11 +1,7 @@
-"""One of two processes of a test: three steps on a model that FSDP2 shards, its adapter saved by the first.
-
-Accelerate shards on GPUs only, so this makes the calls that it makes, on a CPU with gloo.
-"""
+"""What one of two processes of a test runs."""
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -21,10 +17,22 @@ from fintune.models.base import load_base_model
 from fintune.models.placement import Process
 from fintune.prompts import TokenizedExample
 from fintune.training.objectives import Scores
+from fintune.training.run import train
 from fintune.training.steps import StepBuilder
 
 
+def trained(recipe, out):
+    """A training of fintune's own; its folder has been prepared."""
+    train(recipe, out, progress=False)
+
+
 def main(base, examples_file, out):
+    """Three steps on a model that FSDP2 shards, its adapter saved by the first; one alone shards none.
+
+    Accelerate shards on GPUs only, so this makes the calls that it makes, on a CPU with gloo.
+    """
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
     torch.manual_seed(0)
     world = dist.get_world_size() if dist.is_initialized() else 1
     # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost.
@@ -62,13 +70,6 @@ def main(base, examples_file, out):
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         save_file({k: v.contiguous() for k, v in state.items() if "lora_" in k}, out)
-
-
-if __name__ == "__main__":
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    main(*sys.argv[1:])
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-        os._exit(0)  # at times a thread of PyTorch's outlives the interpreter, which aborts the process

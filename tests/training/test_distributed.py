@@ -1,40 +1,33 @@
 """Two processes reach the weights of one on the same global batch."""
 
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
+import forked  # noqa: F401  (what the fork server has loaded)
 import pytest
+import sharded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed import launcher
 
 from fintune.training.run import train
 from fintune.training.steps import parts_of
 
-CODE = """
-import json, sys
-from fintune.config import Recipe
-from fintune.training.run import train
-train(Recipe.model_validate(json.load(open("recipe.json"))), sys.argv[1], progress=False)
-"""
 
-
-def two_processes(folder, *command):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
+def two_processes(function, *arguments):
+    """`function` in two processes, as torchrun starts and watches them, but forked from a warm one."""
+    config = launcher.LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        start_method="forkserver",
+        monitor_interval=0.1,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    launcher.elastic_launch(config, function)(*arguments)
 
 
 @given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 5))
@@ -61,9 +54,7 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
         },
     )
     train(recipe, workdir / "one", progress=False)
-    (workdir / "recipe.json").write_text(json.dumps(recipe.model_dump(exclude_unset=True)))
-    (workdir / "go.py").write_text(CODE)
-    two_processes(workdir, "go.py", "two")
+    two_processes(sharded.trained, recipe, workdir / "two")
     one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -96,11 +87,9 @@ def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, 
         for i in range(13)
     ]
     (workdir / "examples.json").write_text(json.dumps(examples))
-    script = str(Path(__file__).with_name("sharded.py"))
-    arguments = [str(tiny_base), "examples.json"]
-    alone = [sys.executable, script, *arguments, "one.safetensors"]
-    subprocess.run(alone, cwd=workdir, check=True, timeout=240)
-    two_processes(workdir, script, *arguments, "two.safetensors")
+    arguments = [str(tiny_base), workdir / "examples.json"]
+    sharded.main(*arguments, workdir / "one.safetensors")
+    two_processes(sharded.main, *arguments, workdir / "two.safetensors")
     one, two = load_file(workdir / "one.safetensors"), load_file(workdir / "two.safetensors")
     assert one.keys() == two.keys() and any("lora_B" in name and one[name].abs().max() > 1e-3 for name in one)
     for name in one:  # rows cut otherwise differ by half of that: the order of sums

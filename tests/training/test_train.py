@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 
 from fintune.data.prepare.dataset import load_prepared
@@ -23,12 +22,16 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_a_run_leaves_a_plain_peft_adapter_with_its_manifest_card_and_log(tiny_recipe, workdir, capsys):
+def test_a_run_leaves_a_plain_peft_adapter_its_checkpoints_manifest_card_and_log(
+    tiny_recipe, workdir, capsys
+):
     import peft
     import transformers
 
-    recipe = tiny_recipe()
+    recipe = tiny_recipe(training={"save_steps": 1, "save_total_limit": 2})
     facts = train(recipe, workdir / "out", progress=False)
+    folders = sorted(path.name for path in (workdir / "out").iterdir() if path.is_dir())
+    assert folders == ["checkpoint-3", "checkpoint-4", "tensorboard"]  # no more, and none half written
     base = transformers.AutoModelForCausalLM.from_pretrained(recipe.base_model.name)
     model = peft.PeftModel.from_pretrained(base, workdir / "out")
     assert any(value.abs().sum() > 0 for name, value in model.state_dict().items() if "lora_B" in name)
@@ -51,17 +54,12 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir,
     recipe = tiny_recipe(**changes)
     train(recipe, workdir / "whole", progress=False)
 
-    (workdir / "recipe.json").write_text(json.dumps(recipe.model_dump(exclude_unset=True)))
-    code = (
-        "import json; from fintune.config import Recipe; from fintune.training.run import train;"
-        "train(Recipe.model_validate(json.load(open('recipe.json'))), 'killed', progress=False)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    process = Forked(partial(train, recipe, "killed", progress=False))
     deadline = time.monotonic() + 300
     while not (workdir / "killed" / "checkpoint-2").is_dir():
         assert time.monotonic() < deadline and process.poll() is None, "no checkpoint was written"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (workdir / "killed" / "adapter_model.safetensors").exists(), "it ended before it was killed"
 
@@ -74,12 +72,6 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir,
     facts = train(recipe, workdir / "killed", resume="latest", progress=False)  # of the last step
     assert facts["training"]["examples"] == 0
     assert "nothing is left to train" in capsys.readouterr().out
-
-
-def test_checkpoints_are_capped_and_none_is_left_half_written(tiny_recipe, workdir):
-    train(tiny_recipe(training={"save_steps": 1, "save_total_limit": 2}), workdir / "out", progress=False)
-    folders = sorted(path.name for path in (workdir / "out").iterdir() if path.is_dir())
-    assert folders == ["checkpoint-3", "checkpoint-4", "tensorboard"]
 
 
 def test_a_truncated_or_foreign_checkpoint_is_refused_in_a_sentence(tiny_recipe, workdir):
@@ -117,26 +109,29 @@ def test_the_same_seed_gives_the_same_adapter_and_another_gives_another(tiny_rec
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lora_config": {"use_dora": True}},
-        {"lora_config": {"use_rslora": True, "lora_dropout": 0.1}},
-        {"lora_config": {"init_lora_weights": "pissa"}},
-        {"lora_config": {"init_lora_weights": "pissa_niter_2", "use_rslora": True}},
-        {"training": {"loraplus_lr_ratio": 4}},
-        {"training": {"gradient_checkpointing": True}},
-        {"training": {"shared_prefix": False, "batch_size": 2}},
-        {"training": {"fp16": True, "bf16": None}},
-        {"training": {"dataloader_num_workers": 1}},
-        {"multi_task": {"sampling_strategy": "weighted", "task_weights": {"qa": 2, "headline": 1}}},
+        {"lora_config": {"use_dora": True}, "training": {"shared_prefix": False, "batch_size": 2}},
         {
+            "lora_config": {"use_rslora": True, "lora_dropout": 0.1},
+            "training": {"gradient_checkpointing": True, "dataloader_num_workers": 1},
+            "multi_task": {"sampling_strategy": "weighted", "task_weights": {"qa": 2, "headline": 1}},
+        },
+        {
+            "lora_config": {"init_lora_weights": "pissa"},
+            "training": {"loraplus_lr_ratio": 4},
             "multi_task": {
                 "sampling_strategy": "temperature",
                 "task_weights": {"sentiment": 1, "regression": 0},
-            }
+            },
+        },
+        {
+            "lora_config": {"init_lora_weights": "pissa_niter_2", "use_rslora": True},
+            "training": {"fp16": True, "bf16": None},
         },
     ],
-    ids=lambda changes: str(next(iter(changes.values()))),
+    ids=["dora", "rslora", "pissa", "pissa_niter_2"],
 )
 def test_every_variant_trains_and_its_loss_falls(tiny_recipe, workdir, changes):
+    """Each with settings of other sections that work beside it."""
     changes = {section: dict(values) for section, values in changes.items()}
     batch = changes.setdefault("training", {}).pop("batch_size", None)
     changes["training"] |= {"max_steps": 12, "learning_rate": 3e-2, "num_train_epochs": 8}

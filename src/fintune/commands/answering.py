@@ -32,7 +32,10 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
-        "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
+        "--output_file",
+        metavar="JSON",
+        help="the results (default: results.json beside the adapter, or here without one; "
+        "results-validation.json of --split validation)",
     )
     command.add_argument(
         "--split",
@@ -103,6 +106,8 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
         "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
     )
+    command.add_argument("--encoding", metavar="NAME", help="of a text file (default: found by looking)")
+    command.add_argument("--sheet", metavar="NAME", help="of an Excel workbook (default: its first)")
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
         "--ray",
@@ -128,10 +133,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
+    default = Path(model_path or ".") / (
+        "results.json" if args.split == "test" else "results-validation.json"
+    )
+    output = Path(args.output_file or default)
     if args.export_lm_eval:
         checked_folder(args.export_lm_eval)
     else:
-        check_evaluation(args.output_file, recipe.evaluation.tracked(args.use_wandb))
+        check_evaluation(output, recipe.evaluation.tracked(args.use_wandb))
     backends.check(args.backend, Source.read(model_path, recipe))  # before the data is prepared
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe, args.backend)
@@ -142,10 +151,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
-    output = Path(args.output_file)
     results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
     print_table(results)
-    print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
+    print(f"Results: {output}; to read: {output.with_suffix('.html')} or .md")
     return 0
 
 
@@ -190,8 +198,9 @@ def _predict(args: argparse.Namespace) -> int:
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
-    if args.columns and not args.input_file:
-        raise DataError("--columns names columns of --input_file, and none is given.")
+    of_file = [name for name in ("columns", "encoding", "sheet") if getattr(args, name)]
+    if of_file and not args.input_file:
+        raise DataError(f"--{of_file[0]} says how --input_file is read, and none is given.")
     if args.ray and args.backend != "builtin":
         raise DataError(
             f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
@@ -305,18 +314,19 @@ def _predict_file(args: argparse.Namespace) -> int:
     task = source.tasks[args.task]
     if texts:
         return _predict_documents(args, task, texts)
-    parts, _ = check_files(task, *files, args.columns, source.recipe.columns(args.task))
+    reading = {"encoding": args.encoding, "sheet": args.sheet}
+    parts, _ = check_files(task, *files, args.columns, source.recipe.columns(args.task), reading)
     for note in (note for part in parts for note in part.notes):
         print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 
         count = predict_on_ray(
-            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns
+            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns, reading
         )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate, args.columns)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

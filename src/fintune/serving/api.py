@@ -49,6 +49,7 @@ from fintune.serving.schemas import (
 )
 from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
+from fintune.text.encoding import HALF
 from fintune.text.numbers import supported_numbers
 from fintune.text.sentences import bullet_lines
 
@@ -392,6 +393,7 @@ def _add_handlers(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
+        where = HALF.sub("�", where)  # the name of a field may hold half a character
         return answer(
             ApiError(400, f"{where or 'the request'}: {first['msg']}"[:500], param=where[:100] or None)
         )

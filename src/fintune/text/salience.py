@@ -7,7 +7,9 @@ counts tokens; knows nothing of tasks, prompts or files.
 
 from __future__ import annotations
 
+import functools
 import heapq
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,6 +81,9 @@ class Salience:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if str(self.method) == "graph":  # in recipes and adapters of earlier versions
+            _say_no_graph()
+            object.__setattr__(self, "method", "score")
         if self.method not in get_args(Method):
             raise ConfigError(f"salience is {self.method!r}, but known are: {', '.join(get_args(Method))}")
 
@@ -142,6 +147,13 @@ class Salience:
             sum(weights.get(name, 0.0) for name in features(text, i))
             for text, i in zip(block, places, strict=True)
         )
+
+
+@functools.cache
+def _say_no_graph() -> None:
+    logging.getLogger(__name__).warning(
+        "salience: graph is no longer there, as score, which is used instead, kept more of the references."
+    )
 
 
 def _best(

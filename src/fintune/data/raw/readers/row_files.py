@@ -19,8 +19,9 @@ from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
 
-Row = tuple[int, dict[str, Any] | str]
-"""A line (or row) number from 1, with the row's values by column, or why there are none."""
+Row = tuple[int | str, dict[str, Any] | str]
+"""A line (or row) number from 1 (`7.2` is the second row of line 7), with the row's values by column,
+or why there are none."""
 
 Cut = tuple[int, int, int]
 """A piece of a file: where it begins and ends (bytes, or Parquet row groups), and the rows before it."""
@@ -207,12 +208,16 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         file = replace(file, encoding=marked)
         return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
     if encoding:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise DataError(f"No encoding is called {encoding!r}: try utf-8, utf-16, cp1252, …") from None
         return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
         what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
-        what += "the recipe, or save it as UTF-8"
+        what += "the recipe (--encoding of predict), or save it as UTF-8"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
@@ -237,9 +242,10 @@ def _looked_at_table(file: RowFile) -> RowFile:
             "read as text, and each of these lines as a row"
         )
         file = replace(file, notes=_said(file, what))
-    length, begin = quotes.longest
-    if length >= 10:
-        file = replace(file, notes=_said(file, f"has a row of {length:,} lines, from line {begin} on"))
+    if quotes.several:
+        length, begin = quotes.longest
+        what = f"has {quotes.several:,} rows of several lines, at most {length:,} (from line {begin} on)"
+        file = replace(file, notes=_said(file, what))
     return file
 
 
