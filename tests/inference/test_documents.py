@@ -50,6 +50,9 @@ def test_an_answer_cites_the_passage_that_has_its_words_with_section_and_extent(
     assert [source.passage.text[a:b] for a, b in source.spans] == ["$412 million"]
     assert 0 < given.words_read < given.words and "All were searched" in given.extent
     line = given.to_dict("qa")
+    assert "unsupported" not in line
+    wrong = documents.cited(task, reading, Prediction("$413 million")).to_dict("qa")
+    assert wrong["unsupported"] == ["413"]
     assert line["read"]["of_words"] == report.words and line["sources"][0]["document"] == "report.html"
 
 

@@ -19,6 +19,7 @@ from fintune.inference.answers import as_dict, write_answers
 from fintune.inference.engine import Engine
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks import Prediction, Record, Task
+from fintune.text.numbers import unsupported_figures
 from fintune.text.ranking import Ranking
 from fintune.text.salience import Salience
 from fintune.text.sentences import bullet_lines
@@ -87,6 +88,12 @@ class DocumentAnswer:
         return len(self.text.split())
 
     @property
+    def unsupported(self) -> list[str]:
+        """The figures of the answer that what was read does not have."""
+        said = str(self.prediction.value) if self.prediction else ""
+        return list(dict.fromkeys(f"{each.figure:g}" for each in unsupported_figures(said, self.text)))
+
+    @property
     def extent(self) -> str:
         """How much of the documents was searched and read, as a sentence."""
         what = (
@@ -115,6 +122,7 @@ class DocumentAnswer:
             sources.append({**own, **found} | ({"bullet": source.bullet} if source.bullet else {}))
         return {
             **head,
+            **({"unsupported": self.unsupported} if self.unsupported else {}),
             "sources": sources,
             "read": {
                 "documents": [document.name for document in self.asked.documents],
@@ -317,6 +325,8 @@ def shown(given: DocumentAnswer) -> None:
         console.print(Padding(passage.append(source.passage.text[place:]), (0, 0, 0, 4)))
     if given.prediction and not any(source.spans for source in given.sources):
         console.print("\nThe passages that were read do not have the words of this answer.")
+    if given.unsupported:
+        console.print(f"\nNot in what was read: {', '.join(given.unsupported)}.", style="bold red")
     console.print(f"\n{given.extent}")
     for document in given.asked.documents:
         if document.left_out:
