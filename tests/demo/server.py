@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from fintune.config import Recipe
+from fintune.config import BUILT_IN_TASKS, Recipe
 from fintune.data.raw.sample import sample_records
 from fintune.demo.app import build, serve
 from fintune.inference.engine import Engine
 
 RECIPE = Recipe.model_validate(
     {
+        "multi_task": {"task_weights": dict.fromkeys(BUILT_IN_TASKS, 1.0)},
         "training": {"max_length": 256},  # so that the tests are fast
         "custom_task": [
             {

@@ -1,6 +1,6 @@
 """An answer from documents: what of them stands before the model, and where the answer comes from.
 
-A question is answered from the passages that BM25 ranks highest, as many as fit; any other task from the
+A question is answered from the passages that BM25 ranks highest, the best first; any other task from the
 sentences that its salience chooses of all passages. What fits whole is read whole.
 """
 
@@ -19,6 +19,7 @@ from fintune.inference.answers import as_dict, write_answers
 from fintune.inference.engine import Engine
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks import Prediction, Record, Task
+from fintune.text.numbers import unsupported_figures
 from fintune.text.ranking import Ranking
 from fintune.text.salience import Salience
 from fintune.text.sentences import bullet_lines
@@ -27,7 +28,9 @@ FOUND = 0.35
 """The share of the question's words, weighed by rarity, that one passage must have (docs/documents.md)."""
 NOT_FOUND = "not in this document"
 SEARCHED = 60
-"""Passages that are tried for the room there is, the best first."""
+"""Passages that are ranked at most."""
+TOKENS_A_PASSAGE = 340
+"""Of the model's context for each passage that is read: 3 of 1,024. More distract a small model."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ class DocumentAnswer:
         return len(self.text.split())
 
     @property
+    def unsupported(self) -> list[str]:
+        """The figures of the answer that what was read does not have."""
+        said = str(self.prediction.value) if self.prediction else ""
+        return list(dict.fromkeys(f"{each.figure:g}" for each in unsupported_figures(said, self.text)))
+
+    @property
     def extent(self) -> str:
         """How much of the documents was searched and read, as a sentence."""
         what = (
@@ -113,6 +122,7 @@ class DocumentAnswer:
             sources.append({**own, **found} | ({"bullet": source.bullet} if source.bullet else {}))
         return {
             **head,
+            **({"unsupported": self.unsupported} if self.unsupported else {}),
             "sources": sources,
             "read": {
                 "documents": [document.name for document in self.asked.documents],
@@ -154,7 +164,8 @@ def read(engine: Engine, task: Task, asked: Question) -> Reading | DocumentAnswe
         return whole
     if not asked.question:
         return _salient(engine, task, asked, room)
-    return joined(asked, sorted(fitting(engine, task, asked, asked.ranked)))
+    most = max(3, engine.template.max_length // TOKENS_A_PASSAGE)
+    return joined(asked, fitting(engine, task, asked, asked.ranked[:most]))
 
 
 def fitting(engine: Engine, task: Task, asked: Question, places: Sequence[int]) -> list[int]:
@@ -314,6 +325,8 @@ def shown(given: DocumentAnswer) -> None:
         console.print(Padding(passage.append(source.passage.text[place:]), (0, 0, 0, 4)))
     if given.prediction and not any(source.spans for source in given.sources):
         console.print("\nThe passages that were read do not have the words of this answer.")
+    if given.unsupported:
+        console.print(f"\nNot in what was read: {', '.join(given.unsupported)}.", style="bold red")
     console.print(f"\n{given.extent}")
     for document in given.asked.documents:
         if document.left_out:

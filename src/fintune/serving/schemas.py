@@ -135,6 +135,7 @@ class DocumentResponse(TaskAnswer):
     index: int = 0
     model: str
     task: str
+    unsupported: list[str] | None = Field(None, description="Its figures that what was read lacks.")
     sources: list[DocumentSource]
     read: DocumentRead
 
