@@ -303,11 +303,14 @@ def _refuse_file_name(text: str, task: str) -> None:
 
 def _predict_file(args: argparse.Namespace) -> int:
     from fintune.data.inputs import input_documents
-    from fintune.data.storage import shown
+    from fintune.data.raw.readers.row_files import row_files
+    from fintune.data.storage import locate, shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
+    if not locate(args.input_file).exists():
+        row_files(args.input_file, "--input_file")  # says so, before anything is said of the model
     texts = input_documents(args.input_file)
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)

@@ -16,6 +16,7 @@ from fintune.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fintune.data.raw.first_look import Look
 
+DEFAULT_BASE = "smollm2-135m-instruct"
 FIELDS = ("text", "target", "question", "time")
 TYPES = ("classification", "multilabel", "regression", "qa", "summarization", "instruction")
 _INSTRUCTIONS = {
@@ -49,7 +50,7 @@ def _init_flags(command: argparse.ArgumentParser) -> None:
         metavar="VALUE=LABEL",
         help="names of labels, as 0=dovish 1=hawkish",
     )
-    command.add_argument("--base", default="smollm2-135m-instruct", metavar="NAME", help="the base model")
+    command.add_argument("--base", default=DEFAULT_BASE, metavar="NAME", help="the base model")
     command.add_argument("--output_file", metavar="YAML", help="the recipe (default: TASK.yaml)")
     command.add_argument("--yes", action="store_true", help="ask nothing: take what the files suggest")
 
@@ -155,6 +156,7 @@ def recipe_text(seen: Look, name: str, instruction: str, labels: dict[str, str],
     quoted = json.dumps  # a JSON string is a YAML string
     names = list(dict.fromkeys(labels.values()))
     mapping = {value: label for value, label in labels.items() if value != label}
+    small = base == DEFAULT_BASE
     tokens = seen.quantile(0.99) // 3 + 200  # about, with the instruction and an answer
     lines = [
         f"# Made by fintune init from {', '.join(seen.files.values())}: {seen.rows['file']:,} training rows.",
@@ -163,6 +165,10 @@ def recipe_text(seen: Look, name: str, instruction: str, labels: dict[str, str],
         f"  name: {quoted(base)}   # any causal LM of the hub, or a folder",
         "",
         "training:",
+        *(
+            ["  learning_rate: 1e-3   # of so small a base; 1e-4 to 3e-4 for 1 to 8 billion parameters"]
+            * small
+        ),
         f"  max_length: {1024 if tokens <= 1024 else 2048}   # tokens of prompt and answer",
         "",
         "multi_task:",
