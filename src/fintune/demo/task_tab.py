@@ -94,7 +94,7 @@ def _upload(gr: Any, task: Task) -> Any:
     if not task.grounded:
         return gr.State(None)
     return gr.File(
-        label="Or a document: a filing, a report or a transcript, as HTML, PDF, Markdown or text",
+        label="Or a document (HTML, PDF, Markdown, text)",
         file_types=list(ENDINGS),
         height=120,
         elem_id=f"{task.name}-document",
