@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 # Further flags for PyTorch's own pip call, such as another package index.
 TORCH_FLAGS ?=
-EXTRAS := dev,demo,eval,gpu,live,monitor,otel,postgres,ray,serve,track
+EXTRAS := dev,demo,eval,filings,gpu,live,monitor,otel,postgres,ray,serve,track
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 

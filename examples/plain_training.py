@@ -24,6 +24,7 @@ from fintune.data.sampling import quotas, schedule, shares
 from fintune.models.base import load_tokenizer, resolve
 from fintune.prompts import PromptTemplate
 from fintune.recipes import load_recipe
+from fintune.training.fit import fitted
 
 
 def train(recipe, output_dir):
@@ -46,6 +47,7 @@ def train(recipe, output_dir):
     # each a list of indices into `examples`. The seed alone decides them.
     task_of = [example.task for example in examples]
     sizes = {task.name: task_of.count(task.name) for task in tasks}
+    training = fitted(recipe, sizes).training  # with a number for each `auto`
     share = shares(sizes, mix.sampling_strategy, mix.sampling_weights or weight, mix.temperature)
     counts = quotas(share, mix.samples_per_epoch or len(examples))
     per_epoch = {task: count for task, count in counts.items() if count}
@@ -74,11 +76,7 @@ def train(recipe, output_dir):
 
     # Optimizer: AdamW; the learning rate rises over the first steps, then falls as the recipe says.
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    warmup = training.warmup_steps
-    if training.warmup_ratio:
-        warmup = round(training.warmup_ratio * len(steps))
-    elif warmup * 2 > len(steps):
-        warmup = len(steps) // 10
+    warmup = round(training.warmup_ratio * len(steps)) or training.warmup_steps
     rate = transformers.get_scheduler(training.lr_scheduler_type, optimizer, warmup, len(steps))
 
     for number, step in enumerate(steps, start=1):

@@ -51,6 +51,8 @@ def fails(capsys, *arguments):
         (["train", "--set", "data.tasks.qa.path=a.csv"], ["did you mean 'data.tasks.qa.file'?"]),
         (["train", "--set", "base_model.name=nobody/nothing"], ["base_model.name is nobody/nothing"]),
         (["train", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
+        (["run", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
+        (["run", "--output_file", "a.txt"], ["output_file must end in .json, got a.txt"]),
         (["train", "--resume_from_checkpoint", "absent"], ["no checkpoint at absent"]),
         (["train", "--data_dir", "absent"], ["data.dir is absent, which is no folder"]),
         (["train", "--set", "data.tasks.qa.file=empty.csv"], ["empty.csv is empty"]),
@@ -67,7 +69,7 @@ def fails(capsys, *arguments):
         (["predict", "--task", "sentiment", "--input_file", "nowhere://x"], ["nowhere is unknown"]),
         (
             ["predict", "--task", "summarization", "10k.txt"],
-            ["'10k.txt', the name of a file", "--input_file"],
+            ["'10k.txt', the name of a file", "--document 10k.txt"],
         ),
         (["predict", "--task", "sentiment", "empty.csv"], ["--input_file empty.csv", "- < empty.csv"]),
         (["data", "download", "--dataset", "absent"], ["no dataset 'absent'"]),
@@ -191,19 +193,14 @@ def test_standard_input_that_is_not_utf8_is_a_sentence_and_a_mark_at_its_beginni
 
 
 def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, workdir, adapter):
-    flags = [
-        "--model_path",
-        str(adapter),
-        "--output_file",
-        "figures.json",
-        "--set",
-        "evaluation.base_model=false",
-    ]
+    flags = ["--model_path", str(adapter), "--set", "evaluation.base_model=false"]
     assert main(["evaluate", *flags, "--max_test", "2"]) == 0
-    results = json.loads((workdir / "figures.json").read_text())
+    results = json.loads((adapter / "results.json").read_text())
     assert results["complete"] and set(results["tasks"]["qa"]["systems"]) == {"baseline", "adapter"}
     assert results["tasks"]["qa"]["systems"]["adapter"]["n"] == 2
     assert "built-in sample" in capsys.readouterr().out
+    assert main(["evaluate", *flags, "--max_test", "2", "--output_file", "again.json"]) == 0
+    assert main(["compare", str(adapter), "again.json"]) == 0  # a folder, or a file
 
 
 def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_loaded(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +15,8 @@ from fintune.allocator import use_mimalloc
 from fintune.commands import answering, data, serving, starting, training
 from fintune.commands.common import Command
 from fintune.commands.parsing import Parser, underscored
-from fintune.errors import FintuneError
+from fintune.errors import FintuneError, Interrupted
+from fintune.files import disk_full
 
 COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live", "serve")
 
@@ -59,7 +63,6 @@ def _parser() -> Parser:
 def _quiet() -> None:
     """Keep libraries' notices off the console, where they would drown what matters."""
     import logging
-    import os
     import warnings
 
     if "FINTUNE_OFFLINE" in os.environ:
@@ -74,24 +77,43 @@ def _quiet() -> None:
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
     logging.basicConfig(format="%(message)s", handlers=[console])
+    logging.raiseExceptions = (
+        False  # a log that cannot be written, as on a full disk, is no error of the work
+    )
 
 
 def entry(*command: str) -> int:
     """Run `command` and the process's own arguments: what the program and the scripts start with."""
     arguments = [*command, *sys.argv[1:]]
+    said = [*(["python", sys.argv[0]] if command else ["fintune"]), *sys.argv[1:]]
     if arguments and arguments[0] in COMPUTING and not {"-h", "--help"} & set(arguments):
         use_mimalloc()
-    return main(arguments)
+    if arguments and arguments[0] in ("run", "train", "evaluate"):
+        signal.signal(signal.SIGTERM, _terminate)
+    return main(arguments, said)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C."""
+def _terminate(number: int, frame: object) -> None:
+    raise Interrupted("Stopped. What was saved so far is whole.", number=number)
+
+
+def main(arguments: Sequence[str], said: Sequence[str] = ()) -> int:
+    """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C.
+
+    Args:
+        said: the whole command as it was typed, to be repeated; () is `fintune` with the arguments.
+    """
     args = _parser().parse_args(underscored(arguments))
     _quiet()
     try:
         return int(args.run(args))
     except FintuneError as error:
         message = str(error)
+    except Interrupted as stop:
+        if str(stop):  # of the first of several processes
+            go_on = stop.command or _again(said or ["fintune", *arguments], stop.flag)
+            print(f"\n{stop}\nGo on with:  {go_on}", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print("\nInterrupted. What was saved so far is whole.", file=sys.stderr)
         return 130
@@ -104,14 +126,18 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
+def _again(said: Sequence[str], flag: str) -> str:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"the same launch command {f'and {flag}' if flag else 'again'}"
+    return shlex.join([*(word for word in said if word != "--overwrite"), flag] if flag else said)
+
+
 def _explained(error: Exception) -> str | None:
     """A sentence for what libraries raise when the machine, not the program, is at fault; else None."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fintune"):
         return f"The package {error.name} is not installed: run  make setup  (or pip install -e .)"
-    # safetensors and torch.save wrap the system's error in their own.
-    wrapped = ("No space left", "os error 28", "file write failed", "iostream error")
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in wrapped):
+    if disk_full(error):
         return f"The disk is full ({text}). What was there before is whole: free some space and run again."
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return f"Could not write ({text}): choose another place, or change its permissions."

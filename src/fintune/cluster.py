@@ -166,6 +166,7 @@ def predict_on_ray(
     address: str = LOCAL,
     workers: int | None = None,
     columns: Mapping[str, str] | None = None,
+    reading: Mapping[str, str | None] | None = None,
 ) -> int:
     """`answers.predict_file` with the model loaded once by each of several workers; same lines, same order.
 
@@ -182,7 +183,7 @@ def predict_on_ray(
     backends.check(backends.DEFAULT, source)
     chosen = source.tasks[task]
     mapped = (columns, source.recipe.columns(task))
-    parts, output = check_files(chosen, input_file, output_file, *mapped)
+    parts, output = check_files(chosen, input_file, output_file, *mapped, reading)
     if not parts[0].place.shared:
         raise DataError(
             f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
@@ -195,7 +196,7 @@ def predict_on_ray(
             chosen,
             parts,
             output,
-            {"model": asked[0], "truncate": truncate, "columns": columns},
+            {"model": asked[0], "truncate": truncate, "columns": columns, "reading": reading},
         )
 
 

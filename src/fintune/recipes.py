@@ -28,6 +28,8 @@ _ELSEWHERE = {
     "lora_config.init_adapter": "adapter_name_or_path",
     "lora_config.lora_alpha": "alpha",
     "training.per_device_train_batch_size": "batch micro_batch_size",
+    "training.early_stopping_patience": "early_stopping patience",
+    "training.load_best_model_at_end": "load_best save_best",
     "training.max_length": "cutoff_len max_seq_len max_seq_length seq_len",
     "lora_config.use_dora": "dora",
     "lora_config.lora_dropout": "dropout",

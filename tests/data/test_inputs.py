@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fintune.data.inputs import CHUNK, chunks
+from fintune.data.inputs import CHUNK, chunks, input_documents
 from fintune.data.raw.readers.own_file import read_inputs
 from fintune.data.raw.readers.row_files import row_files
 from fintune.data.records import Dropped
@@ -136,3 +136,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     tracemalloc.stop()
     assert sum(sizes) == count and set(sizes[:-1]) == {CHUNK}
     assert path.stat().st_size > 8e6 and peak < 1e6
+
+
+def test_a_folder_of_documents_is_read_unless_it_holds_rows_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.md").write_text("two")
+    (tmp_path / "a.txt").write_text("one")
+    assert [file.name for file in input_documents(tmp_path)] == ["a.txt", "deep/b.md"]
+    assert [file.name for file in input_documents(tmp_path / "a.txt")] == ["a.txt"]
+    (tmp_path / "rows.csv").write_text("text\nx\n")
+    assert input_documents(tmp_path) == [] and "2 documents" in capsys.readouterr().err

@@ -213,6 +213,20 @@ def test_an_answer_is_marked_in_its_passage(page):
 
 
 @pytest.mark.parametrize("page", [(390, "dark")], indirect=True)
+def test_a_question_is_answered_from_an_uploaded_document_with_its_place(page, tmp_path):
+    open_tab(page, "Q&A")
+    file = tmp_path / "report.html"
+    file.write_text("<h1>Item 7. Results</h1><p>Revenue of the northern segment was $412 million.</p>")
+    page.set_input_files("#qa-document input[type=file]", file)
+    page.get_by_text("report.html").first.wait_for()
+    page.fill("#qa-question textarea", "What was the revenue of the northern segment?")
+    said = run(page, "qa")
+    assert "report.html, Item 7. Results" in said and "Read: all of report.html" in said
+    page.fill("#qa-question textarea", "Which vaccines were approved?")
+    page.click("#qa-run")
+    page.get_by_text("Not in this document.").wait_for(timeout=PATIENCE)
+
+
 def test_on_a_dark_phone_a_price_move_is_a_number_and_its_spread_and_nothing_overflows(page):
     open_tab(page, "Price move")
     choose_example(page, "regression")

@@ -1,8 +1,10 @@
 """What the page shows: answers as HTML, with everything from outside escaped."""
 
+from fintune.data.documents.passages import Document, Passage
 from fintune.demo import render
+from fintune.inference.documents import DocumentAnswer, Question, Source
 from fintune.tasks.base import Prediction, Record
-from fintune.tasks.types import RegressionTask, SummarizationTask
+from fintune.tasks.types import QATask, RegressionTask, SummarizationTask
 
 
 def move(shares, interval, unit="%", name="regression"):
@@ -92,3 +94,28 @@ def test_markdown_loads_no_pictures_runs_no_tags_and_drops_its_front_matter():
 def test_long_cells_are_cut_and_escaped():
     html = render.table([{"a_b": "<" * 200, "n": 0.12345}], ["a_b", "n"])
     assert "<th>a b</th>" in html and "0.123" in html and "&lt; …" in html and "<<" not in html
+
+
+PASSAGE = Passage("Sales were <b>5</b> million.", "Item 7. <i>", "41", "a.html")
+ASKED = Question((Document("a.html", (PASSAGE,)),), "What were sales?", (0,))
+
+
+def test_an_answer_from_a_document_has_its_place_its_marked_passage_and_how_much_was_read():
+    prediction = Prediction("5 and 9")
+    given = DocumentAnswer(ASKED, prediction, (Source(PASSAGE, ((14, 15),)),), PASSAGE.text, 1)
+    html = render.document_answer(QATask("qa", "…"), given)
+    assert "a.html, Item 7. &lt;i&gt;, page 41" in html and "&lt;b&gt;<mark>5</mark>&lt;/b&gt;" in html
+    assert "not in the text: 9" in html and "Read: all of a.html (4 words)." in html
+
+
+def test_each_bullet_of_a_documents_summary_stands_above_its_own_source():
+    given = DocumentAnswer(
+        ASKED, Prediction("- sales 5\n- nothing"), (Source(PASSAGE, ((0, 5),), 1),), PASSAGE.text, 1
+    )
+    html = render.document_answer(SummarizationTask("summarization", "…"), given)
+    assert html.index("sales 5") < html.index("<mark>Sales</mark>") < html.index("nothing")
+
+
+def test_what_is_not_in_a_document_is_said_with_what_was_searched():
+    html = render.document_answer(QATask("qa", "…"), DocumentAnswer(ASKED, None))
+    assert "Not in this document." in html and "Searched: all 1 passages of a.html" in html

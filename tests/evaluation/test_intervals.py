@@ -61,6 +61,8 @@ def test_intervals_equal_those_of_metrics_computed_anew_on_every_resample(name):
     assert set(drawn[0]) <= set(got)
     for metric in drawn[0]:
         interval = got[metric]
+        if {d[metric] for d in drawn} in ({0.0}, {1.0}):
+            continue  # Wilson's: see below
         assert interval == pytest.approx(np.percentile([d[metric] for d in drawn], [2.5, 97.5]), abs=1e-9)
 
 
@@ -70,6 +72,20 @@ def test_the_interval_of_an_accuracy_has_the_width_of_the_binomial():
     low, high = _intervals(TASKS["sentiment"], records, predictions)["accuracy"]
     half = 1.96 * (accuracy * (1 - accuracy) / 2000) ** 0.5
     assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.2 * half)
+
+
+def test_a_share_of_0_or_1_has_wilsons_interval_and_no_other_figure_has():
+    records, off = [Record("t", target="neutral")] * 20, 1.96**2 / (20 + 1.96**2)
+    for answer, accuracy in (("neutral", (1 - off, 1.0)), ("positive", (0.0, off))):
+        found = _intervals(TASKS["sentiment"], records, [Prediction(answer)] * 20)
+        assert found["accuracy"] == found["weighted_f1"] == pytest.approx(accuracy, abs=1e-3)
+        assert found["missing_rate"] == pytest.approx((0.0, off), abs=1e-3)
+        assert found["mcc"] == (0.0, 0.0)
+    groups = [replace(record, group=str(i % 4)) for i, record in enumerate(records)]
+    found = _intervals(TASKS["sentiment"], groups, [Prediction("neutral")] * 20)
+    assert found["accuracy"][0] == pytest.approx(0.510, abs=1e-3)  # of 4 groups, not of 20 examples
+    exact = [Record("t", target=float(i)) for i in range(9)]
+    assert _intervals(TASKS["regression"], exact, [Prediction(r.target) for r in exact])["mse"] == (0.0, 0.0)
 
 
 def test_resampling_in_small_pieces_changes_nothing(monkeypatch):
@@ -89,9 +105,10 @@ def test_r2_of_constant_targets_has_no_interval():
 def test_an_answer_that_is_no_label_counts_as_wrong():
     records = [Record(text="t", target="positive")] * 4
     got = _intervals(TASKS["sentiment"], records, [Prediction("unknown")] * 4)
-    assert got == {
-        "accuracy": (0, 0), "macro_f1": (0, 0), "weighted_f1": (0, 0), "mcc": (0, 0), "missing_rate": (1, 1),
-    }  # fmt: skip
+    lowest = {name: low for name, (low, _) in got.items() if name != "missing_rate"}
+    assert (
+        lowest == {"accuracy": 0, "macro_f1": 0, "weighted_f1": 0, "mcc": 0} and got["missing_rate"][1] == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["sentiment", "regression"])

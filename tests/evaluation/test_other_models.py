@@ -74,6 +74,11 @@ def test_another_model_answers_in_batches_as_it_does_one_by_one(classifier):
         assert prediction.value == max(expected, key=expected.get)
 
 
+def test_a_control_token_in_a_text_is_text_to_another_model(classifier):
+    tokenizer = OtherModel.load(str(classifier)).tokenizer
+    assert tokenizer.pad_token_id not in tokenizer("sales [PAD] rose")["input_ids"]
+
+
 def test_another_model_does_not_answer_what_it_cannot(classifier):
     other = OtherModel.load(str(classifier))
     assert "type is qa" in other.predict(TASKS["qa"], [])

@@ -1,8 +1,10 @@
 """Where answers go: every kind of file holds the same, nothing is written over, a stopped run goes on."""
 
 import csv
+import datetime
 import json
 
+import openpyxl
 import pytest
 
 from fintune.config import Recipe, TaskDataConfig
@@ -93,7 +95,6 @@ def rows_of_csv(path):
 
 def test_a_table_has_the_inputs_columns_then_the_answer_then_the_error(engine, tmp_path):
     """The columns are those of the training file, or named; no cell is computed."""
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
     source = tmp_path / "in.csv"
     source.write_text("Ticker,Headline,prediction\n=A1+1,Shares rise,mine\nB,,\n@C,Shares fall,\n")
     columns = {"text": "Headline"}
@@ -119,6 +120,31 @@ def test_a_table_has_the_inputs_columns_then_the_answer_then_the_error(engine, t
     engine.recipe.data.tasks.pop("headline")
     with pytest.raises(DataError, match="--columns text=Headline"):
         predict_file(engine, "headline", source, tmp_path / "none.csv", False)
+
+
+def test_rows_of_a_sheet_of_a_document_and_of_another_encoding_have_their_answers(engine, tmp_path):
+    book = openpyxl.Workbook()
+    news = book.create_sheet("News")
+    for row in (
+        ["Headline", "When"],
+        ["Shares rise", datetime.date(2026, 1, 5)],
+        [None, None],
+        ["Shares fall", 7],
+    ):
+        news.append(row)
+    book.save(tmp_path / "in.xlsx")
+    document = {"data": {"items": [{"headline": "Shares rise"}, {"headline": ""}]}, "more": [{"a": 1}]}
+    (tmp_path / "in.json").write_text(json.dumps(document))
+    (tmp_path / "in.csv").write_bytes("text\nSpółka zyskuje\n".encode("cp1250"))
+    for name, column, reading, texts in (
+        ("in.xlsx", "Headline", {"encoding": None, "sheet": "News"}, ["Shares rise", "Shares fall"]),
+        ("in.json", "data.items[].headline", {}, ["Shares rise", ""]),
+        ("in.csv", "text", {"encoding": "cp1250"}, ["Spółka zyskuje"]),
+    ):
+        out = tmp_path / "out.csv"
+        asked = ("headline", tmp_path / name, out, False, {"text": column}, reading)
+        assert predict_file(engine, *asked) == sum(map(bool, texts))
+        assert [row[column] for row in rows_of_csv(out)] == texts
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out/"])
@@ -182,7 +208,7 @@ def test_half_a_character_costs_its_row_alone_in_every_kind_of_output(engine, tm
     (tmp_path / "in.jsonl").write_text("\n".join(rows) + "\n")
     assert predict_file(engine, "headline", tmp_path / "in.jsonl", tmp_path / "out.jsonl", False) == 3
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "a?", "in.jsonl:4"]
+    assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "a�", "in.jsonl:4"]
     assert ["half a character" in line.get("error", "") for line in lines] == [False, True, False, False]
     for name in ("out/", "out.csv", "out.xlsx"):
         assert predict_file(engine, "headline", tmp_path / "in.jsonl", f"{tmp_path}/{name}", False) == 3

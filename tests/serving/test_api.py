@@ -243,6 +243,7 @@ def test_the_good_texts_of_a_batch_with_bad_ones_are_computed_together(client):
         (b"[" * 50_000, 400),
         (b'{"text": "\xff\xfe"}', 400),
         (b'{"text": "\\ud800"}', 400),
+        (b'{"\\ud800": 1}', 400),
         (b'{"text": NaN}', 400),
         (b'{"text": "a", "truncate": 1e999}', 400),
         (b'{"text": ' + b"9" * 50_000 + b"}", 400),

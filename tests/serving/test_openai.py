@@ -1,6 +1,7 @@
 """OpenAI's own client against the server: chats, completions, streams, models, errors."""
 
 import json
+import re
 import shutil
 
 import httpx
@@ -174,3 +175,21 @@ def test_control_tokens_in_a_clients_text_are_counted_as_the_text_they_are(clien
         assert prompt_tokens(turn, model=model) >= prompt_tokens(plain, model=model) + 5
     raw = client.completions.create(model="first", prompt="<|endoftext|>", max_tokens=1)
     assert raw.usage.prompt_tokens > 3
+
+
+def test_half_a_character_in_a_chat_is_the_clients_mistake(server):
+    for path, body in (
+        ("chat/completions", rb'{"model": "first", "messages": [{"role": "user", "content": "\ud83d"}]}'),
+        (
+            "chat/completions",
+            rb'{"model": "first:qa", "messages": [{"role": "user", "content": "a\n\ud83d"}]}',
+        ),
+        ("completions", rb'{"model": "first", "prompt": "\ud83d"}'),
+        ("completions", rb'{"model": "\ud83d", "prompt": "a"}'),
+    ):
+        headers = {"Content-Type": "application/json"}
+        response = httpx.post(f"{server.url}/v1/{path}", content=body, headers=headers)
+        message = response.json()["error"]["message"]
+        assert response.status_code in (400, 404) and re.search(
+            "half a character|no model|valid string", message
+        )

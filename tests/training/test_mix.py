@@ -50,7 +50,8 @@ def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
     said = capsys.readouterr().out
     assert "summarization           6        23  50.0%" in said and "75.0%    11.5×" in said
     assert "The run: 18 steps of 8 examples, 138 in all (3.00 epochs; balanced sampling)." in said
-    (warning,) = [line for line in said.splitlines() if line.startswith("Warning: ")]
+    warning, few = [line for line in said.splitlines() if line.startswith("Warning: ")]
+    assert few.startswith("Warning: Only 18 optimizer steps")
     assert warning.startswith("Warning: summarization: each of its 6 training examples is seen 11.5 times")
     assert "multi_task.sampling_strategy: proportional" in warning
 

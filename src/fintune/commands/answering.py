@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fintune.commands.common import (
     Command,
@@ -22,12 +23,19 @@ from fintune.commands.common import (
 )
 from fintune.errors import DataError
 
+if TYPE_CHECKING:
+    from fintune.data.raw.readers.row_files import RowFile
+    from fintune.tasks import Task
+
 
 def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
-        "--output_file", default="results.json", metavar="JSON", help="the results (default: results.json)"
+        "--output_file",
+        metavar="JSON",
+        help="the results (default: results.json beside the adapter, or here without one; "
+        "results-validation.json of --split validation)",
     )
     command.add_argument(
         "--split",
@@ -70,12 +78,20 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
     command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
     command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
+    command.add_argument(
+        "--document",
+        action="append",
+        metavar="PATH",
+        help="answer from a document, and say where it stands: HTML, a filing with inline XBRL, PDF, "
+        "Markdown or text, or a folder of them; the text is then the question; may be repeated",
+    )
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too",
+        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too; "
+        "or a folder of documents (.txt, .md, .html, .pdf), one answer each",
     )
     command.add_argument(
         "--columns",
@@ -90,6 +106,8 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
         help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
         "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
     )
+    command.add_argument("--encoding", metavar="NAME", help="of a text file (default: found by looking)")
+    command.add_argument("--sheet", metavar="NAME", help="of an Excel workbook (default: its first)")
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
         "--ray",
@@ -115,10 +133,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
+    default = Path(model_path or ".") / (
+        "results.json" if args.split == "test" else "results-validation.json"
+    )
+    output = Path(args.output_file or default)
     if args.export_lm_eval:
         checked_folder(args.export_lm_eval)
     else:
-        check_evaluation(args.output_file, recipe.evaluation.tracked(args.use_wandb))
+        check_evaluation(output, recipe.evaluation.tracked(args.use_wandb))
     backends.check(args.backend, Source.read(model_path, recipe))  # before the data is prepared
     prepared = prepare(recipe)
     engine = Engine.load(model_path, recipe, args.backend)
@@ -129,10 +151,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
-    output = Path(args.output_file)
     results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
     print_table(results)
-    print(f"Results: {args.output_file}; to read: {Path(args.output_file).with_suffix('.html')} or .md")
+    print(f"Results: {output}; to read: {output.with_suffix('.html')} or .md")
     return 0
 
 
@@ -171,12 +192,15 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if args.document:
+        return _predict_document(args)
     if (args.text is None) == (args.input_file is None):
         raise DataError('Give a text, or else --input_file: fintune predict --task sentiment "…"')
     if (args.ray or args.workers) and not (args.ray and args.input_file):
         raise DataError("--workers belongs to --ray, and --ray to --input_file: give them together.")
-    if args.columns and not args.input_file:
-        raise DataError("--columns names columns of --input_file, and none is given.")
+    of_file = [name for name in ("columns", "encoding", "sheet") if getattr(args, name)]
+    if of_file and not args.input_file:
+        raise DataError(f"--{of_file[0]} says how --input_file is read, and none is given.")
     if args.ray and args.backend != "builtin":
         raise DataError(
             f"--backend is {args.backend}, and --ray answers with builtin alone: drop one of them."
@@ -191,6 +215,64 @@ def _predict(args: argparse.Namespace) -> int:
     engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
     show(engine, args.task, text, args.question, args.truncate)
     return 0
+
+
+def _predict_document(args: argparse.Namespace) -> int:
+    import json
+
+    from fintune.data.documents.reading import documents
+    from fintune.files import atomic_write, writable
+    from fintune.inference.documents import answer, shown
+    from fintune.inference.engine import Engine
+    from fintune.models.source import Source
+
+    wrong = [name for name in ("input_file", "columns", "ray", "workers") if getattr(args, name)]
+    if args.text and args.question:
+        wrong.append("question beside a text, which is the question,")
+    if wrong:
+        raise DataError(f"--{wrong[0]} does not go with --document: drop one of them.")
+    output = writable(args.output_file, (".jsonl", ".json")) if args.output_file else None
+    found = [document for path in args.document for document in documents(path)]
+    model_path, question = adapter_of(args.model_path), args.text or args.question
+    _check_question(Source.read(model_path).tasks[args.task], question, "--document", args.document[0])
+    engine = Engine.load(model_path, backend=args.backend)
+    given = answer(engine, args.task, found, question)
+    line = json.dumps(given.to_dict(args.task), ensure_ascii=False) + "\n"
+    if output:
+        atomic_write(output, line)
+        print(f"The answer, with its sources, is in {output}")
+    elif sys.stdout.isatty():
+        shown(given)
+    else:
+        sys.stdout.write(line)
+    return 0
+
+
+def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile]) -> int:
+    from fintune.data.storage import shown
+    from fintune.inference.answer_files import Output
+    from fintune.inference.documents import predict_files
+    from fintune.inference.engine import Engine
+
+    if wrong := next((name for name in ("ray", "columns") if getattr(args, name)), ""):
+        raise DataError(f"--{wrong} is for files of rows, and {args.input_file} holds documents: drop it.")
+    _check_question(task, args.question, "--input_file", args.input_file)
+    output = Output.at(args.output_file, args.input_file) if args.output_file else None
+    engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
+    count = predict_files(engine, args.task, files, output, args.question)
+    if args.output_file:
+        print(f"{count} answers written to {shown(args.output_file)}")
+    return 0
+
+
+def _check_question(task: Task, question: str | None, flag: str, path: str) -> None:
+    """Raise a DataError for a question that is missing, or that the task does not take."""
+    if question and "question" not in task.inputs:
+        raise DataError(f"{task.name} takes no question: leave «{question}» out, or take --task qa.")
+    if not question and "question" in task.inputs:
+        raise DataError(
+            f'There is no question: fintune predict --task {task.name} {flag} {path} --question "…"'
+        )
 
 
 def _standard_input() -> str:
@@ -208,35 +290,43 @@ def _refuse_file_name(text: str, task: str) -> None:
     named = re.fullmatch(
         r"\S+\.(csv|tsv|jsonl?|ndjson|parquet|xlsx?|txt|md|html?|pdf|docx?|gz|zst)", text, re.I
     )
+    is_document = re.search(r"\.(txt|md|html?|pdf)$", text, re.I)
+    whole = f"{'--document' if is_document else '- <'} {shlex.quote(text)}"
     with contextlib.suppress(OSError, ValueError):  # too long for a name, or with a NUL
         if named or (os.sep in text and Path(text).exists()) or Path(text).is_file():
             raise DataError(
                 f"The text is {text!r}, the name of a file. For an answer to each of its rows:  "
                 f"fintune predict --task {task} --input_file {shlex.quote(text)};  "
-                f"for one to all of its text:  fintune predict --task {task} - < {shlex.quote(text)}"
+                f"for one to all of its text:  fintune predict --task {task} {whole}"
             )
 
 
 def _predict_file(args: argparse.Namespace) -> int:
+    from fintune.data.inputs import input_documents
     from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
+    texts = input_documents(args.input_file)
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
-    parts, _ = check_files(source.tasks[args.task], *files, args.columns, source.recipe.columns(args.task))
+    task = source.tasks[args.task]
+    if texts:
+        return _predict_documents(args, task, texts)
+    reading = {"encoding": args.encoding, "sheet": args.sheet}
+    parts, _ = check_files(task, *files, args.columns, source.recipe.columns(args.task), reading)
     for note in (note for part in parts for note in part.notes):
         print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 
         count = predict_on_ray(
-            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns
+            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns, reading
         )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate, args.columns)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

@@ -96,17 +96,19 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:
-    """The recipe that the adapter in a folder was trained by.
+    """The recipe that the adapter in a folder was trained by; what fitted its data is to fit again.
 
     Raises:
         ConfigError: the folder keeps none.
     """
+    from fintune.config import AUTO
     from fintune.models import manifest
     from fintune.recipes import recipe_from
 
-    trained = manifest.read_raw(folder).get("recipe")
-    if not trained:
+    raw = manifest.read_raw(folder)
+    if not (trained := raw.get("recipe")):
         raise ConfigError(f"--config is the folder {folder}, which has no {manifest.NAME} with a recipe.")
+    trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
     return recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
 
 

@@ -67,6 +67,16 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
     )
+    filings = actions.add_parser("filings", help="annual reports and others from SEC's EDGAR, as documents")
+    filings.add_argument("ticker", metavar="TICKER", help="a company's ticker or CIK number")
+    filings.add_argument("--form", default="10-K", help="10-K, 10-Q, 8-K, … (default: 10-K)")
+    filings.add_argument("--count", type=count, default=1, metavar="N", help="the newest N (default: 1)")
+    filings.add_argument(
+        "--identity", metavar="WHO", help='"Your Name you@example.com", as SEC asks for (or EDGAR_IDENTITY)'
+    )
+    filings.add_argument(
+        "--output_dir", default="data/filings", metavar="DIR", help="(default: data/filings)"
+    )
     clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
     clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSON, Parquet or Excel file")
     clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
@@ -100,6 +110,12 @@ def _data(args: argparse.Namespace) -> int:
         from fintune.training.mix import show
 
         show(recipe_of(args))
+    elif args.action == "filings":
+        from fintune.data.raw.filings import fetch_filings
+
+        for path in fetch_filings(args.ticker, args.form, args.count, args.identity, args.output_dir):
+            print(f"Saved {path}", flush=True)
+        print(f'Ask it:  fintune predict --task qa --document {args.output_dir} "…"')
     elif args.action == "report":
         _report(recipe_of(args), Path(args.output_dir))
     elif args.action == "decontaminate":

@@ -106,6 +106,13 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
         help="of a request (default: 1,000,000)",
     )
     command.add_argument(
+        "--max_document",
+        type=count,
+        default=16_000_000,
+        metavar="BYTES",
+        help="of a request with a document, which base64 makes a third larger (default: 16,000,000)",
+    )
+    command.add_argument(
         "--max_tokens", type=count, default=512, metavar="N", help="written for a request (default: 512)"
     )
     command.add_argument(
@@ -221,6 +228,7 @@ def _serve(args: argparse.Namespace) -> int:
             timeout=args.timeout,
             slow=args.slow,
             max_body=args.max_body,
+            max_document=args.max_document,
             max_tokens=args.max_tokens,
             cors=tuple(args.cors),
             log_text=args.log_text,

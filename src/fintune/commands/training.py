@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from fintune.commands.common import (
@@ -15,6 +17,14 @@ from fintune.commands.common import (
     recipe_flags,
     recipe_of,
 )
+from fintune.errors import MissingExtraError
+
+
+def _train_flags(command: argparse.ArgumentParser) -> None:
+    _training_flags(command)
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace the adapter or the checkpoints in the output folder"
+    )
 
 
 def _training_flags(command: argparse.ArgumentParser) -> None:
@@ -79,12 +89,25 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fintune.training.run import train
+    from fintune.data.prepare.dataset import prepare
+    from fintune.training.checkpoints import origin
+
+    recipe = recipe_of(args)
+    origin(recipe, Path(args.output_dir), args.resume_from_checkpoint, args.overwrite)
+    if args.use_wandb and not find_spec("wandb"):
+        raise MissingExtraError("--use_wandb", "track")
+    alone = (
+        int(os.environ.get("WORLD_SIZE", "1")) == 1
+    )  # else one process prepares, and the others wait for it
+    prepared = prepare(recipe) if alone else None
+    from fintune.training.run import train  # takes seconds: after what may be refused
 
     train(
-        recipe_of(args),
+        recipe,
         args.output_dir,
+        prepared=prepared,
         resume=args.resume_from_checkpoint,
+        overwrite=args.overwrite,
         use_wandb=args.use_wandb,
         verbose=args.verbose,
     )
@@ -133,7 +156,7 @@ COMMANDS = (
         "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
     ),
     Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, recipe_flags),
-    Command("train", "train one adapter on all tasks of a recipe", _train, _training_flags),
+    Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
     Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
     Command("export", "an adapter and its base as one model, or as a GGUF file", _export, _export_flags),
 )

@@ -5,11 +5,14 @@ Memory does not grow with the input. A row that cannot be read is named by file 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
+from fintune.data.documents.reading import ENDINGS, document_files
 from fintune.data.raw.readers.own_file import read_inputs
-from fintune.data.raw.readers.row_files import RowFile
+from fintune.data.raw.readers.row_files import RowFile, existing, kind_of
 from fintune.data.records import Dropped
 from fintune.tasks.base import Record, Task
 
@@ -57,3 +60,28 @@ def chunks(rows: Iterable[Record | Dropped], size: int = CHUNK) -> Iterator[list
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def input_documents(path: str | Path) -> list[RowFile]:
+    """The documents that `predict --input_file` names: a file of such an ending, or those of a folder; []
+    where there are none, or the folder holds files of rows, which are read then.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    place = existing(path, "--input_file")
+    if place.is_file():
+        return [RowFile(place, place.name)] if place.suffix in ENDINGS else []
+    files = place.files()
+    found = [file for file in files if file.suffix in ENDINGS]
+    if found and any(kind_of(file)[0] for file in files):
+        print(
+            f"{place.shown} holds files of rows, which are answered; its {len(found):,} documents "
+            f"({', '.join(ENDINGS)}) are left out.",
+            file=sys.stderr,
+        )
+        return []
+    start = len(place.path.rstrip("/")) + 1
+    return (
+        [RowFile(file, file.path[start:]) for file in document_files(place, "--input_file")] if found else []
+    )

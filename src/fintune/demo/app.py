@@ -6,8 +6,10 @@ comes from another machine: no fonts, no scripts, no analytics.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+import tempfile
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,8 +211,15 @@ def _printable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+@functools.cache
+def _uploads() -> tempfile.TemporaryDirectory[str]:
+    """Where Gradio keeps what is uploaded: nobody else can read it, and it goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="fintune-demo-")
+
+
 def _gradio() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", _uploads().name)
     try:
         import gradio
     except ImportError:

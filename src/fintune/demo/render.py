@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fintune.inference.documents import NOT_FOUND, DocumentAnswer, Source
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.tasks.base import Prediction, Record, Task
 from fintune.text.numbers import unsupported_figures
@@ -137,6 +138,39 @@ def passage_answer(text: str, said: str) -> str:
     passage = marked(text, [(span, "") for span in spans])
     after = f'{_unsupported(said, text)}<h4>{where}</h4><div class="ft-passage" tabindex="0">{passage}</div>'
     return f'<div class="ft-card ft-answer"><p class="ft-said">{escape(said.strip())}</p>{after}</div>'
+
+
+def document_answer(task: Task, given: DocumentAnswer) -> str:
+    """An answer from documents: each source's place and passage, and how much was read."""
+    extent = " ".join([given.extent, *(document.left_out for document in given.asked.documents)])
+    if given.prediction is None:
+        said = f'<p class="ft-said">{escape(NOT_FOUND.capitalize())}.</p>'
+        return f'<div class="ft-card ft-answer">{said}<p class="ft-quiet">{escape(extent)}</p></div>'
+    said = str(given.prediction.value)
+    if task.grounded == "bullets":
+        lines = bullet_lines(said)
+        items = []
+        for number, line in enumerate(lines, 1):
+            own = [source for source in given.sources if source.bullet == number]
+            items.append(f"<li>{escape(line)}{_unsupported(line, given.text)}{_sources(own)}</li>")
+        body = f"<ol>{''.join(items)}</ol>"
+    else:
+        body = f'<p class="ft-said">{escape(said.strip())}</p>{_unsupported(said, given.text)}'
+        if not any(source.spans for source in given.sources):
+            body += "<p>The passages that were read do not have the words of this answer.</p>"
+        body += _sources(given.sources)
+    if not said.strip():
+        return empty("The model gave an empty answer.")
+    return f'<div class="ft-card ft-answer">{body}<p class="ft-quiet">{escape(extent)}</p></div>'
+
+
+def _sources(sources: Sequence[Source]) -> str:
+    """Where passages stand, and the passages with what was used of them marked."""
+    return "".join(
+        f'<h4>{escape(source.passage.place)}</h4><div class="ft-passage" tabindex="0">'
+        f"{marked(source.passage.text, [(span, '') for span in source.spans])}</div>"
+        for source in sources
+    )
 
 
 def _unsupported(said: str, text: str) -> str:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from fintune.data.documents.reading import ENDINGS, read_document
+from fintune.data.storage import locate
 from fintune.demo import render, texts
 from fintune.errors import DataError, FintuneError
+from fintune.inference import documents
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction, Record, Task
 
@@ -42,6 +45,7 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
         with gr.Column(min_width=300):
             for box in inputs:
                 box.render()
+            document = _upload(gr, task)
             button = gr.Button(task.verb, variant="primary", elem_id=f"{task.name}-run")
         with gr.Column(min_width=300):
             note = gr.HTML(visible=False, elem_id=f"{task.name}-note")
@@ -51,7 +55,7 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
     gr.on(
         [button.click, *(box.submit for box in inputs)],
         _answerer(gr, engine, task, empty),
-        inputs,
+        [document, *inputs],
         [answer, note],
         show_progress_on=answer,
         scroll_to_output=True,
@@ -60,9 +64,9 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
     )
     if records:  # an answer must not stand beside a text it does not belong to
         chosen.load_input_event.then(
-            lambda: (empty, gr.update(visible=False)),
+            lambda: (empty, gr.update(visible=False), None),
             None,
-            [answer, note],
+            [answer, note, document],
             queue=False,
             api_visibility="private",
         )
@@ -85,6 +89,18 @@ def boxes(gr: Any, task: Task) -> list[Any]:
     return found
 
 
+def _upload(gr: Any, task: Task) -> Any:
+    """Where a document is given in place of a text; nothing for a task whose answers are not of a text."""
+    if not task.grounded:
+        return gr.State(None)
+    return gr.File(
+        label="Or a document: a filing, a report or a transcript, as HTML, PDF, Markdown or text",
+        file_types=list(ENDINGS),
+        height=120,
+        elem_id=f"{task.name}-document",
+    )
+
+
 def unanswerable(text: str, question: str | None) -> str | None:
     """What is missing from the boxes, as a sentence; None when the model can be asked."""
     if not text.strip():
@@ -97,14 +113,18 @@ def unanswerable(text: str, question: str | None) -> str | None:
 def _answerer(gr: Any, engine: Engine, task: Task, empty: str) -> Callable[..., tuple[Any, Any]]:
     """The function behind a tab's button: the boxes' texts in, the answer and the note out."""
 
-    def answer(text: str, question: str | None = None) -> tuple[Any, Any]:
-        def note(html: str) -> Any:
-            return gr.update(value=html, visible=bool(html))
+    def note(html: str) -> Any:
+        return gr.update(value=html, visible=bool(html))
 
-        if wanted := unanswerable(text, question):
+    def answer(path: str | None, text: str, question: str | None = None) -> tuple[Any, Any]:
+        if wanted := unanswerable("a document" if path else text, question):
             return empty, note(render.notice(wanted))
-        record = Record(text, question=question)
         try:
+            if path:
+                given = documents.answer(engine, task.name, [read_document(locate(path))], question)
+                remark = "The document was read, and the text in the box was not." if text.strip() else ""
+                return render.document_answer(task, given), note(render.notice(remark) if remark else "")
+            record = Record(text, question=question)
             prediction, remark = ask(engine, task, record)
         except FintuneError as error:
             return empty, note(render.failure(str(error)))

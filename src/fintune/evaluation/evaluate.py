@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune import __version__
-from fintune.errors import DataError
+from fintune.errors import DataError, Interrupted
 from fintune.evaluation.intervals import RESAMPLES
 from fintune.evaluation.published import published_for
 from fintune.evaluation.results import (
@@ -136,10 +136,9 @@ def evaluate(
                 write(output, results, rows)
             if on_task:
                 on_task(TaskDone(task, runner.test, rows, results, fresh))
-    except KeyboardInterrupt:
-        if results.tasks:
-            say(f"Stopped. {len(results.tasks)} of {len(tasks)} tasks are in {output}.")
-        raise
+    except KeyboardInterrupt as stop:
+        done = f"{len(results.tasks)} of {len(tasks)} tasks are in {output}" if results.tasks else ""
+        raise Interrupted(f"Stopped. {done or 'No task was done yet'}.", stop) from None
     return results
 
 

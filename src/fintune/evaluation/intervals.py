@@ -8,7 +8,7 @@ sums (ECE, AURC) has no interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,19 @@ def percentile_interval(values: Any, confidence: float = 0.95) -> tuple[float, f
     return float(low), float(high)
 
 
+def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
+    from scipy.stats import binomtest
+
+    bounds = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
 def bootstrap_intervals(
     metrics: Mapping[str, Metric],
     clusters: Sequence[str],
     *,
+    shares: Collection[str] = (),
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -98,6 +107,10 @@ def bootstrap_intervals(
     alone, not that of training data or of the training seed. Resamples in which a metric is not defined (R²
     of constant targets) are left out; a metric that is defined in none of them has no interval. Nor has any
     where all examples are of one cluster.
+
+    Args:
+        shares: metrics from 0 to 1. Where one is 0 or 1 on all examples, so is every resample, and the
+            interval would be a point: it is Wilson's, of as many examples as there are clusters.
     """
     import numpy as np
 
@@ -106,6 +119,10 @@ def bootstrap_intervals(
     sums = Sums.of(metrics, cluster_places(clusters))
     drawn = np.concatenate([c @ sums.table for c in _counts(len(sums.table), resamples, seed)])
     intervals = {name: percentile_interval(v, confidence) for name, v in sums.values(drawn).items()}
+    for name in shares:
+        if (bounds := intervals.get(name)) in ((0.0, 0.0), (1.0, 1.0)):
+            n = len(sums.table)
+            intervals[name] = wilson_interval(round(bounds[0]) * n, n, confidence)
     return {name: bounds for name, bounds in intervals.items() if bounds is not None}
 
 

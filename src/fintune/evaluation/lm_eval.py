@@ -30,7 +30,8 @@ _README = (
 Every task reads the Parquet file beside it by its absolute path: export again after moving the folder. The
 column `prompt` is the exact prompt, with the chat template's text (so do not pass --apply_chat_template), and
 `label` the index of the right choice. `acc` is fintune's accuracy where evaluation.label_normalization and
-evaluation.calibration are `none`.
+evaluation.calibration are `none`. A text that names a control token (<|im_end|>) has plain text there for
+fintune, and the token for lm-eval.
 """
 )
 

@@ -57,7 +57,7 @@ class OtherModel:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, split_special_tokens=True)  # a text has none
             model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True).eval()
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -71,7 +71,10 @@ class Scored:
         """The interval of each metric that has one; see `intervals.bootstrap_intervals`."""
         summable = {m.name: m.summable(self.tables[m.name]) for m in self.measures if not m.whole}
         clusters = cluster_names(self.task, self.records)
-        return bootstrap_intervals(summable, clusters, confidence=confidence, resamples=resamples, seed=seed)
+        shares = [m.name for m in self.measures if m.share]
+        return bootstrap_intervals(
+            summable, clusters, shares=shares, confidence=confidence, resamples=resamples, seed=seed
+        )
 
     def details(self) -> dict[str, Any]:
         """What is more than a number: the type's own parts, and `by_kind` where there are several kinds."""

@@ -23,6 +23,7 @@ from fintune.data.storage import Location, locate, refuse_full, write_parquet
 from fintune.errors import DataError
 from fintune.files import atomic_file
 from fintune.tasks import Task
+from fintune.text.encoding import HALF
 
 Line = dict[str, Any]
 """An answer as JSON has it: `id`, `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
@@ -170,20 +171,20 @@ class Sheet:
         self.task = task
         own = [*(name for name in task.answer_columns() if name != "probabilities"), "error"]
         self.inputs = {name: f"input_{name}" if name in own else name for name in names}
-        self.columns = [*self.inputs.values(), *own]
+        self.columns = [*map(_cell, self.inputs.values()), *own]
 
     def row(self, raw: Mapping[str, Any] | str, line: Line) -> dict[str, Any]:
         """The cells of one row; of a row that could not be read (`raw` says why) the answer's alone."""
         given = {} if isinstance(raw, str) else raw
-        cells = {shown: _cell(given.get(name)) for name, shown in self.inputs.items()}
+        cells = {_cell(shown): _cell(given.get(name)) for name, shown in self.inputs.items()}
         return {**cells, **self.task.answer_cells(line), "error": line.get("error")}
 
 
 def _cell(value: Any) -> Any:
-    """A cell of the input: lists and objects as JSON, half a character as «?»."""
+    """A cell of the input: lists and objects as JSON, half a character as «�»."""
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return HALF.sub("�", value) if isinstance(value, str) else value
 
 
 def safe(value: Any) -> Any:

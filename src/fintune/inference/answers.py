@@ -17,6 +17,7 @@ from fintune.data.records import Dropped
 from fintune.inference.answer_files import Journal, Line, Output
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record, Task
+from fintune.text.encoding import HALF
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
@@ -48,6 +49,7 @@ def predict_file(
     output_file: str | Path | None,
     truncate: bool,
     columns: Mapping[str, str] | None = None,
+    reading: Mapping[str, str | None] | None = None,
 ) -> int:
     """Answer every row of a file or folder at any path, in order; return the number of answers.
 
@@ -55,12 +57,13 @@ def predict_file(
 
     Args:
         columns: field (`text`, `question`) → column, where the names differ; others as in training.
+        reading: `encoding` and `sheet`, as `row_files` takes them.
 
     Raises:
         DataError: the input cannot be read or lacks a column, or the output would cost another file.
     """
     chosen = engine.tasks[task]
-    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task))
+    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task), reading)
     rows = read_all(parts, chosen, columns, engine.columns(task))
     size = engine.rows_at_once(task)
 
@@ -68,7 +71,7 @@ def predict_file(
         return (answers(engine, task, chunk, truncate) for chunk in chunks(islice(rows, done, None), size))
 
     asked = {"model": [str(engine.adapter), engine.base_name, engine.backend_name], "truncate": truncate}
-    return write_answers(ask, chosen, parts, output, {**asked, "columns": columns})
+    return write_answers(ask, chosen, parts, output, {**asked, "columns": columns, "reading": reading})
 
 
 def check_files(
@@ -77,6 +80,7 @@ def check_files(
     output_file: str | Path | None,
     columns: Mapping[str, str] | None,
     trained: Mapping[str, str],
+    reading: Mapping[str, str | None] | None = None,
 ) -> tuple[list[RowFile], Output | None]:
     """The files of rows, and where their answers go; None is standard output. Needs no model.
 
@@ -87,7 +91,7 @@ def check_files(
         DataError: see `predict_file`.
     """
     output = Output.at(output_file, input_file) if output_file else None
-    parts = row_files(input_file, "--input_file", columns=(columns or trained).values())
+    parts = row_files(input_file, "--input_file", columns=(columns or trained).values(), **reading or {})
     check_inputs(parts, task, columns, trained)
     return parts, output
 
@@ -99,9 +103,12 @@ def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: b
     lines = []
     for row in rows:
         answer = row.why if isinstance(row, Dropped) else next(replies).answer
-        line = {"task": task, "error": answer} if isinstance(answer, str) else as_dict(task, answer)
+        if isinstance(answer, str):
+            line = {"task": task, "error": HALF.sub("�", answer)}
+        else:
+            line = as_dict(task, answer)
         name = row.where if isinstance(row, Dropped) else row.id
-        lines.append({"id": name.encode("utf-8", "replace").decode(), **line})
+        lines.append({"id": HALF.sub("�", name), **line})
     return lines
 
 

@@ -44,6 +44,8 @@ class Measure:
     columns: tuple[str, ...] = ()
     """What the k values are called in the predictions file. () of a mean is its name; () of another
     `aggregate` means that they are not kept, since targets and answers give them again."""
+    share: bool = False
+    """From 0 to 1, such as an accuracy or an F1; its interval is never a point."""
     whole: bool = False
     optional: bool = False
     """Left out where no example has a value."""

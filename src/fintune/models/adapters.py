@@ -10,6 +10,7 @@ from typing import Any
 
 from fintune.config import LoraConfig, hint
 from fintune.errors import ConfigError, ModelError
+from fintune.files import like_neighbours
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -146,6 +147,7 @@ def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
     # Without the last argument PEFT looks the base model up on the hub, to see whether its vocabulary grew.
     model.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
+    like_neighbours(folder)
 
 
 SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")

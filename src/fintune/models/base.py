@@ -17,7 +17,7 @@ from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
 from fintune.errors import MissingExtraError, ModelError
-from fintune.files import atomic_folder, file_sha256
+from fintune.files import atomic_folder, file_sha256, like_neighbours
 from fintune.models.placement import Process, base_device
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def convert_gguf(gguf: Path) -> Path:
     with atomic_folder(target) as staging:
         model.to(torch.bfloat16).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        like_neighbours(staging)
     return target
 
 
@@ -196,6 +197,20 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
+def check_base(config: BaseModelConfig) -> None:
+    """Refuse a base that plainly cannot be loaded, at no cost.
+
+    Raises:
+        ModelError: nothing is at its path.
+        MissingExtraError: it is to be quantized, and bitsandbytes is not installed.
+    """
+    if (config.load_in_8bit or config.load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
+        key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
+        raise MissingExtraError(f"base_model.{key}", "gpu")
+    if source_gguf(config.name) is None:  # else the first use converts it
+        resolve(config.name)
+
+
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
     """The causal LM, its weights frozen in `dtype` or quantized, on the device that `base_device` gives.
 
@@ -208,15 +223,13 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
     """
     import transformers
 
+    check_base(config)
     quantized = config.load_in_8bit or config.load_in_4bit
     device = base_device(process or Process.alone(), quantized)
     if not sys.stderr.isatty():  # a bar in a log file is noise
         transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "use_safetensors": True}
     if quantized:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
-            raise MissingExtraError(f"base_model.{key}", "gpu")
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=config.load_in_8bit,
             load_in_4bit=config.load_in_4bit,

@@ -64,7 +64,7 @@ of the model). Tasks: {", ".join(data)}.
 ## Training
 
 {_how(facts)}
-{table}
+{_warnings(facts)}{table}
 ## Use
 
     fintune predict --model_path FOLDER --task sentiment "Operating profit rose to EUR 13.1 mn."
@@ -77,12 +77,20 @@ Not investment advice. The adapter inherits the limits of its base model and of 
     )
 
 
+def _warnings(facts: dict[str, Any]) -> str:
+    if not facts.get("warnings"):
+        return ""
+    return "\n## Warnings\n\n" + "\n".join(f"- {warning}" for warning in facts["warnings"]) + "\n"
+
+
 def _how(facts: dict[str, Any]) -> str:
     """How the adapter came to be, in a sentence or two."""
     steps = f"{facts['optimizer_steps']} optimizer steps"
     if members := facts.get("average_of"):
         listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
         return f"The mean of {len(members)} adapters (Wortsman et al., 2022) of {steps} each: {listed}."
+    if "step_size" in facts:
+        steps += f" of {facts['step_size']} examples"
     training, machine = facts.get("training"), facts["machine"]
     if not training:
         return f"A checkpoint of a run of {steps}, seed {facts['seed']}."
@@ -90,7 +98,18 @@ def _how(facts: dict[str, Any]) -> str:
     return (
         f"{steps}, {training['examples']} examples{since}, {training['seconds'] / 60:.1f} minutes on "
         f"{machine['gpu'] or machine['processor']}, peak memory {training['peak_memory_gib']} GiB, "
-        f"seed {facts['seed']}."
+        f"seed {facts['seed']}.{_kept(facts.get('kept') or {})}"
+    )
+
+
+def _kept(kept: dict[str, Any]) -> str:
+    """Which step's weights these are, where validation chose it."""
+    if "metric" not in kept:
+        return ""
+    early = f" Training was stopped early, after step {kept['last_step']}." if kept["stopped_early"] else ""
+    return (
+        f" The weights are those of step {kept['step']}, the best by validation ({kept['metric']} "
+        f"{kept['value']:.4g}).{early}"
     )
 
 

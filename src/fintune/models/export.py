@@ -11,7 +11,7 @@ from typing import Any
 
 from fintune.config import Recipe
 from fintune.errors import ModelError
-from fintune.files import atomic_folder
+from fintune.files import atomic_folder, like_neighbours
 from fintune.models import adapters, base, gguf, manifest
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_set
@@ -68,6 +68,7 @@ def export(
         else:
             model.save_pretrained(staging)
         manifest.write(staging, recipe, tasks, **facts, exported={"format": format, "dtype": dtype})
+        like_neighbours(staging)
     return Exported(target, vocabulary)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fintune.files import read_json, write_json
+from fintune.files import like_neighbours, read_json, write_json
 from fintune.models.adapters import CONFIG, WEIGHTS
 
 State = dict[str, Any]
@@ -43,6 +43,7 @@ def export(folder: Path, initial: State) -> None:
     config["r"] *= 2
     config["init_lora_weights"] = True
     write_json(folder / CONFIG, config)
+    like_neighbours(folder)
 
 
 def resume(model: Any, folder: Path) -> State:

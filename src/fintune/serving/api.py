@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 import swagger_ui_bundle
@@ -19,7 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from fintune import __version__
+from fintune.data.documents.reading import parse_document
 from fintune.errors import FintuneError
+from fintune.inference import documents
 from fintune.inference.grounding import bullet_sources
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
@@ -27,12 +29,14 @@ from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
-from fintune.serving.queue import Answer, ModelThread
+from fintune.serving.queue import Answer, Answered, ModelThread
 from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AdapterInfo,
     AdapterList,
     BulletAnswer,
+    DocumentRequest,
+    DocumentResponse,
     ErrorResponse,
     Health,
     ModelInfo,
@@ -45,6 +49,7 @@ from fintune.serving.schemas import (
 )
 from fintune.serving.settings import Settings
 from fintune.tasks import Record, Task
+from fintune.text.encoding import HALF
 from fintune.text.numbers import supported_numbers
 from fintune.text.sentences import bullet_lines
 
@@ -92,6 +97,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
         dependencies=[Depends(HTTPBearer(auto_error=False, description="A key of  fintune keys create"))],
     )
     app.state.thread, app.state.settings = thread, settings
+    app.state.documents = asyncio.Semaphore(1)
     app.include_router(router)
     app.include_router(openai)
     default = thread.models.default
@@ -132,18 +138,9 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
     facts.update(model=model, task=task, items=len(records))
     if thread.settings.log_text:
         facts["texts"] = [record.text for record in records]
-    begun = time.perf_counter()
-    try:
-        found = await attended(request, thread.predict(model, task, records, body.truncate))
-    except ApiError as error:
-        notes.refusal(task, error, time.perf_counter() - begun)
-        raise
-    taken = time.perf_counter() - begun
-    facts["queue_seconds"] = round(found[0].queue_seconds, 4)
-    ids = await asyncio.to_thread(
-        notes.answers, request.app.state.recorder, model, task, records, found, taken
+    answers, ids = await _noted(
+        request, model, task, records, thread.predict(model, task, records, body.truncate)
     )
-    answers = [each.answer for each in found]
     if body.inputs is None and isinstance(answers[0], str):
         raise ApiError(400, answers[0], code="cannot_answer")
     long = chosen.grounded == "bullets"
@@ -155,6 +152,53 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
     for item, name in zip(data, ids, strict=True):
         item.prediction_id = name
     result = TaskResponse(model=model, task=task, data=data)
+    return JSONResponse(result.model_dump(exclude_none=True))
+
+
+async def _noted(
+    request: Request, model: str, task: str, records: list[Record], work: Awaitable[list[Answered]]
+) -> tuple[list[Answer], list[str | None]]:
+    """The answers to some records, once they are counted and kept, with the ids they are kept under."""
+    begun = time.perf_counter()
+    try:
+        found = await attended(request, work)
+    except ApiError as error:
+        notes.refusal(task, error, time.perf_counter() - begun)
+        raise
+    taken = time.perf_counter() - begun
+    request.state.facts["queue_seconds"] = round(found[0].queue_seconds, 4)
+    ids = await asyncio.to_thread(
+        notes.answers, request.app.state.recorder, model, task, records, found, taken
+    )
+    return [each.answer for each in found], ids
+
+
+@router.post("/v1/tasks/{task}/document", response_model=DocumentResponse, tags=["tasks"])
+async def run_document(task: str, body: DocumentRequest, request: Request, thread: Thread) -> Any:
+    """Answer from a document: a question from the passages that are about it, a summary from all of it."""
+    model = thread.models.check(body.model)
+    chosen = task_of(thread, model, task)
+    request.state.facts.update(model=model, task=task, items=1)
+
+    def asked() -> documents.Question:
+        document = parse_document(body.content, body.name, thread.settings.max_document)
+        return documents.ask(chosen, [document], body.question)
+
+    async def reading() -> documents.Reading | documents.DocumentAnswer:
+        async with request.app.state.documents:  # one at a time, beside the model's thread
+            question = await asyncio.to_thread(asked)
+        return await thread.control(lambda: documents.read(thread.models.get(model)[0], chosen, question))
+
+    given = await attended(request, reading())
+    prediction_id = None
+    if isinstance(given, documents.Reading):
+        records = [given.record]
+        work = thread.predict(model, task, records, truncate=True)
+        (answer,), (prediction_id,) = await _noted(request, model, task, records, work)
+        if isinstance(answer, str):
+            raise ApiError(400, answer, code="cannot_answer")
+        given = documents.cited(chosen, given, answer)
+    result = DocumentResponse(model=model, prediction_id=prediction_id, **given.to_dict(task))
     return JSONResponse(result.model_dump(exclude_none=True))
 
 
@@ -349,6 +393,7 @@ def _add_handlers(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
+        where = HALF.sub("�", where)  # the name of a field may hold half a character
         return answer(
             ApiError(400, f"{where or 'the request'}: {first['msg']}"[:500], param=where[:100] or None)
         )

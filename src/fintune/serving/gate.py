@@ -28,7 +28,10 @@ OPEN = ("/healthz", "/readyz")
 """Asked by machines that hold no key."""
 _PATIENCE = 16
 """Times the limit that is read of a body which is too large."""
+DOCUMENT = "/document"
+"""How the paths end whose requests hold a document."""
 PUBLIC_DOCS = ("/docs", "/openapi.json")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 Scope = dict[str, Any]
 
@@ -70,7 +73,7 @@ class Gate:
                 key = self._admit(scope, headers)
                 scope["state"]["key"] = key
                 facts.update({"key": key.id} if key else {})
-                inner = await self._body(headers, receive) if asks else receive
+                inner = await self._body(scope, headers, receive) if asks else receive
                 await self.app(scope, inner, answer)
             except ApiError as error:
                 await respond(error, answer)
@@ -134,13 +137,14 @@ class Gate:
             )
         return key
 
-    async def _body(self, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
+    async def _body(self, scope: Scope, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
         """A `receive` that gives the whole body, once it is there, small enough and JSON.
 
         Raises:
             ApiError: 400 no JSON in UTF-8, 408 too slow, 413 too large, 415 not declared as JSON.
         """
-        limit = self.settings.max_body
+        document = scope["path"].endswith(DOCUMENT)
+        limit = self.settings.max_document if document else self.settings.max_body
         too_large = ApiError(413, f"The request is larger than {limit:,} bytes.", code="request_too_large")
         declared = headers.get("content-length", "0")
         if declared.isdigit() and int(declared[:20]) > _PATIENCE * limit:
@@ -173,7 +177,8 @@ class Gate:
             if content_type != "application/json":  # what a foreign page may not send unasked
                 raise ApiError(415, "Send JSON, with  Content-Type: application/json.", code="not_json")
             try:
-                pydantic_core.from_json(body, allow_inf_nan=False)
+                # Half a character is no JSON to it: that costs the one text which has it, not the request.
+                pydantic_core.from_json(_SURROGATE.sub(rb"\\ufffd", body), allow_inf_nan=False)
             except ValueError as error:
                 raise ApiError(
                     400, f"The request is not valid JSON in UTF-8 ({error}).", code="not_json"

@@ -111,6 +111,8 @@ def _chat_prompt(
 ) -> list[int]:
     try:
         ids = engine.template.chat_ids(messages)
+    except FintuneError:
+        raise
     except Exception as error:  # templates refuse an order of roles by raising what they like
         raise ApiError(
             400, "The model's chat template does not take these roles in this order.", param="messages"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from base64 import b64encode
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 _TEXT = "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier."
 
@@ -23,21 +23,11 @@ class _Lenient(BaseModel):
 # Tasks ----------------------------------------------------------------------------------------------
 
 
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise PydanticCustomError("string_type", "Input should be a valid string")
-    return value
-
-
-Text = Annotated[str, PlainValidator(_string), WithJsonSchema({"type": "string"})]
-"""Any string, also with half a character, which costs a request its other texts if pydantic refuses it."""
-
-
 class Input(_Strict):
     """One text, with a question where the task asks for one."""
 
-    text: Text
-    question: Text | None = None
+    text: str
+    question: str | None = None
 
 
 class TaskRequest(_Strict):
@@ -54,8 +44,8 @@ class TaskRequest(_Strict):
         },
     )
 
-    text: Text | None = None
-    question: Text | None = None
+    text: str | None = None
+    question: str | None = None
     inputs: list[Input] | None = Field(None, min_length=1)
     model: str | None = Field(None, description="An adapter, or the base; the server's default without it.")
     truncate: bool = Field(False, description="Shorten a text that does not fit, instead of an error.")
@@ -92,6 +82,61 @@ class TaskResponse(BaseModel):
     model: str
     task: str
     data: list[TaskAnswer]
+
+
+class DocumentRequest(_Strict):
+    """A document, as the bytes of its file, and what is asked of it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "release.html",
+                    "content": b64encode(f"<h1>Results</h1><p>{_TEXT}</p>".encode()).decode(),
+                    "question": "What was the operating profit?",
+                }
+            ]
+        },
+    )
+
+    name: str = Field(min_length=1, max_length=200, description="The file's name, for the citation.")
+    content: Base64Bytes = Field(description="The file in base64: HTML, inline XBRL, PDF, Markdown, text.")
+    question: str | None = None
+    model: str | None = Field(None, description="An adapter, or the base; the server's default without it.")
+
+
+class DocumentSource(BaseModel):
+    """A passage that an answer comes from."""
+
+    document: str
+    section: str = Field(description="Its titles, from the outermost; empty where there are none.")
+    page: str = Field(description="The page it begins on; empty where the file has none.")
+    text: str
+    spans: list[tuple[int, int]] = Field(description="The characters of `text` that the answer comes from.")
+    bullet: int | None = Field(None, description="Which line of a summary, from 1.")
+
+
+class DocumentRead(BaseModel):
+    """How much of the document stood before the model; all of it was searched."""
+
+    documents: list[str]
+    words: int
+    of_words: int
+    passages: int
+    of_passages: int
+    left_out: list[str]
+
+
+class DocumentResponse(TaskAnswer):
+    """An answer with its sources; `error` says so where it is not in the document."""
+
+    object: Literal["document_answer"] = "document_answer"
+    index: int = 0
+    model: str
+    task: str
+    sources: list[DocumentSource]
+    read: DocumentRead
 
 
 class TaskInfo(BaseModel):

@@ -38,6 +38,8 @@ class Settings:
     """From a request's arrival to its answer."""
     max_body: int = 1_000_000
     """Bytes of a request's body."""
+    max_document: int = 16_000_000
+    """Bytes of a request's body that holds a document, in base64."""
     max_items: int = 128
     """Records of one request."""
     max_tokens: int = 512

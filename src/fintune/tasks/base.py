@@ -15,6 +15,7 @@ from fintune.errors import ConfigError, DataError
 from fintune.metrics.measure import Measure, each
 from fintune.tasks.classical import most_frequent
 from fintune.tasks.example import INTERVAL, Expectation, Prediction, Record, TextFormat
+from fintune.text.encoding import HALF
 from fintune.text.salience import Salience
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ MISSING = Measure(
     each(lambda task, _, prediction: float(task.missing(prediction))),
     better="lower",
     columns=("missing",),
+    share=True,
     further=True,
 )
 """The share of predictions that are no answer; every type of this package has it."""
@@ -181,7 +183,7 @@ class Task:
             if not str(getattr(record, name) or "").strip():
                 return f"the {name} is empty"
         for name in ("text", "question", "system"):
-            if not whole(getattr(record, name) or ""):
+            if HALF.search(getattr(record, name) or ""):
                 return f"the {name} holds half a character (a surrogate without its other half)"
         return None
 
@@ -402,15 +404,6 @@ class Analysed:
     """Place → the training records most like it, with their cosine; all places if `needs_neighbours`."""
     neighbour: Callable[[Record, float], dict[str, Any]]
     """A training record and its cosine, as results show them."""
-
-
-def whole(text: str) -> bool:
-    """Whether a text is of whole characters: half of one cannot be written, nor tokenized."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

@@ -5,7 +5,11 @@ Off by default (`data.repair_encoding`), so that the published test sets stay as
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half a character (a surrogate without its other half), which cannot be written nor tokenized."""
 
 Problem = Literal["repairable", "lost"]
 _LOST = "\ufffd"

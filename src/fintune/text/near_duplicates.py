@@ -161,7 +161,7 @@ class _Sketch(NamedTuple):
     whole: Any
     """All its shingles."""
     own: Any
-    """Those that are not of the frame; all, where none is left."""
+    """Those that are not of the frame, where they are half or less of the text, but some; else all."""
     signature: Any
     """Of `own`."""
 
@@ -214,7 +214,8 @@ class Index:
         whole = own = _shingles(text)
         if len(self._frame):
             own = np.setdiff1d(whole, self._frame, assume_unique=True)
-            own = own if len(own) else whole
+            if not 0 < len(own) <= len(whole) / 2:  # a frame that is less makes no two texts alike
+                own = whole
         return _Sketch(whole, own, _signature(own.tobytes(), self._bands * self._rows))
 
     def _add(self, id: Any, sketch: _Sketch) -> None:

@@ -17,6 +17,7 @@ from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
 from fintune.errors import ConfigError
+from fintune.text.ranking import WORD, bm25
 from fintune.text.sentences import sentences
 
 Method = Literal["lead", "score", "learnt", "bm25"]
@@ -40,7 +41,6 @@ _TOKEN = re.compile(
     r"|[$€£]\s?\d[\d,.]*"
     r"|\d[\d,.]*"
 )
-_WORD = re.compile(r"\w[\w.,]*\w|\w")
 
 WEIGHTS: dict[str, float] = {
     "<money>": 1.0,
@@ -140,7 +140,8 @@ class Salience:
         if self.method == "lead":
             return (-float(i) for i in places)
         if self.method == "bm25":
-            return _bm25(block, query or QUERY)
+            words = [WORD.findall(text.lower()) for text in block]
+            return bm25(words, WORD.findall((query or QUERY).lower()))
         weights = self.weights or WEIGHTS
         return (
             sum(weights.get(name, 0.0) for name in features(text, i))
@@ -201,7 +202,7 @@ def _figure(token: str) -> str:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.lower()))
+    return frozenset(WORD.findall(text.lower()))
 
 
 def _repeats(new: frozenset[str], old: frozenset[str]) -> bool:
@@ -209,20 +210,6 @@ def _repeats(new: frozenset[str], old: frozenset[str]) -> bool:
     common = len(new & old)
     alike = common >= ALIKE * (len(new) + len(old) - common)
     return alike and not any(word[0].isdigit() for word in new - old)
-
-
-def _bm25(block: Sequence[str], query: str) -> list[float]:
-    """BM25 of each sentence of a block for the query's words."""
-    import bm25s
-
-    corpus = [_WORD.findall(text.lower()) for text in block]
-    vocabulary = {word for words in corpus for word in words}
-    wanted = [word for word in dict.fromkeys(_WORD.findall(query.lower())) if word in vocabulary]
-    if not wanted:
-        return [0.0] * len(block)
-    index = bm25s.BM25()
-    index.index(corpus, show_progress=False)
-    return [float(score) for score in index.get_scores(wanted)]
 
 
 def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:

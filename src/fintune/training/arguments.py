@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
 import torch
 import transformers
 
-from fintune.config import Recipe
+from fintune.config import Recipe, TrainingConfig
 from fintune.models.base import Precision
 
-logger = logging.getLogger("fintune.train")
+
+def warmup_of(training: TrainingConfig, steps: int) -> int:
+    """The steps of a fitted recipe's run in which the learning rate rises."""
+    return round(training.warmup_ratio * steps) if training.warmup_ratio else training.warmup_steps
 
 
 def training_arguments(
     recipe: Recipe,
     output_dir: Path,
     steps: int,
+    eval_steps: int,
     steps_per_epoch: float,
     precision: Precision,
     report_to: list[str],
@@ -26,17 +29,12 @@ def training_arguments(
     """The settings of Transformers' trainer for a run of `steps` optimizer steps.
 
     Args:
-        steps_per_epoch: optimizer steps in an epoch; where the recipe names no interval, validation and
-            checkpoints come at the end of each.
+        eval_steps: of them between two validations.
+        steps_per_epoch: optimizer steps in an epoch; a checkpoint comes at the end of each, where the recipe
+            names no interval.
         report_to: trackers of Transformers, such as `wandb`.
     """
     training = recipe.training
-    warmup = training.warmup_steps
-    if training.warmup_ratio:
-        warmup = round(training.warmup_ratio * steps)
-    elif warmup * 2 > steps:
-        warmup = steps // 10
-        logger.info("training.warmup_steps is over half of the %d steps: using %d.", steps, warmup)
     per_epoch = math.ceil(steps_per_epoch)
     arguments = transformers.TrainingArguments(
         output_dir=str(output_dir),
@@ -45,7 +43,7 @@ def training_arguments(
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
-        warmup_steps=warmup,
+        warmup_steps=warmup_of(training, steps),
         lr_scheduler_type=training.lr_scheduler_type,
         max_grad_norm=training.max_grad_norm,
         fp16=precision.fp16,
@@ -55,7 +53,7 @@ def training_arguments(
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=training.eval_steps or per_epoch,
+        eval_steps=eval_steps,
         save_strategy="steps",
         save_steps=training.save_steps or per_epoch,
         save_total_limit=training.save_total_limit,

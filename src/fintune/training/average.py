@@ -26,7 +26,7 @@ from fintune.provenance import stamp
 
 CALIBRATED = ("normalization", "temperature", "interval_margin")
 """Fields of a task that `calibrate` sets for one adapter."""
-OF_ONE = ("training", "validation", "seed", "resumed_from")
+OF_ONE = ("training", "validation", "kept", "warnings", "seed", "resumed_from")
 """Facts of a manifest that differ between the members."""
 
 

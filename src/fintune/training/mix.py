@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fintune.config import Recipe
 from fintune.data.sampling import quotas, schedule, shares
 from fintune.errors import DataError
+from fintune.training.fit import epoch_size, few_steps, fitted
 
 if TYPE_CHECKING:
     from fintune.data.prepare.dataset import PreparedDataset
@@ -34,7 +35,7 @@ class Draw:
 
 
 def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
-    """How a recipe mixes tasks with these numbers of training examples.
+    """How a fitted recipe mixes tasks with these numbers of training examples.
 
     Raises:
         DataError: no task has both examples and a weight.
@@ -47,7 +48,7 @@ def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
         share = shares(drawn_from, mix.sampling_strategy, sampling, mix.temperature)
     except ValueError as error:
         raise DataError(f"Nothing to train on: {error}.") from None
-    per_epoch = quotas(share, mix.samples_per_epoch or sum(drawn_from.values()))
+    per_epoch = quotas(share, epoch_size(recipe, sizes))
     weighs_loss = mix.sampling_strategy != "weighted" or mix.sampling_weights
     return Draw(
         per_epoch={name: count for name, count in per_epoch.items() if count},
@@ -101,8 +102,8 @@ class Mix:
         return of(task) / sum(of(other) for other in self.tasks)
 
     def warnings(self) -> list[str]:
-        """A sentence for each task that is seen too often, with what to change."""
-        return [
+        """A sentence for each task that is seen too often, and for too few steps, with what to change."""
+        often = [
             f"{task.name}: each of its {task.examples:,} training examples is seen {task.repeats:.1f} times "
             f"(over {MANY} they are learnt by heart). Add data, lower its part "
             "(multi_task.sampling_strategy: proportional or temperature, or its sampling weight), "
@@ -110,6 +111,7 @@ class Mix:
             for task in self.tasks
             if task.repeats > MANY
         ]
+        return [*often, *filter(None, [few_steps(self.steps)])]
 
 
 def measure(recipe: Recipe, prepared: PreparedDataset, template: Any) -> Mix:
@@ -120,6 +122,7 @@ def measure(recipe: Recipe, prepared: PreparedDataset, template: Any) -> Mix:
     """
     tasks = prepared.task_set()
     sizes = {name: prepared.manifest["tasks"][name]["counts"]["train"] for name in tasks.names()}
+    recipe = fitted(recipe, sizes)
     drawn = draw(recipe, sizes)
     task_of = [name for name in drawn.per_epoch for _ in range(sizes[name])]
     run = steps(recipe, drawn, task_of)

@@ -14,10 +14,10 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from fintune.config import Recipe
+from fintune.config import AUTO, Recipe
 from fintune.data.prepare.dataset import PreparedDataset, prepare
-from fintune.errors import ConfigError
-from fintune.files import read_json, replace_files
+from fintune.errors import ConfigError, Interrupted
+from fintune.files import Lock, read_json, refuse_small_disk, replace_files, room_for
 from fintune.inference.calibration import calibrate
 from fintune.inference.engine import Engine
 from fintune.kernels import norm
@@ -26,15 +26,25 @@ from fintune.models.placement import Process
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.provenance import peak_memory, stamp
 from fintune.tasks import Record, TaskSet
-from fintune.training import mix
-from fintune.training.arguments import training_arguments
+from fintune.training import mix, verdict
+from fintune.training.arguments import training_arguments, warmup_of
 from fintune.training.callbacks import Progress, log_to_file, tensorboard, wandb
-from fintune.training.checkpoints import check_same_data, find_checkpoint
+from fintune.training.checkpoints import (
+    check_same_data,
+    checkpoint_bytes,
+    checkpoints,
+    going_on,
+    origin,
+    saved,
+)
 from fintune.training.class_weights import add_class_weights
+from fintune.training.fit import choices, few_steps, fitted
 from fintune.training.objectives import Objective, objective_of
 from fintune.training.steps import StepBuilder, shared_prefixes
+from fintune.training.stopping import Stopping
 from fintune.training.throughput import SPEEDS, FlopCount, Meter, matrix_peak
 from fintune.training.trainer import MultiTaskTrainer
+from fintune.training.validating import Best, figure_of, intervals
 
 logger = logging.getLogger("fintune.train")
 
@@ -73,7 +83,9 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
         ConfigError: `multi_task.class_weights` names a task without labels, or an unknown label.
         DataError: no task has both examples and a weight.
     """
-    drawn = mix.draw(recipe, {task.name: len(records[task.name]) for task in tasks})
+    sizes = {task.name: len(records[task.name]) for task in tasks}
+    recipe = fitted(recipe, sizes)
+    drawn = mix.draw(recipe, sizes)
     objective = objective_of(recipe)
     examples: list[TokenizedExample] = []
     for name in drawn.per_epoch:
@@ -113,7 +125,7 @@ class _Run:
             start: the adapter that a new run goes on from (`lora_config.init_adapter`).
             state: this process among those of the run.
         """
-        self.recipe = recipe
+        self.asked = recipe
         self.output_dir = output_dir
         self.checkpoint = checkpoint
         self.start = start
@@ -131,11 +143,19 @@ class _Run:
         self.tasks = self.prepared.task_set()
         self.template = PromptTemplate(self.tokenizer, recipe.training.max_length)
         records = {name: self.prepared.records(name, "train") for name in self.tasks.names()}
-        self.plan = make_plan(recipe, self.tasks, records, self.template)
-
-    def validation(self) -> dict[str, list[Record]]:
-        """The validation records of each task that is trained."""
-        return {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
+        recipe = going_on(recipe, checkpoint) if checkpoint else recipe
+        self.recipe = fitted(recipe, {name: len(own) for name, own in records.items()})
+        self.plan = make_plan(self.recipe, self.tasks, records, self.template)
+        validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
+        self.validation = {name: own for name, own in validation.items() if own}
+        """The validation records of each task that is trained and has some."""
+        shown = self.plan.objective.shown
+        self.figure = figure_of(recipe.training, self.tasks, list(self.validation), shown)
+        if recipe.training.early_stopping_patience and not self.validation:
+            raise ConfigError(
+                "training.early_stopping_patience needs validation examples, and there are none: leave it "
+                "out."
+            )
 
 
 def train(
@@ -144,6 +164,7 @@ def train(
     *,
     prepared: PreparedDataset | None = None,
     resume: str | Path | None = None,
+    overwrite: bool = False,
     use_wandb: bool = False,
     verbose: bool = False,
     say: Say = print,
@@ -154,51 +175,74 @@ def train(
     Args:
         prepared: the recipe's data, where the caller has prepared it already.
         resume: a checkpoint folder, or "latest" for the newest one in `output_dir`.
+        overwrite: replace an adapter or checkpoints that stand in `output_dir`, once there are new ones.
 
     Raises:
         ConfigError, DataError, ModelError: what the user can mend.
+        Interrupted: by Ctrl-C or SIGTERM; it says what is saved.
     """
     output_dir = Path(output_dir)
-    checkpoint, start = _origin(recipe, output_dir, resume)
+    checkpoint, start = origin(recipe, output_dir, resume, overwrite)
     report_to = wandb() if use_wandb else []
     state = PartialState(cpu=not torch.cuda.is_available())
     say = say if state.is_main_process else _silent
+    lock = Lock(output_dir, "lock")
+    if state.is_main_process and not lock.take():
+        raise ConfigError(
+            f"Another run trains into {output_dir} ({lock.holder}): wait for it, or name another "
+            "--output_dir."
+        )
     log_file = log_to_file(verbose=verbose) if state.is_main_process else None
-    run = _Run(recipe, output_dir, checkpoint, start, prepared, say, state)
+    former = [] if checkpoint else checkpoints(output_dir)
+    since = time.time()
+    stopping = Stopping(recipe.training.save_minutes)
+    try:
+        with stopping:
+            run = _Run(recipe, output_dir, checkpoint, start, prepared, say, state)
+            return _train(run, stopping, report_to, progress, log_file)
+    except KeyboardInterrupt as stop:
+        found = [
+            path for path in checkpoints(output_dir) if path not in former or path.stat().st_mtime > since
+        ]
+        told = f"Stopped. {f'{found[-1]} is whole' if found else 'No checkpoint was written yet'}."
+        told, flag = told if state.is_main_process else "", "--resume_from_checkpoint" if found else ""
+        raise Interrupted(told, stop, flag=flag, number=stopping.signal) from None
+    finally:
+        lock.release()
+
+
+def _train(
+    run: _Run, stopping: Stopping, report_to: list[str], progress: bool, log_file: Path | None
+) -> dict[str, Any]:
+    say, output_dir, checkpoint = run.say, run.output_dir, run.checkpoint
     model, pissa_start = _model(run)
     engine = _engine(run, model)
     facts = _facts(run, engine)
-    trainer = _trainer(run, engine, facts, pissa_start, report_to, progress)
+    trainer = _trainer(run, engine, facts, pissa_start, report_to, [Progress(say, progress), stopping])
     _announce(run, facts)
     say(f"Log: {log_file}")
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stopping.ended or stopping.signal:
+        raise KeyboardInterrupt
     facts["training"] = speed = _speed(trainer, time.perf_counter() - began)
-    facts["label_scoring"] = calibrate(engine, run.validation(), recipe.evaluation)
-    facts["validation"] = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), {})
+    facts["validation"] = trainer.validated
+    facts["kept"] = _kept(run, trainer)
+    facts["label_scoring"] = calibrate(engine, run.validation, run.recipe.evaluation)
+    facts["warnings"] += (found := verdict.warnings(run.tasks, trainer.answers, run.prepared))
     _save(run, trainer)
     say(
         f"Trained in {speed['seconds'] / 60:.1f} min ({speed['examples_per_second']:.1f} examples/s, "
         f"{speed['utilisation']:.0%} of the matrix peak, "
         f"peak memory {speed['peak_memory_gib']} GiB). Adapter: {output_dir}"
     )
+    for warning in found:
+        say(f"Warning: {warning}")
     return facts
 
 
 def _silent(line: str) -> None:
     """`say` of every process but the first."""
-
-
-def _origin(recipe: Recipe, output_dir: Path, resume: str | Path | None) -> tuple[Path | None, Path | None]:
-    """The checkpoint to resume, or the adapter to go on from, checked before data and model are loaded."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
-    if resume:
-        return find_checkpoint(resume, output_dir, recipe), None
-    if recipe.lora_config.init_adapter:
-        name = base.public_name(recipe.base_model.name)
-        return None, adapters.check_start(recipe.lora_config, name)
-    return None, None
 
 
 def _model(run: _Run) -> tuple[Any, Any]:
@@ -258,6 +302,7 @@ def _shares_prefixes(run: _Run, engine: Engine) -> bool:
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
     """What the manifest says of the run, as far as it is known before training."""
+    refuse_small_disk(run.output_dir, checkpoint_bytes(engine.model), "a checkpoint")
     trainable, total = adapters.count_parameters(engine.model)
     plan = run.plan
     return {
@@ -267,6 +312,8 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "all_parameters": total,
         "examples_per_epoch": plan.per_epoch,
         "optimizer_steps": len(plan.schedule),
+        "step_size": plan.step_size,
+        "fitted": [key for key, value in run.asked.training if value == AUTO],
         "truncated_examples": plan.truncated,
         "resumed_from": run.checkpoint.name if run.checkpoint else None,
         "shared_prefix_tokens": shared_prefixes(plan.examples) if _shares_prefixes(run, engine) else {},
@@ -274,7 +321,18 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "processes": run.state.num_processes,
         "dtype": str(run.precision.dtype).removeprefix("torch."),
         "data": run.prepared.manifest,
+        "warnings": list(filter(None, [few_steps(len(plan.schedule)), _long_warmup(run)])),
     }
+
+
+def _long_warmup(run: _Run) -> str:
+    training, steps = run.recipe.training, len(run.plan.schedule)
+    if (warmup := warmup_of(training, steps)) < steps:
+        return ""
+    return (
+        f"training.warmup_steps is {warmup}, and the run has {steps} optimizer steps: the learning rate "
+        f"never gets to {training.learning_rate:g}. Leave it out to fit it to the run."
+    )
 
 
 def _steps(run: _Run, engine: Engine) -> StepBuilder:
@@ -299,7 +357,7 @@ def _trainer(
     facts: dict[str, Any],
     pissa_start: Any,
     report_to: list[str],
-    progress: bool,
+    callbacks: list[transformers.TrainerCallback],
 ) -> MultiTaskTrainer:
     """The trainer of the plan's steps. What it saves has manifest and card, with `facts` as they then are."""
     plan, training, recipe = run.plan, run.recipe.training, run.recipe
@@ -308,15 +366,25 @@ def _trainer(
         manifest.write(folder, recipe, run.tasks, **facts)
         card.write(folder, facts, recipe, run.prepared)
 
-    held_out = {name: rows[: recipe.evaluation.max_validation] for name, rows in run.validation().items()}
+    held_out = {name: rows[: recipe.evaluation.max_validation] for name, rows in run.validation.items()}
+    examples = {
+        name: plan.objective.held_out(run.tasks[name], rows, run.template) for name, rows in held_out.items()
+    }
+    seen = sum(len(plan.examples[i]) for step in plan.schedule for i in step)
+    steps = len(plan.schedule)
+    every = intervals(
+        training, run.figure, run.tasks, examples, seen / steps / run.state.num_processes, steps
+    )
     with run.state.local_main_process_first():  # measured by one process alone, and read by the others
         peak = matrix_peak()
     trainer = MultiTaskTrainer(
         engine=engine,
-        validation={
-            name: (records, plan.objective.held_out(run.tasks[name], records, run.template))
-            for name, records in held_out.items()
-        },
+        validation={name: (rows, examples[name]) for name, rows in held_out.items()},
+        figure=run.figure,
+        keeps_best=training.load_best_model_at_end,
+        intervals=every,
+        patience=training.early_stopping_patience,
+        best=Best.load(run.checkpoint),
         steps_per_epoch=plan.steps_per_epoch,
         save_extra=save_manifest,
         batch_size=training.per_device_train_batch_size,
@@ -326,12 +394,12 @@ def _trainer(
         model=engine.model,
         train_dataset=_steps(run, engine),
         args=training_arguments(
-            recipe, run.output_dir, len(plan.schedule), plan.steps_per_epoch, run.precision, report_to
+            recipe, run.output_dir, steps, every.loss, plan.steps_per_epoch, run.precision, report_to
         ),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     curves = tensorboard(run.output_dir) if run.state.is_main_process else []
-    for callback in (Progress(run.say, progress), *curves):
+    for callback in (*callbacks, *curves):
         trainer.add_callback(callback)
     return trainer
 
@@ -345,6 +413,8 @@ def _announce(run: _Run, facts: dict[str, Any]) -> None:
         f"{len(plan.schedule)} steps of {plan.step_size} examples "
         f"({', '.join(f'{name} {count}' for name, count in plan.per_epoch.items())} an epoch)."
     )
+    for line in filter(None, [choices(run.asked, run.recipe), *(f"Warning: {w}" for w in facts["warnings"])]):
+        run.say(line)
     if plan.truncated:
         run.say(f"{plan.truncated} texts were cut to training.max_length = {training.max_length} tokens.")
     if run.checkpoint:
@@ -367,17 +437,38 @@ def _speed(trainer: MultiTaskTrainer, seconds: float) -> dict[str, Any]:
     }
 
 
+def _kept(run: _Run, trainer: MultiTaskTrainer) -> dict[str, Any]:
+    """Which step's weights the adapter has, and why; a line on it."""
+    last, best = trainer.state.global_step, trainer.best
+    chosen = trainer.keeps_best and best.step
+    kept = {"step": chosen or last, "last_step": last, "stopped_early": trainer.stopped_early}
+    if chosen:
+        kept |= {"metric": run.figure.title, "value": best.value}
+        early = (
+            f" No later validation of {trainer.patience} was better: stopped."
+            if trainer.stopped_early
+            else ""
+        )
+        run.say(
+            f"Kept: the weights of step {best.step} of {last}, the best by validation "
+            f"({run.figure.title} {best.value:.4g}).{early}"
+        )
+    return kept
+
+
 def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
     """Write the adapter beside its place, and move it there whole, its weights last."""
     staging = run.output_dir / ".adapter-in-writing"
     first = run.state.is_main_process
     if first:
         shutil.rmtree(staging, ignore_errors=True)
-    try:
-        trainer.save_model(str(staging))  # by every process: a sharded model must be gathered
-        if first:
-            replace_files(staging, run.output_dir, last="adapter_model.safetensors")
-    finally:
-        if first:
-            shutil.rmtree(staging, ignore_errors=True)
+    needed = checkpoint_bytes(trainer.model, copies=1)
+    with room_for(run.output_dir, needed, "the adapter", saved(run.output_dir)):
+        try:
+            trainer.save_model(str(staging))  # by every process: a sharded model must be gathered
+            if first:
+                replace_files(staging, run.output_dir, last="adapter_model.safetensors")
+        finally:
+            if first:
+                shutil.rmtree(staging, ignore_errors=True)
     run.state.wait_for_everyone()

@@ -18,21 +18,20 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast
 
-from fintune.files import replace_folder
+from fintune.files import like_neighbours, replace_folder, room_for
 from fintune.inference.engine import Engine
 from fintune.kernels.likelihood import target_nll
 from fintune.models import pissa
 from fintune.models.adapters import mixed_precision, save, without_adapter
 from fintune.prompts import TokenizedExample
-from fintune.tasks import Record
-from fintune.training.checkpoints import checkpoints
+from fintune.tasks import Prediction, Record
+from fintune.training.checkpoints import checkpoint_bytes, checkpoints, saved
 from fintune.training.objectives import Row, Scores
 from fintune.training.steps import Step
 from fintune.training.throughput import SUMS, Meter, speeds
-
-GENERATED_FOR_VALIDATION = 8
-"""Validation examples of a text task that are generated and scored; the loss uses all of them."""
+from fintune.training.validating import GENERATED, Best, Figure, Intervals
 
 
 class MultiTaskTrainer(transformers.Trainer):
@@ -45,6 +44,11 @@ class MultiTaskTrainer(transformers.Trainer):
         save_extra: called with each folder an adapter is saved to, to add the manifest.
         meter: counts the steps.
         batch_size: validation examples computed at once.
+        figure: decides which weights are best; None does not ask.
+        keeps_best: the adapter has those in the end, not the last ones.
+        intervals: when validation asks for answers, too; None is always.
+        patience: validations without a better step after which training ends; None is never.
+        best: what an earlier part of the run has kept.
         pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
         loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
     """
@@ -61,6 +65,11 @@ class MultiTaskTrainer(transformers.Trainer):
         save_extra: Callable[[Path], None],
         meter: Meter,
         batch_size: int,
+        figure: Figure | None = None,
+        keeps_best: bool = True,
+        intervals: Intervals | None = None,
+        patience: int | None = None,
+        best: Best | None = None,
         pissa_start: pissa.State | None = None,
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
@@ -68,6 +77,16 @@ class MultiTaskTrainer(transformers.Trainer):
         super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
         self.engine = engine
         self.validation = validation
+        self.figure = figure
+        self.keeps_best = keeps_best
+        self.intervals = intervals or Intervals(1, 1)
+        self.patience = patience
+        self.best = best or Best()
+        self.stopped_early = False
+        self.answers: dict[str, tuple[Sequence[Record], Sequence[Prediction]]] = {}
+        """Of the weights that are kept: each task's validation records and what it answers to them."""
+        self.former = checkpoints(self.args.output_dir)
+        """Of an earlier run, which go when this one has its first."""
         self.steps_per_epoch = steps_per_epoch
         self.save_extra = save_extra
         self.pissa_start = pissa_start
@@ -76,6 +95,9 @@ class MultiTaskTrainer(transformers.Trainer):
         self.meter = meter
         self.batch_size = batch_size
         self.add_callback(meter)
+        self.validated: dict[str, float] = {}
+        """What validation says of the weights that are kept."""
+        self.callback_handler.callbacks.insert(0, _AtTheEnd(self))  # before trackers close
         self._figures: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
         """(task, figure) → the sum and the number of the examples' values since the last log."""
 
@@ -154,24 +176,65 @@ class MultiTaskTrainer(transformers.Trainer):
     # Validation and logs ------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The objective's figures and the task's metrics, of every task on its validation records."""
+        """The objective's figures of every task on its validation examples; where due, its metrics too."""
         logs: dict[str, float] = {}
         losses = []
-        for task, (records, examples) in self.validation.items():
-            if not records:
-                continue
+        for task, (_, examples) in self.validation.items():
             figures = self._validation_figures(examples)
             logs |= {f"eval_{task}_{name}": value for name, value in figures.items()}
             losses.append(figures["loss"])
-            owner = self.engine.tasks[task]
-            shown = records if owner.decoding == "candidates" else records[:GENERATED_FOR_VALIDATION]
-            metrics = owner.score(shown, self.engine.predict(task, shown, batch_size=self.batch_size))
-            logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
         if losses:
             logs["eval_loss"] = sum(losses) / len(losses)
+        if self.state.global_step % self.intervals.answers == 0:
+            logs |= self._answer()
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def _answer(self) -> dict[str, float]:
+        """Answer the validation records, and return every task's metrics."""
+        logs: dict[str, float] = {}
+        for task, (records, _) in self.validation.items():
+            owner = self.engine.tasks[task]
+            shown = records if owner.decoding == "candidates" else records[:GENERATED]
+            found = self.engine.predict(task, shown, batch_size=self.batch_size)
+            self.answers[task] = (shown, found)
+            metrics = owner.score(shown, found)
+            logs |= {f"eval_{task}_{k}": v for k, v in metrics.items() if math.isfinite(v)}
+        return logs
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Keep the weights if they are the best so far: of equals the earliest, in every process the same."""
+        if self.figure is None or not self.validation:
+            return False
+        value = torch.tensor(metrics.get(self.figure.name, math.nan), device=self.args.device)
+        now = float(broadcast(value))
+        if better := self.best.is_worse_than(now, self.figure):
+            self.best.take(self.model if self.keeps_best else None, self.state.global_step, now)
+        elif self.patience and self._validations_since_best() >= self.patience:
+            self.stopped_early = self.control.should_training_stop = True
+            self.control.should_save = True
+        return better
+
+    def _validations_since_best(self) -> int:
+        steps = {entry["step"] for entry in self.state.log_history if "eval_loss" in entry}
+        return sum(step > self.best.step for step in steps)
+
+    def keep_best(self) -> None:
+        """Put the best weights into the model, once it is trained, and validate them with answers."""
+        last = self.state.global_step
+        step = self.best.step if self.keeps_best and self.best.step else last
+        if step != last:
+            self.best.give_back(self.model)
+        if not self.validation:
+            return
+        seen = [e for e in self.state.log_history if e["step"] == step and "eval_loss" in e]
+        seen = seen or [self.evaluate()]  # resumed where a run of an earlier version ended
+        losses = {name: value for name, value in seen[0].items() if name.startswith("eval_")}
+        self.state.global_step = step
+        self.log(logs := losses | self._answer())
+        self.state.global_step = last
+        self.validated = {**logs, "step": step}
 
     @torch.no_grad()
     def _validation_figures(self, examples: Sequence[TokenizedExample]) -> dict[str, float]:
@@ -226,18 +289,27 @@ class MultiTaskTrainer(transformers.Trainer):
         if first:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            for folder in staging.iterdir() if first else ():
-                replace_folder(folder, output_dir / folder.name)
-        finally:
-            self.args.output_dir = str(output_dir)
-            if first:
-                shutil.rmtree(staging, ignore_errors=True)
-        for old in checkpoints(output_dir)[: -self.args.save_total_limit] if first else ():
+        what = f"the checkpoint of step {self.state.global_step}"
+        with room_for(output_dir, checkpoint_bytes(self.model), what, saved(output_dir)):
+            self.args.output_dir = str(staging)
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                for folder in staging.iterdir() if first else ():
+                    if not self.is_fsdp_enabled:  # each process has a part of the weights, and none goes on
+                        self.best.save(folder)
+                    like_neighbours(folder)
+                    replace_folder(folder, output_dir / folder.name)
+            finally:
+                self.args.output_dir = str(output_dir)
+                if first:
+                    shutil.rmtree(staging, ignore_errors=True)
+        own = f"checkpoint-{self.state.global_step}"
+        former = [old for old in self.former if old.name != own]
+        surplus = [*former, *checkpoints(output_dir)[: -self.args.save_total_limit]]
+        for old in surplus if first else ():
             shutil.rmtree(old, ignore_errors=True)
+        self.former = []
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -253,3 +325,14 @@ class MultiTaskTrainer(transformers.Trainer):
         if self.pissa_start is not None:
             pissa.export(folder, self.pissa_start)
         self.save_extra(folder)
+
+
+class _AtTheEnd(transformers.TrainerCallback):
+    """Has the trainer keep the best weights when all steps are done, or when no better ones came."""
+
+    def __init__(self, trainer: MultiTaskTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps or self.trainer.stopped_early:
+            self.trainer.keep_best()

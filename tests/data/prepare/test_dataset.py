@@ -19,6 +19,7 @@ from fintune.data.prepare import shards
 from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.data.raw.readers import row_files
 from fintune.errors import ConfigError, DataError
+from fintune.files import Lock
 from fintune.recipes import load_recipe
 from fintune.tasks import registry
 
@@ -419,6 +420,31 @@ def test_data_that_another_preparation_replaced_is_not_read():
         prepared.records("sentiment", "train")
 
 
+def test_data_in_use_is_shared_by_runs_that_want_it_and_not_replaced_by_others():
+    """Another process is stood in for by another lock, as `flock` tells them apart."""
+    prepare(recipe(), say=quiet)
+    other = Lock(Path("prepared"), "in-use")
+    assert other.take(shared=True)
+    assert prepare(recipe(), say=quiet).records("sentiment", "train")
+    with pytest.raises(
+        DataError, match=r"Another run uses the data in prepared, .* data\.prepared_dir=prepared-2"
+    ):
+        prepare(recipe(sentiment={"max_train": 9}), say=quiet)
+    other = None  # that run ends, however it does
+    prepare(recipe(sentiment={"max_train": 9}), say=quiet)
+
+    writing, lines = Lock(Path("prepared"), "lock"), []
+    assert writing.take()
+
+    def say(line):
+        lines.append(line)
+        writing.release()  # the other run is done
+
+    prepare(recipe(sentiment={"max_train": 9}), say=say)
+    assert "Waiting for another run that prepares prepared (process" in lines[0]
+    assert "up to date" in lines[1]
+
+
 def test_a_folder_that_holds_something_else_is_never_replaced():
     Path("prepared").mkdir()
     Path("prepared/thesis.txt").write_text("years of work")
@@ -432,7 +458,8 @@ def test_a_failed_preparation_leaves_the_last_one_as_it_was():
     with pytest.raises(DataError):
         prepare_own([("Rose.", "positive")] * 3)
     assert contents(Path("prepared")) == before
-    assert [path.name for path in Path().iterdir() if "prepared" in path.name] == ["prepared"]
+    left = {path.name for path in Path().iterdir() if "prepared" in path.name}
+    assert left == {"prepared", ".prepared.in-use"}
 
 
 def test_the_guides_debug_command_prints_a_summary(capsys):

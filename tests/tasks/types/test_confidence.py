@@ -27,8 +27,13 @@ def test_the_temperature_that_sharpened_the_truth_is_found_again(temperature, se
     assert fit_temperature(forecasts, targets) == pytest.approx(temperature, rel=0.15)
 
 
-def test_no_examples_leave_the_probabilities_alone():
-    assert fit_temperature([], []) == 1.0
+@pytest.mark.parametrize(("rows", "wrong"), [(0, 0), (49, 20), (300, 0), (300, 4), (300, 297)])
+def test_too_few_or_all_right_answers_leave_the_probabilities_alone(rows, wrong):
+    """Of right answers alone the likeliest temperature is 0, with which every answer is certain."""
+    forecasts = [{"a": 0.7, "b": 0.3}] * rows
+    assert fit_temperature(forecasts, ["b"] * wrong + ["a"] * (rows - wrong)) == 1.0
+    enough = [{"a": 0.7, "b": 0.3}] * 50
+    assert fit_temperature(enough, ["b"] * 5 + ["a"] * 45) < 1.0
 
 
 @settings(deadline=None, max_examples=20)

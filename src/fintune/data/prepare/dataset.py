@@ -13,9 +13,10 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from fintune import __version__
 from fintune.config import Recipe, TaskDataConfig
@@ -28,7 +29,7 @@ from fintune.data.raw.sources import SAMPLE, Source, licensed_source
 from fintune.data.records import Split
 from fintune.data.storage import locate, refuse_full, write_parquet
 from fintune.errors import DataError
-from fintune.files import atomic_folder, file_sha256, read_json, write_json
+from fintune.files import Lock, atomic_folder, file_sha256, read_json, write_json
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_from_dict, task_set
 from fintune.tasks.base import Record, Task, TaskSet
@@ -43,6 +44,8 @@ FIT_CHARACTERS = 50_000_000
 COPY_ROWS = 100_000
 """Of a file that `PreparedDataset.copy_to` writes."""
 _FORMAT = 2
+_LOCKS: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
+"""Of the folders that this process uses: one each, so that it may prepare again what it alone uses."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class PreparedDataset:
 
     folder: Path
     manifest: dict[str, Any]
+    lock: Lock | None = field(default=None, repr=False, compare=False)
+    """Keeps other processes from replacing the files while this object lives."""
 
     def records(self, task: str, split: Split) -> list[Record]:
         """The records of one split, in a seeded order: the first n of them are a fair sample.
@@ -140,19 +145,45 @@ def prepare(
         mapper: reads elsewhere, such as on a Ray cluster.
 
     Raises:
-        DataError: a source is missing or cannot be used; the message names task, file and fix.
+        DataError: a source is missing or cannot be used; the message names task, file and fix. Or another run
+            uses other data in the same folder.
     """
-    tasks = task_set(recipe)
     folder = Path(recipe.data.prepared_dir)
+    writing = Lock(folder, "lock")
+    if not writing.take():
+        say(f"Waiting for another run that prepares {folder} ({writing.holder}) …")
+        writing.take(wait=True)
+    try:
+        return _prepare(recipe, folder, force, say, workers, mapper)
+    finally:
+        writing.release()
+
+
+def _prepare(
+    recipe: Recipe,
+    folder: Path,
+    force: bool,
+    say: Callable[[str], None],
+    workers: int | None,
+    mapper: Map | None,
+) -> PreparedDataset:
+    tasks = task_set(recipe)
     configs = {task.name: recipe.data.tasks.get(task.name, TaskDataConfig()) for task in tasks}
     sources = _sources(recipe, tasks, configs, say)
     tasks = TaskSet({task.name: task for task in tasks if task.name in sources})
     sums = {name: source.sha256() for name, source in sources.items()}
     key = _key(recipe, tasks, sources, sums)
+    lock = _LOCKS.setdefault(folder.resolve(), Lock(folder, "in-use"))
     if not force and (current := _current(folder, key)) is not None:
         say(f"Data in {folder} is up to date ({current.describes}).")
-        return current
+        lock.take(shared=True)
+        return replace(current, lock=lock)
     _refuse_foreign(folder)
+    if not lock.take():
+        raise DataError(
+            f"Another run uses the data in {folder}, and this recipe needs other data there: wait for that "
+            f"run, or give this one a folder of its own, such as  --set data.prepared_dir={folder}-2"
+        )
 
     manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
     manifest.update(seed=recipe.data_seed, tasks={}, files={})
@@ -185,12 +216,13 @@ def prepare(
             task.fit(_read(staging / task.name / "train.parquet", "train", FIT_ROWS))
             manifest["tasks"][task.name] = _entry(task, source, sums[task.name], labels, report, clipped)
         write_json(staging / "manifest.json", manifest)
+    lock.take(shared=True)
     for entry in manifest["tasks"].values():  # what a user must know comes first
         for note in entry["notes"]:
             say(note)
     for name, entry in manifest["tasks"].items():
         say(_line(name, entry, sources[name].note))
-    return PreparedDataset(folder, manifest)
+    return PreparedDataset(folder, manifest, lock)
 
 
 def _sources(

@@ -91,7 +91,7 @@ def decontaminate(
     for number, row in rows:
         stays = _clean(row, columns, shape_of(names), held_out, removal)
         if stays != marks[-1][1]:
-            marks.append((number, stays))
+            marks.append((int(number), stays))
     with atomic_file(output) as stream:
         _copier(file)(file, stream, _stays(marks))
     with atomic_file(output.with_name(f"{output.name}.removed.jsonl")) as stream:

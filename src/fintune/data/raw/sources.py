@@ -360,7 +360,9 @@ def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) ->
         for file in files:
             names = open_rows(file, config.columns.values())[0]
             columns = {field: column for field, column in config.columns.items() if has_column(names, column)}
-            form = time_form([file], columns, f"{key}.time_format")[0]
+            form = config.time_format or ""
+            if form not in ("day_first", "month_first"):  # other forms are of the task's own files alone
+                form = time_form([file], columns, f"{key}.time_format")[0]
             found += _own_pieces([("more", file)], task, columns, f"{key}.columns", form)
         return found
 

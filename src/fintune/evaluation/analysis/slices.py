@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fintune.evaluation.intervals import wilson_interval
+
 if TYPE_CHECKING:
     from fintune.tasks import Record, Task
 
@@ -25,14 +27,6 @@ _STOCK = re.compile(r"[A-Z]{1,5}(?:[.-][A-Z])?")
 """A group that names a stock, as those of financial_qa_10k do."""
 STOCKS, STOCK_EXAMPLES = 8, 10
 """The stocks that have a slice of their own: at most so many, with at least so many examples each."""
-
-
-def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
-    from scipy.stats import binomtest
-
-    bounds = binomtest(hits, n).proportion_ci(confidence, method="wilson")
-    return float(bounds.low), float(bounds.high)
 
 
 def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = ()) -> list[dict[str, str]]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 RARE = 0.5
 """A label is rare if its share of the training examples is below this part of an even share."""
 _TEMPERATURES = (0.02, 50.0)
+TEMPERATURE_ROWS, TEMPERATURE_EACH = 50, 5
+"""A temperature is fitted to at least so many examples, of which at least so many were answered rightly and
+as many wrongly: of right answers alone the likeliest temperature is 0, which makes every answer certain."""
 
 
 def _confusion(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> Any:
@@ -63,9 +66,11 @@ class ClassificationTask(Task):
     type = "classification"
     decoding: Decoding = "candidates"
     measures = (
-        Measure("accuracy", "accuracy", each(lambda _, r, p: _correct(r, p)), columns=("correct",)),
-        Measure("macro_f1", "F1 (macro)", _confusion, aggregate=labels.macro_f1),
-        Measure("weighted_f1", "F1 (weighted)", _confusion, aggregate=labels.weighted_f1),
+        Measure(
+            "accuracy", "accuracy", each(lambda _, r, p: _correct(r, p)), columns=("correct",), share=True
+        ),
+        Measure("macro_f1", "F1 (macro)", _confusion, aggregate=labels.macro_f1, share=True),
+        Measure("weighted_f1", "F1 (weighted)", _confusion, aggregate=labels.weighted_f1, share=True),
         MISSING,
         Measure("brier", "Brier", each(_brier), better="lower", further=True),
         Measure("mcc", "MCC", _confusion, aggregate=labels.mcc, further=True),
@@ -247,13 +252,15 @@ def probability_column(label: str) -> str:
 
 
 def fit_temperature(probabilities: Sequence[Mapping[str, float]], targets: Sequence[str]) -> float:
-    """The T of softmax(log p / T) of least mean NLL of the targets (Guo et al., 2017); without examples 1.
+    """The T of softmax(log p / T) of least mean NLL of the targets (Guo et al., 2017); 1 where the examples
+    are too few, or too few of them right or wrong, to tell.
 
     Labels keep their order, so no answer changes; what changes is how sure the model says it is.
     """
     from scipy.optimize import minimize_scalar
 
-    if not targets:
+    right = sum(max(p, key=p.__getitem__) == target for p, target in zip(probabilities, targets, strict=True))
+    if len(targets) < TEMPERATURE_ROWS or min(right, len(targets) - right) < TEMPERATURE_EACH:
         return 1.0
     scores = [[math.log(max(p, 1e-300)) for p in shares.values()] for shares in probabilities]
     wanted = [list(shares).index(target) for shares, target in zip(probabilities, targets, strict=True)]

@@ -21,7 +21,12 @@ class InstructionTask(Task):
     type = "instruction"
     measures = (
         token_f1(),
-        Measure("rougeL", "ROUGE-L", each(lambda _, r, p: rouge(str(r.target), str(p.value))["rougeL"])),
+        Measure(
+            "rougeL",
+            "ROUGE-L",
+            each(lambda _, r, p: rouge(str(r.target), str(p.value))["rougeL"]),
+            share=True,
+        ),
         MISSING,
     )
     headline_metrics = ("f1", "rougeL")

@@ -7,7 +7,6 @@ answer is every label with at least 0.5; so it may be a set that no candidate is
 
 from __future__ import annotations
 
-import ast
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from fintune.metrics import labels as label_metrics
 from fintune.metrics.measure import Measure, each
 from fintune.tasks.base import MISSING, Answers, Decoding, Prediction, Record, Task, softmax
 from fintune.tasks.types.classification import probability_column
+from fintune.text.written import parsed
 
 NO_LABEL = "none"
 """The completion and the answer of an example without labels."""
@@ -47,24 +47,15 @@ def _brier(task: Any, record: Record, prediction: Prediction) -> float | None:
     )
 
 
-def _listed(text: str) -> Any:
-    """A list of texts that is written in a cell; another text as it is."""
-    try:
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return found if isinstance(found, list) else text
-
-
 class MultiLabelTask(Task):
     """Labels of `labels`: targets and answers are texts such as `earnings, guidance`, or `none`."""
 
     type = "multilabel"
     decoding: Decoding = "candidates"
     measures = (
-        Measure("exact_match", "same labels", each(_same)),
-        Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1),
-        Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1),
+        Measure("exact_match", "same labels", each(_same), share=True),
+        Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1, share=True),
+        Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1, share=True),
         MISSING,
         Measure("brier", "Brier", each(_brier), better="lower", further=True),
     )
@@ -113,8 +104,7 @@ class MultiLabelTask(Task):
         bars between them; empty is no label."""
         if value is None:
             return ""
-        if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
-            value = _listed(value)
+        value = parsed(value) if isinstance(value, str) else value
         parts = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(part, str | int | float) for part in parts):
             raise ValueError("the target is no list of labels")

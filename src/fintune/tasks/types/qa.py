@@ -10,6 +10,7 @@ from fintune.tasks import classical
 from fintune.tasks.base import MISSING, Answers, Prediction, Record, Task
 from fintune.tasks.types.wording import exact_match, is_half_wrong, token_f1, wording_mistake
 from fintune.text.numbers import numeric_match, tatqa_scores
+from fintune.text.written import parsed
 
 TATQA_KINDS = frozenset({"span", "multi-span", "arithmetic", "count"})
 
@@ -36,6 +37,7 @@ class QATask(Task):
             each(lambda _, r, p: numeric_match(str(r.target), str(p.value))),
             columns=("numeric_match",),
             further=True,
+            share=True,
         ),
         Measure(
             "tatqa_exact_match",
@@ -43,8 +45,16 @@ class QATask(Task):
             each(lambda _, r, p: _tatqa(r, p)[0]),
             optional=True,
             further=True,
+            share=True,
         ),
-        Measure("tatqa_f1", "TAT-QA F1", each(lambda _, r, p: _tatqa(r, p)[1]), optional=True, further=True),
+        Measure(
+            "tatqa_f1",
+            "TAT-QA F1",
+            each(lambda _, r, p: _tatqa(r, p)[1]),
+            optional=True,
+            further=True,
+            share=True,
+        ),
     )
     ranked_by = "f1"
     headline_metrics = ("f1", "exact_match")
@@ -57,6 +67,7 @@ class QATask(Task):
     def read_target(self, value: Any) -> str | float:
         """A text, or answers as SQuAD has them, of which the first counts: `{text: […], answer_start: […]}`,
         or a list of `{text: …}`. A list of texts must hold one text."""
+        value = parsed(value) if isinstance(value, str) else value
         if isinstance(value, Mapping) and "text" in value:
             value = value["text"]
             value = value[0] if isinstance(value, list | tuple) and value else value or ""

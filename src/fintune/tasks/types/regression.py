@@ -98,6 +98,7 @@ class RegressionTask(Task):
             each(_same_direction),
             columns=("same_direction",),
             further=True,
+            share=True,
         ),
         # An interval is good where it is narrow and still holds 80 %: neither figure says that alone.
         Measure(
@@ -107,6 +108,7 @@ class RegressionTask(Task):
             better="neither",
             columns=("covered",),
             further=True,
+            share=True,
         ),
         Measure(
             "mean_interval_width",

@@ -12,6 +12,7 @@ from fintune.tasks.types.wording import absent
 from fintune.text.answers import normalize_answer, rouge
 from fintune.text.numbers import supported_numbers, unsupported_figures
 from fintune.text.sentences import bullet_lines
+from fintune.text.written import parsed
 
 
 def _rouge(name: str, title: str) -> Measure:
@@ -20,7 +21,9 @@ def _rouge(name: str, title: str) -> Measure:
     rougeL takes the bullets as one sequence, so their order counts; it is the stricter of the package's two
     variants (rougeLsum matches bullet by bullet).
     """
-    return Measure(name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]))
+    return Measure(
+        name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]), share=True
+    )
 
 
 class SummarizationTask(Task):
@@ -42,6 +45,7 @@ class SummarizationTask(Task):
             aggregate=ratio,
             columns=("numbers_supported", "numbers"),
             further=True,
+            share=True,
         ),
     )
     ranked_by = "rougeL"
@@ -60,6 +64,7 @@ class SummarizationTask(Task):
 
     def read_target(self, value: Any) -> str | float:
         """A text, or a list of texts that are a bullet each."""
+        value = parsed(value) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
             return "\n".join(value)
         return super().read_target(value)

@@ -19,13 +19,18 @@ _SCALES = {1e2: " hundred", 1e3: " thousand", 1e6: " million", 1e9: " billion", 
 def exact_match() -> Measure:
     """Exact match by the SQuAD rules; see `text.answers.answer_scores`."""
     return Measure(
-        "exact_match", "exact match", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[0])
+        "exact_match",
+        "exact match",
+        each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[0]),
+        share=True,
     )
 
 
 def token_f1() -> Measure:
     """Token F1 by the SQuAD rules; see `text.answers.answer_scores`."""
-    return Measure("f1", "F1 (tokens)", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[1]))
+    return Measure(
+        "f1", "F1 (tokens)", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[1]), share=True
+    )
 
 
 def is_half_wrong(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[bool]:

@@ -44,6 +44,7 @@ def test_a_mark_that_is_not_closed_swallows_no_row_and_is_counted(lines, bad):
     ("lines", "line"),
     [
         (with_lines(_10='"Strong buy, says Acme,up'), 12),  # three cells by itself
+        (with_lines(_10='"Strong, buy,up', _12='Hold, 5",down'), 12),  # closed where a cell could end
         (with_lines(_10='"He said "buy", and left",up'), 12),
         (with_lines(_10='up,"one', _11='and "two" more', _12='three"'), 12),
         (with_lines(_10='"one', _11='two","up'), 13),  # the second cell opens on the next line

@@ -1,6 +1,7 @@
 """Files as people have them: packed, in other encodings, workbooks, nested JSON; none loses a row."""
 
 import codecs
+import csv
 import gzip
 import json
 import zipfile
@@ -109,6 +110,8 @@ def test_a_stated_encoding_is_taken_and_a_wrong_one_is_said(tmp_path):
         own(path, encoding="utf-8")
     with pytest.raises(DataError, match=r"f\.csv is not ascii text"):
         own(path, encoding="ascii")
+    with pytest.raises(DataError, match="No encoding is called 'klingon'"):
+        own(path, encoding="klingon")
 
 
 def test_a_byte_that_is_wrong_late_in_a_file_is_found(tmp_path):
@@ -268,6 +271,22 @@ def test_a_cell_that_holds_a_list_or_an_object_is_read_or_refused_never_written_
     assert own(bullets, SummarizationTask("s", "Sum up."))[0] == [("a", None, "One.\nTwo.")]
     assert own(written(tmp_path / "o.jsonl", {"text": "a", "target": ["good", "bad"]}))[1] == [
         "the target is a list of 2, which a classification task cannot read"
+    ]
+
+
+def test_a_table_may_hold_lists_and_answers_as_python_or_json_writes_them(tmp_path):
+    answers = "{'text': array(['5 boats'], dtype=object), 'answer_start': array([10], dtype=int32)}"
+    rows = [("text", "question", "target"), ("Acme sold 5 boats.", "How many?", answers)]
+    rows += [
+        ("['Sales rose.', 'Costs fell.']", "What?", '{"text": ["sales"]}'),
+        ("[1] see", "What?", "[2] too"),
+    ]
+    with (tmp_path / "f.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    assert own(tmp_path / "f.csv", QA)[0] == [
+        ("Acme sold 5 boats.", "How many?", "5 boats"),
+        ("Sales rose. Costs fell.", "What?", "sales"),
+        ("[1] see", "What?", "[2] too"),
     ]
 
 

@@ -6,20 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fintune.text.written import parsed
 
-def plain(value: Any, name: str, strip: bool = True) -> str:
+
+def plain(value: Any, name: str) -> str:
     """A cell as text: nothing is empty, the whole number 1.0 of a float column is «1», a list of sentences
-    is joined.
+    is joined, also one that is written as a text.
 
     Args:
         name: what errors call the cell.
-        strip: whether a text loses its outer spaces.
 
     Raises:
         ValueError: it is a list of something else, an object, or bytes that are no text.
     """
     if isinstance(value, str):
-        return value.strip() if strip else value
+        written = parsed(value) if value[:1] == "[" else value
+        if written is value:
+            return value.strip()
+        value = written
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):

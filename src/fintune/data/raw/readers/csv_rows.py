@@ -20,6 +20,7 @@ HEAD = 50
 """Lines that the delimiter is found from."""
 LONGEST = 20_000
 """Lines of one cell, at most: beyond them its quotation mark counts as never closed."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 LEARNT_ROWS = 2_000
 """Rows whose values show what a column holds."""
 
@@ -30,8 +31,10 @@ class Quotes:
 
     literal: list[int] = field(default_factory=list)
     """Lines whose quotation marks were read as text."""
+    several: int = 0
+    """Rows of more than one line."""
     longest: tuple[int, int] = (1, 0)
-    """The lines of the longest cell, and where its row begins."""
+    """The lines of the longest row, and where it begins."""
 
 
 def layout(head: Sequence[str], suffix: str) -> tuple[str, int]:
@@ -93,9 +96,10 @@ def read(
             quotes.literal.append(number)
         if row:
             if columns is None:
-                columns = _Columns(len(row))
+                columns = _Columns(len(row), [_literal(line, delimiter) for line in source.ahead(HEAD)])
             else:
                 columns.learn(row)
+            quotes.several += len(source.held) > 1
             if len(source.held) > quotes.longest[0]:
                 quotes.longest = (len(source.held), number)
             yield number, row
@@ -120,6 +124,11 @@ class _Lines:
         self.held.append(line)
         return line
 
+    def ahead(self, count: int) -> list[str]:
+        """The next lines, which stay to be read."""
+        self._again.extend(islice(self._content, count))
+        return list(self._again)
+
     def back(self, keep: int) -> None:
         """Give back all held lines but the first `keep`."""
         self._again.extendleft(reversed(self.held[keep:]))
@@ -129,51 +138,67 @@ class _Lines:
 class _Columns:
     """What the columns hold, to tell a cell of several lines from rows that an open mark has swallowed."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ahead: Sequence[Sequence[str]]) -> None:
+        """
+        Args:
+            ahead: the cells of the next lines, each by itself; they count where most are rows.
+        """
         self.width = width
         self._rows = 0
         self._seen: list[set[str]] = [set() for _ in range(width)]
+        self._numeric = [True] * width
+        if sum(len(cells) == width for cells in ahead) >= 0.8 * len(ahead):
+            for cells in ahead:
+                self.learn(cells)
 
-    def learn(self, row: list[str]) -> None:
+    def learn(self, row: Sequence[str]) -> None:
         if self._rows < LEARNT_ROWS and len(row) == self.width:
             self._rows += 1
-            for values, cell in zip(self._seen, row, strict=True):
+            for column, cell in enumerate(row):
                 if cell and len(cell) <= 40:
-                    values.add(cell)
+                    self._seen[column].add(cell)
+                self._numeric[column] &= _NUMBER.fullmatch(cell) is not None
 
     def are_rows(self, held: Sequence[str], delimiter: str) -> bool:
         """Whether the first of some lines has as many cells as the header by itself, and most others too."""
         widths = [len(_literal(line, delimiter)) for line in islice(held, HEAD) if line.strip()]
         return widths[0] == self.width and widths.count(self.width) >= 0.8 * len(widths)
 
-    def swallowed(self, held: Sequence[str], row: list[str], delimiter: str) -> bool:
-        """Whether the lines of one row are rows themselves: of as many cells, with values of their columns.
+    def swallowed(self, held: Sequence[str], row: Sequence[str], delimiter: str) -> bool:
+        """Whether lines of one row are rows themselves: one ends, or begins, with values that the columns
+        beside the long cell have elsewhere; or all of several have the header's number of cells.
 
-        Prose has a space after its commas, which rows have not.
+        Prose has a space after its commas, which rows have not, and commas inside its numbers.
         """
         each = [_literal(line, delimiter) for line in held if line.strip()]
-        if self.width < 2 or any(len(cells) != self.width for cells in each):
+        if self.width < 2 or len(each) < 2:
             return False
-        if len(row) != self.width:
-            return True
-        long = next(place for place, cell in enumerate(row) if "\n" in cell)
-        by_column: dict[int, list[str]] = {}
-        for place, cells in enumerate(each):
-            for column, cell in enumerate(cells):
-                own = (place == 0 and column < long) or (place == len(each) - 1 and column > long)
-                if column != long and not own:
-                    by_column.setdefault(column, []).append(cell)
-        if any(cell.startswith(" ") for cells in by_column.values() for cell in cells):
+        long = min(next(place for place, cell in enumerate(row) if "\n" in cell), self.width - 1)
+        after = self.width - 1 - long
+        for cells in each[:-1]:
+            if after and len(cells) > after and self._known(cells[-after:], long + 1, cells[-after - 1]):
+                return True
+        for cells in each[1:]:
+            begins = long and len(cells) > long and not _continues(cells[long - 1], cells[long])
+            if begins and self._known(cells[:long], 0):
+                return True
+        return len(each) >= 4 and all(
+            len(cells) == self.width and not any(map(_continues, cells, cells[1:])) for cells in each
+        )
+
+    def _known(self, cells: Sequence[str], column: int, before: str = "") -> bool:
+        """Whether cells are values of the columns from `column` on."""
+        if _continues(before, cells[0]):
             return False
-        if any(cell in self._seen[column] for column, cells in by_column.items() for cell in cells):
-            return True
-        few = any(len(set(cells)) <= len(cells) / 2 for cells in by_column.values())
-        numbers = any(all(_is_number(cell) for cell in cells) for cells in by_column.values())
-        return len(each) >= 4 and (few or numbers or len(each) >= 8)
+        return all(
+            cell in self._seen[place] or (self._numeric[place] and _NUMBER.fullmatch(cell))
+            for place, cell in enumerate(cells, start=column)
+        )
 
 
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+(\.\d+)?", cell.strip()) is not None
+def _continues(before: str, cell: str) -> bool:
+    """Whether two cells are one text with a comma in it: `rose, and fell`, or `1,250`."""
+    return cell[:1] == " " or (before[-1:].isdigit() and re.match(r"\d{3}(?!\d)", cell) is not None)
 
 
 def _literal(line: str, delimiter: str) -> list[str]:

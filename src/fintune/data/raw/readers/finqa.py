@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fintune.data.documents.tables import table_lines
 from fintune.data.raw.readers.streams import json_items
-from fintune.data.raw.readers.tables import table_lines
 from fintune.data.records import Dropped, Split
 from fintune.errors import DataError
 from fintune.tasks.base import Record

@@ -17,7 +17,8 @@ from fintune.errors import DataError
 LINES = ""
 """The place of rows that are lines; of others it is what ijson calls their prefix, such as `data.item`."""
 LIST = "item"
-Value = tuple[int, dict[str, Any] | str]
+Value = tuple[int | str, dict[str, Any] | str]
+"""The number of a line or item, with a row's after it where it holds several; and the row, or why not."""
 LONGEST = 2**24
 """Characters of a line that may be an object of JSON lines."""
 _NOT_AN_OBJECT = "it is not a JSON object"
@@ -140,19 +141,19 @@ def rows(
         levels = levels[1:]
         values = _items(file, place, encoding)
     outer = 0 if place == LINES else 1
-    number = before
     for number, value in values:
         if isinstance(value, str) or not columns:
             yield number, value
             continue
-        for chain in _chains(value, levels):
+        for part, chain in enumerate(_chains(value, levels), start=1):
+            where = f"{number}.{part}" if levels else number
             if not isinstance(chain[-1], dict):
-                yield number, _NOT_AN_OBJECT
+                yield where, _NOT_AN_OBJECT
                 continue
             found = {}
             for path, parts in columns.items():
                 found[path] = at(chain[len(parts) - 1 - outer], parts[-1].removeprefix("."))
-            yield number, {**chain[-1], **found}
+            yield where, {**chain[-1], **found}
 
 
 def _levels(paths: Iterable[str]) -> list[str]:

@@ -132,8 +132,10 @@ def record_of(
     """A record of `text`, `target` and, where there are any, `question`, `group`, `split` and `time`."""
     raw = fields.get("target")
     try:
-        if not (task.numeric or isinstance(raw, list | tuple | dict)):
-            raw = plain(raw, "target", strip=not task.labels)  # a label's spaces are counted where it is read
+        if isinstance(raw, str):
+            raw = raw if task.labels else raw.strip()  # a label's spaces are counted where it is read
+        elif not (task.numeric or isinstance(raw, list | tuple | dict)):
+            raw = plain(raw, "target")
         named = "" if split else plain(fields.get("split"), "split")
         split = split or _SPLITS.get(named.casefold())
         if named and split is None:
@@ -173,7 +175,7 @@ def _fields(
     fix: str,
     answered: bool = True,
     cut: Cut | None = None,
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+) -> Iterator[tuple[int | str, Mapping[str, Any] | str]]:
     """Each row's number, and its values by field, or why there are none."""
     column_of = {field: columns.get(field, field) for field in FIELDS}
     shape = None

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fintune.data.documents.tables import cell_text, table_lines
 from fintune.data.raw.readers import csv_rows
 from fintune.data.raw.readers.streams import json_items, lines
-from fintune.data.raw.readers.tables import cell_text, table_lines
 from fintune.data.records import Dropped, Split, text_key
 from fintune.errors import DataError
 from fintune.tasks.base import Record

@@ -13,13 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from fintune.data.documents.reading import ENDINGS as DOCUMENTS
 from fintune.data.raw.readers import csv_rows, encodings, excel, json_rows
 from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
 
-Row = tuple[int, dict[str, Any] | str]
-"""A line (or row) number from 1, with the row's values by column, or why there are none."""
+Row = tuple[int | str, dict[str, Any] | str]
+"""A line (or row) number from 1 (`7.2` is the second row of line 7), with the row's values by column,
+or why there are none."""
 
 Cut = tuple[int, int, int]
 """A piece of a file: where it begins and ends (bytes, or Parquet row groups), and the rows before it."""
@@ -82,6 +84,19 @@ class RowFile:
         return unpacked(self.place, self.packed)
 
 
+def existing(path: str | Path, key: str) -> Location:
+    """The file or folder at a path, which the setting or flag `key` names.
+
+    Raises:
+        DataError: there is none.
+    """
+    place = locate(path)
+    if not place.is_file() and not place.is_folder():
+        since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
+        raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
+    return place
+
+
 def row_files(
     path: str | Path,
     key: str,
@@ -100,13 +115,10 @@ def row_files(
     Raises:
         DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
     """
-    place = locate(path)
+    place = existing(path, key)
     paths = tuple(column for column in columns if "[]" in column)
     if place.is_file():
         return [_looked(RowFile(place, place.name, paths=paths), encoding, sheet)]
-    if not place.is_folder():
-        since = "" if "://" in str(path) else f", looked for from {Path.cwd()}"
-        raise DataError(f"There is no file or folder {place.shown} (named by {key}{since}).")
     start = len(place.path.rstrip("/")) + 1
     found = [file for file in place.files() if kind_of(file)[0]]
     if not found:
@@ -196,12 +208,16 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         file = replace(file, encoding=marked)
         return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
     if encoding:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise DataError(f"No encoding is called {encoding!r}: try utf-8, utf-16, cp1252, …") from None
         return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
         what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
-        what += "the recipe, or save it as UTF-8"
+        what += "the recipe (--encoding of predict), or save it as UTF-8"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
@@ -226,9 +242,10 @@ def _looked_at_table(file: RowFile) -> RowFile:
             "read as text, and each of these lines as a row"
         )
         file = replace(file, notes=_said(file, what))
-    length, begin = quotes.longest
-    if length >= 10:
-        file = replace(file, notes=_said(file, f"has a row of {length:,} lines, from line {begin} on"))
+    if quotes.several:
+        length, begin = quotes.longest
+        what = f"has {quotes.several:,} rows of several lines, at most {length:,} (from line {begin} on)"
+        file = replace(file, notes=_said(file, what))
     return file
 
 
@@ -304,6 +321,8 @@ def open_rows(
     Raises:
         DataError: the file is empty or damaged, or names a column twice, here or while rows are read.
     """
+    if file.place.suffix in DOCUMENTS:  # to `predict`, one row
+        return ["file"], iter([(1, {"file": file.name})])
     try:
         if file.kind == ".parquet":
             names, rows = _parquet(file, cut)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.data.raw.readers.tables import cell_text, table_lines
+from fintune.data.documents.tables import cell_text, table_lines
 
 
 @pytest.mark.parametrize(

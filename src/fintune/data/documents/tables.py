@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_HEADERS = 4
 """Rows at the top that may be headers."""
+_LONGEST_VALUE = 60
 _NUMBER = re.compile(r"[^\w]*(?:US|A|C|HK)?[$€£¥(+\-–]*\s*[\d,.]*\d.*")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _YEAR = re.compile(r"(?:fiscal |fy ?)?'?(?:19|20)\d\d(?:[/–-]\d\d(?:\d\d)?)?", re.IGNORECASE)
@@ -27,7 +28,13 @@ def cell_text(cell: Any) -> str:
 
 
 def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> list[str]:
-    """The lines of a table: captions (units, too), then a line a row.
+    """The lines of a table: captions (units, too), then a line a row; see `table_parts`."""
+    captions, lines = table_parts(table, headers)
+    return [*captions, *lines]
+
+
+def table_parts(table: Sequence[Sequence[Any]], headers: int | None = None) -> tuple[list[str], list[str]]:
+    """The captions of a table, and the lines of its rows.
 
     Empty cells are left out. A row of one cell is a section's title.
 
@@ -41,7 +48,8 @@ def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> l
     captions, names = _names(rows[:headers])
     body = rows[headers:]
     bare = [name for i, name in enumerate(names, 1) if not any("".join(row[i : i + 1]) for row in body)]
-    lines = [*captions, *filter(None, bare)]  # the name of a column without cells would be lost
+    captions += filter(None, bare)  # the name of a column without cells would be lost
+    lines = []
     for row in body:
         cells = [
             f"{name}: {cell}" if name else cell
@@ -49,12 +57,17 @@ def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> l
             if cell
         ]
         lines.append(" | ".join([*([row[0]] if row[0] else []), *cells]))
-    return lines
+    return captions, lines
 
 
-def _is_value(cell: str) -> bool:
+def is_value(cell: str) -> bool:
     """Whether a cell holds a figure, not a name, a year or a date."""
-    return bool(_NUMBER.fullmatch(cell)) and not _YEAR.fullmatch(cell) and not _WORD.search(cell)
+    return (
+        len(cell) < _LONGEST_VALUE
+        and bool(_NUMBER.fullmatch(cell))
+        and not _YEAR.fullmatch(cell)
+        and not _WORD.search(cell)
+    )
 
 
 def _header_rows(rows: list[list[str]]) -> int:
@@ -66,7 +79,7 @@ def _header_rows(rows: list[list[str]]) -> int:
     found = named = 0
     for row in rows[:MAX_HEADERS]:
         title, rest = row[0], [cell for cell in row[1:] if cell]
-        if any(map(_is_value, rest)) or (named and not rest):
+        if any(map(is_value, rest)) or (named and not rest):
             break
         goes_on = not title or title.startswith("(") or all(map(_YEAR.fullmatch, rest))
         if named and not goes_on:

@@ -1,0 +1,1 @@
+"""Filings, reports and transcripts: a file in, passages with their section and page out."""

@@ -1,0 +1,135 @@
+"""A file in, a `Document` out: HTML, inline XBRL, PDF, Markdown or plain text, told apart by what it holds.
+
+Files are strangers' files: what is read of one is bounded, nothing in it is run or fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fintune.data.documents.passages import Block, Document, Passage, passages
+from fintune.data.documents.plain import submission, text_blocks
+from fintune.data.storage import Location, locate
+from fintune.errors import DataError
+
+ENDINGS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
+"""What the name of a document ends in."""
+MAX_BYTES = 64 * 2**20
+"""Of a file: a bank's annual report with inline XBRL has 40 MB."""
+MAX_FILES = 1000
+_MARKUP = re.compile(
+    r"^[ \t]*(?:<[?!][^>]*>[ \t]*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.MULTILINE
+)
+_BEGINNING = 2**16
+"""Characters in which a page's source shows that it is one."""
+_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_TEXTUAL = (".htm", ".html", ".txt", ".xhtml", "")
+
+
+def documents(path: str | Path, key: str = "--document") -> list[Document]:
+    """The document of a file, or those of a folder's files, by name.
+
+    Raises:
+        DataError: it is missing, too large, damaged or without text, or the folder holds no document.
+    """
+    place = locate(path)
+    if not place.exists():
+        raise DataError(f"{key} is {place.shown}, which does not exist: name a file or a folder.")
+    if not place.is_folder():
+        return [read_document(place)]
+    return [read_document(file) for file in document_files(place, key)]
+
+
+def document_files(folder: Location, key: str) -> list[Location]:
+    """The documents below a folder, by name.
+
+    Raises:
+        DataError: there are none, or too many.
+    """
+    files = [file for file in folder.files() if file.suffix in ENDINGS]
+    if not 0 < len(files) <= MAX_FILES:
+        count = f"{len(files):,} documents; {MAX_FILES:,} are read at most" if files else "no document"
+        raise DataError(f"{key} is {folder.shown}, which holds {count} ({', '.join(ENDINGS)}).")
+    return files
+
+
+def read_document(file: Location) -> Document:
+    """One file's document."""
+    with file.open() as stream:
+        content = stream.read(MAX_BYTES + 1)
+    return parse_document(content, file.name)
+
+
+def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Document:
+    """A file's bytes as a document.
+
+    Args:
+        name: the file's name, for messages and citations; its ending decides nothing but Markdown.
+
+    Raises:
+        DataError: it is too large, damaged, of another kind, or has no text.
+    """
+    if len(content) > limit:
+        raise DataError(f"{name} is larger than {limit / 2**20:.0f} MB, the most that is read of a document.")
+    if content[:1024].lstrip().startswith(b"%PDF-"):
+        from fintune.data.documents.pdf import pdf_blocks
+
+        return _document(name, pdf_blocks(content, name), paged=True)
+    text = _decoded(content, name)
+    parts = submission(text)
+    if not parts:
+        return _document(
+            name, _blocks(text, name), paged="\f" in text and not _MARKUP.search(text[:_BEGINNING])
+        )
+    found: list[Passage] = []
+    skipped = 0
+    for kind, file, body in parts:
+        if Path(file.lower()).suffix not in _TEXTUAL or not body.strip():
+            skipped += 1
+            continue
+        inner = _document(
+            f"{name} {kind}".strip() if len(parts) > 1 else name, _blocks(body, name), False, empty=True
+        )
+        found += inner.passages
+    if not found:
+        raise DataError(f"{name} holds no text.")
+    note = f"{skipped} of the filing's {len(parts)} files are no text (pictures, data) and were not read."
+    return Document(name, tuple(found), note if skipped else "")
+
+
+def page_blocks(content: bytes, name: str) -> list[Block]:
+    """The blocks of HTML or text in bytes, before they are cut into passages."""
+    return _blocks(_decoded(content, name), name)
+
+
+def _blocks(text: str, name: str) -> list[Block]:
+    from fintune.data.documents.html import html_blocks
+
+    return html_blocks(text, name) if _MARKUP.search(text[:_BEGINNING]) else text_blocks(text)
+
+
+def _document(name: str, blocks: Sequence[Block], paged: bool, empty: bool = False) -> Document:
+    found = passages(blocks, name, paged)
+    if not found and not empty:
+        raise DataError(f"{name} holds no text.")
+    return Document(name, found)
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """Text of UTF-8 or UTF-16, of the encoding that HTML names, else of Windows' Western one."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return _CONTROL.sub("", content.decode("utf-16", "replace"))
+    if b"\0" in content[:4096]:
+        raise DataError(
+            f"{name} is no text and no PDF: give HTML, PDF, Markdown or plain text (save a .docx as one)."
+        )
+    named = _CHARSET.search(content[:4096])
+    for encoding in ("utf-8-sig", named[1].decode("ascii") if named else "cp1252"):
+        try:
+            return _CONTROL.sub("", content.decode(encoding))
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return _CONTROL.sub("", content.decode("cp1252", "replace"))
