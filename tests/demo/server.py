@@ -23,7 +23,7 @@ RECIPE = Recipe.model_validate(
                 "type": "regression",
                 "instruction": "Predict next year's sales growth. Answer with a number.",
             },
-        ]
+        ],
     }
 )
 
