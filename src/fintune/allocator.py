@@ -1,9 +1,13 @@
-"""The memory allocator of a command that computes on a CPU: mimalloc in place of glibc's.
+"""The memory allocator and the waiting threads of a command that computes on a CPU.
 
-A training step allocates and frees some 20,000 tensors of ever other sizes. glibc's heap (2.36 was measured)
-goes to pieces under that: it takes more memory, is searched longer and is faulted in again, and a run loses
-a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019), told to keep what it has, is faster
-from the first step and stays so. docs/LOG.md has the figures.
+**mimalloc in place of glibc's.** A training step allocates and frees some 20,000 tensors of ever other sizes.
+glibc's heap (2.36 was measured) goes to pieces under that: it takes more memory, is searched longer and is
+faulted in again, and a run loses a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019),
+told to keep what it has, is faster from the first step and stays so. docs/LOG.md has the figures.
+
+**Threads that wait sleep.** OpenMP's threads meet at a barrier after each operator. By libgomp's default a
+thread spins there for milliseconds: on a machine that does other work it takes the core that the other one
+needs.
 """
 
 from __future__ import annotations
@@ -15,6 +19,16 @@ from pathlib import Path
 
 MARK = "FINTUNE_ALLOCATOR"
 """Environment variable: `system` keeps the system's allocator; anything else is for this module's own use."""
+
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""libgomp's settings of a thread at a barrier; `benchmarks/busy.py` compares some."""
+
+
+def let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep where they wait; to be called before torch is imported, which reads it."""
+    if not any(name in os.environ for name in WAITING):
+        os.environ.update(WAITING)
 
 
 def library() -> Path | None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from fintune import __version__
-from fintune.allocator import use_mimalloc
+from fintune.allocator import let_threads_sleep, use_mimalloc
 from fintune.commands import answering, data, serving, starting, training
 from fintune.commands.common import Command
 from fintune.commands.parsing import Parser, underscored
@@ -88,6 +88,7 @@ def entry(*command: str) -> int:
     said = [*(["python", sys.argv[0]] if command else ["fintune"]), *sys.argv[1:]]
     if arguments and arguments[0] in COMPUTING and not {"-h", "--help"} & set(arguments):
         use_mimalloc()
+        let_threads_sleep()
     if arguments and arguments[0] in ("run", "train", "evaluate"):
         signal.signal(signal.SIGTERM, _terminate)
     return main(arguments, said)

@@ -98,11 +98,14 @@ def test_an_official_test_file_stays_one_and_numbers_get_their_names(workdir, ca
 
 def test_what_is_not_plain_is_asked_for_in_one_sentence(workdir, capsys):
     table(workdir / "a.csv", "text,one,two", [f"{t},{n % 2},{n % 3}" for n, t in enumerate(HEADLINES)])
+    rows = [f"{t},{n % 2},0{1 + n % 9}/05/2026" for n, t in enumerate(HEADLINES)]
+    table(workdir / "dated.csv", "text,target,time", rows)
     for arguments, says in (
         (["a.csv"], "--target COLUMN; its columns are: text, one, two"),
         (["a.csv", "--target", "three"], "no column 'three'"),
         (["a.csv", "--target", "two", "--labels", "7=up"], "--labels names 7"),
         (["a.csv", "b.csv"], "one training file"),
+        (["dated.csv"], "set  --time_format: day_first"),
     ):
         assert main(["init", "--yes", *arguments]) == 1
         error = capsys.readouterr().err

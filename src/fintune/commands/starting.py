@@ -42,6 +42,9 @@ def _init_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--type", choices=TYPES, help="what is asked of the model (default: by the data)")
     for field in FIELDS:
         command.add_argument(f"--{field}", metavar="COLUMN", help=f"the column of the {field}")
+    command.add_argument(
+        "--time_format", metavar="FORM", help="day_first, month_first, epoch, or a form such as %%d.%%m.%%Y"
+    )
     command.add_argument("--instruction", metavar="TEXT", help="what the model is told to do")
     command.add_argument(
         "--labels",
@@ -68,7 +71,7 @@ def _init(args: argparse.Namespace) -> int:
     output = Path(args.output_file or f"{name}.yaml")
     if output.exists():
         raise ConfigError(f"{output} exists: name another recipe by  --output_file FILE, or remove it.")
-    seen = look(args.files, given, args.type)
+    seen = look(args.files, given, args.type, args.time_format)
     for line in described(seen):
         print(line)
     labels = _labels(seen, args.labels or {}, ask)
@@ -78,7 +81,7 @@ def _init(args: argparse.Namespace) -> int:
             subject=name.replace("_", " ").replace("-", " "), labels=", ".join(dict.fromkeys(labels.values()))
         ),
     )
-    content = recipe_text(seen, name, instruction, labels, args.base)
+    content = recipe_text(seen, name, instruction, labels, args.base, args.time_format)
     atomic_write(output, content)
     load_recipe(output)  # what was written can be read, or says why not
     print(f"\nRecipe    {output}: read it, and change what is not right.")
@@ -148,10 +151,17 @@ def described(seen: Look) -> list[str]:
     if seen.labels:
         shown = ", ".join(f"{value} ({count:,})" for value, count in list(seen.labels.items())[:12])
         lines.append(f"{'labels':12}{shown}{', …' if len(seen.labels) > 12 else ''}")
-    return lines
+    return [*lines, *seen.notes]
 
 
-def recipe_text(seen: Look, name: str, instruction: str, labels: dict[str, str], base: str) -> str:
+def recipe_text(
+    seen: Look,
+    name: str,
+    instruction: str,
+    labels: dict[str, str],
+    base: str,
+    time_format: str | None = None,
+) -> str:
     """The recipe, with a comment where something may be changed."""
     quoted = json.dumps  # a JSON string is a YAML string
     names = list(dict.fromkeys(labels.values()))
@@ -197,6 +207,8 @@ def recipe_text(seen: Look, name: str, instruction: str, labels: dict[str, str],
         f"    {name}:",
         *(f"      {key}: {quoted(path, ensure_ascii=False)}" for key, path in seen.files.items()),
     ]
+    if time_format:
+        lines.append(f"      time_format: {quoted(time_format)}")
     columns = {field: column for field, column in seen.fields.items() if field != column}
     if seen.split_column and seen.split_column != "split":
         columns["split"] = seen.split_column

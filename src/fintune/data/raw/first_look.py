@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.data.raw.readers.instructions import shape_of
-from fintune.data.raw.readers.own_file import usual_column
+from fintune.data.raw.readers.own_file import time_form, usual_column
 from fintune.data.raw.readers.row_files import open_rows, row_files
 from fintune.data.records import text_key
 from fintune.errors import DataError
@@ -114,6 +114,8 @@ class Look:
     lengths: list[int]
     """Characters of the training texts, sorted."""
     split_column: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """How the files are read, where that is not plain, a sentence each."""
 
     @property
     def labels(self) -> dict[str, int]:
@@ -134,12 +136,15 @@ class Look:
         return self.lengths[min(len(self.lengths) - 1, int(share * len(self.lengths)))] if self.lengths else 0
 
 
-def look(paths: Sequence[str], fields: dict[str, str], type: str | None = None) -> Look:
+def look(
+    paths: Sequence[str], fields: dict[str, str], type: str | None = None, time_format: str | None = None
+) -> Look:
     """Look at a training file and perhaps at files of the other splits, told apart by their names.
 
     Args:
         fields: field → column, where the user says so.
         type: the type of task, where the user says so.
+        time_format: how times are written, where the user says so.
 
     Raises:
         DataError: a file cannot be read, two files are of one split, or no column can be the text or target.
@@ -180,8 +185,13 @@ def look(paths: Sequence[str], fields: dict[str, str], type: str | None = None) 
             if key == "file":
                 lengths.append(len(parts[0]))
         rows[key] = count
+    opened = [file for path in files.values() for file in row_files(path, "FILE")]
+    notes = [note for file in opened for note in file.notes]
+    if "time" in found and time_format is None:
+        note = time_form(opened, {"time": found["time"]}, "--time_format")[1]
+        notes += [f"{note}."] if note else []
     split = next((c.name for c in columns.values() if c.name.casefold() == "split" and c.few), None)
-    return Look(files, rows, columns, malformed, repeated, type, found, sorted(lengths), split)
+    return Look(files, rows, columns, malformed, repeated, type, found, sorted(lengths), split, notes)
 
 
 def _rows(path: str) -> Iterator[dict[str, Any] | str]:
