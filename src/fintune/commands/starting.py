@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 DEFAULT_BASE = "smollm2-135m-instruct"
 FIELDS = ("text", "target", "question", "time")
 TYPES = ("classification", "multilabel", "regression", "qa", "summarization", "instruction")
+NO_LABEL = frozenset(
+    {"n/a", "na", "nan", "null", "none", "-", "?", "tbd", "unknown", "unlabeled", "unlabelled"}
+)
+"""What people write where there is no label; rows that have one of these as their only label are left out."""
 _INSTRUCTIONS = {
-    "classification": "Classify the {subject} text. Answer with one of: {labels}.",
-    "multilabel": "Name every label that the {subject} text has, separated by commas, or none. "
-    "Labels: {labels}.",
-    "regression": "Rate the {subject} text. Answer with a number.",
+    "classification": "Classify the {subject}. Answer with one of: {labels}.",
+    "multilabel": "Name every label that the {subject} has, separated by commas, or none. Labels: {labels}.",
+    "regression": "Rate the {subject}. Answer with a number.",
     "qa": "Answer the question, using only the context. Be brief and exact.",
-    "summarization": "Summarize the {subject} text in a few short bullet points. "
-    "Start each point with a dash.",
+    "summarization": "Summarize the {subject} in a few short bullet points. Start each point with a dash.",
     "instruction": "Answer the question on finance.",
 }
 
@@ -78,7 +80,7 @@ def _init(args: argparse.Namespace) -> int:
     instruction = args.instruction or ask(
         "What the model is told",
         _INSTRUCTIONS[seen.type].format(
-            subject=name.replace("_", " ").replace("-", " "), labels=", ".join(dict.fromkeys(labels.values()))
+            subject=_subject(seen), labels=", ".join(filter(None, dict.fromkeys(labels.values())))
         ),
     )
     content = recipe_text(seen, name, instruction, labels, args.base, args.time_format)
@@ -111,16 +113,27 @@ def _name(path: str) -> str:
     return "_".join(words)[:40].strip("_") or "own"
 
 
-def _labels(seen: Look, named: dict[str, str], ask: Callable[[str, str], str]) -> dict[str, str]:
-    """The file's label → the task's: as given, or as in the file; the names of numbers are asked for."""
+def _subject(seen: Look) -> str:
+    """What the text is called: its column's name, if that is a word."""
+    column = seen.fields.get("text", "text").casefold()
+    return column if column.isalpha() else "text"
+
+
+def _labels(seen: Look, named: dict[str, str], ask: Callable[[str, str], str]) -> dict[str, str | None]:
+    """The file's label → the task's: as given, or as in the file; None is no label. Names of numbers are
+    asked for."""
     found = seen.labels
     if unknown := [value for value in named if value not in found]:
         raise DataError(
             f"--labels names {', '.join(unknown)}, which the column {seen.fields.get('target')} does not "
             f"hold; its values are: {', '.join(found)}."
         )
-    labels = {}
+    labels: dict[str, str | None] = {}
     for value in found:
+        if seen.type == "classification" and value.casefold() in NO_LABEL and value not in named:
+            print(f"{'':12}{found[value]:,} rows have {value} for a label: they are left out (labels: null)")
+            labels[value] = None
+            continue
         bare = re.fullmatch(r"[-+]?\d+", value)
         labels[value] = named.get(value) or (ask(f"The name of label {value}", value) if bare else value)
     return labels
@@ -158,13 +171,13 @@ def recipe_text(
     seen: Look,
     name: str,
     instruction: str,
-    labels: dict[str, str],
+    labels: dict[str, str | None],
     base: str,
     time_format: str | None = None,
 ) -> str:
     """The recipe, with a comment where something may be changed."""
     quoted = json.dumps  # a JSON string is a YAML string
-    names = list(dict.fromkeys(labels.values()))
+    names = list(filter(None, dict.fromkeys(labels.values())))
     mapping = {value: label for value, label in labels.items() if value != label}
     small = base == DEFAULT_BASE
     tokens = seen.quantile(0.99) // 3 + 200  # about, with the instruction and an answer
@@ -186,7 +199,7 @@ def recipe_text(
         f"    {name}: 1.0   # name built-in tasks too, to train them beside it",
         *(
             ["  class_weights:", f"    {name}: balanced   # rare labels count as much as frequent ones"]
-            if names and seen.type == "classification" and _uneven(seen)
+            if seen.type == "classification" and _uneven([n for v, n in seen.labels.items() if labels[v]])
             else []
         ),
         "",
@@ -223,8 +236,7 @@ def recipe_text(
     return "\n".join(lines) + "\n"
 
 
-def _uneven(seen: Look) -> bool:
-    counts = list(seen.labels.values())
+def _uneven(counts: list[int]) -> bool:
     return max(counts) > 5 * min(counts)
 
 

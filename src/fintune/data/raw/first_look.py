@@ -119,17 +119,19 @@ class Look:
 
     @property
     def labels(self) -> dict[str, int]:
-        """The target's values, the most frequent first, in one spelling each; {} where they are no labels."""
+        """The target's values, the most frequent first; {} where they are no labels. Those that differ in
+        case alone are one, in lower case."""
         target = self.columns.get(self.fields.get("target", ""))
         if target is None or self.type not in ("classification", "multilabel"):
             return {}
         counts: Counter[str] = Counter()
-        spelling: dict[str, str] = {}
-        for value, count in target.values.most_common():
+        spellings: dict[str, set[str]] = {}
+        for value, count in target.values.items():
             several = self.type == "multilabel" and not target.lists
             for part in filter(None, _SEPARATED.split(value) if several else [value]):
-                counts[spelling.setdefault(part.casefold(), part)] += count
-        return dict(counts.most_common())
+                counts[part.casefold()] += count
+                spellings.setdefault(part.casefold(), set()).add(part)
+        return {key if len(spellings[key]) > 1 else min(spellings[key]): n for key, n in counts.most_common()}
 
     def quantile(self, share: float) -> int:
         """The length in characters that this share of the texts does not exceed."""
