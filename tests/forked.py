@@ -39,6 +39,13 @@ class Forked:
         return self.poll()
 
 
+def fintune(arguments):
+    """`fintune ARGUMENTS`, for a process of its own: a conftest's functions cannot be sent to one."""
+    from fintune.cli import main
+
+    return main(arguments)
+
+
 def _run(ends, folder, environment, function, arguments):
     os.environ.clear()
     os.environ.update(environment)

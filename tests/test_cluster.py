@@ -69,7 +69,7 @@ def test_preparing_on_ray_writes_the_same_bytes(tmp_path, monkeypatch):
     there = prepare(recipe, force=True, say=lambda line: None, mapper=cluster.ray_map)
     assert there.manifest == here.manifest  # with every file's checksum
     path.write_text('{"text": "Unit 1 reported.", "target": "up"}\n' * 300)
-    with pytest.raises(DataError, match="a label that the task does not know"):
+    with pytest.raises(DataError, match="labels that the task does not know"):
         prepare(recipe, say=lambda line: None, mapper=cluster.ray_map)
 
 

@@ -212,7 +212,6 @@ def test_an_answer_is_marked_in_its_passage(page):
     assert "$3 million" in "".join(page.locator("#qa-answer mark").all_inner_texts())
 
 
-@pytest.mark.parametrize("page", [(390, "dark")], indirect=True)
 def test_a_question_is_answered_from_an_uploaded_document_with_its_place(page, tmp_path):
     open_tab(page, "Q&A")
     file = tmp_path / "report.html"
@@ -227,6 +226,7 @@ def test_a_question_is_answered_from_an_uploaded_document_with_its_place(page, t
     page.get_by_text("Not in this document.").wait_for(timeout=PATIENCE)
 
 
+@pytest.mark.parametrize("page", [(390, "dark")], indirect=True)
 def test_on_a_dark_phone_a_price_move_is_a_number_and_its_spread_and_nothing_overflows(page):
     open_tab(page, "Price move")
     choose_example(page, "regression")

@@ -74,7 +74,8 @@ def evaluated(workdir, tiny_base):
     (workdir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def run(folder, *flags):
-        command = ["evaluate", "--config", "recipe.yaml", "--model_path", str(folder), *flags]
+        output = ["--output_file", "results.json"]
+        command = ["evaluate", "--config", "recipe.yaml", "--model_path", str(folder), *output, *flags]
         assert main(command) == 0
         return json.loads((workdir / "results.json").read_text())
 

@@ -205,7 +205,7 @@ def test_calibration_keeps_every_answer_and_lowers_the_nll_and_leaves_the_untune
     from fintune.config import EvaluationConfig
     from fintune.inference.calibration import calibrate
 
-    records = some("headline", 24)
+    records = some("headline", 60)
     task = engine.tasks["headline"]
     monkeypatch.setattr(task, "temperature", 1.0)  # and back afterwards
     untuned = engine.predict("headline", records, use_adapter=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from forked import Forked
+from forked import Forked, fintune
 
 pytest.importorskip("fastapi", reason="the API needs the serve extra")
 
@@ -42,12 +42,6 @@ def _started(process):
             return server
     process.wait(10)
     raise AssertionError(f"the server did not start: {''.join(server.log)}")
-
-
-def _serve(flags):
-    from fintune.cli import main
-
-    return main(["serve", *flags])
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +82,7 @@ def start():
 
     def run(*flags, keys, port=0, **environment):
         flags = ["--port", str(port), "--keys", str(keys), *map(str, flags)]
-        return _started(Forked(_serve, flags, **environment))
+        return _started(Forked(fintune, ["serve", *flags], **environment))
 
     return run
 

@@ -22,6 +22,9 @@ MAX_FILES = 1000
 _MARKUP = re.compile(
     r"^[ \t]*(?:<[?!][^>]*>[ \t]*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.MULTILINE
 )
+_FRAGMENT = re.compile(
+    r"\s*<(?:h[1-6]|p|div|table|section|article|ul|ol|span|font|center)\b[^<>]*>", re.IGNORECASE
+)
 _BEGINNING = 2**16
 """Characters in which a page's source shows that it is one."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
@@ -67,7 +70,7 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     """A file's bytes as a document.
 
     Args:
-        name: the file's name, for messages and citations; its ending decides nothing but Markdown.
+        name: the file's name, for messages and citations.
 
     Raises:
         DataError: it is too large, damaged, of another kind, or has no text.
@@ -81,9 +84,7 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     text = _decoded(content, name)
     parts = submission(text)
     if not parts:
-        return _document(
-            name, _blocks(text, name), paged="\f" in text and not _MARKUP.search(text[:_BEGINNING])
-        )
+        return _document(name, _blocks(text, name), paged="\f" in text and not _is_html(text))
     found: list[Passage] = []
     skipped = 0
     for kind, file, body in parts:
@@ -108,7 +109,12 @@ def page_blocks(content: bytes, name: str) -> list[Block]:
 def _blocks(text: str, name: str) -> list[Block]:
     from fintune.data.documents.html import html_blocks
 
-    return html_blocks(text, name) if _MARKUP.search(text[:_BEGINNING]) else text_blocks(text)
+    return html_blocks(text, name) if _is_html(text) else text_blocks(text)
+
+
+def _is_html(text: str) -> bool:
+    """Whether a text is a page, or a part of one that begins with an element."""
+    return bool(_MARKUP.search(text[:_BEGINNING]) or _FRAGMENT.match(text))
 
 
 def _document(name: str, blocks: Sequence[Block], paged: bool, empty: bool = False) -> Document:
