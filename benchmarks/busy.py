@@ -17,10 +17,12 @@ import tempfile
 
 from harness import Clock, answer, arguments, child, fintune_trainer, parser, records, save
 
+from fintune.allocator import WAITING
+
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
-    "spin_1000": {"GOMP_SPINCOUNT": "1000"},
+    "fintune": WAITING,
     "spin_10000": {"GOMP_SPINCOUNT": "10000"},
     "spin_30000": {"GOMP_SPINCOUNT": "30000"},
     "spin_100000": {"GOMP_SPINCOUNT": "100000"},
@@ -31,6 +33,7 @@ default is 300,000 where no more threads run than there are cores)."""
 
 
 EXAMPLES = 96
+"""Of a measurement; the first step of 32 is a warm-up."""
 
 
 def measure(count: int, data_dir: str | None) -> float:
@@ -66,7 +69,7 @@ def main() -> None:
         os.environ.update(SETTINGS[setting])  # before torch is imported, which reads it then
         answer(lambda: measure(int(count), args.data_dir))
         return
-    settings = args.settings or (["default", "passive", "spin_10000"] if args.quick else list(SETTINGS))
+    settings = args.settings or (["default", "passive", "fintune"] if args.quick else list(SETTINGS))
     found: dict[str, list[float]] = {}
     for _ in range(1 if args.quick else args.repeats):
         for busy in (0, 1, 2):
