@@ -22,8 +22,8 @@ help:  ## list what make can do
 
 setup: $(READY)  ## make .venv and install everything (2 to 6 minutes, most of it downloads)
 
-run: $(READY)  ## the main job: prepare data, train, evaluate (under 12 minutes on 2 cores); ARGS="--debug" for a short one
-	@echo "Running the main job: data, training, evaluation. Under 12 minutes on 2 cores."
+run: $(READY)  ## the main job: prepare data, train, evaluate (4 to 14 minutes on 2 cores); ARGS="--debug" for a short one
+	@echo "Running the main job: data, training, evaluation. 4 to 14 minutes on 2 cores."
 	@$(BIN)/fintune run --config configs/quickstart.yaml $(ARGS)
 
 # Two processes of one thread: threads of two processes on two cores would wait for one another.
