@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fintune.config import Recipe
 from fintune.data.inputs import CHUNK, chunks, read_all
@@ -28,6 +28,9 @@ from fintune.errors import DataError, FintuneError, MissingExtraError, ModelErro
 from fintune.inference import backends
 from fintune.models.source import Source
 from fintune.tasks import Record, Task
+
+if TYPE_CHECKING:
+    from fintune.inference.answers import Checked
 
 LOCAL = "local"
 RETRIES = 3
@@ -167,12 +170,14 @@ def predict_on_ray(
     workers: int | None = None,
     columns: Mapping[str, str] | None = None,
     reading: Mapping[str, str | None] | None = None,
+    checked: Checked | None = None,
 ) -> int:
     """`answers.predict_file` with the model loaded once by each of several workers; same lines, same order.
 
     Args:
         model_path: an adapter's folder that every machine of the cluster sees; None is the untuned base.
         workers: None is one for each GPU, or, where there is none, for every four CPU cores.
+        checked: see `predict_file`.
 
     Raises:
         FintuneError: as `predict_file` does, or a worker could not load the model.
@@ -183,7 +188,7 @@ def predict_on_ray(
     backends.check(backends.DEFAULT, source)
     chosen = source.tasks[task]
     mapped = (columns, source.recipe.columns(task))
-    parts, output = check_files(chosen, input_file, output_file, *mapped, reading)
+    parts, output = checked or check_files(chosen, input_file, output_file, *mapped, reading)
     if not parts[0].place.shared:
         raise DataError(
             f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."

@@ -67,9 +67,14 @@ def write_json(path: str | Path, value: Any) -> Path:
     return atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def json_line(value: Any) -> str:
+    """A value as one line of JSON, with its end."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
 def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> Path:
     """Write one JSON object a line, atomically."""
-    return atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return atomic_write(path, "".join(map(json_line, rows)))
 
 
 @contextlib.contextmanager

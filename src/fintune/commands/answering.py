@@ -218,10 +218,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_document(args: argparse.Namespace) -> int:
-    import json
-
     from fintune.data.documents.reading import documents
-    from fintune.files import atomic_write, writable
+    from fintune.files import atomic_write, json_line, writable
     from fintune.inference.documents import answer, shown
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
@@ -237,7 +235,7 @@ def _predict_document(args: argparse.Namespace) -> int:
     _check_question(Source.read(model_path).tasks[args.task], question, "--document", args.document[0])
     engine = Engine.load(model_path, backend=args.backend)
     given = answer(engine, args.task, found, question)
-    line = json.dumps(given.to_dict(args.task), ensure_ascii=False) + "\n"
+    line = json_line(given.to_dict(args.task))
     if output:
         atomic_write(output, line)
         print(f"The answer, with its sources, is in {output}")
@@ -303,33 +301,38 @@ def _refuse_file_name(text: str, task: str) -> None:
 
 def _predict_file(args: argparse.Namespace) -> int:
     from fintune.data.inputs import input_documents
-    from fintune.data.raw.readers.row_files import row_files
-    from fintune.data.storage import locate, shown
+    from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
-    if not locate(args.input_file).exists():
-        row_files(args.input_file, "--input_file")  # says so, before anything is said of the model
-    texts = input_documents(args.input_file)
+    texts = input_documents(args.input_file)  # refuses an absent file before the model is named
     model_path, files = adapter_of(args.model_path), (args.input_file, args.output_file)
     source = Source.read(model_path)
     task = source.tasks[args.task]
     if texts:
         return _predict_documents(args, task, texts)
     reading = {"encoding": args.encoding, "sheet": args.sheet}
-    parts, _ = check_files(task, *files, args.columns, source.recipe.columns(args.task), reading)
-    for note in (note for part in parts for note in part.notes):
+    checked = check_files(task, *files, args.columns, source.recipe.columns(args.task), reading)
+    for note in (note for part in checked[0] for note in part.notes):
         print(note, file=sys.stderr)  # answers may go to standard output
     if args.ray:
         from fintune.cluster import predict_on_ray
 
         count = predict_on_ray(
-            model_path, args.task, *files, args.truncate, args.ray, args.workers, args.columns, reading
+            model_path,
+            args.task,
+            *files,
+            args.truncate,
+            args.ray,
+            args.workers,
+            args.columns,
+            reading,
+            checked,
         )
     else:
         engine = Engine.load(model_path, backend=args.backend)
-        count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading)
+        count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading, checked)
     if args.output_file:
         print(f"{count} answers written to {shown(args.output_file)}")
     return 0

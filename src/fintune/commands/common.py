@@ -86,28 +86,29 @@ class Pairs(argparse.Action):
 
 
 def recipe_of(args: argparse.Namespace) -> Any:
+    from fintune.models import manifest
     from fintune.recipes import default_recipe_path, load_recipe
 
     if args.config and Path(args.config).is_dir():
         recipe = _recipe_in(Path(args.config), overrides(args))
+        if recipe is None:
+            raise ConfigError(
+                f"--config is the folder {args.config}, which has no {manifest.NAME} with a recipe."
+            )
     else:
         recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
     return recipe.debugged() if args.debug else recipe
 
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:
-    """The recipe that the adapter in a folder was trained by; what fitted its data is to fit again.
-
-    Raises:
-        ConfigError: the folder keeps none.
-    """
+    """The recipe that a folder's adapter was trained by, or None; what fitted its data is to fit again."""
     from fintune.config import AUTO
     from fintune.models import manifest
     from fintune.recipes import recipe_from
 
     raw = manifest.read_raw(folder)
     if not (trained := raw.get("recipe")):
-        raise ConfigError(f"--config is the folder {folder}, which has no {manifest.NAME} with a recipe.")
+        return None
     trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
     return recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
 
@@ -132,13 +133,14 @@ def adapter_of(model_path: str | None) -> str | Path | None:
 
 def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> Any:
     """The recipe that an adapter, or what was exported of it, was trained by, unless another one is given."""
-    from fintune.models import manifest
     from fintune.models.source import check_model
 
-    if not model_path or args.config or not manifest.read_raw(check_model(model_path)).get("recipe"):
+    trained = None
+    if model_path and not args.config:
+        trained = _recipe_in(check_model(model_path), overrides(args))
+    if trained is None:
         return recipe_of(args)
-    recipe = _recipe_in(Path(model_path), overrides(args))
-    return recipe.debugged() if args.debug else recipe
+    return trained.debugged() if args.debug else trained
 
 
 def model_path_flag(command: argparse.ArgumentParser, help: str = MODEL_PATH_HELP) -> None:

@@ -96,9 +96,8 @@ def _train(args: argparse.Namespace) -> int:
     origin(recipe, Path(args.output_dir), args.resume_from_checkpoint, args.overwrite)
     if args.use_wandb and not find_spec("wandb"):
         raise MissingExtraError("--use_wandb", "track")
-    alone = (
-        int(os.environ.get("WORLD_SIZE", "1")) == 1
-    )  # else one process prepares, and the others wait for it
+    # Of several processes one prepares, and the others wait for it: `train` sees to that.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     prepared = prepare(recipe) if alone else None
     from fintune.training.run import train  # takes seconds: after what may be refused
 

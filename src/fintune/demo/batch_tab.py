@@ -15,6 +15,7 @@ from fintune.demo import batch, render, texts
 from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
+from fintune.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,7 @@ def add(gr: Any, engine: Engine) -> None:
                 height=140,
                 elem_id="batch-file",
             )
-            pickers = {
-                name: gr.Dropdown(label=f"Column of the {name}", visible=False, elem_id=f"batch-{name}")
-                for name in ("text", "question")
-            }
+            pickers = _pickers(gr, engine, tasks, choice, file)
             button = gr.Button("Answer all rows", variant="primary", elem_id="batch-run")
             stop = gr.Button("Stop", visible=False, elem_id="batch-stop")
         with gr.Column(min_width=300):
@@ -56,23 +54,6 @@ def add(gr: Any, engine: Engine) -> None:
             result = gr.File(label="Answers", visible=False, interactive=False, elem_id="batch-result")
     preview = gr.HTML(visible=False, elem_id="batch-preview")
     kept = tempfile.TemporaryDirectory(prefix="fintune-demo-")  # goes with the process
-
-    def columns(name: str, path: str | None) -> list[Any]:
-        """The drop-downs of the columns that the task needs, with the likeliest chosen."""
-        task = tasks[name]
-        try:
-            names = open_rows(row_files(path, "the file")[0])[0] if path else []
-        except FintuneError:
-            names = []  # whoever answers says why
-        trained = engine.columns(task.name)
-        likely = {f: trained[f] if trained.get(f) in names else usual_column(f, names) for f in pickers}
-        return [
-            gr.update(choices=names, value=likely[field], visible=bool(names) and field in task.inputs)
-            for field in pickers
-        ]
-
-    for changed in (choice.change, file.change):
-        changed(columns, [choice, file], list(pickers.values()), api_visibility="private")
 
     def run(name: str, path: str | None, *picked: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
         hidden = gr.update(visible=False)
@@ -116,6 +97,32 @@ def add(gr: Any, engine: Engine) -> None:
         queue=False,
         api_visibility="private",
     )
+
+
+def _pickers(gr: Any, engine: Engine, tasks: dict[str, Task], choice: Any, file: Any) -> dict[str, Any]:
+    """Field → the drop-down of its column, which follows the chosen task and file."""
+    pickers = {
+        name: gr.Dropdown(label=f"Column of the {name}", visible=False, elem_id=f"batch-{name}")
+        for name in ("text", "question")
+    }
+
+    def columns(name: str, path: str | None) -> list[Any]:
+        """The drop-downs of the columns that the task needs, with the likeliest chosen."""
+        task = tasks[name]
+        try:
+            names = open_rows(row_files(path, "the file")[0])[0] if path else []
+        except FintuneError:
+            names = []  # whoever answers says why
+        trained = engine.columns(task.name)
+        likely = {f: trained[f] if trained.get(f) in names else usual_column(f, names) for f in pickers}
+        return [
+            gr.update(choices=names, value=likely[field], visible=bool(names) and field in task.inputs)
+            for field in pickers
+        ]
+
+    for changed in (choice.change, file.change):
+        changed(columns, [choice, file], list(pickers.values()), api_visibility="private")
+    return pickers
 
 
 def _status(progress: batch.Progress) -> str:

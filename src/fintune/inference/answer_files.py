@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 from fintune.data.raw.readers.row_files import RowFile, open_rows
 from fintune.data.storage import Location, locate, refuse_full, write_parquet
 from fintune.errors import DataError
-from fintune.files import atomic_file
+from fintune.files import atomic_file, json_line
 from fintune.tasks import Task
 from fintune.text.encoding import HALF
 
@@ -106,7 +106,7 @@ class Output:
     def _fill(self, path: Path, lines: Iterable[Line], task: Task, parts: Sequence[RowFile]) -> None:
         with atomic_file(path) as stream:
             if self.kind == "lines":
-                stream.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines)
+                stream.writelines(json_line(line).encode() for line in lines)
                 return
             names = list(dict.fromkeys(name for part in parts for name in open_rows(part)[0]))
             sheet = Sheet(task, names)
@@ -150,7 +150,7 @@ class Journal:
         """Keep chunks of answers as they come."""
         with self.path.open("ab") as stream:
             for chunk in lines:
-                stream.writelines(f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in chunk)
+                stream.writelines(json_line(line).encode() for line in chunk)
                 stream.flush()
 
     def __iter__(self) -> Iterator[Line]:

@@ -14,10 +14,14 @@ from tqdm.auto import tqdm
 from fintune.data.inputs import check_inputs, chunks, read_all
 from fintune.data.raw.readers.row_files import RowFile, open_rows, row_files
 from fintune.data.records import Dropped
+from fintune.files import json_line
 from fintune.inference.answer_files import Journal, Line, Output
 from fintune.inference.engine import Engine
 from fintune.tasks import Prediction, Record, Task
 from fintune.text.encoding import HALF
+
+Checked = tuple[list[RowFile], Output | None]
+"""The files of rows, and where their answers go; None is standard output."""
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
@@ -50,6 +54,7 @@ def predict_file(
     truncate: bool,
     columns: Mapping[str, str] | None = None,
     reading: Mapping[str, str | None] | None = None,
+    checked: Checked | None = None,
 ) -> int:
     """Answer every row of a file or folder at any path, in order; return the number of answers.
 
@@ -58,13 +63,15 @@ def predict_file(
     Args:
         columns: field (`text`, `question`) → column, where the names differ; others as in training.
         reading: `encoding` and `sheet`, as `row_files` takes them.
+        checked: what `check_files` gave, where the caller has asked it already: it reads whole files.
 
     Raises:
         DataError: the input cannot be read or lacks a column, or the output would cost another file.
     """
     chosen = engine.tasks[task]
-    parts, output = check_files(chosen, input_file, output_file, columns, engine.columns(task), reading)
-    rows = read_all(parts, chosen, columns, engine.columns(task))
+    trained = engine.columns(task)
+    parts, output = checked or check_files(chosen, input_file, output_file, columns, trained, reading)
+    rows = read_all(parts, chosen, columns, trained)
     size = engine.rows_at_once(task)
 
     def ask(done: int) -> Iterable[list[Line]]:
@@ -81,7 +88,7 @@ def check_files(
     columns: Mapping[str, str] | None,
     trained: Mapping[str, str],
     reading: Mapping[str, str | None] | None = None,
-) -> tuple[list[RowFile], Output | None]:
+) -> Checked:
     """The files of rows, and where their answers go; None is standard output. Needs no model.
 
     Args:
@@ -129,7 +136,7 @@ def write_answers(
     if output is None:
         total = 0
         for chunk in ask(0):
-            sys.stdout.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in chunk)
+            sys.stdout.writelines(map(json_line, chunk))
             sys.stdout.flush()
             total += sum("error" not in line for line in chunk)
         return total

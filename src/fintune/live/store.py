@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from fintune.data.storage import locate, parquet_dataset
 from fintune.errors import DataError
-from fintune.files import atomic_folder, atomic_write, read_json, write_json
+from fintune.files import atomic_folder, atomic_write, json_line, read_json, write_json
 
 Row = dict[str, Any]
 """An item's answer in one task; the keys are `schema`'s columns."""
@@ -151,7 +151,7 @@ class Store:
     def log_alert(self, line: dict[str, Any]) -> None:
         """Add a line on an alert that was delivered or given up."""
         with (self.folder / "alerts.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(json_line(line))
 
     def settled_alerts(self) -> set[str]:
         """The ids of alerts that were delivered or given up; a line cut by a crash counts as neither."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from fintune.data.raw.readers.instructions import shape_of
 from fintune.data.raw.readers.own_file import time_form, usual_column
-from fintune.data.raw.readers.row_files import open_rows, row_files
+from fintune.data.raw.readers.row_files import RowFile, open_rows, row_files
 from fintune.data.records import text_key
 from fintune.errors import DataError
 
@@ -25,12 +25,7 @@ VALUES = 2_000
 """Different values of a column that are counted."""
 MAX_LABELS = 30
 """A column of more different values is not taken for labels."""
-_SPLITS = (
-    ("test", "test_file"),
-    ("valid", "validation_file"),
-    ("val", "validation_file"),
-    ("dev", "validation_file"),
-)
+_SPLITS = (("test", "test_file"), ("val", "validation_file"), ("dev", "validation_file"))
 _NUMBER = re.compile(r"\(?[-+−]?\s*[\d.,]*\d\)?\s*(%|bps|bp)?", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./ -]([A-Za-z]{3,9}|\d{1,2})[./ -]\d{2,4}|\d{10}|\d{13}")
 _SEPARATED = re.compile(r"\s*[;|,]\s*")
@@ -152,14 +147,15 @@ def look(
         DataError: a file cannot be read, two files are of one split, or no column can be the text or target.
     """
     files = _by_split(paths)
-    names, _ = open_rows(row_files(files["file"], "FILE")[0])
+    opened = {key: row_files(path, "FILE") for key, path in files.items()}
+    names, _ = open_rows(opened["file"][0])
     for name in fields.values():
         if name not in names:
             raise DataError(f"{files['file']} has no column '{name}'; its columns are: {', '.join(names)}.")
     columns = {name: Column(name) for name in names}
     rows: dict[str, int] = {}
     malformed = 0
-    for row in _rows(files["file"]):
+    for row in _rows(opened["file"]):
         rows["file"] = rows.get("file", 0) + 1
         malformed += isinstance(row, str)
         if not isinstance(row, str):
@@ -175,9 +171,9 @@ def look(
         found, type = _fields(columns, fields, type, files["file"])
     lengths, repeated = [], 0
     seen: set[str] = set()
-    for key, path in files.items():
+    for key, own in opened.items():
         count = 0
-        for row in _rows(path):
+        for row in _rows(own):
             count += 1
             if isinstance(row, str) or not found:
                 continue
@@ -187,17 +183,17 @@ def look(
             if key == "file":
                 lengths.append(len(parts[0]))
         rows[key] = count
-    opened = [file for path in files.values() for file in row_files(path, "FILE")]
-    notes = [note for file in opened for note in file.notes]
+    every = [file for own in opened.values() for file in own]
+    notes = [note for file in every for note in file.notes]
     if "time" in found and time_format is None:
-        note = time_form(opened, {"time": found["time"]}, "--time_format")[1]
+        note = time_form(every, {"time": found["time"]}, "--time_format")[1]
         notes += [f"{note}."] if note else []
     split = next((c.name for c in columns.values() if c.name.casefold() == "split" and c.few), None)
     return Look(files, rows, columns, malformed, repeated, type, found, sorted(lengths), split, notes)
 
 
-def _rows(path: str) -> Iterator[dict[str, Any] | str]:
-    for file in row_files(path, "FILE"):
+def _rows(files: Sequence[RowFile]) -> Iterator[dict[str, Any] | str]:
+    for file in files:
         yield from (row for _, row in islice(open_rows(file)[1], ROWS))
 
 
