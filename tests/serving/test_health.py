@@ -1,4 +1,4 @@
-"""Faults of the model: what fails costs its own requests, what never works again ends the server, and says so."""
+"""Faults of the model: what fails costs its own requests, what never works again ends the server."""
 
 import asyncio
 import threading

@@ -232,9 +232,13 @@ def run_live(model_path: Any, config: LiveConfig, *, once: bool) -> int:
     engine = Engine.load(model_path)
     with Store(config.output) as store, View(config.tasks, live=not once) as view:
         run = LiveRun(engine, config, store, providers, hook=hook, view=view, recorder=recorder)
-        if not once:
-            run.forever()
-        rows = run.round(everything=True)
+        try:
+            if not once:
+                run.forever()
+            rows = run.round(everything=True)
+        finally:
+            if recorder:
+                recorder.close()
         for line in problems(run.states.values()):
             view.note(line)
         if all(state.failures or state.gone for state in run.states.values()):
