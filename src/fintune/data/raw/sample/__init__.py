@@ -24,10 +24,10 @@ __all__ = ["NOISE_SD", "SIZES", "sample_records"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "sentiment": (120, 50, 100),
-    "headline": (80, 50, 100),
-    "summarization": (40, 10, 16),
+    "headline": (112, 50, 100),
+    "summarization": (48, 10, 16),
     "qa": (80, 50, 50),
-    "regression": (96, 50, 80),
+    "regression": (144, 50, 80),
 }
 """The number of train, validation and test records of each task."""
 
