@@ -1,5 +1,6 @@
 """Databases that are locked, silent or gone: nobody waits for them, and what was answered then is kept."""
 
+import contextlib
 import socket
 import sqlite3
 import threading
@@ -65,6 +66,36 @@ def held(postgres_url):
 
 
 @pytest.fixture
+def relay(postgres_url):
+    """The URL of a PostgreSQL store behind a relay, which stops passing anything on, and the ways to do that."""
+    behind = ("127.0.0.1", int(postgres_url.rsplit(":", 1)[1].split("/")[0]))
+    flows = threading.Event()
+    flows.set()
+
+    def copy(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(2**16):
+                flows.wait()
+                target.sendall(data)
+
+    def take(listener):
+        with contextlib.suppress(OSError):
+            while True:
+                ends = listener.accept()[0], socket.create_connection(behind)
+                for pair in (ends, ends[::-1]):
+                    threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=take, args=(listener,), daemon=True).start()
+        yield f"postgresql://fintune@127.0.0.1:{listener.getsockname()[1]}/postgres", flows
+        flows.set()
+    import psycopg
+
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+
+@pytest.fixture
 def recorder_of(monkeypatch):
     """A function: URL → the recorder of a service that keeps its answers there."""
     made = []
@@ -120,6 +151,29 @@ def test_answers_of_an_outage_are_kept_when_it_is_over(fault, recorder_of, reque
     names = [recorder.record("sentiment", f"text {i}", ANSWER) for i in range(5)]
     time.sleep(PATIENCE + 0.5)
     unlock()
+    deadline = time.monotonic() + 20
+    while recorder.writer.state()["waiting"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert recorder.writer.state() == {"state": "ok", "waiting": 0, "lost": 0}
+    assert all(recorder.store.find(name) for name in names)
+
+
+def test_a_database_that_falls_silent_between_two_answers_delays_none_and_loses_none(
+    relay, recorder_of, monkeypatch
+):
+    monkeypatch.setattr("fintune.monitoring.writer.SILENT_SECONDS", 0.5)
+    url, flows = relay
+    recorder = recorder_of(url)
+    names = [recorder.record("sentiment", "before", ANSWER)]
+    assert recorder.writer.flush(10)
+    flows.clear()
+    begun = time.monotonic()
+    for i in range(8):
+        names.append(recorder.record("sentiment", f"meanwhile {i}", ANSWER))
+        time.sleep(0.1)
+    assert seconds(recorder.exposition) < 2 * PATIENCE and time.monotonic() - begun < 4
+    assert recorder.writer.state() == {"state": "down", "waiting": 8, "lost": 0}
+    flows.set()
     deadline = time.monotonic() + 20
     while recorder.writer.state()["waiting"] and time.monotonic() < deadline:
         time.sleep(0.1)

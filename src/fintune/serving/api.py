@@ -291,7 +291,7 @@ async def list_adapters(thread: Thread) -> Any:
     return AdapterList(data=[AdapterInfo(id=n, loaded=n in loaded) for n in sorted(thread.models.folders())])
 
 
-def _manager(request: Request) -> None:
+async def _manager(request: Request) -> None:
     key = request.state.key
     if key is not None and not key.admin:
         raise ApiError(
