@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from feed_server import Reply
@@ -159,7 +160,7 @@ def test_what_a_redirect_says_beside_its_target_is_not_read(server, web):
 
     server.routes["/feed"] = lambda *_: Reply(endless(), status=302, headers={"Location": "/there"})
     server.routes["/there"] = Reply(b"news")
-    answer = ask(web, "GET", server.url + "/feed", limits=QUICK)
+    answer = ask(web, "GET", server.url + "/feed", limits=replace(QUICK, seconds=10))
     assert (answer.body, answer.url) == (b"news", server.url + "/there")
     assert len(sent) < 20
 
@@ -199,7 +200,7 @@ def test_an_answer_too_large_is_cut_short_by_its_length_or_by_its_pieces(server,
     server.routes["/endless"] = lambda *_: Reply(endless())
     for path in ("/declared", "/endless"):
         with pytest.raises(WebError, match="10,00"):
-            ask(web, "GET", server.url + path, limits=QUICK)
+            ask(web, "GET", server.url + path, limits=replace(QUICK, seconds=10))
     assert len(sent) < 50_000
 
 
