@@ -103,7 +103,7 @@ def test_a_device_that_fails_for_good_is_given_up_after_some_failures_in_a_row(e
     monkeypatch.setattr(engine.backend, "log_likelihoods", fails(FAULT))
     answers = [status(one) for _ in range(3)]
     assert answers == [(500, "internal_error")] * 3
-    deadline = time.monotonic() + 10  # the caller hears of it before the test that follows
+    deadline = time.monotonic() + 10  # the answer is sent before the model is looked at
     while one.ready and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "3 times in a row" in one.health.lost and not one.ready
