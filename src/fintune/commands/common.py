@@ -162,6 +162,13 @@ def address_flags(command: argparse.ArgumentParser, port: int, more: str = "") -
     """`--port` and `--host`; `more` is what the help says of the port besides its default."""
     command.add_argument("--port", type=int, default=port, help=f"(default: {port}{more})")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--allow_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="host names by which it is asked, besides this machine's own: those of a proxy before it",
+    )
 
 
 def store_flag(command: argparse.ArgumentParser) -> None:
