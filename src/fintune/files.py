@@ -104,13 +104,14 @@ def replace_folder(new: Path, old: Path) -> None:
         os.replace(new, old)
 
 
-def replace_files(new: Path, old: Path, last: str) -> None:
-    """Move the files of `new` over those of `old`, the one named `last` at the end; `new` vanishes.
+def replace_files(new: Path, old: Path, first: str, last: str) -> None:
+    """Move the files of `new` over those of `old`, in the order of two names; `new` vanishes.
 
-    Other files of `old` stay. What `last` is found with is whole, and so is every file.
+    Other files of `old` stay, and every file is whole. Where `first` says what `last` must be, a folder that
+    was left half-way is known by it.
     """
     old.mkdir(parents=True, exist_ok=True)
-    for path in sorted(new.iterdir(), key=lambda path: path.name == last):
+    for path in sorted(new.iterdir(), key=lambda path: (path.name != first, path.name == last)):
         os.replace(path, old / path.name)
     new.rmdir()
 
@@ -234,15 +235,34 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
+def read_json(path: str | Path, limit: int = 256_000_000) -> Any:
+    """The value of a JSON file of at most `limit` bytes.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        DataError: the file is missing, too large, or no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"{path} is damaged: it has more than {limit:,} bytes.")
+        return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise DataError(f"{path} is damaged: its JSON is nested too deeply.") from None
+    except ValueError as error:  # of JSON, UTF-8, or a number of too many digits
         raise DataError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+
+
+def stamp(*paths: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes when one of these files does, or comes or goes: no byte of them is read."""
+    found: list[tuple[int, ...]] = []
+    for path in paths:
+        try:
+            info = path.stat()
+        except OSError:
+            found.append((0,))
+        else:
+            found.append((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+    return tuple(found)
