@@ -1,11 +1,13 @@
 """Folders that others hand in: none changes what the base and its neighbours answer, each is refused once."""
 
+import asyncio
 import json
 import os
 import re
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -248,3 +250,28 @@ def test_many_adapters_are_listed_from_what_is_known_of_them(place, tmp_path):
     for name in models.names():
         assert len(models.tasks(name).names()) == 5
     assert len(models.names()) == 61 and time.perf_counter() - begun < 2
+
+
+def test_a_slow_listing_does_not_keep_other_requests_waiting():
+    from fintune.serving import api
+
+    class Slow:
+        default = "good"
+
+        def __getattr__(self, name):
+            def slow(*arguments):
+                time.sleep(0.3)
+                return [] if name in ("names", "loaded", "folders") else "good"
+
+            return slow if name != "loaded" else list
+
+    async def beside(work):
+        ticks, task = 0, asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    thread = SimpleNamespace(models=Slow())
+    for work in (api.list_models(thread), api.list_adapters(thread), api.show_model("x", thread)):
+        assert asyncio.run(beside(work)) > 5
