@@ -14,6 +14,7 @@ from fintune.models.export import export
 from fintune.training.average import average
 
 IDS = torch.arange(40).view(2, 20)
+PER_LAYER = {"layers.1.self_attn.k_proj": 64}
 QKV = ["q_proj", "k_proj", "v_proj"]
 
 
@@ -28,7 +29,7 @@ def base(folder):
     [
         ({"target_modules": "all-linear", "use_rslora": True}, {}),
         ({"target_modules": QKV, "use_dora": True, "lora_alpha": 12.5}, {}),
-        ({"target_modules": QKV, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"1.self_attn.k_proj": 64}}, {}),
+        ({"target_modules": QKV, "rank_pattern": {"q_proj": 2}, "alpha_pattern": PER_LAYER}, {}),
         ({"target_modules": r".*\.layers\.1\..*_proj"}, {"target_modules": r".*\.layers\.1\..*_proj"}),
         ({"target_modules": ["q_proj", "embed_tokens"], "layers_to_transform": None}, {}),
         ({"target_modules": QKV, "task_type": None}, {"init_lora_weights": "gaussian", "a_new_field": None}),
