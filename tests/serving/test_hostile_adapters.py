@@ -133,7 +133,7 @@ CUTS = st.none() | st.tuples(
 )
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(FIELDS, VALUES, max_size=3), st.sampled_from([None, wide, without_first, deep]), CUTS)
 def test_whatever_a_folder_holds_the_base_and_a_neighbour_answer_bit_for_bit_as_before(
     models, place, config, weights, cut
