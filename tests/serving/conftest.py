@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from adapter_folders import reseal
 from forked import Forked, fintune
 
 pytest.importorskip("fastapi", reason="the API needs the serve extra")
@@ -73,6 +74,7 @@ def adapters(tiny_base, tmp_path_factory):
     torch.manual_seed(1)
     changed = {name: value + 0.2 * torch.randn_like(value) for name, value in load_file(weights).items()}
     save_file(changed, weights, metadata={"format": "pt"})
+    reseal(folder / "second")
     return folder
 
 
