@@ -137,6 +137,7 @@ def _keys_flags(command: argparse.ArgumentParser) -> None:
     create.add_argument("--name", required=True, help="whose it is")
     create.add_argument("--rate", type=count, metavar="N", help="requests a minute (default: the server's)")
     create.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    create.add_argument("--metrics", action="store_true", help="may read /metrics, and nothing else")
     listing = actions.add_parser("list", help="the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="make a key good for nothing, on running servers too")
     revoke.add_argument("key", metavar="KEY", help="its id or its name")
@@ -168,7 +169,7 @@ def _monitor_flags(command: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from fintune.demo.app import launch
 
-    launch(adapter_of(args.model_path), args.port, args.host, args.live_dir)
+    launch(adapter_of(args.model_path), args.port, args.host, args.live_dir, args.allow_host)
     return 0
 
 
@@ -242,6 +243,7 @@ def _serve(args: argparse.Namespace) -> int:
             max_document=args.max_document,
             max_tokens=args.max_tokens,
             cors=tuple(args.cors),
+            hosts=tuple(args.allow_host),
             log_text=args.log_text,
         )
     )
@@ -253,15 +255,16 @@ def _keys(args: argparse.Namespace) -> int:
 
     path = Path(args.keys) if args.keys else keys.default_path()
     if args.action == "create":
-        print(keys.create(path, args.name, args.rate, args.admin))
+        print(keys.create(path, args.name, args.rate, args.admin, args.metrics))
         print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
     elif args.action == "revoke":
         print(f"Revoked {keys.revoke(path, args.key).id}.")
     else:
         for key in keys.load(path).values():
             state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            kind = "admin" if key.admin else "metrics" if key.metrics else "user"
             rate = "server's rate" if key.rate is None else f"{key.rate}/min"
-            print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
+            print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
     return 0
 
 
