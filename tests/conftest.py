@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import pytest
+from adapter_folders import make_random_adapter, make_tiny_base
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -65,53 +66,8 @@ def wandb_anew():
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
-    """A folder with a random two-layer Llama (3.2 M parameters, fp32) and SmolLM2's tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from fintune.models.base import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-base")
-    tokenizer = load_tokenizer("smollm2-135m-instruct")
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def make_random_adapter(base, folder):
-    """An adapter of random weights, which answers quite otherwise than its base; returns its folder."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from fintune.config import Recipe
-    from fintune.models import manifest
-    from fintune.tasks import task_set
-
-    raw = {"base_model": {"name": str(base)}, "training": {"bf16": False, "max_length": 256}}
-    recipe = Recipe.model_validate(raw)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
-    peft.get_peft_model(model, config).save_pretrained(folder)
-    manifest.write(folder, recipe, task_set(recipe), seed=7)
-    return folder
+    """`make_tiny_base` in a folder."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny-base"))
 
 
 @pytest.fixture(scope="session")
