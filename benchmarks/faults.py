@@ -156,7 +156,9 @@ class World:
         bodies: list[tuple[str, dict[str, Any]]] = []
         for i, text in enumerate(self.titles):
             model = "ab"[i % 2]
-            bodies.append((f"/v1/tasks/{('sentiment', 'headline')[i // 2 % 2]}", {"text": text, "model": model}))
+            bodies.append(
+                (f"/v1/tasks/{('sentiment', 'headline')[i // 2 % 2]}", {"text": text, "model": model})
+            )
         for model in "ab":
             inputs = [{"text": text} for text in self.titles[:8]]
             bodies.append(("/v1/tasks/headline", {"inputs": inputs, "model": model}))
@@ -254,7 +256,9 @@ def raw(world: World, path: str, body: Any) -> bytes:
     """A request as bytes, for clients that behave badly."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.keys[1]}\r\n"
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    return (
+        f"{head}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    )
 
 
 async def slow_readers(world: World, http: Any) -> None:
@@ -437,7 +441,9 @@ async def run(world: World, seconds: float, chosen: list[str]) -> None:
                 else:
                     await killed(world, http, name, expected)
                 world.memory.append(world.resident())
-                shown = {what: world.counts[name, what] for what in ("answered", "refused", "cut", "lost", "wrong")}
+                shown = {
+                    what: world.counts[name, what] for what in ("answered", "refused", "cut", "lost", "wrong")
+                }
                 print(f"{name:18} {time.monotonic() - begun:5.1f} s  {shown}", flush=True)
             first = False
         world.fault = "after"
