@@ -6,6 +6,7 @@ Knows tokenizers and token ids, no models.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -103,8 +104,8 @@ class _Passage:
         self.end = tokenizer.eos_token_id
         self.ids = _ids(tokenizer, text)
         # An answer begins without the space that its first word has inside the text.
-        bare = [_ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in self.ids]
-        self.starts = [ids[0] if len(ids) == 1 else None for ids in bare]
+        bare = {i: _ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in set(self.ids)}
+        self.starts = [ids[0] if len(ids := bare[i]) == 1 else None for i in self.ids]
 
     def next(self, sofar: Sequence[int]) -> Sequence[int]:
         if not sofar:
@@ -145,7 +146,7 @@ class _Numbers:
         self.plain, self.part, self.units, self.letters = _by_digits(tokenizer)
         found = set(_NUMBER.findall(source))
         self.written = found | {number.replace(",", "") for number in found}
-        self.begun = {number[:i] for number in self.written for i in range(1, len(number) + 1)}
+        self.in_order = sorted(self.written)
         self.values = stated_values(source)
         self.masks: dict[str, torch.Tensor] = {}
 
@@ -198,10 +199,15 @@ class _Numbers:
             if ahead in (".", ","):  # it would be read as a fraction
                 return False
             whole = number.group() in self.written if ahead.isalpha() else self._states(number.group())
-            begun = after in ("", ".", ",") and number.group() + after in self.begun
+            begun = after in ("", ".", ",") and self._begins(number.group() + after)
             if not (begun or (after and whole)):
                 return False
         return True
+
+    def _begins(self, text: str) -> bool:
+        """Whether a number of the source begins so: of those in order, the first that is not before it."""
+        place = bisect_left(self.in_order, text)
+        return place < len(self.in_order) and self.in_order[place].startswith(text)
 
     def _states(self, number: str, scale: float = 1.0) -> bool:
         try:
