@@ -80,9 +80,9 @@ def adapters(tiny_base, tmp_path_factory):
 def start():
     """A function: flags → a server of one's own, to be stopped."""
 
-    def run(*flags, keys, port=0, **environment):
+    def run(*flags, keys, port=0, command=fintune, **environment):
         flags = ["--port", str(port), "--keys", str(keys), *map(str, flags)]
-        return _started(Forked(fintune, ["serve", *flags], **environment))
+        return _started(Forked(command, ["serve", *flags], **environment))
 
     return run
 

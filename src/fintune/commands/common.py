@@ -75,6 +75,16 @@ def count(text: str) -> int:
     return value
 
 
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
+    return value
+
+
 class Pairs(argparse.Action):
     """Reads `text=Headline question=Q` as a dict."""
 

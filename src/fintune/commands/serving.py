@@ -15,6 +15,7 @@ from fintune.commands.common import (
     count,
     model_path_flag,
     recipe_flags,
+    seconds,
     store_flag,
     trained_recipe,
 )
@@ -94,9 +95,18 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max_queue", type=count, default=512, metavar="N", help="records that may wait (default: 512)"
     )
-    command.add_argument("--timeout", type=float, default=60, metavar="S", help="of a request (default: 60)")
     command.add_argument(
-        "--slow", type=float, default=10, metavar="S", help="a client may take to send it (default: 10)"
+        "--timeout", type=seconds, default=60, metavar="S", help="of a request (default: 60)"
+    )
+    command.add_argument(
+        "--max_step",
+        type=seconds,
+        default=600,
+        metavar="S",
+        help="a step of the model may take before the server ends, to be started anew (default: 600)",
+    )
+    command.add_argument(
+        "--slow", type=seconds, default=10, metavar="S", help="a client may take to send it (default: 10)"
     )
     command.add_argument(
         "--max_body",
@@ -226,6 +236,7 @@ def _serve(args: argparse.Namespace) -> int:
             max_wait=args.max_wait_ms / 1000,
             max_queue=args.max_queue,
             timeout=args.timeout,
+            max_step=args.max_step,
             slow=args.slow,
             max_body=args.max_body,
             max_document=args.max_document,

@@ -26,7 +26,7 @@ from fintune.inference.grounding import bullet_sources
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
 from fintune.serving import notes
-from fintune.serving.errors import ApiError, for_caller
+from fintune.serving.errors import ApiError, for_caller, lost, stopping
 from fintune.serving.gate import Gate
 from fintune.serving.keys import KeyRing
 from fintune.serving.queue import Answer, Answered, ModelThread
@@ -334,8 +334,10 @@ def _adapter(thread: ModelThread, name: str) -> str:
 
 
 @router.get("/healthz", response_model=Health, tags=["operation"])
-async def healthz() -> Any:
-    """Whether the process answers."""
+async def healthz(thread: Thread) -> Any:
+    """Whether the process is worth keeping: 503 where the model is lost for good."""
+    if thread.health.lost:
+        raise lost()
     return Health(status="ok")
 
 
@@ -343,7 +345,7 @@ async def healthz() -> Any:
 async def readyz(thread: Thread) -> Any:
     """Whether the model does: 503 where it does not."""
     if not thread.ready:
-        raise ApiError(503, "The model thread has ended.", "server_error", "stopping")
+        raise lost() if thread.health.lost else stopping()
     return Health(status="ok")
 
 

@@ -62,3 +62,8 @@ def timed_out(seconds: float) -> ApiError:
 def stopping() -> ApiError:
     message = "The server is stopping: try again in 5 s."
     return ApiError(503, message, "server_error", "stopping", headers={"Retry-After": "5"})
+
+
+def lost() -> ApiError:
+    message = "The model has stopped working, and the server starts anew: try again in 30 s."
+    return ApiError(503, message, "server_error", "model_lost", headers={"Retry-After": "30"})

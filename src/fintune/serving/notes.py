@@ -19,6 +19,7 @@ PLAIN = "text"
 _OUTCOMES: dict[str | None, Outcome] = {
     "overloaded": "overloaded",
     "stopping": "unavailable",
+    "model_lost": "unavailable",
     "timeout": "timeout",
     "client_closed_request": "cancelled",
     "cannot_answer": "invalid",

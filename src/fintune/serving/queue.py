@@ -8,6 +8,7 @@ nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -21,7 +22,8 @@ from fintune.inference.engine import Engine
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
-from fintune.serving.errors import ApiError, overloaded, stopping, timed_out
+from fintune.serving.errors import ApiError, lost, overloaded, stopping, timed_out
+from fintune.serving.health import Health
 from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
 from fintune.serving.writing import Group, Sampling, Writing
@@ -99,12 +101,14 @@ class ModelThread:
         self._rate = 10.0
         self._stop = False
         self._changed = threading.Condition()
+        self._running: list[_Job] = []
+        self.health = Health(settings.max_step, settings.max_failures, self._probe, self._lose_all)
         self._thread = threading.Thread(target=self._run, name="fintune-model", daemon=True)
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        return self._thread.is_alive() and not self._stop
+        return self._thread.is_alive() and not self._stop and not self.health.lost
 
     @property
     def length(self) -> int:
@@ -116,7 +120,9 @@ class ModelThread:
         with self._changed:
             self._stop = True
             self._changed.notify()
-        self._thread.join(self.settings.grace)
+        if not self.health.lost:
+            self._thread.join(self.settings.grace)
+        self.health.stop()
 
     # For callers ------------------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class ModelThread:
         job = _Job(key, size, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
         with self._changed:
             if not self.ready:
-                raise stopping()
+                raise stopping() if self._stop else lost()
             if self._size + size > self.settings.max_queue:
                 self._forget_the_dropped()
             if self._size + size > self.settings.max_queue:
@@ -206,14 +212,36 @@ class ModelThread:
     # The thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            jobs = self._next()
-            if jobs is None:
-                return
-            if jobs:
-                self._begin(jobs)
-            for entry in list(self._groups):
-                self._advance(entry)
+        try:
+            while (jobs := self._next()) is not None:
+                if jobs:
+                    with self.health.step():
+                        self._begin(jobs)
+                for entry in list(self._groups):
+                    with self.health.step():
+                        self._advance(entry)
+        except BaseException as error:  # a thread that ends in silence would leave everyone waiting
+            self.health.lose("its thread has ended", error)
+
+    def _probe(self) -> None:
+        """A small forward pass."""
+        engine, use_adapter = self.models.get(self.models.default)
+        ids = engine.template.completion_ids("Sales rose.")
+        with engine.backend.session(use_adapter):
+            engine.backend.log_likelihoods([ids], [ids], 0)
+
+    def _lose_all(self) -> None:
+        """Answer everyone who waits: the model thread will not, and may not be able to."""
+        with self._changed:
+            jobs = [*self._running, *(job for _, _, group in self._groups for job in group), *self._waiting]
+            self._waiting.clear()
+            self._size = 0
+        _fail(jobs, lost())
+
+    def _failed(self, jobs: list[_Job], error: BaseException) -> None:
+        _fail(jobs, error)
+        if not isinstance(error, ApiError | FintuneError):
+            self.health.failed()
 
     def _next(self) -> list[_Job] | None:
         """The jobs to compute now: the oldest and those like it. None to end; [] where only texts are on."""
@@ -258,6 +286,7 @@ class ModelThread:
         started = time.monotonic()
         for job in jobs:
             job.started = started
+        self._running = jobs
         count = sum(job.size for job in jobs)
         try:
             if kind == "control":
@@ -273,14 +302,18 @@ class ModelThread:
                 METRICS.observe_batch(task, count, taken)
             else:
                 self._start_writing(jobs, rest[0])
-        except Exception as error:
-            _fail(jobs, error)
+            if kind != "control":
+                self.health.worked()
+        except BaseException as error:
+            self._failed(jobs, error)
+        self._running = []
 
     def _answer(self, jobs: list[_Job], model: str, task: str, truncate: bool) -> None:
         engine, use_adapter = self.models.get(model)
         records = [record for job in jobs for record in job.work]
 
         def go_on(done: int) -> None:
+            self.health.beat()
             if all(job.given_up() for job in jobs):
                 raise _NobodyWaitsError
 
@@ -345,11 +378,13 @@ class ModelThread:
             # Another model may have answered since the last step, and this one been loaded anew.
             group.engine, group.use_adapter = self.models.get(model)
             more = group.step()
-        except Exception as error:
-            group.end()
-            _fail(jobs, error)
+        except BaseException as error:
             self._groups.remove(entry)
+            with contextlib.suppress(BaseException):  # after a fault of the device this fails too
+                group.end()
+            self._failed(jobs, error)
             return
+        self.health.worked()
         for job in [job for job in jobs if job.work.finish]:
             jobs.remove(job)
             writing: Writing = job.work
@@ -364,7 +399,7 @@ class _NobodyWaitsError(Exception):
     pass
 
 
-def _fail(jobs: list[_Job], error: Exception) -> None:
+def _fail(jobs: list[_Job], error: BaseException) -> None:
     """Tell every caller; what is no mistake of theirs is logged, and its details stay here."""
     if not isinstance(error, ApiError | FintuneError):
         log.error("the model failed", exc_info=error)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import threading
 from typing import Any
 
 from fintune.errors import ConfigError, MissingExtraError
+from fintune.serving.health import Health
 from fintune.serving.settings import Settings
 
 
 def serve(settings: Settings) -> None:
     """Serve until interrupted or terminated; what runs then is finished first.
+
+    When the model is lost the process ends with exit code 1.
 
     Raises:
         FintuneError: the address is taken, other machines could connect without a key, the model cannot be
@@ -49,7 +55,8 @@ def serve(settings: Settings) -> None:
         models = Models(settings.model_path, settings.adapters, settings.max_adapters)
     else:
         models = OneModel(settings)
-    app = build(settings, ModelThread(models, settings), keys if protected else None)
+    thread = ModelThread(models, settings)
+    app = build(settings, thread, keys if protected else None)
     logs.configure()
     tracing.configure()
     config = uvicorn.Config(
@@ -68,7 +75,9 @@ def serve(settings: Settings) -> None:
     access = "a key is needed" if protected else "no key is needed"
     print(f"The API of {', '.join(models.names())} is at {where} ({access}; {where}/docs; Ctrl+C stops it).")
     print(end="", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    _server(config, thread.health, settings.grace).run(sockets=[listener])
+    if thread.health.lost:
+        _give_up()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -79,6 +88,29 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"--host {host} --port {port} cannot be listened on ({error}): choose another."
         ) from None
+
+
+def _server(config: Any, health: Health, grace: float) -> Any:
+    """uvicorn's server, which also ends when the model is lost."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            if not health.lost:
+                return await super().on_tick(counter)
+            alarm = threading.Timer(grace + 10, _give_up)  # where the orderly end hangs too
+            alarm.daemon = True
+            alarm.start()
+            return True
+
+    return Server(config)
+
+
+def _give_up() -> None:
+    """End with an error, so that a supervisor starts the server again. The model's thread may hang for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _protocol(slow: float) -> Any:
