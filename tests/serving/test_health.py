@@ -34,7 +34,8 @@ def thread(engine):
     begun = []
 
     def make(**settings):
-        models = SimpleNamespace(get=lambda name: (engine, False), texts=None, default="base")
+        ready = {"ready": lambda name: engine, "texts": None, "default": "base"}
+        models = SimpleNamespace(get=lambda name: (engine, False), **ready)
         begun.append(ModelThread(models, Settings(**settings)))
         return begun[-1]
 
@@ -103,6 +104,9 @@ def test_a_device_that_fails_for_good_is_given_up_after_some_failures_in_a_row(e
     monkeypatch.setattr(engine.backend, "log_likelihoods", fails(FAULT))
     answers = [status(one) for _ in range(3)]
     assert answers == [(500, "internal_error")] * 3
+    deadline = time.monotonic() + 10  # the answer is sent before the model is looked at
+    while one.ready and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert "3 times in a row" in one.health.lost and not one.ready
     assert status(one) == (503, "model_lost")
 

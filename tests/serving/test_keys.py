@@ -7,7 +7,7 @@ import pytest
 
 from fintune.cli import main
 from fintune.errors import ConfigError
-from fintune.serving import keys
+from fintune.serving import keys, shares
 
 
 def test_the_file_holds_no_key_and_is_its_owners_alone(tmp_path):
@@ -60,8 +60,8 @@ def test_a_public_address_without_keys_is_refused_before_the_model_is_loaded(tmp
 
 def test_a_limit_is_so_many_a_minute(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(keys.time, "monotonic", lambda: now[0])
-    limiter = keys.Limiter()
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    limiter = shares.Limiter()
     passed = 0
     for _ in range(600):  # ten minutes, a try a second
         now[0] += 1

@@ -131,7 +131,7 @@ class PackedTexts:
         return torch.cat([prompt.logits for prompt in self._prompts if prompt.logits is not None])
 
     def _compute(self, prompts: Sequence[_Prompt]) -> None:
-        """Prompts as one packed row. Its keys stand as prefix, first prompt's rest, second prompt's rest, …"""
+        """Prompts as one packed row, whose keys are the prefix's, the first prompt's rest, the second's, …"""
         p = begin = self._prefix.length
         ids = [prompt.ids for prompt in prompts]
         row = pack(ids, [[[0]]] * len(ids), prefix=p).to(self._model.device)  # any target: none is read
@@ -179,7 +179,7 @@ class PackedTexts:
                     row[:, longest - used : longest] = states[kind]
                     row[:, : longest - used] = 0
                 buffers.append(buffer)
-            self._layers.append(_Slots(*buffers, longest))
+            self._layers.append(_Slots(buffers[0], buffers[1], longest))
         self._cache = DynamicCache()
         self._cache.layers = self._layers
         hidden = torch.arange(longest + self._room)[None, :] < (longest - lengths)[:, None]

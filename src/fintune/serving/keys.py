@@ -12,7 +12,6 @@ import hmac
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -38,6 +37,8 @@ class Key:
     created: str
     rate: int | None = None
     """Requests a minute; None is the server's limit, 0 none."""
+    rate_records: int | None = None
+    rate_tokens: int | None = None
     admin: bool = False
     """May load and unload adapters."""
     revoked: str | None = None
@@ -50,7 +51,14 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "fintune" / "keys.json"
 
 
-def create(path: Path, name: str, rate: int | None = None, admin: bool = False) -> str:
+def create(
+    path: Path,
+    name: str,
+    rate: int | None = None,
+    admin: bool = False,
+    rate_records: int | None = None,
+    rate_tokens: int | None = None,
+) -> str:
     """A new key, which is returned once and not kept.
 
     Raises:
@@ -61,7 +69,7 @@ def create(path: Path, name: str, rate: int | None = None, admin: bool = False) 
     own, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with _changing(path) as keys:
-        keys[own] = Key(own, name, salt, _hash(secret, salt), now, rate, admin)
+        keys[own] = Key(own, name, salt, _hash(secret, salt), now, rate, rate_records, rate_tokens, admin)
     return f"ft-{own}-{secret}"
 
 
@@ -152,23 +160,3 @@ class KeyRing:
         expected = key.hash if key else _NOBODY
         same = hmac.compare_digest(_hash(match[2], key.salt if key else _NOBODY[:32]), expected)
         return key if key and same and not key.revoked else None
-
-
-class Limiter:
-    """Requests a minute by caller: a bucket of that many, filled evenly."""
-
-    def __init__(self) -> None:
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, who: str, rate: int) -> float:
-        """Take one; 0, or the seconds until there is one again."""
-        if rate <= 0:
-            return 0.0
-        now = time.monotonic()
-        left, then = self._buckets.get(who, (float(rate), now))
-        left = min(float(rate), left + (now - then) * rate / 60)
-        if left < 1:
-            self._buckets[who] = left, now
-            return (1 - left) * 60 / rate
-        self._buckets[who] = left - 1, now
-        return 0.0
