@@ -310,7 +310,8 @@ class TaskDataConfig(_Section):
     or as the task calls them."""
     columns: dict[str, str] = {}
     """Field (text, target, question, group, split, time) → your file's column, where the names differ; or a
-    path to it in JSON, such as `data.items[].headline`."""
+    path to it in JSON, such as `data.items[].headline`. `document` instead of text → the column that names a
+    document (HTML, PDF, Markdown, text) in the file's folder or below."""
     labels: dict[Label, Label | None] = {}
     """The data's label → the task's label, where they differ; null leaves out the rows that have it."""
     encoding: str | None = None

@@ -113,3 +113,16 @@ def test_what_is_not_plain_is_asked_for_in_one_sentence(workdir, capsys):
         assert main(["init", "--yes", *arguments]) == 1
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+
+def test_what_set_says_holds_with_debug_too(tmp_path):
+    from fintune.cli import _parser
+    from fintune.commands.common import recipe_of
+
+    (tmp_path / "r.yaml").write_text("training: {max_steps: 50}\ndata: {tasks: {qa: {dataset: sample}}}\n")
+    said = ["training.max_steps=3", "training.warmup_steps=1", "data.tasks.qa.max_train=9"]
+    words = ["train", "--config", str(tmp_path / "r.yaml"), "--debug", *(f"--set={each}" for each in said)]
+    recipe = recipe_of(_parser().parse_args(words))
+    small = recipe.training
+    assert (small.max_steps, small.warmup_steps, small.max_length, recipe.debug) == (3, 1, 256, True)
+    assert (recipe.data.tasks["qa"].max_train, recipe.data.tasks["qa"].max_test) == (9, 8)

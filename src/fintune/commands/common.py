@@ -107,7 +107,18 @@ def recipe_of(args: argparse.Namespace) -> Any:
             )
     else:
         recipe = load_recipe(args.config or default_recipe_path(), overrides(args))
-    return recipe.debugged() if args.debug else recipe
+    return _debugged(recipe, args) if args.debug else recipe
+
+
+def _debugged(recipe: Any, args: argparse.Namespace) -> Any:
+    """The recipe at `--debug`'s small scale; what `--set` says comes last, and so holds."""
+    from fintune.recipes import recipe_from
+
+    small = recipe.debugged()
+    if not (changes := overrides(args)):
+        return small
+    changed = recipe_from(small.model_dump(exclude_unset=True), changes, "--debug")
+    return changed if recipe.plugin_folder is None else changed.read_from(recipe.plugin_folder)
 
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:
@@ -150,7 +161,7 @@ def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> A
         trained = _recipe_in(check_model(model_path), overrides(args))
     if trained is None:
         return recipe_of(args)
-    return trained.debugged() if args.debug else trained
+    return _debugged(trained, args) if args.debug else trained
 
 
 def model_path_flag(command: argparse.ArgumentParser, help: str = MODEL_PATH_HELP) -> None:

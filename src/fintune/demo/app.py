@@ -182,7 +182,7 @@ def _origin(adapter: Path) -> str:
     listed = "; ".join(f"{dataset} ({', '.join(names)})" for dataset, names in datasets.items())
     created = str(facts.get("created", ""))[:16].replace("T", " ")
     return " ".join(
-        filter(None, [f"Trained {created}" if created else "", f"on: {listed}" if listed else ""])
+        filter(None, [f"Trained {created} UTC" if created else "", f"on: {listed}" if listed else ""])
     )
 
 

@@ -27,9 +27,11 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
     gr.HTML(f'<p class="ft-about">{escape(texts.ABOUT.get(task.name, task.instruction))}</p>')
     if obstacle := task.obstacle():
         gr.HTML(render.notice(obstacle))
-    inputs = boxes(gr, task)
-    empty = render.empty("The answer will appear here.")
     records = texts.examples(task)
+    inputs = _boxes(
+        gr, task, "Paste a text here, or choose an example above." if records else "Paste a text here."
+    )
+    empty = render.empty("The answer will appear here.")
     if records:
         chosen = gr.Examples(
             [[r.text, r.question][: len(inputs)] for r in records],
@@ -72,14 +74,14 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
         )
 
 
-def boxes(gr: Any, task: Task) -> list[Any]:
+def _boxes(gr: Any, task: Task, hint: str) -> list[Any]:
     """The text boxes of a task, to be rendered where they belong."""
     found = [
         gr.Textbox(
             label=texts.LABELS.get(task.name, "Text"),
             lines=task.input_lines,
             max_lines=max(12, task.input_lines),
-            placeholder="Paste a text here, or choose an example above.",
+            placeholder=hint,
             elem_id=f"{task.name}-text",
             render=False,
         )

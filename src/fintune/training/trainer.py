@@ -85,6 +85,8 @@ class MultiTaskTrainer(transformers.Trainer):
         self.stopped_early = False
         self.answers: dict[str, tuple[Sequence[Record], Sequence[Prediction]]] = {}
         """Of the weights that are kept: each task's validation records and what it answers to them."""
+        self.answered_at = -1
+        """The step whose answers they are."""
         self.former = checkpoints(self.args.output_dir)
         """Of an earlier run, which go when this one has its first."""
         self.steps_per_epoch = steps_per_epoch
@@ -194,6 +196,7 @@ class MultiTaskTrainer(transformers.Trainer):
     def _answer(self) -> dict[str, float]:
         """Answer the validation records, and return every task's metrics."""
         logs: dict[str, float] = {}
+        self.answered_at = self.state.global_step
         for task, (records, _) in self.validation.items():
             owner = self.engine.tasks[task]
             shown = records if owner.decoding == "candidates" else records[:GENERATED]
@@ -230,11 +233,13 @@ class MultiTaskTrainer(transformers.Trainer):
             return
         seen = [e for e in self.state.log_history if e["step"] == step and "eval_loss" in e]
         seen = seen or [self.evaluate()]  # resumed where a run of an earlier version ended
-        losses = {name: value for name, value in seen[0].items() if name.startswith("eval_")}
-        self.state.global_step = step
-        self.log(logs := losses | self._answer())
-        self.state.global_step = last
-        self.validated = {**logs, "step": step}
+        figures = {name: value for name, value in seen[0].items() if name.startswith("eval_")}
+        if self.answered_at != step:
+            self.state.global_step = step
+            self.log(answered := self._answer())
+            self.state.global_step = last
+            figures |= answered
+        self.validated = {**figures, "step": step}
 
     @torch.no_grad()
     def _validation_figures(self, examples: Sequence[TokenizedExample]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from fintune.data.prepare.dataset import PreparedDataset, load_prepared
 from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
 from fintune.data.raw.readers.encodings import UTF8
 from fintune.data.raw.readers.instructions import fields_of, shape_of
-from fintune.data.raw.readers.json_rows import LINES, LIST, utf8
-from fintune.data.raw.readers.own_file import cell, has_column, usual_column
+from fintune.data.raw.readers.json_rows import LINES, LIST, cell, utf8
+from fintune.data.raw.readers.own_file import has_column, usual_column
 from fintune.data.raw.readers.row_files import BOOKS, ENDINGS, RowFile, kind_of, open_rows, row_files
 from fintune.data.raw.readers.streams import PACKED, json_items
 from fintune.data.storage import locate

@@ -342,7 +342,7 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
         form, note = time_form([file for _, file in files], config.columns, f"{key}.time_format")
         notes += [f"{name}: {note}."] if note else []
     pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns", form)
-    sums = {file.shown: file.place for _, file in files}
+    sums = {file.shown: file.place for _, file in files} | _named([file for _, file in files], config)
     shown = files[0][1].root or files[0][1].place
     return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces, remarks=tuple(notes))
 
@@ -366,9 +366,17 @@ def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) ->
             found += _own_pieces([("more", file)], task, columns, f"{key}.columns", form)
         return found
 
-    sums = {file.shown: file.place for file in files}
+    sums = {file.shown: file.place for file in files} | _named(files, config)
     remarks = (*source.remarks, *(note for file in files for note in file.notes))
     return replace(source, files={**source.files, **sums}, read=None, pieces=pieces, remarks=remarks)
+
+
+def _named(files: list[RowFile], config: TaskDataConfig) -> dict[str, Location]:
+    """The documents that rows name instead of a text."""
+    from fintune.data.raw.readers.named_documents import named_documents
+
+    column = config.columns.get("document")
+    return named_documents(files, column) if column else {}
 
 
 def _own_pieces(

@@ -241,3 +241,9 @@ def columns_of(values: Iterable[Value], wanted: Collection[str], enough: int) ->
         if count >= enough and names and all(name in names for name in wanted):
             break
     return list(names), bad
+
+
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """What a row has in a column, which may be a path inside an object; None of nothing."""
+    value = row.get(column)
+    return at(row, column) if value is None and "." in column else value

@@ -12,13 +12,14 @@ from typing import Any
 from fintune.data.raw.readers import times
 from fintune.data.raw.readers.cells import plain
 from fintune.data.raw.readers.instructions import fields_of, shape_of
-from fintune.data.raw.readers.json_rows import at
+from fintune.data.raw.readers.json_rows import cell
+from fintune.data.raw.readers.named_documents import document_text
 from fintune.data.raw.readers.row_files import Cut, RowFile, open_rows
 from fintune.data.records import Dropped
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 
-FIELDS = ("text", "target", "question", "group", "split", "time")
+FIELDS = ("text", "document", "target", "question", "group", "split", "time")
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -55,7 +56,8 @@ def read_own_file(
     Raises:
         DataError: the file is empty or damaged, or lacks a column.
     """
-    required = ("text", "target", *(name for name in task.inputs if name != "text"))
+    text = "document" if "document" in columns else "text"
+    required = (text, "target", *(name for name in task.inputs if name != "text"))
     fix = f"Map it in the recipe, such as  {key}: {{FIELD: COLUMN}}"
     for number, fields in _fields(file, task, columns, required, fix, cut=cut):
         where = f"{file.name}:{number}"
@@ -98,11 +100,14 @@ def read_inputs(
     Raises:
         DataError: the file is empty, damaged or of an unknown kind, or lacks a column.
     """
-    required = tuple(task.inputs)
     names = open_rows(file)[0] if trained else []
     usual = (trained or {}).items()
-    known = {field: name for field, name in usual if field in required and has_column(names, name)}
+    asked_for = (*task.inputs, "document")
+    known = {field: name for field, name in usual if field in asked_for and has_column(names, name)}
     mapped = {**known, **(columns or {})}
+    if "text" in (columns or {}):
+        mapped.pop("document", None)
+    required = tuple("document" if name == "text" and "document" in mapped else name for name in task.inputs)
     rows = _fields(
         file, task, mapped, required, "Say which it is, such as  --columns FIELD=COLUMN", answered=False
     )
@@ -192,6 +197,12 @@ def _fields(
             yield number, row
             continue
         fields = {field: cell(row, column) for field, column in column_of.items()}
+        if "document" in columns:
+            try:
+                fields["text"] = document_text(file, plain(fields["document"], "document"))
+            except ValueError as error:
+                yield number, str(error)
+                continue
         fields["id"] = row.get("id")
         if task.takes_turns:
             fields["system"] = row.get("system")
@@ -209,12 +220,6 @@ def has_column(names: Sequence[str], column: str) -> bool:
     return column in names or ("[]" not in column and column.partition(".")[0] in names)
 
 
-def cell(row: Mapping[str, Any], column: str) -> Any:
-    """What a row has in a column, which may be a path inside an object; None of nothing."""
-    value = row.get(column)
-    return at(row, column) if value is None and "." in column else value
-
-
 def usual_column(field: str, names: Sequence[str]) -> str | None:
     """The column that most likely holds a field, by its name alone; None where none has a usual one."""
     by_name = {name.casefold(): name for name in reversed(names)}
@@ -230,6 +235,8 @@ def _check_columns(
     fix: str,
 ) -> None:
     """Refuse a file that lacks what is required or mapped."""
+    if {"text", "document"} <= set(columns):
+        raise DataError(f"The columns of task {task.name} map text and document: keep one of them.")
     for field in columns:
         if field not in FIELDS:
             raise DataError(

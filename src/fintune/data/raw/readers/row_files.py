@@ -122,9 +122,13 @@ def row_files(
     start = len(place.path.rstrip("/")) + 1
     found = [file for file in place.files() if kind_of(file)[0]]
     if not found:
-        raise DataError(
-            f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}."
-        )
+        told = f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}"
+        if documents := sum(file.suffix in DOCUMENTS for file in place.files()):
+            told += (
+                f"; its {documents:,} documents need a table in that folder, which names each one beside its "
+                "target: name that table, and its column as columns: {document: COLUMN}"
+            )
+        raise DataError(f"{told}.")
     return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
 
 

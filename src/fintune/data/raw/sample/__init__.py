@@ -23,11 +23,11 @@ from fintune.tasks.base import Record
 __all__ = ["NOISE_SD", "SIZES", "sample_records"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
-    "sentiment": (240, 40, 100),
-    "headline": (240, 40, 100),
-    "summarization": (100, 20, 30),
-    "qa": (240, 40, 60),
-    "regression": (240, 40, 80),
+    "sentiment": (120, 50, 100),
+    "headline": (112, 50, 100),
+    "summarization": (48, 10, 16),
+    "qa": (80, 50, 50),
+    "regression": (144, 50, 80),
 }
 """The number of train, validation and test records of each task."""
 

@@ -1,0 +1,62 @@
+"""Rows that name a document instead of holding their text: a column's path in, the document's text out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from fintune.data.documents.reading import read_document
+from fintune.data.raw.readers.json_rows import cell
+from fintune.data.raw.readers.row_files import RowFile, open_rows
+from fintune.data.storage import Location
+from fintune.errors import DataError
+
+
+def document_at(file: RowFile, named: str) -> Location:
+    """The document that a row names, in the folder of the row's file or below.
+
+    Raises:
+        ValueError: it is missing, or elsewhere: a table from a stranger reads no file but those that came
+            with it.
+    """
+    parts = PurePosixPath(named.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
+        raise ValueError(f"the document {named!r} is no path below the folder of {file.name}")
+    folder, name = file.place.path.rpartition("/")[0], "/".join(parts)
+    place = Location(file.place.fs, f"{folder}/{name}", name)
+    outside = place.local and not place.local.resolve().is_relative_to(Path(folder).resolve())
+    if outside or not place.is_file():
+        raise ValueError(f"there is no document {named!r} below the folder of {file.name}")
+    return place
+
+
+def named_documents(files: Iterable[RowFile], column: str) -> dict[str, Location]:
+    """The documents that rows of some files name, by path; a row that names none is left to its reader."""
+    found = {}
+    for file in files:
+        for _, row in open_rows(file, [column])[1]:
+            named = cell(row, column) if isinstance(row, dict) else None
+            if isinstance(named, str) and named not in found:
+                with contextlib.suppress(ValueError):
+                    found[named] = document_at(file, named)
+    return {place.shown: place for place in found.values()}
+
+
+@functools.lru_cache(maxsize=4)  # questions on one document stand together
+def _text(place: Location, modified: str) -> str:
+    return "\n".join(passage.text for passage in read_document(place).passages)
+
+
+def document_text(file: RowFile, named: str) -> str:
+    """The text of the document that a row names.
+
+    Raises:
+        ValueError: it is missing or elsewhere, or cannot be read.
+    """
+    place = document_at(file, named)
+    try:
+        return _text(place, place.modified())
+    except DataError as error:
+        raise ValueError(str(error).rstrip(".")) from None
