@@ -16,7 +16,6 @@ from fintune.serving.shares import CALLER, Caller, Limiter
 from fintune.serving.writing import Sampling
 from fintune.tasks import Record
 
-
 POISON = "A text that the kernel cannot take."
 
 
@@ -74,7 +73,7 @@ def asked(thread, who, count, task="headline", **limits):
 
 async def settled(thread, count):
     """When so many records wait."""
-    while thread.length != count:  # noqa: ASYNC110
+    while thread.length != count:
         await asyncio.sleep(0.01)
 
 
@@ -171,14 +170,14 @@ def test_labels_are_answered_between_the_passes_of_a_long_prompt_which_ends_with
 
     async def both():
         text = chat(one, ids)
-        while 256 not in passes:  # noqa: ASYNC110
+        while 256 not in passes:
             await asyncio.sleep(0.001)
         await one.predict("base", "headline", records(1))
         done = text.done()
         whole = await text
         passes.clear()
         gone = chat(one, ids)
-        while 256 not in passes:  # noqa: ASYNC110
+        while 256 not in passes:
             await asyncio.sleep(0.001)
         gone.cancel()
         await one.predict("base", "headline", records(1))

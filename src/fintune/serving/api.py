@@ -28,8 +28,9 @@ from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller, lost, stopping
 from fintune.serving.gate import Gate
+from fintune.serving.jobs import Answer, Answered
 from fintune.serving.keys import KeyRing
-from fintune.serving.queue import Answer, Answered, ModelThread
+from fintune.serving.queue import ModelThread
 from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AdapterInfo,

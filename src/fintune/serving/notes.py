@@ -11,7 +11,7 @@ from dataclasses import replace
 from fintune.monitoring.metrics import METRICS, Outcome
 from fintune.monitoring.recorder import Recorder
 from fintune.serving.errors import ApiError
-from fintune.serving.queue import Answered, Done, Failed
+from fintune.serving.jobs import Answered, Done, Failed
 from fintune.tasks import Record, Task
 
 PLAIN = "text"

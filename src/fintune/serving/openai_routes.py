@@ -20,7 +20,8 @@ from fintune.inference.engine import Engine
 from fintune.prompts import framed_ids
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller
-from fintune.serving.queue import Done, ModelThread
+from fintune.serving.jobs import Done
+from fintune.serving.queue import ModelThread
 from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AssistantMessage,

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -27,117 +24,27 @@ from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
 from fintune.serving.errors import ApiError, crowded, lost, overloaded, stopping, timed_out
 from fintune.serving.health import Health
+from fintune.serving.jobs import (
+    FAILED,
+    Answered,
+    Ask,
+    Done,
+    Failed,
+    Job,
+    Piece,
+    fail,
+    log_failure,
+    server_error,
+)
 from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
-from fintune.serving.shares import CALLER, Caller, Limiter, Line
+from fintune.serving.shares import CALLER, Limiter, Line
 from fintune.serving.writing import Group, Sampling, Writing, padded_tokens
-from fintune.tasks import Prediction, Record
+from fintune.tasks import Record
 
-log = logging.getLogger("fintune.serving")
 T = TypeVar("T")
-Answer = Prediction | str
-"""A prediction, or the sentence that says why there is none."""
 TOKENIZERS = 2
 """Threads that make tokens; one caller uses one at a time."""
-
-
-class Failed(str):
-    """Why there is no answer, where that is the server's fault."""
-
-
-_FAILED = Failed("The model failed at this text: the server's log says more.")
-
-
-@dataclass(eq=False)
-class _Job:
-    """One request to the model thread. Jobs of equal `key` are computed together."""
-
-    key: tuple[str, ...]
-    costs: list[int]
-    """The tokens of each of its records; [] of what is no record."""
-    work: Any
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Any]
-    deadline: float
-    caller: Caller = field(default_factory=CALLER.get)
-    arrived: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    label: str = ""
-    """Of a text: the task's name, under which the metrics count its tokens."""
-    trace: Any = field(default_factory=tracing.here)
-    dropped: bool = False
-    taken: int = 0
-    """How many of its records were given to the model."""
-    said: Callable[[], Sequence[str]] = tuple
-    """Its texts, which the log must not show."""
-
-    @property
-    def owner(self) -> str:
-        return self.caller.name
-
-    @property
-    def size(self) -> int:
-        """Records that wait yet."""
-        return len(self.costs) - self.taken
-
-    @property
-    def begun(self) -> bool:
-        return self.taken > 0
-
-    def send(self, event: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody waits
-            self.dropped = True
-
-    def given_up(self) -> bool:
-        return self.dropped or time.monotonic() > self.deadline
-
-
-@dataclass
-class _Ask:
-    """A task on some records."""
-
-    records: list[Record]
-    engine: Engine
-    """Whose the prompts are."""
-    prompts: list[list[int] | str]
-    answers: list[Answered | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.answers = [None] * len(self.records)
-
-
-_Piece = tuple[_Job, int]
-"""A record of a job, by its place."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer, and what it took."""
-
-    answer: Answer
-    queue_seconds: float
-    """From the request's arrival to the start of its batch."""
-    prompt_tokens: int | None = None
-    """None where there is no answer."""
-    cached_tokens: int = 0
-    """Of the prompt: those that were not computed again."""
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Done:
-    """The end of a text: why it ended, its tokens and, once it is stored, the id of its prediction."""
-
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    queue_seconds: float = 0.0
-    cached_tokens: int = 0
-    prediction: Prediction | None = None
-    """Of a task that scores its answers."""
-    prediction_id: str | None = None
 
 
 class ModelThread:
@@ -147,14 +54,14 @@ class ModelThread:
         self.models = models
         self.settings = settings
         self.limiter = Limiter()
-        self._line: Line[_Job] = Line()
+        self._line: Line[Job] = Line()
         self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "fintune-tokens")
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._groups: list[tuple[str, Group, list[_Job]]] = []
+        self._groups: list[tuple[str, Group, list[Job]]] = []
         self._rate = 10.0
         self._stop = False
         self._changed = threading.Condition()
-        self._running: list[_Job] = []
+        self._running: list[Job] = []
         self.health = Health(settings.max_step, settings.max_failures, self._probe, self._lose_all)
         self._thread = threading.Thread(target=self._run, name="fintune-model", daemon=True)
         self._thread.start()
@@ -192,8 +99,8 @@ class ModelThread:
         caller = CALLER.get()
         self.limiter.check(caller, "records", len(records))
 
-        def made(engine: Engine) -> tuple[_Ask, list[int]]:
-            ask = _Ask(list(records), engine, engine.prompts(task, records, truncate))
+        def made(engine: Engine) -> tuple[Ask, list[int]]:
+            ask = Ask(list(records), engine, engine.prompts(task, records, truncate))
             return ask, [engine.cost(task, prompt) for prompt in ask.prompts]
 
         deadline = time.monotonic() + self.settings.timeout
@@ -221,8 +128,8 @@ class ModelThread:
         except (ApiError, FintuneError):
             raise
         except Exception as error:  # a plug-in's task may raise anything
-            _log_failure(error)
-            raise _server_error() from None
+            log_failure(error)
+            raise server_error() from None
 
     async def write(
         self,
@@ -279,13 +186,13 @@ class ModelThread:
         finally:
             job.dropped = True
 
-    async def _result(self, job: _Job) -> Any:
+    async def _result(self, job: Job) -> Any:
         try:
             return await self._event(job)
         finally:
             job.dropped = True
 
-    async def _event(self, job: _Job) -> Any:
+    async def _event(self, job: Job) -> Any:
         left = job.deadline - time.monotonic()
         try:
             event = await asyncio.wait_for(job.events.get(), max(0.0, left))
@@ -302,9 +209,9 @@ class ModelThread:
         work: Any,
         deadline: float | None = None,
         label: str = "",
-    ) -> _Job:
+    ) -> Job:
         deadline = deadline or time.monotonic() + self.settings.timeout
-        job = _Job(key, costs, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
+        job = Job(key, costs, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
         with self._changed:
             if not self.ready:
                 raise stopping() if self._stop else lost()
@@ -314,7 +221,7 @@ class ModelThread:
             self._changed.notify()
         return job
 
-    def _make_room(self, job: _Job) -> None:
+    def _make_room(self, job: Job) -> None:
         """Let a job in, for which others may have to give way.
 
         Raises:
@@ -361,14 +268,14 @@ class ModelThread:
         with self._changed:
             writing = [job for _, _, group in self._groups for job in group]
             jobs = list(dict.fromkeys([*self._running, *writing, *self._line.keep(lambda job: False)]))
-        _fail(jobs, lost())
+        fail(jobs, lost())
 
-    def _failed(self, jobs: list[_Job], error: BaseException) -> None:
-        _fail(jobs, error)
+    def _failed(self, jobs: list[Job], error: BaseException) -> None:
+        fail(jobs, error)
         if not isinstance(error, ApiError | FintuneError):
             self.health.failed()
 
-    def _next(self) -> list[_Piece] | None:
+    def _next(self) -> list[Piece] | None:
         """What to compute now: of the caller whose turn it is, and what is like it. None to end; [] where
         only texts are on."""
         with self._changed:
@@ -393,9 +300,9 @@ class ModelThread:
                 else:
                     self._changed.wait()
 
-    def _take(self, first: _Job) -> list[_Piece]:
+    def _take(self, first: Job) -> list[Piece]:
         """A batch of records (or texts) of one key, by turns, as many as may be computed together."""
-        line, batch = self._line, list[_Piece]()
+        line, batch = self._line, list[Piece]()
         if first.key[0] == "control":
             line.keep(lambda job: job is not first)
             return [(first, 0)]
@@ -417,7 +324,7 @@ class ModelThread:
         METRICS.set_queue(line.size)
         return batch
 
-    def _fits(self, begun: list[_Job], job: _Job) -> bool:
+    def _fits(self, begun: list[Job], job: Job) -> bool:
         """Whether a text may begin beside those that run: there are so many at most, and so many tokens."""
         running = [group.writings for _, group, _ in self._groups]
         texts = sum(map(len, running)) + len(begun)
@@ -431,7 +338,7 @@ class ModelThread:
         if self._line.keep(lambda job: not job.given_up()):
             METRICS.set_queue(self._line.size)
 
-    def _begin(self, batch: list[_Piece]) -> None:
+    def _begin(self, batch: list[Piece]) -> None:
         jobs = list(dict.fromkeys(job for job, _ in batch))
         kind, *rest = jobs[0].key
         started = time.monotonic()
@@ -456,7 +363,7 @@ class ModelThread:
             self._failed(jobs, error)
         self._running = []
 
-    def _answer(self, batch: list[_Piece], model: str, task: str, truncate: bool) -> None:
+    def _answer(self, batch: list[Piece], model: str, task: str, truncate: bool) -> None:
         engine, use_adapter = self.models.get(model)
         hits, misses = engine.backend.lookups()
         started = time.monotonic()
@@ -482,14 +389,14 @@ class ModelThread:
             answers = job.work.answers
             if None not in answers:
                 failed = all(isinstance(each.answer, Failed) for each in answers)
-                job.send(_server_error() if failed else answers)
+                job.send(server_error() if failed else answers)
         if all(isinstance(reply.answer, Failed) for reply in replies):
             self.health.failed()
         else:
             self.health.worked()
 
     def _replies(
-        self, batch: list[_Piece], engine: Engine, use_adapter: bool, task: str, truncate: bool
+        self, batch: list[Piece], engine: Engine, use_adapter: bool, task: str, truncate: bool
     ) -> list[Reply]:
         """The replies to a batch. What fails in it is looked for in its halves, so that it fails alone."""
 
@@ -515,8 +422,8 @@ class ModelThread:
             raise
         except Exception as error:
             if len(batch) == 1:
-                _log_failure(error, [batch[0][0]])
-                return [Reply(_FAILED)]
+                log_failure(error, [batch[0][0]])
+                return [Reply(FAILED)]
             half = len(batch) // 2
             return [
                 reply
@@ -525,20 +432,20 @@ class ModelThread:
             ]
         return replies
 
-    def _spend(self, job: _Job, tokens: int) -> None:
+    def _spend(self, job: Job, tokens: int) -> None:
         """Charge the tokens that were written for a caller."""
         self.limiter.spend(job.owner, job.caller.tokens, tokens, "tokens")
         with self._changed:
             self._line.charge(job.owner, tokens)
 
-    def _start_writing(self, jobs: list[_Job], model: str) -> None:
+    def _start_writing(self, jobs: list[Job], model: str) -> None:
         engine, use_adapter = self.models.get(model)
         for job in jobs:
             job.work.emit, job.work.given_up = job.send, job.given_up
         METRICS.batch.labels("text").observe(len(jobs))
         self._groups.append((model, Group(engine, use_adapter, [job.work for job in jobs]), jobs))
 
-    def _advance(self, entry: tuple[str, Group, list[_Job]]) -> None:
+    def _advance(self, entry: tuple[str, Group, list[Job]]) -> None:
         model, group, jobs = entry
         try:
             # Another model may have answered since the last step, and this one been loaded anew.
@@ -581,27 +488,3 @@ class ModelThread:
 
 class _NobodyWaitsError(Exception):
     pass
-
-
-def _fail(jobs: list[_Job], error: BaseException) -> None:
-    """Tell every caller; what is no mistake of theirs is logged, and its details stay here."""
-    if not isinstance(error, ApiError | FintuneError):
-        _log_failure(error, jobs)
-        error = _server_error()
-    for job in jobs:
-        job.send(error)
-        job.dropped = True
-
-
-def _server_error() -> ApiError:
-    return ApiError(500, "The model failed: see the server's log.", "server_error", "internal_error")
-
-
-def _log_failure(error: BaseException, jobs: Sequence[_Job] = ()) -> None:
-    """Log where and why the model failed; a message that repeats eight characters of a text is left out."""
-    message = str(error)[:500]
-    runs = [message[i : i + 8] for i in range(max(1, len(message) - 7))]
-    if message and any(run in text for job in jobs for text in job.said() for run in runs):
-        message = "(its message has the text in it)"
-    where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("the model failed: %s: %s\n%s", type(error).__name__, message, where)

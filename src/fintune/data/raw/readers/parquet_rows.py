@@ -1,8 +1,8 @@
 """Rows of Parquet files, in memory that does not grow with what they unpack to.
 
 A file of 1 kB may hold a text of 1 MB a million times over, or a page that unpacks to 2 GB, and say nothing
-of it in its footer. So pages are looked at before they are unpacked, repeated texts are expanded a few rows at
-a time, and there is a limit to what a file and a row may come to.
+of it in its footer. So pages are looked at before they are unpacked, repeated texts are expanded a few rows
+at a time, and there is a limit to what a file and a row may come to.
 """
 
 from __future__ import annotations
