@@ -74,26 +74,13 @@ def rows(
 def _batches(stream: IO[bytes], metadata: Any, groups: Iterable[int]) -> Iterator[Any]:
     """The record batches of some row groups, texts as places in a dictionary, so that a repeated one is there
     once."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    texts = [x for x in leaves if x.physical_type == "BYTE_ARRAY" and x.logical_type.type in _TEXTS]
-    known = pq.ParquetFile(stream, read_dictionary=[leaf.path for leaf in texts])
-    flat = [leaf.path for leaf in texts if leaf.max_repetition_level == 0]
-    for group in groups:
-        done = 0
-        try:
-            for batch in known.iter_batches(BATCH, row_groups=[group]):
-                yield batch
-                done += batch.num_rows
-        except pa.ArrowNotImplementedError:  # texts in lists, of which not all are in the writer's dictionary
-            plain = pq.ParquetFile(stream, read_dictionary=flat)  # Arrow's limit of 2 GiB a batch holds then
-            for batch in plain.iter_batches(64, row_groups=[group]):
-                rest = batch.slice(min(done, batch.num_rows))
-                done -= batch.num_rows - rest.num_rows
-                if rest.num_rows:
-                    yield rest
+    texts = [x.path for x in leaves if x.physical_type == "BYTE_ARRAY" and x.logical_type.type in _TEXTS]
+    file = pq.ParquetFile(stream, read_dictionary=texts)
+    for group in groups:  # each has its dictionary, and a batch of lists may have one alone
+        yield from file.iter_batches(BATCH, row_groups=[group])
 
 
 def _sizes(array: Any) -> Any:
