@@ -290,7 +290,9 @@ def _keys(args: argparse.Namespace) -> int:
     else:
         for key in keys.load(path).values():
             state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
-            rate = "server's rate" if key.rate is None else f"{key.rate}/min"
+            limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
+            set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
+            rate = ", ".join(set_) or "server's rate"
             print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
     return 0
 

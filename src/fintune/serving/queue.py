@@ -434,6 +434,8 @@ class ModelThread:
 
     def _spend(self, job: Job, tokens: int) -> None:
         """Charge the tokens that were written for a caller."""
+        if not tokens:
+            return
         self.limiter.spend(job.owner, job.caller.tokens, tokens, "tokens")
         with self._changed:
             self._line.charge(job.owner, tokens)

@@ -167,6 +167,7 @@ class Line(Generic[W]):
             while jobs and not jobs[0].size:
                 jobs.popleft()
             if jobs:
+                self._now = max(self._now, self._clock(owner))
                 yield jobs[0]
             else:
                 del own[owner]
@@ -174,7 +175,6 @@ class Line(Generic[W]):
     def charge(self, owner: str, amount: float) -> None:
         """Let an owner's clock go on by what it was given."""
         clock = self._clock(owner)
-        self._now = max(self._now, min([clock, *(self._clock(job.owner) for job in self.jobs)]))
         self._clocks[owner] = clock + amount
         if len(self._clocks) > MAX_KEPT:
             self._clocks = {name: clock for name, clock in self._clocks.items() if clock > self._now}
