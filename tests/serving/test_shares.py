@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fintune.config import Recipe
+from fintune.inference import formats
 from fintune.serving import shares
 from fintune.serving.errors import ApiError
 from fintune.serving.queue import ModelThread
@@ -15,6 +16,7 @@ from fintune.serving.settings import Settings
 from fintune.serving.shares import CALLER, Caller, Limiter
 from fintune.serving.writing import Sampling
 from fintune.tasks import Record
+from fintune.tasks.base import TextFormat
 
 POISON = "A text that the kernel cannot take."
 
@@ -350,6 +352,24 @@ def test_tokens_are_made_beside_the_model_thread(engine, thread, monkeypatch):
         where.add(threading.current_thread().name.rpartition("_")[0])
         return real(task, record)
 
+    def allowed_tokens(*given):
+        assert threading.current_thread().name.startswith("fintune-tokens")
+        chosen.append(given)
+        return constrained(*given)
+
+    chosen, constrained = [], formats.allowed_tokens
+    monkeypatch.setattr(formats, "allowed_tokens", allowed_tokens)
+    summary = engine.tasks["summarization"]
+    monkeypatch.setattr(summary, "text_format", TextFormat(bullets=2, bullet_tokens=4, source_numbers=True))
+    monkeypatch.setattr(summary, "max_new_tokens", 12)
+    asked = [Record(text=f"Sales rose {i} %. Cash fell.") for i in (3, 45, 678)]
+    found = asyncio.run(one.predict("base", "summarization", asked))
+    assert len(chosen) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(summary, "text_format", TextFormat(bullets=2, bullet_tokens=4, source_numbers=True))
+    monkeypatch.setattr(summary, "max_new_tokens", 12)
+    alone = engine.predict("summarization", asked, use_adapter=False)
+    assert [each.answer.value for each in found] == [each.value for each in alone]
     monkeypatch.setattr(engine.template, "_prompt_ids", prompt_ids)
     engine._frames.clear()
     asyncio.run(one.predict("base", "sentiment", [Record(text="Sales of the unit rose.")]))

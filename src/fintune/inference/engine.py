@@ -26,6 +26,8 @@ from fintune.tasks.base import softmax
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fintune.inference.decoding import Allowed
+
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
 
@@ -211,6 +213,7 @@ class Engine:
         on_done: Callable[[int], None] | None = None,
         strict: bool = False,
         prompts: Sequence[list[int] | str] | None = None,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[Reply]:
         """What each record gets, in the order of `records`. One that is refused costs only its own answer,
         and no call of the backend. A DataError refuses a record; any other error ends the call.
@@ -222,6 +225,7 @@ class Engine:
             on_done: called with the number of records done since the last call.
             strict: raise the first refusal.
             prompts: what `prompts` gave for the records, where it was asked before.
+            allowed: what `formats.allowed_tokens` gave for each of them, likewise.
 
         Raises:
             DataError: an unknown task; or a refusal.
@@ -241,7 +245,8 @@ class Engine:
             shared = self._shared(chosen, list(given.values())) if given else 0
             size = batch_size or self.batch_size
             for batch in self._batches(given, size, chosen, shared) if given else ():
-                answers = ask(chosen, [records[i] for i in batch], [given[i] for i in batch], shared)
+                own = [allowed[i] for i in batch] if allowed else None
+                answers = ask(chosen, [records[i] for i in batch], [given[i] for i in batch], shared, own)
                 for i, (decide, written) in zip(batch, answers, strict=True):
                     with refusals.of(i):
                         found[i] = Reply(decide(), len(given[i]), shared, written)
@@ -336,7 +341,12 @@ class Engine:
         return batches
 
     def _score(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
+        self,
+        task: Task,
+        records: Sequence[Record],
+        prompts: list[list[int]],
+        shared: int,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[_Decision]:
         """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
         free = self._content_free(task)
@@ -371,14 +381,21 @@ class Engine:
         return self._free[task]
 
     def _generate(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
+        self,
+        task: Task,
+        records: Sequence[Record],
+        prompts: list[list[int]],
+        shared: int,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[_Decision]:
         """Greedy decoding until end of text or the task's budget, in its format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
         budget, end = self.completion_budget(task), self.tokenizer.eos_token_id
-        allowed = allowed_tokens(task.text_format, self.tokenizer, records)
-        found = self.backend.generate(prompts, budget, end, allowed, shared)
+        choose = allowed_tokens(task.text_format, self.tokenizer, records) if allowed is None else None
+        if allowed:
+            choose = lambda row, sofar: allowed[row](0, sofar)  # noqa: E731
+        found = self.backend.generate(prompts, budget, end, choose, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         if task.text_format and task.text_format.source_numbers:
             for i, each in enumerate(found):

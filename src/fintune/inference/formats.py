@@ -38,7 +38,7 @@ def allowed_tokens(
         passages = [_Passage(tokenizer, record.text) for record in records]
         shape = lambda row, sofar: passages[row].next(sofar)  # noqa: E731
     elif text_format.bullets:
-        bullets = _Bullets(tokenizer, text_format.bullets, text_format.bullet_tokens)
+        bullets = _bullets(tokenizer, text_format.bullets, text_format.bullet_tokens)
         shape = lambda row, sofar: bullets.next(sofar)  # noqa: E731
     if not text_format.source_numbers:
         return shape
@@ -116,6 +116,7 @@ class _Passage:
         return sorted({self.ids[i] for i in at if i < len(self.ids)} | {self.end})
 
 
+_bullets = lru_cache(maxsize=8)(_Bullets)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LAST_WORD = re.compile(r"\S*$")
 _CUT = re.compile(r"\S*\d\S*$")

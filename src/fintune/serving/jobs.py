@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
@@ -16,6 +16,9 @@ from fintune.monitoring import tracing
 from fintune.serving.errors import ApiError
 from fintune.serving.shares import CALLER, Caller
 from fintune.tasks import Prediction, Record
+
+if TYPE_CHECKING:
+    from fintune.inference.decoding import Allowed
 
 log = logging.getLogger("fintune.serving")
 Answer = Prediction | str
@@ -83,6 +86,8 @@ class Ask:
     engine: Engine
     """Whose the prompts are."""
     prompts: list[list[int] | str]
+    allowed: list[Allowed] | None = None
+    """Of each record, where the task has a format."""
     answers: list[Answered | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -100,7 +100,16 @@ class ModelThread:
         self.limiter.check(caller, "records", len(records))
 
         def made(engine: Engine) -> tuple[Ask, list[int]]:
+            from fintune.inference.formats import allowed_tokens
+
             ask = Ask(list(records), engine, engine.prompts(task, records, truncate))
+            chosen = engine.tasks[task]
+            if wanted := chosen.text_format if chosen.decoding == "text" else None:
+                refused = [isinstance(prompt, str) for prompt in ask.prompts]
+                ask.allowed = [
+                    (None if no else allowed_tokens(wanted, engine.tokenizer, [record])) or _anything
+                    for record, no in zip(records, refused, strict=True)
+                ]
             return ask, [engine.cost(task, prompt) for prompt in ask.prompts]
 
         deadline = time.monotonic() + self.settings.timeout
@@ -406,6 +415,7 @@ class ModelThread:
                 raise _NobodyWaitsError
 
         same = all(job.work.engine is engine for job, _ in batch)  # else it was loaded anew since
+        allowed = batch[0][0].work.allowed
         try:
             replies = engine.replies(
                 task,
@@ -415,6 +425,7 @@ class ModelThread:
                 truncate=truncate,
                 on_done=go_on,
                 prompts=[job.work.prompts[place] for job, place in batch] if same else None,
+                allowed=[job.work.allowed[place] for job, place in batch] if same and allowed else None,
             )
         except _NobodyWaitsError:
             return [Reply("Nobody waits for it.")] * len(batch)
@@ -486,6 +497,10 @@ class ModelThread:
             job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids), waited))
         if not more:
             self._groups.remove(entry)
+
+
+def _anything(row: int, sofar: Sequence[int]) -> None:
+    """Any token may come next."""
 
 
 class _NobodyWaitsError(Exception):
