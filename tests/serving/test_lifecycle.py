@@ -99,7 +99,8 @@ def test_a_server_told_to_stop_finishes_what_runs(own):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.3)
+    while asking.is_alive() and metric(server, "fintune_requests_in_flight") < 1:
+        time.sleep(0.01)
     assert server.stop() in (0, -signal.SIGTERM)
     asking.join(10)
     assert found[0].status_code == 200 and found[0].json()["choices"][0]["finish_reason"]
