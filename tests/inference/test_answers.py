@@ -198,6 +198,29 @@ def test_a_spreadsheet_does_not_compute_what_a_text_says():
     assert safe("- up 3 %\n- down") == "• up 3 %\n• down"
 
 
+@pytest.mark.parametrize(
+    "before", ["", " ", "\n", "\t", "\r", "\r\n ", "\u00a0", "\ufeff", "\u200b", "\x00", "\u3000"]
+)
+@pytest.mark.parametrize("sign", "=+-@＝＋－＠﹦﹢﹣﹫⁼")
+def test_no_formula_hides_behind_what_is_not_seen_or_a_wide_sign(before, sign):
+    assert safe(f"{before}{sign}cmd|' /C calc'!A0").startswith("'")
+
+
+def test_texts_that_are_no_formulas_stay_as_they_are():
+    for text in ("Sales rose.", " Sales", "5 = 5", "1-2", "−2", "-2.5", " +3.1 %", "", "a\n=b", "«=»"):
+        assert safe(text) == text
+
+
+def test_a_formula_in_a_workbook_is_a_text_and_stays_one(engine, tmp_path):
+    import openpyxl
+
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": " ＝1+1", "note": "plain"}) + "\n")
+    predict_file(engine, "headline", tmp_path / "in.jsonl", tmp_path / "out.xlsx", False)
+    cells = {cell.value: cell for cell in openpyxl.load_workbook(tmp_path / "out.xlsx").active[2]}
+    assert cells[" ＝1+1"].data_type == "s" and cells[" ＝1+1"].quotePrefix
+    assert not cells["plain"].quotePrefix
+
+
 def test_half_a_character_costs_its_row_alone_in_every_kind_of_output(engine, tmp_path):
     rows = [
         r'{"text": "Shares rise"}',

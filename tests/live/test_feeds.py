@@ -101,6 +101,13 @@ def test_an_entity_bomb_stays_small(levels, width):
     assert time.process_time() - start < 1
 
 
+def test_an_entity_within_an_entity_is_refused():
+    whole = bomb(11, 10, "utf-8")
+    nested = whole.replace(b"<!ENTITY", b'<!ENT<!ENTITY x "">ITY')
+    with pytest.raises(ProviderError, match="declares entities"):
+        parse(nested, {}, URL)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_an_entity_bomb_in_a_wide_encoding_is_refused(encoding):
     with pytest.raises(ProviderError, match="declares entities"):

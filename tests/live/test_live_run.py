@@ -1,6 +1,8 @@
 """A whole live run on loopback: real feeds, a real model, and whatever can go wrong between them."""
 
 import json
+import os
+import shutil
 import signal
 import time
 from datetime import UTC, datetime, timedelta
@@ -187,6 +189,60 @@ def test_a_new_process_goes_on_where_the_last_one_ended(server, started):
     again = started(clock=clock)
     assert again.round() == []
     assert server.seen[-1][2]["if-none-match"] == "x"
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_a_day_that_a_killed_process_has_moved_aside_comes_back(tmp_path, monkeypatch, moved):
+    """The day's files are joined in a new folder, which takes the old one's place; killed at each rename."""
+    rows = [{"id": str(i), "seen": "2026-03-02T15:00:00+00:00", "task": "headline"} for i in range(3)]
+    with Store(tmp_path) as store:
+        for row in rows:
+            store.write([row])
+    real, calls = os.replace, []
+
+    def killed(*given):
+        calls.append(given)
+        if len(calls) > moved:
+            os._exit(9)
+        real(*given)
+
+    if (child := os.fork()) == 0:
+        os.replace = killed
+        shutil.rmtree = lambda *_, **__: None
+        Store(tmp_path).__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with Store(tmp_path) as store:
+        assert sorted(row["id"] for row in store.rows()) == ["0", "1", "2"]
+    assert [path.name for path in store.answers.iterdir()] == ["day=2026-03-02"]
+
+
+def test_a_line_that_a_crash_has_cut_swallows_no_other(tmp_path):
+    with Store(tmp_path) as store:
+        store.log_alert({"alert": "a.headline", "time": "now", "delivered": True})
+        path = tmp_path / "alerts.jsonl"
+        path.write_bytes(path.read_bytes() + b'{"alert": "b.headline", "ti')
+        store.log_alert({"alert": 'own "c".headline', "time": "now", "refused": "HTTP 400\u2028"})
+        assert store.settled_alerts() == {"a.headline", "b.headline", 'own "c".headline'}
+        path.write_bytes(b'{"alert": "a.headline", "ti{"alert": "b.headline", "time": "now"}\n{"alert": "c')
+        assert store.settled_alerts() == {"a.headline", "b.headline"}  # as an earlier version glued them
+
+
+def test_one_id_from_two_sources_is_two_items(server, started):
+    server.routes["/feed"] = Reply(rss("Acme profit rises"))
+    other = rss("Globex files for bankruptcy").replace(
+        b">Globex files for bankruptcy</guid>", b">Acme profit rises</guid>"
+    )
+    server.routes["/other"] = Reply(other)
+    feeds = [f"{server.url}/feed", f"{server.url}/other"]
+    assert len({row["id"] for row in started(feeds=feeds).round()}) == 2
+    wires = [Wire("Initech opens a plant"), Wire("Initech opens a plant")]
+    wires[1].name, wires[1].poll = (
+        "evil",
+        lambda _: Poll([Item("Initech opens a plant", "Evil", "Buy gold now")]),
+    )
+    run = started(providers=wires[::-1])
+    assert {row["title"] for row in run.round()} == {"Initech opens a plant", "Buy gold now"}
 
 
 def test_a_process_killed_between_answer_and_cursor_repeats_nothing(server, started, monkeypatch):

@@ -1,9 +1,12 @@
 """Requests to foreign addresses: private networks are refused on every hop, size and time are bounded."""
 
+import contextlib
 import gzip
 import ipaddress
 import socket
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 from feed_server import Reply
@@ -37,13 +40,39 @@ QUICK = Limits(seconds=1.0, pause_seconds=1.0, max_bytes=10_000, redirects=3)
         "::ffff:169.254.169.254",
         "64:ff9b::7f00:1",  # NAT64 of 127.0.0.1
         "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "::127.0.0.1",  # IPv4-compatible
+        "::ffff:0:127.0.0.1",  # SIIT
+        "::ffff:0:8.8.8.8",  # of whatever: no host is there
+        "64:ff9b:1::7f00:1",  # NAT64 of a network's own
+        "64:ff9b:1:7f00:0:100::",
+        "2001:0:7f00:1::",  # Teredo
+        "2606:4700::5efe:127.0.0.1",  # ISATAP
+        "2606:4700::200:5efe:10.0.0.1",
+        "2001:db8::1",
+        "3fff::1",
+        "5f00::1",
+        "100::1",
+        "4000::1",  # not given out
+        "192.88.99.1",
+        "192.0.0.9",
+        "240.0.0.1",
     ],
 )
 def test_private_addresses_are_not_public(address):
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "2606:4700:4700::1111",
+        "2a00:1450:4001::200e",
+        "::ffff:8.8.8.8",
+        "64:ff9b::808:808",
+        "2002:808:808::1",
+    ],
+)
 def test_addresses_of_the_internet_are_public(address):
     assert is_public(ipaddress.ip_address(address))
 
@@ -51,8 +80,10 @@ def test_addresses_of_the_internet_are_public(address):
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_within_ipv6_is_judged_as_itself(address):
     assert is_public(ipaddress.IPv6Address(f"::ffff:{address}")) == is_public(address)
-    if not is_public(address):
-        assert not is_public(ipaddress.IPv6Address((0x64FF9B << 96) | int(address)))
+    assert is_public(ipaddress.IPv6Address((0x64FF9B << 96) | int(address))) == is_public(address)
+    assert is_public(ipaddress.IPv6Address((0x2002 << 112) | (int(address) << 80) | 1)) == is_public(address)
+    assert not is_public(ipaddress.IPv6Address(int(address)))
+    assert not is_public(ipaddress.IPv6Address((0xFFFF << 32) | int(address) | 1 << 48))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +150,44 @@ def test_redirects_that_never_end_are_given_up(server, web):
         ask(web, "GET", server.url + "/feed", limits=QUICK)
 
 
+def test_what_a_redirect_says_beside_its_target_is_not_read(server, web):
+    sent = []
+
+    def endless():
+        while True:
+            sent.append(1)
+            yield b"x" * 2**20
+
+    server.routes["/feed"] = lambda *_: Reply(endless(), status=302, headers={"Location": "/there"})
+    server.routes["/there"] = Reply(b"news")
+    answer = ask(web, "GET", server.url + "/feed", limits=replace(QUICK, seconds=10))
+    assert (answer.body, answer.url) == (b"news", server.url + "/there")
+    assert len(sent) < 20
+
+
+def test_a_thread_that_waits_for_headers_ends_with_the_deadline(web):
+    before = set(threading.enumerate())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip():
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                while True:
+                    connection.sendall(b"X")
+                    time.sleep(0.1)
+
+        dripping = threading.Thread(target=drip, daemon=True)
+        dripping.start()
+        with pytest.raises(WebError, match="within 1 seconds"):
+            ask(web, "GET", f"http://127.0.0.1:{listener.getsockname()[1]}/", limits=QUICK)
+        dripping.join(5)
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(threading.enumerate()) - before
+
+
 def test_an_answer_too_large_is_cut_short_by_its_length_or_by_its_pieces(server, web):
     sent = []
 
@@ -131,7 +200,7 @@ def test_an_answer_too_large_is_cut_short_by_its_length_or_by_its_pieces(server,
     server.routes["/endless"] = lambda *_: Reply(endless())
     for path in ("/declared", "/endless"):
         with pytest.raises(WebError, match="10,00"):
-            ask(web, "GET", server.url + path, limits=QUICK)
+            ask(web, "GET", server.url + path, limits=replace(QUICK, seconds=10))
     assert len(sent) < 50_000
 
 

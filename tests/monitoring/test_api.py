@@ -40,7 +40,9 @@ def service(tmp_path_factory):
     store = Store.open(f"sqlite:///{tmp_path_factory.mktemp('api')}/monitoring.db", keep=True)
     metrics = Metrics()
     recorder = Recorder(REFERENCE, store, metrics=metrics)
-    address, server, thread = serve(router(store, REFERENCE, window=recorder.window, metrics=metrics))
+    address, server, thread = serve(
+        router(store, REFERENCE, window=recorder.window, writer=recorder.writer, metrics=metrics)
+    )
     yield address, recorder
     server.should_exit = True
     thread.join(5)
@@ -80,6 +82,7 @@ def test_feedback_that_cannot_be_used_is_refused_and_not_kept(service, body, sta
     address, recorder = service
     name = answer(recorder)
     body = {key: name if value == "KEPT" else value for key, value in body.items()}
+    assert recorder.writer.flush(10)
     before = list(recorder.store.judged())
     reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
     assert reply.status_code == status
@@ -170,6 +173,7 @@ def test_two_replicas_share_nothing_but_the_database(url):
     name = answer(first)
     for i in range(120):
         answer(second, text=f"profit fell {i}")
+    assert first.writer.flush(10) and second.writer.flush(10)
     addresses = [address for address, _, _ in served]
     body = {"prediction_id": name, "correct": True}
     assert requests.post(f"{addresses[1]}/v1/feedback", json=body, timeout=60).status_code == 201

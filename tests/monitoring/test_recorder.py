@@ -36,7 +36,7 @@ def test_texts_are_kept_only_where_the_environment_says_so(environment, tmp_path
         environment(f"sqlite:///{tmp_path}/{keep}.db", keep)
         recorder = Recorder.from_environment(None, Metrics())
         name = recorder.record("sentiment", "a client's own words", ANSWER)
-        recorder.store.close()
+        recorder.close()
         kept.append((name is not None, b"own words" in _bytes(tmp_path, f"{keep}.db")))
     assert kept == [(False, False), (False, False), (True, True)]
 
@@ -71,27 +71,57 @@ def test_answers_of_other_models_are_kept_and_are_no_part_of_the_models_drift_an
     recorder = Recorder(reference, store, model="first", metrics=Metrics())
     for name, right in (("first", True), ("base", False), ("second", False)):
         kept = recorder.record("sentiment", "profit rose", ANSWER, model=name)
+        assert recorder.writer.flush(10)
         store.add_feedback(kept, correct=right)
-    report = recorder.report()
-    assert report["tasks"]["sentiment"]["n"] == 1
-    assert report["live_scores"]["sentiment"] == {"feedback": 1, "accuracy": 1.0, "mae": None}
+    assert len(recorder.window.tasks()["sentiment"]) == 1
+    assert b'fintune_live_accuracy{task="sentiment"} 1.0' in recorder.exposition()
     assert store.models() == ["base", "first", "second"]
-    store.close()
+    recorder.close()
 
 
-def test_a_failing_store_costs_the_id_of_an_answer_alone_and_is_logged_once_without_a_text(tmp_path, caplog):
+def test_answers_wait_for_a_store_that_fails_and_it_is_logged_once_without_a_text(tmp_path, caplog):
     store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
     reference = Profile({"sentiment": TaskProfile.of(answers(300), LABELS)})
     recorder = Recorder(reference, store, metrics=Metrics())
     TABLES.drop_all(store.database)
-    assert [recorder.record("sentiment", "a client's own words", ANSWER) for _ in range(3)] == [None] * 3
+    names = [recorder.record("sentiment", f"a client's own words {i}", ANSWER) for i in range(3)]
+    assert all(names) and not recorder.writer.flush(10)
     exposed = recorder.exposition().decode()
-    assert 'fintune_store_failures_total{operation="keep"} 3.0' in exposed
+    assert "fintune_store_up 0.0" in exposed and "fintune_store_waiting 3.0" in exposed
     assert 'fintune_drift_status{task="sentiment"} -1.0' in exposed  # what needs no store goes on
+    assert recorder.writer.state() == {"state": "down", "waiting": 3, "lost": 0}
     failures = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert ["no such table: prediction" in r.getMessage() for r in failures] == [True, True]  # keep, judge
     assert "own words" not in caplog.text
     TABLES.create_all(store.database)
-    assert recorder.record("sentiment", "a client's own words", ANSWER)
-    assert caplog.records[-1].getMessage() == "FINTUNE_STORE works again"
-    store.close()
+    recorder.close()
+    assert "FINTUNE_STORE works again" in caplog.text
+    again = Store.open(f"sqlite:///{tmp_path}/kept.db")
+    assert all(again.find(name) for name in names)
+    again.close()
+
+
+def test_what_a_store_that_is_away_cannot_take_is_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fintune.monitoring.writer.MOST_ROWS", 2)
+    store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
+    recorder = Recorder(None, store, metrics=Metrics())
+    TABLES.drop_all(store.database)
+    names = [recorder.record("sentiment", f"text {i}", ANSWER) for i in range(5)]
+    assert [bool(name) for name in names] == [True, True, False, False, False]
+    recorder.close()
+    assert recorder.writer.state()["lost"] == 5
+    assert 'fintune_store_failures_total{operation="keep"} 5.0' in recorder.metrics.render().decode()
+    assert caplog.text.count("are not kept") == 1
+
+
+def test_a_row_that_the_store_refuses_costs_no_other(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path}/kept.db", keep=True)
+    recorder = Recorder(None, store, metrics=Metrics())
+    with recorder.writer._changed:  # so that all are written together
+        good = [recorder.record("sentiment", "text", ANSWER, model=name) for name in ("first", "second")]
+        bad = recorder.record(None, "text", ANSWER)
+        good.append(recorder.record("sentiment", "text", ANSWER))
+    assert recorder.writer.flush(10)
+    assert [bool(store.find(name)) for name in (*good, bad)] == [True, True, True, False]
+    assert recorder.writer.state() == {"state": "ok", "waiting": 0, "lost": 1}
+    recorder.close()

@@ -10,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from fintune.errors import DataError
+from fintune.monitoring.database import MIGRATIONS
 from fintune.monitoring.lessons import training_rows
-from fintune.monitoring.store import MIGRATIONS, PREDICTIONS, TABLES, Store
+from fintune.monitoring.store import PREDICTIONS, TABLES, Store
 from fintune.tasks import Prediction
 
 NEUTRAL = Prediction("neutral", {"positive": 0.1, "neutral": 0.9})

@@ -1,4 +1,4 @@
-"""Faults of the model: what fails costs its own requests, what never works again ends the server, and says so."""
+"""Faults of the model: what fails costs its own requests, what never works again ends the server."""
 
 import asyncio
 import threading
@@ -138,7 +138,7 @@ def test_a_server_whose_model_hangs_says_so_and_ends_with_an_error(adapters, no_
     flags = ["--model_path", adapters / "first", "--max_step", "1"]
     server = start(*flags, keys=no_keys, command=serve_and_hang)
     assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
-    answer = httpx.post(f"{server.url}/v1/tasks/headline", json={"text": "Sales rose."}, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/tasks/headline", json={"text": "Sales rose."}, timeout=120)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_lost")
-    assert server.process.wait(30) == 1
+    assert server.process.wait(120) == 1
     assert any("a step has taken more than 1 s" in line for line in server.log)

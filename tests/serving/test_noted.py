@@ -85,7 +85,7 @@ def test_every_declared_metric_is_fed(watched):
 
     declared = {family.name for family in Metrics().registry.collect()}
     at_rest = {"fintune_queue_length", "fintune_requests_in_flight"}  # nothing waits when it is asked
-    at_rest |= {"fintune_store_failures"}
+    at_rest |= {"fintune_store_failures", "fintune_store_waiting"}
     without_reference = {name for name in declared if "drift" in name}  # tests/monitoring has one
     assert declared - moved == at_rest | without_reference
 
@@ -167,11 +167,14 @@ def test_a_store_that_fails_costs_no_answer_and_puts_no_text_into_the_log(adapte
         label = client.post("/v1/tasks/headline", json={"text": TEXT})
         chat = {"model": "first:qa", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
         written = client.post("/v1/chat/completions", json=chat)
-        metrics = client.get("/metrics")
+        name = label.json()["data"][0]["prediction_id"]
+        refused = client.post("/v1/feedback", json={"prediction_id": name, "correct": True})
+        metrics, ready = client.get("/metrics"), client.get("/readyz")
     running.stop()
     assert [reply.status_code for reply in (label, written, metrics)] == [200, 200, 200]
     (answer,) = label.json()["data"]
-    assert answer["prediction"] and "prediction_id" not in answer
-    assert 'fintune_store_failures_total{operation="keep"} 2.0' in metrics.text
+    assert answer["prediction"] and answer["prediction_id"]  # it waits to be kept
+    assert ready.json()["store"]["state"] == "down" and "fintune_store_up 0.0" in metrics.text
+    assert refused.status_code == 503
     log = "".join(running.log)
     assert "FINTUNE_STORE fails" in log and "Operating profit" not in log

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ EXCEL_ROWS = 2**20 - 1
 """Below the header, at most: Excel's own limit, as the next one."""
 EXCEL_CHARACTERS = 32_767
 PARQUET_LINES = 1_024
-_FORMULA = re.compile(r"^[=+@\t\r-]")
 _NUMBER = re.compile(r"[+-]?[\d.,]+ ?%?")
 
 
@@ -190,12 +190,23 @@ def _cell(value: Any) -> Any:
 def safe(value: Any) -> Any:
     """A cell that a spreadsheet shows and does not compute: a text that looks like a formula gets a quote.
 
-    See OWASP, «CSV injection»; numbers, and a summary's dashes as bullets, stay readable.
+    Numbers, and a summary's dashes as bullets, stay readable.
     """
     if not isinstance(value, str):
         return value
     value = re.sub(r"(?m)^- ", "• ", value)
-    return f"'{value}" if _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
+    return f"'{value}" if _like_formula(value) else value
+
+
+def _like_formula(text: str) -> bool:
+    """Whether a spreadsheet may take a text for a formula. See OWASP, «CSV injection».
+
+    What stands before its first sign and is not seen counts for nothing, and full-width signs are signs.
+    """
+    first = next((i for i, sign in enumerate(text) if unicodedata.category(sign)[0] not in "CZ"), len(text))
+    seen = text[first:]
+    begins = unicodedata.normalize("NFKC", seen[:1])[:1] in tuple("=+-@") or text[:1] in tuple("\t\r\n")
+    return begins and not _NUMBER.fullmatch(seen.rstrip())
 
 
 def write_csv(
@@ -237,7 +248,8 @@ def _write_excel(stream: BinaryIO, sheet: Sheet, rows: Iterable[Mapping[str, Any
             cut += 1
             shown = shown[: EXCEL_CHARACTERS - 1] + "…"
         made = WriteOnlyCell(page, shown)
-        made.data_type = "s"  # a text is never a formula
+        made.data_type = "s"  # a text is never a formula, and none when somebody edits it
+        made.quotePrefix = _like_formula(shown)
         return made
 
     page.append([cell(name) for name in sheet.columns])

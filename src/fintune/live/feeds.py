@@ -137,17 +137,21 @@ _Content = tuple[Any, list[Any], str, Any]
 def _xml_feed(body: bytes, headers: Mapping[str, str], url: str) -> _Content:
     """RSS or Atom.
 
-    Entities that the document declares are taken out, so none is expanded; in UTF-16 they are refused. Where
-    an encoding hides them from this, expat's own limit on expansion holds.
+    Entities that the document declares are taken out, so none is expanded; where one is declared within
+    another, and in UTF-16, they are refused. Where an encoding hides them from this, expat's own limit on
+    expansion holds.
     """
     import feedparser
 
     if b"\0" in body and _ENTITY.search(body.replace(b"\0", b"")):
         raise ProviderError("it declares entities in UTF-16")
+    body = _ENTITY.sub(b"", body)
+    if b"<!ENTITY" in body:
+        raise ProviderError("it declares entities within entities")
     # A stream, because feedparser would open a string that looks like an address or a path.
     told = {"content-location": url, "content-type": headers.get("content-type", "")}
     try:
-        found = feedparser.parse(io.BytesIO(_ENTITY.sub(b"", body)), response_headers=told)
+        found = feedparser.parse(io.BytesIO(body), response_headers=told)
     except Exception as error:  # a parser of what anybody may send
         raise ProviderError(f"it cannot be read ({type(error).__name__})") from None
     problem = ""

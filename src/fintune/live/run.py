@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ class LiveRun:
         rows: list[Row] = []
         with ThreadPoolExecutor(POLLED_AT_ONCE) as pool:
             for provider, answer in zip(due, pool.map(self._ask, due), strict=True):
-                rows += self._take(self.states[provider.name], answer)
+                rows += self._take(provider, answer)
         if due:
             states = {name: asdict(state) for name, state in self.states.items()}
             self.store.save_state({**self._kept, **states})  # another run's providers stay
@@ -146,9 +146,9 @@ class LiveRun:
         except Exception as error:  # a provider of somebody's own must not end the others
             return ProviderError(f"{type(error).__name__}: {plain(error, 200)}")
 
-    def _take(self, state: SourceState, answer: Poll | ProviderError) -> list[Row]:
+    def _take(self, provider: Provider, answer: Poll | ProviderError) -> list[Row]:
         """A provider's answer into rows that are stored, and its state for the next time."""
-        now = self.clock().timestamp()
+        state, now = self.states[provider.name], self.clock().timestamp()
         if isinstance(answer, ProviderError):
             state.failures += 1
             state.problem, state.gone = str(answer), answer.final
@@ -157,7 +157,10 @@ class LiveRun:
             state.not_before = now + answer.retry_after
             state.next_poll = now + max(pause * random.uniform(0.5, 1), answer.retry_after)
             return []
-        fresh, repeated = self.seen.fresh(answer.items)
+        items = answer.items
+        if not isinstance(provider, Feed):  # whose ids hold its address: none may be another provider's
+            items = [replace(item, id=f"{provider.name}:{item.id}") for item in items]
+        fresh, repeated = self.seen.fresh(items)
         rows: list[Row] = []
         for start in range(0, len(fresh), ANSWERED_AT_ONCE):
             part = list(self._answered(fresh[start : start + ANSWERED_AT_ONCE]))
@@ -232,9 +235,13 @@ def run_live(model_path: Any, config: LiveConfig, *, once: bool) -> int:
     engine = Engine.load(model_path)
     with Store(config.output) as store, View(config.tasks, live=not once) as view:
         run = LiveRun(engine, config, store, providers, hook=hook, view=view, recorder=recorder)
-        if not once:
-            run.forever()
-        rows = run.round(everything=True)
+        try:
+            if not once:
+                run.forever()
+            rows = run.round(everything=True)
+        finally:
+            if recorder:
+                recorder.close()
         for line in problems(run.states.values()):
             view.note(line)
         if all(state.failures or state.gone for state in run.states.values()):

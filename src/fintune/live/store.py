@@ -15,6 +15,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +32,10 @@ Row = dict[str, Any]
 """An item's answer in one task; the keys are `schema`'s columns."""
 
 STATE_FORMAT = 1
+_ASIDE = re.compile(r"\.(day=\d{4}-\d\d-\d\d)\.")
+"""What a run that was killed while it joined a day's files has left: the old folder, and the new one."""
+_ALERT = re.compile(r'\{"alert": ("(?:[^"\\]|\\.)*")')
+"""How a line of alerts.jsonl begins."""
 
 
 def schema() -> Any:
@@ -63,6 +69,7 @@ class Store:
             raise DataError(
                 f"Another fintune live writes to {self.folder}: stop it, or give another --output."
             ) from None
+        self._recover()
         self._compact()
         return self
 
@@ -105,6 +112,18 @@ class Store:
     def _days(self) -> list[Path]:
         """Folders of days that hold a part."""
         return sorted(day for day in self.answers.glob("day=????-??-??") if any(day.glob("*.parquet")))
+
+    def _recover(self) -> None:
+        """Bring back the days that a killed run has moved aside, and remove what else it left."""
+        left = sorted(self.answers.glob(".day=*"), key=lambda path: ".old" not in path.name)
+        for folder in left:
+            if not (found := _ASIDE.match(folder.name)):
+                continue
+            day = self.answers / found[1]
+            if any(day.glob("*.parquet")) or not any(folder.glob("*.parquet")):
+                shutil.rmtree(folder)
+            else:
+                folder.rename(day)
 
     def _compact(self) -> None:
         """Make one file of each past day: a part a round is many small files."""
@@ -149,22 +168,23 @@ class Store:
     # Alerts -----------------------------------------------------------------------------------------
 
     def log_alert(self, line: dict[str, Any]) -> None:
-        """Add a line on an alert that was delivered or given up."""
-        with (self.folder / "alerts.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json_line(line))
+        """Add a line on an alert that was delivered or given up, never behind one that a crash has cut."""
+        with (self.folder / "alerts.jsonl").open("a+b", buffering=0) as stream:
+            if size := stream.seek(0, os.SEEK_END):
+                stream.seek(size - 1)
+            cut = size and stream.read(1) != b"\n"
+            stream.write(b"\n" * bool(cut) + json_line(line).encode("utf-8", "replace"))
 
     def settled_alerts(self) -> set[str]:
-        """The ids of alerts that were delivered or given up; a line cut by a crash counts as neither."""
+        """The ids of alerts that were delivered or given up.
+
+        A line is written when an alert has arrived, so one that a crash has cut behind the id counts, too.
+        """
         path = self.folder / "alerts.jsonl"
         if not path.exists():
             return set()
-        settled = set()
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                settled.add(str(json.loads(line)["alert"]))
-            except (ValueError, KeyError, TypeError):
-                continue
-        return settled
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return {json.loads(found, strict=False) for found in _ALERT.findall(text)}
 
 
 def days_ago(now: datetime, days: float) -> str:

@@ -7,13 +7,15 @@ checked (server-side request forgery, CWE-918; DNS rebinding). Knows nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -29,9 +31,21 @@ from fintune.errors import FintuneError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out for the internet."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
+_SPECIAL: list[Network] = [
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20")
+]
+"""Within what is given out, and not for hosts: protocols, relays, Teredo, documentation."""
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""How the last 64 bits begin where an IPv4 address follows (RFC 5214)."""
 _CHUNK_BYTES = 2**14
 USER_AGENT = f"fintune/{__version__}"
+_asking = threading.local()
+"""Of a thread that asks: its `deadline`, and the `sockets` it has opened, so that it can be cut off."""
 
 
 class RefusedAddressError(FintuneError):
@@ -67,17 +81,23 @@ class Answer:
 
 
 def is_public(address: _Address) -> bool:
-    """Whether an address is out in the internet; of one that carries another (IPv4 in IPv6), both must be."""
-    inner: list[_Address] = []
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return is_public(address.ipv4_mapped)
-        inner = [a for a in (address.sixtofour, *(address.teredo or ())) if a]
-        if address in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.is_site_local:
-            return False
-    return address.is_global and not address.is_multicast and all(map(is_public, inner))
+    """Whether an address is out in the internet. What carries an IPv4 address is judged by that, too.
+
+    What is not known to be a host's is refused: of IPv6 all but global unicast and IPv4 in one of its forms.
+    """
+    if any(address.version == network.version and address in network for network in _SPECIAL):
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast
+    bits = int(address)
+    if address.ipv4_mapped or address in _NAT64:
+        return is_public(ipaddress.IPv4Address(bits & 0xFFFFFFFF))
+    if address not in _UNICAST or not address.is_global:
+        return False
+    inner = [bits >> 80 & 0xFFFFFFFF] if address in _SIX_TO_FOUR else []
+    if bits >> 32 & 0xFFFFFFFF in _ISATAP:
+        inner.append(bits & 0xFFFFFFFF)
+    return all(is_public(ipaddress.IPv4Address(each)) for each in inner)
 
 
 def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
@@ -120,7 +140,7 @@ def session(allowed: Sequence[Network] = (), proxy: str | None = None) -> reques
     Args:
         proxy: one that does: which networks it reaches is then its own matter, and nothing is checked here.
     """
-    made = requests.Session()
+    made = _Session()
     made.trust_env = False
     made.headers["User-Agent"] = USER_AGENT
     if proxy:
@@ -129,6 +149,12 @@ def session(allowed: Sequence[Network] = (), proxy: str | None = None) -> reques
         for scheme in ("http://", "https://"):
             made.mount(scheme, _CheckedAdapter(allowed))
     return made
+
+
+class _Session(requests.Session):
+    def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:  # type: ignore[override]
+        """None: `_follow` does it. This one reads what a redirect says besides, all of it, in any case."""
+        return iter(())
 
 
 def ask(
@@ -149,18 +175,12 @@ def ask(
     check_url(url)
     bounds = limits or Limits()
     deadline = time.monotonic() + bounds.seconds
-    web.max_redirects = bounds.redirects
+    opened: list[socket.socket] = []
 
     def work() -> Answer:
-        with web.request(
-            method,
-            url,
-            headers=dict(headers or {}),
-            data=body,
-            stream=True,
-            timeout=bounds.pause_seconds,
-            allow_redirects=body is None,
-        ) as response:
+        _asking.sockets, _asking.deadline = opened, deadline
+        response = _follow(web, method, url, dict(headers or {}), body, bounds)
+        with response:
             content = _content(response, bounds, deadline)
             known = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status_code, known, content, response.url)
@@ -169,12 +189,41 @@ def ask(
         return within(bounds.seconds, work)
     except TimeUpError:
         raise WebError(f"no whole answer within {bounds.seconds:g} seconds") from None
-    except requests.TooManyRedirects:
-        raise WebError(f"more than {bounds.redirects} redirects") from None
-    except requests.exceptions.InvalidSchema:
+    except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
         raise RefusedAddressError(f"{shown(url)} redirects to what is no web address.") from None
     except (requests.RequestException, HTTPError, OSError) as error:
         raise WebError(brief(error)) from None
+    finally:
+        for connection in opened:  # whatever the thread still waits for, it waits no longer
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+def _follow(
+    web: requests.Session, method: str, url: str, headers: dict[str, str], body: bytes | None, bounds: Limits
+) -> requests.Response:
+    """The answer at the end of the redirects, whose own contents are never read."""
+    for _ in range(bounds.redirects + 1):
+        response = web.request(
+            method,
+            url,
+            headers={**headers, "Connection": "close"},
+            data=body,
+            stream=True,
+            timeout=bounds.pause_seconds,
+            allow_redirects=False,
+        )
+        target = web.get_redirect_target(response)
+        if target is None or body is not None:
+            return response
+        response.close()
+        url = urljoin(url, target)
+        try:
+            check_url(url)
+        except RefusedAddressError:
+            raise requests.exceptions.InvalidSchema from None
+    raise WebError(f"more than {bounds.redirects} redirects")
 
 
 def _content(response: Any, limits: Limits, deadline: float) -> bytes:
@@ -211,11 +260,17 @@ class _CheckedAdapter(HTTPAdapter):
                 try:
                     for address in resolve(self._dns_host, self.port, allowed):
                         try:
-                            return create_connection(
+                            made = create_connection(
                                 (address, self.port), self.timeout, socket_options=self.socket_options
                             )
                         except OSError as failed:
                             error = failed
+                            continue
+                        _asking.sockets.append(made.dup())  # TLS moves the first into another object
+                        if time.monotonic() > _asking.deadline:
+                            made.close()
+                            raise TimeUpError
+                        return made
                 except OSError as unknown:
                     error = unknown
                 raise NewConnectionError(self, str(error)) from error

@@ -12,6 +12,7 @@ from fintune.config import Recipe
 from fintune.data.raw.licences import commercial_use
 from fintune.files import atomic_write
 from fintune.models.base import public_name
+from fintune.text.markdown import cell
 
 
 def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: Any) -> None:
@@ -24,8 +25,8 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
     }
     data = prepared.manifest["tasks"]
     rows = "\n".join(
-        f"| {name} | {d['dataset']} | {d.get('licence') or 'not stated'} | {commercial_use(d['dataset'])} "
-        f"| {d['counts']['train']} |"
+        f"| {name} | {cell(d['dataset'])} | {cell(d.get('licence') or 'not stated')} "
+        f"| {commercial_use(d['dataset'])} | {d['counts']['train']} |"
         for name, d in data.items()
     )
     validation = {
@@ -49,7 +50,7 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
 
-# A fintune adapter on {facts["base_model"]}
+# A fintune adapter on {cell(facts["base_model"])}
 
 LoRA, r = {lora.r}, alpha = {lora.lora_alpha:g}, on {", ".join(lora.target_modules)}:
 {facts["trainable_parameters"]:,} parameters ({facts["trainable_parameters"] / facts["all_parameters"]:.2%}
@@ -80,7 +81,7 @@ Not investment advice. The adapter inherits the limits of its base model and of 
 def _warnings(facts: dict[str, Any]) -> str:
     if not facts.get("warnings"):
         return ""
-    return "\n## Warnings\n\n" + "\n".join(f"- {warning}" for warning in facts["warnings"]) + "\n"
+    return "\n## Warnings\n\n" + "\n".join(f"- {cell(warning)}" for warning in facts["warnings"]) + "\n"
 
 
 def _how(facts: dict[str, Any]) -> str:

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.exc import SQLAlchemyError
 
 from fintune.errors import DataError
+from fintune.monitoring.database import PATIENCE, Patience, SilentError, reason
 from fintune.monitoring.drift import WINDOW, Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import Profile
-from fintune.monitoring.store import Kept, Store, reason
+from fintune.monitoring.store import Kept, Store
 from fintune.monitoring.verdicts import as_answer
+from fintune.monitoring.writer import Writer
 
 log = logging.getLogger("fintune.monitoring")
 MAX_TARGET = 20_000
@@ -64,7 +66,7 @@ def _refused(status: int, message: str, param: str | None, code: str) -> JSONRes
     return JSONResponse({"error": error}, status_code=status)
 
 
-def _down(error: SQLAlchemyError) -> JSONResponse:
+def _down(error: Exception) -> JSONResponse:
     log.error("FINTUNE_STORE fails: %s", reason(error))
     return _refused(503, "The store of predictions fails now: try again later.", None, "store_unavailable")
 
@@ -88,6 +90,7 @@ def router(
     *,
     model: str | None = None,
     window: Window | None = None,
+    writer: Writer | None = None,
     metrics: Metrics = METRICS,
 ) -> APIRouter:
     """The routes over a store and a reference profile; either may be None, and its route then says so.
@@ -97,9 +100,11 @@ def router(
             no others.
         window: this process's newest answers; without one, drift reads the store's newest, which all
             replicas share.
+        writer: where this process's answers wait to be kept; feedback comes after them.
         metrics: gets the drift gauges and the feedback counts.
     """
     routes = APIRouter(prefix="/v1", tags=["monitoring"])
+    patiently, slowly = Patience(), Patience(5 * PATIENCE)
 
     @routes.post("/feedback", summary="Say whether an answer was right", status_code=201, response_model=None)
     def feedback(body: Feedback, request: Request) -> dict[str, Any] | JSONResponse:
@@ -108,8 +113,10 @@ def router(
                 404, "This service keeps no predictions, so it takes no feedback.", None, "no_store"
             )
         try:
-            return _take(store, body, request)
-        except SQLAlchemyError as error:
+            if writer and not writer.flush(PATIENCE):
+                raise SilentError("answers that came before still wait to be kept")
+            return patiently(lambda: _take(store, body, request))
+        except (SQLAlchemyError, SilentError) as error:
             return _down(error)
 
     def _take(store: Store, body: Feedback, request: Request) -> dict[str, Any] | JSONResponse:
@@ -140,11 +147,11 @@ def router(
             if window is not None:
                 observed = window.tasks()
             elif store is not None:
-                observed = store.observations(WINDOW, model)
+                observed = slowly(lambda: store.observations(WINDOW, model))
             else:
                 return _refused(404, "This service keeps no answers to compare.", None, "no_store")
-            scores = store.live_scores(model) if store is not None else {}
-        except SQLAlchemyError as error:
+            scores = slowly(lambda: store.live_scores(model)) if store is not None else {}
+        except (SQLAlchemyError, SilentError) as error:
             return _down(error)
         report = compare(reference, observed)
         report["live_scores"] = scores

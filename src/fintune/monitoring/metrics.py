@@ -98,6 +98,8 @@ class Metrics:
             ["operation"],
             **new,
         )
+        self.store_up = Gauge("fintune_store_up", "1 while answers can be kept, 0 while they cannot", **new)
+        self.store_waiting = Gauge("fintune_store_waiting", "Answers that wait to be kept", **new)
 
     def observe_request(
         self,
@@ -178,6 +180,11 @@ class Metrics:
         for task, entry in scores.items():
             if entry["accuracy"] is not None:
                 self.accuracy.labels(task).set(entry["accuracy"])
+
+    def show_writer(self, state: Mapping[str, Any]) -> None:
+        """Set the store's gauges from `Writer.state`."""
+        self.store_up.set(state["state"] == "ok")
+        self.store_waiting.set(state["waiting"])
 
     def render(self) -> bytes:
         """The exposition, to be sent with `CONTENT_TYPE`."""

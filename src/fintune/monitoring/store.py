@@ -8,31 +8,32 @@ changed by the migrations in this package.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine as Database
 
 from fintune.errors import DataError, MissingExtraError
+from fintune.monitoring.database import SilentError, comes_back, connect, migrate, reason
 from fintune.monitoring.profile import Observation
 from fintune.monitoring.verdicts import as_answer, is_right
 from fintune.tasks import Prediction
 
+log = logging.getLogger("fintune.monitoring")
 DEFAULT_URL = "sqlite:///output/monitoring.db"
-WAIT_SECONDS = 30
-"""How long a writer waits for another one (SQLite)."""
 LIVE_DAYS = 30
 """How far back live accuracy looks."""
-MIGRATIONS = Path(__file__).with_name("migrations")
-LOCK = 7_102_026
-"""The key of PostgreSQL's advisory lock under which migrations run."""
+PredictionRow = dict[str, Any]
+"""A prediction as its table has it."""
 
 TABLES = sa.MetaData()
 PREDICTIONS = sa.Table(
@@ -101,14 +102,18 @@ class Store:
         self.database = database
         self.keep = keep
         """Whether predictions may be kept: the consent."""
+        self._ready = False
+        self._preparing = threading.Lock()
 
     @classmethod
-    def open(cls, url: str = DEFAULT_URL, *, keep: bool = False) -> Store:
-        """Connect, and bring the tables up to date.
+    def open(cls, url: str = DEFAULT_URL, *, keep: bool = False, patience: float | None = None) -> Store:
+        """Connect, and bring the tables up to date, within seconds.
 
         Args:
             url: as SQLAlchemy reads it: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
             keep: switch consent on.
+            patience: of a service: it waits so many seconds for locks, and a database that is away for now is
+                logged and opened later, by the first call that finds it.
 
         Raises:
             DataError: the URL cannot be read, or no database answers there.
@@ -123,14 +128,32 @@ class Store:
         if address.drivername not in ("sqlite", "postgresql+psycopg"):
             raise DataError(f"The store is SQLite or PostgreSQL, got a URL of {address.drivername}.")
         try:
-            database = _connect(address)
-            _migrate(database)
+            store = cls(connect(address, patience), keep)
+            store.prepare()
         except ModuleNotFoundError:
             raise MissingExtraError("A store in PostgreSQL", "postgres") from None
-        except (sa.exc.OperationalError, sa.exc.DatabaseError) as error:
+        except (sa.exc.DatabaseError, SilentError) as error:
             shown = address.render_as_string(hide_password=True)
-            raise DataError(f"The store {shown} cannot be opened: {reason(error)}") from None
-        return cls(database, keep)
+            if patience is None or not comes_back(error):
+                raise DataError(f"The store {shown} cannot be opened: {reason(error)}") from None
+            log.error("FINTUNE_STORE is away, and is tried again: %s: %s", shown, reason(error))
+        return store
+
+    def prepare(self) -> None:
+        """Bring the tables up to date, once."""
+        if not self._ready:
+            with self._preparing:
+                if not self._ready:
+                    migrate(self.database)
+                    self._ready = True
+
+    def _connect(self) -> sa.Connection:
+        self.prepare()
+        return self.database.connect()
+
+    def _begin(self) -> AbstractContextManager[sa.Connection]:
+        self.prepare()
+        return self.database.begin()
 
     def close(self) -> None:
         """Let the connections go."""
@@ -140,22 +163,16 @@ class Store:
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
     ) -> str:
         """A new id for a prediction, which is kept under it if consent is on."""
-        name = str(uuid.uuid4())
+        row = prediction_row(task, text, prediction, question=question, model=model)
         if self.keep:
-            kinds = prediction.probabilities
-            row = {
-                "id": name,
-                "created": _now(),
-                "task": task,
-                "model": model,
-                "text": _storable(text),
-                "question": None if question is None else _storable(question),
-                "value": json.dumps(prediction.value),
-                "probabilities": json.dumps(dict(kinds)) if kinds else None,
-            }
-            with self.database.begin() as connection:
-                connection.execute(PREDICTIONS.insert(), row)
-        return name
+            self.add_predictions([row])
+        return str(row["id"])
+
+    def add_predictions(self, rows: Sequence[PredictionRow]) -> None:
+        """Keep rows of `prediction_row` in one transaction; those that are there already stay as they are."""
+        kind = sqlite if self.database.dialect.name == "sqlite" else postgresql
+        with self._begin() as connection:
+            connection.execute(kind.insert(PREDICTIONS).on_conflict_do_nothing(), rows)
 
     def add_feedback(
         self,
@@ -185,7 +202,7 @@ class Store:
             "key_id": key_id,
         }
         try:  # the database refuses what has no prediction, or none any more
-            with self.database.begin() as connection:
+            with self._begin() as connection:
                 connection.execute(FEEDBACK.insert(), row)
         except sa.exc.IntegrityError:
             raise DataError(
@@ -196,7 +213,7 @@ class Store:
     def find(self, prediction_id: str) -> Kept | None:
         """A kept prediction; None where there is none of this id."""
         table = PREDICTIONS.c
-        with self.database.connect() as connection:
+        with self._connect() as connection:
             query = sa.select(table.task, table.value, table.probabilities).where(table.id == prediction_id)
             row = connection.execute(query).first()
         if row is None:
@@ -206,7 +223,7 @@ class Store:
 
     def models(self) -> list[str]:
         """Those that answered, by name."""
-        with self.database.connect() as connection:
+        with self._connect() as connection:
             names = connection.execute(sa.select(PREDICTIONS.c.model).distinct()).scalars()
             return sorted(name for name in names if name)
 
@@ -229,7 +246,7 @@ class Store:
             query = query.where(_by(model))
         if since is not None:
             query = query.where(PREDICTIONS.c.created >= since.astimezone(UTC).replace(tzinfo=None))
-        with self.database.connect() as connection:
+        with self._connect() as connection:
             for row in connection.execute(query):
                 value, target = json.loads(row.value), json.loads(row.target or "null")
                 yield Judged(
@@ -276,7 +293,7 @@ class Store:
     def observations(self, limit: int, model: str | None = None) -> dict[str, list[Observation]]:
         """The newest `limit` kept predictions of each task, as drift reads them; None is of any model."""
         table, wanted = PREDICTIONS.c, sa.true() if model is None else _by(model)
-        with self.database.connect() as connection:
+        with self._connect() as connection:
             tasks = connection.execute(sa.select(table.task).where(wanted).distinct()).scalars().all()
             found = {}
             for task in tasks:
@@ -295,8 +312,25 @@ class Store:
     def delete_older(self, days: float) -> int:
         """Forget the predictions (and their feedback) made more than `days` days ago; how many."""
         before = _now() - timedelta(days=days)
-        with self.database.begin() as connection:
+        with self._begin() as connection:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
+
+
+def prediction_row(
+    task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
+) -> PredictionRow:
+    """A prediction under a new id, as it is kept."""
+    kinds = prediction.probabilities
+    return {
+        "id": str(uuid.uuid4()),
+        "created": _now(),
+        "task": task,
+        "model": model,
+        "text": _storable(text),
+        "question": None if question is None else _storable(question),
+        "value": json.dumps(prediction.value),
+        "probabilities": json.dumps(dict(kinds)) if kinds else None,
+    }
 
 
 def _labels(value: str | float, probabilities: str | None) -> tuple[str, ...]:
@@ -310,16 +344,6 @@ def _by(model: str) -> sa.ColumnElement[bool]:
     return PREDICTIONS.c.model.in_((model, ""))
 
 
-def reason(error: Exception) -> str:
-    """Why a store failed, for a log: the driver's first line, or the kind of error.
-
-    The other lines of an error, and errors that are not the driver's, may quote what was to be stored.
-    """
-    if isinstance(error, sa.exc.StatementError) and (lines := str(error.orig).strip().splitlines()):
-        return lines[0]
-    return type(error).__name__
-
-
 def _now() -> datetime:
     """UTC without a zone, which every database keeps alike."""
     return datetime.now(UTC).replace(tzinfo=None)
@@ -328,54 +352,3 @@ def _now() -> datetime:
 def _storable(text: str) -> str:
     """The text without what PostgreSQL or UTF-8 cannot hold: NUL and lone surrogates."""
     return text.replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
-
-
-def _connect(address: sa.URL) -> Database:
-    quiet = {"hide_parameters": True}  # an error reaches the log, and a client's text must not
-    if address.drivername != "sqlite":
-        return sa.create_engine(address, pool_pre_ping=True, **quiet)
-    if address.database and address.database != ":memory:":
-        file = Path(address.database)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # SQLite says better what is wrong
-            file.touch(mode=0o600)  # it may hold texts; -wal and -shm take its mode
-    database = sa.create_engine(address, connect_args={"timeout": WAIT_SECONDS}, **quiet)
-
-    @sa.event.listens_for(database, "connect")
-    def _prepare(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    return database
-
-
-def _migrate(database: Database) -> None:
-    """Run the migrations that the database lacks; of several processes one does it."""
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with _alone(database), database.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-@contextlib.contextmanager
-def _alone(database: Database) -> Iterator[None]:
-    """No other process migrates meanwhile."""
-    if database.dialect.name == "postgresql":
-        with database.connect() as connection:
-            connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
-            try:
-                yield
-            finally:
-                connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
-    elif (file := database.url.database) and file != ":memory:":
-        from filelock import FileLock
-
-        with FileLock(f"{file}.lock", timeout=WAIT_SECONDS):
-            yield
-    else:
-        yield

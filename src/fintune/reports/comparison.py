@@ -10,7 +10,7 @@ from fintune.evaluation.analysis.errors import shorten
 from fintune.evaluation.compare import Comparison, Spread, Values, WonOrLost
 from fintune.files import atomic_write, write_json
 from fintune.reports.figures import answer_text, number
-from fintune.reports.markdown import cell
+from fintune.text.markdown import cell
 
 _HEADINGS = ("task", "metric", "A", "B", "B − A", "95 % interval", "p")
 _SEED_HEADINGS = ("task", "metric", "mean ± sd", "range", "runs")

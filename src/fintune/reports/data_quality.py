@@ -16,6 +16,7 @@ from fintune.data.quality.measured import leaks
 from fintune.files import atomic_write, write_json
 from fintune.reports import plots
 from fintune.reports.page import make_page
+from fintune.text.markdown import cell
 
 Grid = tuple[list[str], list[list[str]]]
 """A table: the names of its columns, and its rows."""
@@ -174,39 +175,32 @@ def _number(value: float) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: the figures, and the examples by id and beginning."""
-    lines = [f"# Data quality: {report['data']}", "", "## Leaks", ""]
-    lines += [f"- {sentence}" for sentence in leaks(report)] or ["None."]
+    lines = [f"# Data quality: {cell(report['data'])}", "", "## Leaks", ""]
+    lines += [f"- {cell(sentence)}" for sentence in leaks(report)] or ["None."]
     lines += ["", "## Overview", "", *_table(*_overview(report)), "", _OVERVIEW.format(**report), ""]
     lines += ["## Across datasets", "", *_table(*_matrix(report)), "", _MATRIX.format(**report), ""]
     for title, examples in _crossings(report):
-        lines += [f"### {title}", "", *(f"- {_line(example)}" for example in examples), ""]
+        lines += [f"### {title}", "", *(f"- {cell(example)}" for example in examples), ""]
     for name, task in report["tasks"].items():
         lines += [
-            f"## {name}: {task['dataset']}",
+            f"## {name}: {cell(task['dataset'])}",
             "",
-            f"Licence: {task['licence']}. Home: {task['source']}",
+            f"Licence: {cell(task['licence'])}. Home: {cell(task['source'])}",
             "",
         ]
         if "labels" in task["splits"]["train"]:
             lines += [*_table(*_labels(task)), ""]
         lines += [*_table(*_lengths(task)), ""]
-        lines += [f"- {sentence}" for sentence in _cut(task, report["max_length"])]
+        lines += [f"- {cell(sentence)}" for sentence in _cut(task, report["max_length"])]
         for title, examples in _findings(task):
-            lines += ["", f"### {title}", "", *(f"- {_line(example)}" for example in examples)]
+            lines += ["", f"### {title}", "", *(f"- {cell(example)}" for example in examples)]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {row} |" for row in body)]
-
-
-def _line(text: str) -> str:
-    """Text of a dataset that shall not act as Markdown or HTML."""
-    for sign in "\\`*_[]<>|#":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    body = [" | ".join(map(cell, row)) for row in rows]
+    return [f"| {' | '.join(map(cell, head))} |", "|---" * len(head) + "|", *(f"| {row} |" for row in body)]
 
 
 # HTML -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from fintune.errors import ConfigError
 from fintune.files import atomic_write, write_json
 from fintune.reports.page import make_page
+from fintune.text.markdown import cell
 
 _HEAD = ("signal", "PSI", "JS, bits", "test", "p", "status")
 
@@ -88,8 +89,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += [f"## {task}: {entry['status']}", "", _about(task, entry, report), ""]
         if rows := _rows(entry):
             lines += [" | ".join(["", *_HEAD, ""]).strip(), "|---|---:|---:|---|---:|---|"]
-            lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join([*lines, _note(report), ""])
+            lines += ["| " + " | ".join(map(cell, row)) + " |" for row in rows] + [""]
+    return "\n".join([*lines, cell(_note(report)), ""])
 
 
 def html(report: Mapping[str, Any]) -> str:

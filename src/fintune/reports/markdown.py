@@ -5,7 +5,6 @@ Takes the `Results` of `evaluation.results`, so a report can be made again from 
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from fintune.evaluation.analysis.errors import shorten
@@ -20,6 +19,7 @@ from fintune.reports.figures import (
     rows_of,
     title_of,
 )
+from fintune.text.markdown import cell
 
 _WORST_SHOWN = 3
 _ANSWER_CHARACTERS = 160
@@ -70,11 +70,6 @@ def card_section(results: Results) -> str:
             lines.append(f"| {' | '.join(map(cell, (*about, *own)))} |")
     lines += ["", *(f"- {cell(note)}" for note in notes(results)), ""]
     return "\n".join([*lines, f"Measured {results.created} by fintune {results.fintune}."])
-
-
-def cell(text: Any) -> str:
-    """Text that may hold anything as one line of Markdown."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
 
 
 def _errors(name: str, task: TaskResult) -> list[str]:

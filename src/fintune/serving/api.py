@@ -80,6 +80,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(thread.stop)
+        await asyncio.to_thread(recorder.close)
         await asyncio.to_thread(tracing.flush)  # uvicorn ends the process by the signal it got
 
     from fintune.monitoring.api import router as monitoring
@@ -104,7 +105,15 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     default = thread.models.default
     recorder = Recorder.from_environment(settings.model_path, model=default)
     app.state.recorder = recorder
-    app.include_router(monitoring(recorder.store, recorder.reference, model=default, window=recorder.window))
+    app.include_router(
+        monitoring(
+            recorder.store,
+            recorder.reference,
+            model=default,
+            window=recorder.window,
+            writer=recorder.writer,
+        )
+    )
     _add_docs(app)
     _add_handlers(app)
     app.add_middleware(Gate, settings=settings, keys=keys)
@@ -283,7 +292,7 @@ async def list_adapters(thread: Thread) -> Any:
     return AdapterList(data=[AdapterInfo(id=n, loaded=n in loaded) for n in sorted(thread.models.folders())])
 
 
-def _manager(request: Request) -> None:
+async def _manager(request: Request) -> None:
     key = request.state.key
     if key is not None and not key.admin:
         raise ApiError(
@@ -334,7 +343,7 @@ def _adapter(thread: ModelThread, name: str) -> str:
 # Operation ------------------------------------------------------------------------------------------
 
 
-@router.get("/healthz", response_model=Health, tags=["operation"])
+@router.get("/healthz", response_model=Health, response_model_exclude_none=True, tags=["operation"])
 async def healthz(thread: Thread) -> Any:
     """Whether the process is worth keeping: 503 where the model is lost for good."""
     if thread.health.lost:
@@ -342,12 +351,13 @@ async def healthz(thread: Thread) -> Any:
     return Health(status="ok")
 
 
-@router.get("/readyz", response_model=Health, tags=["operation"])
-async def readyz(thread: Thread) -> Any:
-    """Whether the model does: 503 where it does not."""
+@router.get("/readyz", response_model=Health, response_model_exclude_none=True, tags=["operation"])
+async def readyz(request: Request, thread: Thread) -> Any:
+    """Whether the model answers: 503 where it does not. A store that is away costs no answer, and is said."""
     if not thread.ready:
         raise lost() if thread.health.lost else stopping()
-    return Health(status="ok")
+    writer = request.app.state.recorder.writer
+    return Health(status="ok", store=writer and writer.state())
 
 
 @router.get("/metrics", tags=["operation"], response_class=Response)

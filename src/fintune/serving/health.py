@@ -1,8 +1,8 @@
 """Whether the model still computes: failures in a row, and a step that never ends, are its end.
 
-What fails now and then costs its own requests. But a device that has faulted fails at everything that comes after,
-and a step that hangs holds up everyone: only a new process helps, so the server ends and its supervisor starts it
-again.
+What fails now and then costs its own requests. But a device that has faulted fails at everything after it,
+and a step that hangs holds up everyone. Only a new process helps: the server ends, and is started again by
+its supervisor.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Health:
         Args:
             max_step: seconds that one step may take.
             max_failures: failures in a row after which `probe` is called.
-            probe: computes something small, and raises what is wrong. A model that still can is kept: requests
-                that make it fail must not end the server.
+            probe: computes something small, and raises what is wrong. A model that still can is kept:
+                requests that make it fail must not end the server.
             on_lost: called once, when there is no hope.
         """
         self.lost = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -39,7 +38,7 @@ def answers(
 ) -> list[str | None]:
     """Note the answers to some records; returns the ids under which they are kept, None where they are not.
 
-    This waits for the disk where there is a store: call it from a worker thread.
+    Words are counted for drift, which takes a while with many records: call it from a worker thread.
     """
     ids: list[str | None] = []
     for record, each in zip(records, found, strict=True):
@@ -94,13 +93,8 @@ async def text(
                         queue_seconds=piece.queue_seconds,
                     )
                     if task and record and prediction:
-                        kept = await asyncio.to_thread(
-                            recorder.record,
-                            task.name,
-                            record.text,
-                            prediction,
-                            question=record.question,
-                            model=model,
+                        kept = recorder.record(
+                            task.name, record.text, prediction, question=record.question, model=model
                         )
                         piece = replace(piece, prediction_id=kept)
                 yield piece

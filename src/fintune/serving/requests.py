@@ -15,7 +15,8 @@ from fintune.tasks import Task
 T = TypeVar("T")
 
 
-def model_thread(request: Request) -> ModelThread:
+async def model_thread(request: Request) -> ModelThread:
+    # Not a plain function: FastAPI would run it in the pool of threads that routes such as feedback fill.
     return request.app.state.thread
 
 

@@ -300,8 +300,17 @@ class AdapterList(BaseModel):
     data: list[AdapterInfo]
 
 
+class StoreState(BaseModel):
+    """How keeping answers goes; where none are kept there is none."""
+
+    state: Literal["ok", "down"]
+    waiting: int = Field(description="Answers that wait to be kept.")
+    lost: int = Field(description="Answers that were not kept, and will not be.")
+
+
 class Health(BaseModel):
-    status: Literal["ok", "stopping"]
+    status: Literal["ok"]
+    store: StoreState | None = None
 
 
 class ErrorDetail(BaseModel):

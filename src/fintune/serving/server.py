@@ -107,7 +107,7 @@ def _server(config: Any, health: Health, grace: float) -> Any:
 
 
 def _give_up() -> None:
-    """End with an error, so that a supervisor starts the server again. The model's thread may hang for ever."""
+    """End with an error, for a supervisor to start the server again. The model's thread may hang for ever."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -45,8 +45,8 @@ class Settings:
     timeout: float = 60.0
     """From a request's arrival to its answer."""
     max_step: float = 600.0
-    """How long the model thread may take for one step (a batch, a token of the texts, the loading of an adapter)
-    before the server takes it for lost, and ends. Slow CPUs need less by far."""
+    """How long the model thread may take for one step (a batch, a token of the texts, the loading of an
+    adapter) before the server takes it for lost, and ends. Slow CPUs need less by far."""
     max_failures: int = 3
     """Failures of the model in a row after which a small test decides whether the server ends."""
     max_body: int = 1_000_000
