@@ -107,6 +107,10 @@ def main(arguments: Sequence[str], said: Sequence[str] = ()) -> int:
     args = _parser().parse_args(underscored(arguments))
     _quiet()
     try:
+        if getattr(args, "trust_plugins", False):
+            from fintune.tasks import plugins
+
+            plugins.trust()
         return int(args.run(args))
     except FintuneError as error:
         message = str(error)

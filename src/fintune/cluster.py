@@ -328,10 +328,12 @@ class Answerer:
         import torch
 
         from fintune.inference.engine import Engine
+        from fintune.tasks import plugins
 
         with contextlib.suppress(OSError):  # a recipe's paths begin where the command was given
             os.chdir(folder)
         torch.set_num_threads(threads)
+        plugins.trust(recipe.plugins)  # or the process that asks would have refused them
         self.engine = _tried(lambda _: Engine.load(model_path, recipe), None)
         self.task = task.name
         self.truncate = truncate

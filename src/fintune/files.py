@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,9 +34,10 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """A file to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    _sweep(path.absolute())
+    staging = _beside(path, "new")
     try:
-        with staging.open("wb") as stream:
+        with staging.open("xb") as stream, _held(staging):
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -82,35 +88,120 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
+    recover(path)
+    staging = _beside(path, "new")
     staging.mkdir()
     try:
-        yield staging
-        replace_folder(staging, path)
+        with _held(staging):
+            yield staging
+            replace_folder(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, which may not exist; `old` is whole at every moment but one rename."""
-    if old.exists():
-        aside = old.with_name(f".{old.name}.old.{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(old, aside)
+    """Put `new` in the place of `old`, which may not exist; `old` is whole at every moment.
+
+    Where the system cannot swap two folders, `old` is absent for a moment; of a process that is killed then
+    `recover` puts it back.
+    """
+    if not old.exists():
         os.replace(new, old)
-        shutil.rmtree(aside)
+    elif _swap(new, old):
+        shutil.rmtree(new, ignore_errors=True)
     else:
-        os.replace(new, old)
+        aside = _beside(old, "old")
+        with _held(old):
+            os.replace(old, aside)
+            os.replace(new, old)
+        shutil.rmtree(aside)
 
 
-def replace_files(new: Path, old: Path, last: str) -> None:
-    """Move the files of `new` over those of `old`, the one named `last` at the end; `new` vanishes.
+def recover(path: str | Path) -> None:
+    """Put a folder back that a killed process had set aside, and remove what others left beside it."""
+    path = Path(path).absolute()
+    set_aside = filter(_abandoned, path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    with contextlib.suppress(FileNotFoundError):  # another process is quicker
+        for aside in sorted(set_aside, key=os.path.getctime, reverse=True):
+            if path.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(aside, path)
+    _sweep(path)
 
-    Other files of `old` stay. What `last` is found with is whole, and so is every file.
+
+def _beside(path: Path, kind: str) -> Path:
+    """A name of its own: two containers on one volume may both be process 1."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}")
+
+
+@functools.lru_cache(1024)
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left half-written beside a path; once a process."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        if _abandoned(left, YOUNG):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+YOUNG, OLD = 60.0, 86_400.0
+"""Seconds: what is younger may not be locked yet; without locks what is older is nobody's."""
+
+
+def _abandoned(path: Path, least: float = 0.0) -> bool:
+    """Whether the process that made it is gone: nobody holds its lock, or it is a day old."""
+    try:
+        age = time.time() - path.stat().st_ctime
+        import fcntl
+
+        found = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(found)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except (ImportError, OSError):  # no locks here
+        return age > OLD
+    return age >= least
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """A lock on a file or folder itself, which says that it is in use, and ends with this process."""
+    try:
+        import fcntl
+
+        found = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(found)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step, where the system and the file system can: Linux's RENAME_EXCHANGE."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def replace_files(new: Path, old: Path, first: str, last: str) -> None:
+    """Move the files of `new` over those of `old`, in the order of two names; `new` vanishes.
+
+    Other files of `old` stay, and every file is whole. Where `first` says what `last` must be, a folder that
+    was left half-way is known by it.
     """
     old.mkdir(parents=True, exist_ok=True)
-    for path in sorted(new.iterdir(), key=lambda path: path.name == last):
+    for path in sorted(new.iterdir(), key=lambda path: (path.name != first, path.name == last)):
         os.replace(path, old / path.name)
     new.rmdir()
 
@@ -234,15 +325,34 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
+def read_json(path: str | Path, limit: int = 256_000_000) -> Any:
+    """The value of a JSON file of at most `limit` bytes.
 
     Raises:
-        DataError: the file is missing or is no JSON.
+        DataError: the file is missing, too large, or no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"{path} is damaged: it has more than {limit:,} bytes.")
+        return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise DataError(f"{path} is damaged: its JSON is nested too deeply.") from None
+    except ValueError as error:  # of JSON, UTF-8, or a number of too many digits
         raise DataError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+
+
+def stamp(*paths: Path) -> tuple[tuple[int, ...], ...]:
+    """What changes when one of these files does, or comes or goes: no byte of them is read."""
+    found: list[tuple[int, ...]] = []
+    for path in paths:
+        try:
+            info = path.stat()
+        except OSError:
+            found.append((0,))
+        else:
+            found.append((info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+    return tuple(found)

@@ -2,18 +2,25 @@
 
 import contextlib
 import csv
+import os
 import shutil
 import socket
+import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
+import httpx
 import pytest
 import server as server_process
 from forked import Forked
 
+from fintune.demo import render
 from fintune.demo.app import check_port, launch
 from fintune.demo.texts import examples
 from fintune.errors import FintuneError, MissingExtraError, ModelError
@@ -349,6 +356,76 @@ def test_the_report_stays_in_its_frame_and_card_and_data_are_shown(browser, tune
         text = page.inner_text("#results-data")
         assert "tatqa" in text and "1,234" in text and "optimizer steps" in text
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_foreign_host_or_page_is_answered_nothing(tuned_server):
+    upload = {"files": ("a.csv", b"text\na\n")}
+    with httpx.Client(base_url=tuned_server, trust_env=False) as client:
+        assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
+        for foreign in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            assert client.post("/gradio_api/upload", files=upload, headers=foreign).status_code == 403
+        own = {"Origin": tuned_server.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+        assert client.post("/gradio_api/upload", files=upload, headers=own).status_code == 200
+
+
+def test_a_hostile_report_asks_nothing_of_a_network(browser, tuned_server):
+    asked = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    there = f"http://127.0.0.1:{listener.server_port}/"
+    hostile = (
+        f"<script>fetch('{there}early')</script><html><head><title>x</title></head>",
+        f'<head data-x=">"><img src="{there}attribute"><script src="{there}script"></script>',
+        f"<script>location = '{there}location'</script>",
+        f'<meta http-equiv="refresh" content="0; url={there}refresh"><a href="{there}">a</a>',
+        f"<script>document.write('<a id=a href={there}click>a</a>'); a.click()</script>",
+    )
+    with opened(browser, tuned_server, strict=False) as page:
+        for report in hostile:
+            html = render.frame(report, "Report")
+            page.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", html)
+        page.wait_for_timeout(1500)
+    listener.shutdown()
+    listener.server_close()
+    assert [path for path in asked if path != "/favicon.ico"] == []
+
+
+def test_what_was_uploaded_goes_with_the_process_however_it_ends(tmp_path):
+    """SIGTERM removes it; after kill −9 the next demo does."""
+    code = (
+        "import signal, sys, time; from fintune.demo import scratch; "
+        "signal.signal(signal.SIGTERM, signal.default_int_handler); "
+        "(scratch.folder() / 'answers.csv').write_text('secret'); print(scratch.folder(), flush=True); "
+        "time.sleep(60)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def begun():
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return process, Path(process.stdout.readline().strip())
+
+    killed, left = begun()
+    killed.kill()
+    killed.wait(20)
+    assert left.stat().st_mode & 0o077 == 0 and (left / "answers.csv").exists()
+    os.utime(left, (1, 1))
+    running, here = begun()
+    assert not left.exists() and here.exists()
+    other, _ = begun()
+    assert here.exists()
+    for process in (running, other):
+        process.terminate()
+        process.wait(20)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_taken_port_is_named_with_the_fix_before_any_model_is_loaded():

@@ -78,7 +78,13 @@ def test_marks_that_overlap_do_not_repeat_text():
 def test_a_report_in_a_frame_can_load_nothing_and_cannot_leave_it():
     html = render.frame('<html><head lang="en"><title>x</title></head>"</html>', "Report")
     assert 'sandbox="allow-scripts"' in html and "default-src &#x27;none&#x27;" in html
-    assert html.index("Content-Security-Policy") < html.index("&lt;title")
+    for page in (
+        "<script>1</script><html><head>",
+        '<head data-x=">"><script>1</script>',
+        "<!--<head>--><p>a",
+    ):
+        framed = render.frame(page, "Report")
+        assert framed.index("Content-Security-Policy") < framed.index(page[:5].replace("<", "&lt;"))
     assert html.count('"') % 2 == 0 and "<title" not in html
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import adapter_folders
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -151,6 +152,7 @@ def test_an_adapter_that_is_no_number_leaves_the_untuned_base_as_it_is(random_ad
     weights = load_file(broken / "adapter_model.safetensors")
     weights[min(weights)][0, 0] = math.nan
     save_file(weights, broken / "adapter_model.safetensors", {"format": "pt"})
+    adapter_folders.reseal(broken)
     records = some("headline", 2)
     whole, ours = (
         [

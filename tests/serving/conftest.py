@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from adapter_folders import reseal
 from forked import Forked, fintune
 
 pytest.importorskip("fastapi", reason="the API needs the serve extra")
@@ -73,6 +74,7 @@ def adapters(tiny_base, tmp_path_factory):
     torch.manual_seed(1)
     changed = {name: value + 0.2 * torch.randn_like(value) for name, value in load_file(weights).items()}
     save_file(changed, weights, metadata={"format": "pt"})
+    reseal(folder / "second")
     return folder
 
 
@@ -81,7 +83,10 @@ def start():
     """A function: flags → a server of one's own, to be stopped."""
 
     def run(*flags, keys, port=0, command=fintune, **environment):
-        flags = ["--port", str(port), "--keys", str(keys), *map(str, flags)]
+        """Args: keys: the file of keys, or where there is none (`no_keys`)."""
+        named = ["--keys", str(keys)] if keys.exists() else []
+        flags = ["--port", str(port), *named, *map(str, flags)]
+        environment = {"XDG_CONFIG_HOME": str(keys.parent), **environment}
         return _started(Forked(command, ["serve", *flags], **environment))
 
     return run
@@ -95,10 +100,11 @@ def no_keys(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(adapters, no_keys):
     """One for all tests that leave it as it is."""
-    command = [sys.executable, "-m", "fintune.cli", "serve", "--port", "0", "--keys", no_keys]
+    command = [sys.executable, "-m", "fintune.cli", "serve", "--port", "0"]
     command += ["--model_path", adapters / "first", "--adapters", adapters]
     command += ["--max_body", "100000", "--max_tokens", "64", "--timeout", "30"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FINTUNE_ALLOCATOR": "system"}
+    environment["XDG_CONFIG_HOME"] = str(no_keys.parent)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = _started(subprocess.Popen(command, env=environment, **pipes))
     yield running

@@ -281,12 +281,28 @@ def test_a_text_cannot_change_the_labels(client):
 
 
 def test_pages_of_other_origins_reach_nothing(client):
-    foreign = {"Origin": "https://evil.example"}
-    response = client.post("/v1/tasks/headline", json={"text": TEXTS[0]}, headers=foreign)
-    assert "access-control-allow-origin" not in response.headers
-    plain = {**foreign, "Content-Type": "text/plain"}  # what a form may send without asking
-    assert client.post("/v1/tasks/headline", content=b'{"text": "a"}', headers=plain).status_code == 415
+    """Browsers name the page that sends; an empty POST needs no leave of CORS, and loaded adapters once."""
+    for foreign in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"},
+    ):
+        for method, path, body in (
+            ("POST", "/v1/tasks/headline", {"json": {"text": TEXTS[0]}}),
+            ("POST", "/v1/adapters/second", {}),
+            ("DELETE", "/v1/adapters/second", {}),
+        ):
+            response = client.request(method, path, headers=foreign, **body)
+            assert response.status_code == 403 and response.json()["error"]["code"] == "foreign_page"
+            assert "access-control-allow-origin" not in response.headers
     assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 400
+    plain = {"Content-Type": "text/plain"}  # what a form may send without asking
+    assert client.post("/v1/tasks/headline", content=b'{"text": "a"}', headers=plain).status_code == 415
+    own = {"Origin": str(client.base_url).rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    for headers in (own, {"Origin": own["Origin"]}, {"Sec-Fetch-Site": "none"}):
+        asked = client.post("/v1/tasks/headline", json={"text": TEXTS[0]}, headers=headers)
+        assert asked.status_code == 200
 
 
 def test_a_request_has_an_id_and_the_log_neither_its_text_nor_a_line_of_the_clients(client, server):

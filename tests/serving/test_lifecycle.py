@@ -140,6 +140,9 @@ def test_keys_are_asked_for_limited_and_revoked_while_the_server_runs(own, tmp_p
     assert "3 records a minute" in answers[1].json()["error"]["message"]
     assert ask(plain, "POST", "/v1/adapters/first").status_code == 403
     assert ask(admin, "POST", "/v1/adapters/first").status_code == 200
+    scrape = keys.create(path, "scrape", metrics=True)
+    assert ask(scrape, where="/metrics").status_code == 200
+    assert ask(scrape).status_code == ask(scrape, "POST", "/v1/adapters/first").status_code == 403
     keys.revoke(path, "desk")
     assert ask(plain).status_code == 401 and ask(admin).status_code == 200
     assert httpx.get(f"{server.url}/healthz").status_code == 200

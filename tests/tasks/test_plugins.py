@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import load_prepared, prepare
 from fintune.errors import ConfigError
@@ -202,13 +204,26 @@ def test_a_plug_in_beside_its_recipe_comes_before_one_in_the_working_folder(fold
     assert task_set(load_recipe(folders(".", "working_plugin")))["where"].instruction == "."
 
 
-def test_code_beside_an_adapter_runs_only_where_the_user_names_its_folder(folders, workdir, monkeypatch):
+def test_code_that_an_adapter_names_runs_only_where_the_user_trusts_it_and_names_its_folder(
+    folders, workdir, monkeypatch, capsys, random_adapter
+):
     recipe = load_recipe(folders("others", "kept_plugin"))
+    for path in random_adapter.glob("adapter_*"):
+        shutil.copy(path, workdir / "others")
     manifest.write(workdir / "others", recipe, task_set(recipe))
     del sys.modules["kept_plugin"]
     monkeypatch.setattr(plugins, "_places", {})
+    monkeypatch.setattr(plugins, "_trusted", set())
+    monkeypatch.setattr(plugins, "_trust_all", False)
     registry_module._registered.clear()
     monkeypatch.chdir(workdir / "others")
+    for command in (["predict", "--task", "where", "--model_path", ".", "Up."], ["plan", "--config", "."]):
+        assert main(command) == 1
+        assert "names the plug-ins 'kept_plugin', and a plug-in is code" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="pass --trust_plugins"):
+        manifest.read(".", manifest.read_recipe("."))  # its own word for it is none
+    manifest.read_recipe(".")
+    plugins.trust(["kept_plugin"])
     with pytest.raises(
         ConfigError, match=r"'kept_plugin', which cannot be imported.* in FINTUNE_PLUGINS, if you trust"
     ):
@@ -216,6 +231,8 @@ def test_code_beside_an_adapter_runs_only_where_the_user_names_its_folder(folder
     assert "kept_plugin" not in sys.modules
     monkeypatch.setenv("FINTUNE_PLUGINS", os.pathsep.join(["", str(workdir / "others")]))
     assert manifest.read(".")[1]["where"].instruction == "others"
+    monkeypatch.setattr(plugins, "_trusted", set())
+    assert manifest.read(".", load_recipe("recipe.yaml"))[1].names() == ["where"]  # the user's own names it
 
 
 def test_a_plug_in_never_takes_the_place_of_an_installed_module(folders):

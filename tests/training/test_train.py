@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,48 @@ def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir,
     facts = train(recipe, workdir / "killed", resume="latest", progress=False)  # of the last step
     assert facts["training"]["examples"] == 0
     assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_an_adapter_is_kept_although_its_data_goes_and_what_was_measured_of_the_one_before_goes(
+    tiny_recipe, workdir, monkeypatch
+):
+    """Then a retraining is killed between two files: what it leaves is of two adapters, and says so."""
+    from fintune.training import run
+
+    real = run.MultiTaskTrainer.train
+    recipe, out = tiny_recipe(training={"max_steps": 1}), workdir / "out"
+
+    def then_prepared_elsewhere(self, **options):
+        real(self, **options)
+        shutil.rmtree(recipe.data.prepared_dir)
+
+    out.mkdir()
+    for name in ("results.json", "results-validation-predictions.jsonl", "profile.json", "notes.txt"):
+        (out / name).write_text("of the adapter before")
+    with monkeypatch.context() as patch:
+        patch.setattr(run.MultiTaskTrainer, "train", then_prepared_elsewhere)
+        assert train(recipe, out, progress=False)["label_scoring"]
+    assert Engine.load(out).adapter == out
+    assert [path.name for path in out.glob("*.*") if path.read_bytes() == b"of the adapter before"] == [
+        "notes.txt"
+    ]
+
+    move, moved = os.replace, []
+
+    def killed(old, new):
+        move(old, new)
+        if Path(new).parent == out and Path(old).parent.name == ".adapter-in-writing":
+            moved.append(new.name)
+            raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", killed)
+        train(tiny_recipe(training={"max_steps": 1, "seed": 7}), out, overwrite=True, progress=False)
+    assert moved == ["fintune.json"]
+    with pytest.raises(
+        ModelError, match=r"of two adapters: fintune.json and adapter_model.safetensors do not"
+    ):
+        Engine.load(out)
 
 
 def test_a_truncated_or_foreign_checkpoint_is_refused_in_a_sentence(tiny_recipe, workdir):

@@ -1,10 +1,8 @@
 """What a new adapter's answers warn of."""
 
-from types import SimpleNamespace
-
 from fintune.config import Recipe
 from fintune.tasks import Prediction, Record, task_set
-from fintune.training.verdict import warnings
+from fintune.training.verdict import baselines, warnings
 
 TASKS = task_set(Recipe())
 
@@ -12,9 +10,9 @@ TASKS = task_set(Recipe())
 def warned(task, targets, answers, validation=500):
     records = [Record(f"text {i}", target) for i, target in enumerate(targets)]
     counts = {"tasks": {task: {"counts": {"validation": validation}}}}
-    prepared = SimpleNamespace(manifest=counts, records=lambda name, split: records)
     given = [answer if isinstance(answer, Prediction) else Prediction(answer) for answer in answers]
-    return warnings(TASKS, {task: (records, given)}, prepared)
+    plain = baselines(TASKS, {task: records}, {task: records})
+    return warnings(TASKS, {task: (records, given)}, counts, plain)
 
 
 def test_one_label_for_everything_is_said_with_the_label():

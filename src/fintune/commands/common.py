@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def recipe_flags(command: argparse.ArgumentParser) -> None:
         help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
     )
     data_dir_flag(command)
+    trust_flag(command)
     command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
 
 
@@ -126,12 +128,15 @@ def _recipe_in(folder: Path, changes: list[str]) -> Any:
     from fintune.config import AUTO
     from fintune.models import manifest
     from fintune.recipes import recipe_from
+    from fintune.tasks import plugins
 
     raw = manifest.read_raw(folder)
     if not (trained := raw.get("recipe")):
         return None
     trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
-    return recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
+    recipe = recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
+    plugins.check_trusted(recipe.plugins, str(folder))
+    return recipe
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
@@ -166,12 +171,29 @@ def trained_recipe(model_path: str | Path | None, args: argparse.Namespace) -> A
 
 def model_path_flag(command: argparse.ArgumentParser, help: str = MODEL_PATH_HELP) -> None:
     command.add_argument("--model_path", metavar="DIR", help=help)
+    trust_flag(command)
+
+
+def trust_flag(command: argparse.ArgumentParser) -> None:
+    with contextlib.suppress(argparse.ArgumentError):  # it is there: the command has a recipe and a model
+        command.add_argument(
+            "--trust_plugins",
+            action="store_true",
+            help="import the Python modules that an adapter names under plugins: code that runs here",
+        )
 
 
 def address_flags(command: argparse.ArgumentParser, port: int, more: str = "") -> None:
     """`--port` and `--host`; `more` is what the help says of the port besides its default."""
     command.add_argument("--port", type=int, default=port, help=f"(default: {port}{more})")
     command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--allow_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="host names by which it is asked, besides this machine's own: those of a proxy before it",
+    )
 
 
 def store_flag(command: argparse.ArgumentParser) -> None:

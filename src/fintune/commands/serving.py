@@ -163,6 +163,7 @@ def _keys_flags(command: argparse.ArgumentParser) -> None:
     create.add_argument("--rate_records", type=count, metavar="N", help="records a minute")
     create.add_argument("--rate_tokens", type=count, metavar="N", help="tokens a minute")
     create.add_argument("--admin", action="store_true", help="may load and unload adapters")
+    create.add_argument("--metrics", action="store_true", help="may read /metrics, and nothing else")
     listing = actions.add_parser("list", help="the keys, without their secrets")
     revoke = actions.add_parser("revoke", help="make a key good for nothing, on running servers too")
     revoke.add_argument("key", metavar="KEY", help="its id or its name")
@@ -194,7 +195,7 @@ def _monitor_flags(command: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from fintune.demo.app import launch
 
-    launch(adapter_of(args.model_path), args.port, args.host, args.live_dir)
+    launch(adapter_of(args.model_path), args.port, args.host, args.live_dir, args.allow_host)
     return 0
 
 
@@ -272,6 +273,7 @@ def _serve(args: argparse.Namespace) -> int:
             max_document=args.max_document,
             max_tokens=args.max_tokens,
             cors=tuple(args.cors),
+            hosts=tuple(args.allow_host),
             log_text=args.log_text,
         )
     )
@@ -283,7 +285,8 @@ def _keys(args: argparse.Namespace) -> int:
 
     path = Path(args.keys) if args.keys else keys.default_path()
     if args.action == "create":
-        print(keys.create(path, args.name, args.rate, args.admin, args.rate_records, args.rate_tokens))
+        limits = {"rate": args.rate, "rate_records": args.rate_records, "rate_tokens": args.rate_tokens}
+        print(keys.create(path, args.name, admin=args.admin, metrics=args.metrics, **limits))
         print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
     elif args.action == "revoke":
         print(f"Revoked {keys.revoke(path, args.key).id}.")
@@ -293,7 +296,8 @@ def _keys(args: argparse.Namespace) -> int:
             limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
             set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
             rate = ", ".join(set_) or "server's rate"
-            print(f"{key.id}  {key.name}  {rate}  {'admin' if key.admin else 'user'}  {state}")
+            kind = "admin" if key.admin else "metrics" if key.metrics else "user"
+            print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
     return 0
 
 

@@ -16,6 +16,7 @@ from fintune.commands.common import (
     model_path_flag,
     recipe_flags,
     recipe_of,
+    trust_flag,
 )
 from fintune.errors import MissingExtraError
 
@@ -79,6 +80,7 @@ def _average_flags(command: argparse.ArgumentParser) -> None:
         "--rank", type=count, metavar="N", help="of the mean (default: the sum of the ranks, which is exact)"
     )
     data_dir_flag(command)
+    trust_flag(command)
 
 
 def _plan(args: argparse.Namespace) -> int:

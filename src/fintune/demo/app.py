@@ -6,17 +6,20 @@ comes from another machine: no fonts, no scripts, no analytics.
 
 from __future__ import annotations
 
-import functools
 import os
+import signal
 import socket
-import tempfile
+import threading
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.demo import batch_tab, compare_tab, live_tab, render, results_tab, task_tab, texts
+from fintune.demo import batch_tab, compare_tab, live_tab, render, results_tab, scratch, task_tab, texts
 from fintune.errors import FintuneError, MissingExtraError
 from fintune.models import manifest
+from fintune.serving.origins import OwnPagesOnly
+from fintune.serving.settings import LOOPBACK
 
 if TYPE_CHECKING:
     import gradio
@@ -27,7 +30,6 @@ STYLE = Path(__file__).with_name("style.css")
 _WAITING = 32
 """Requests that may wait for the model; the next one is told that the demo is busy."""
 _LARGEST_UPLOAD = "50mb"
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 LIVE_DIR = "output/live"
@@ -71,6 +73,7 @@ def launch(
     port: int = 7860,
     host: str = "127.0.0.1",
     live_dir: str | Path = LIVE_DIR,
+    hosts: Sequence[str] = (),
 ) -> None:
     """Load the model, serve the page, and return when interrupted.
 
@@ -78,6 +81,7 @@ def launch(
         model_path: an adapter folder; None is the untuned base model.
         host: the address to listen on; by default only this machine can connect.
         live_dir: the output folder of `fintune live`.
+        hosts: names by which a proxy passes requests on, besides this machine's.
 
     Raises:
         FintuneError: the port is taken, the adapter cannot be loaded, or Gradio is not installed.
@@ -89,12 +93,15 @@ def launch(
     print(f"Loading {model_path or 'the untuned base model'} …", flush=True)
     engine = Engine.load(model_path)
     print(describe(engine), flush=True)
-    serve(build(engine, live_dir), port, host)
+    serve(build(engine, live_dir), port, host, hosts)
 
 
-def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1") -> None:
-    """Serve a page built here until interrupted."""
+def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1", hosts: Sequence[str] = ()) -> None:
+    """Serve a page built here until interrupted; arguments as of `launch`."""
+    from starlette.middleware import Middleware
+
     gr = _gradio()
+    public = host not in LOOPBACK
     try:
         page.launch(
             server_name=host,
@@ -107,6 +114,7 @@ def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1") -> None:
             ssr_mode=False,
             enable_monitoring=False,
             max_file_size=_LARGEST_UPLOAD,
+            app_kwargs={"middleware": [Middleware(OwnPagesOnly, public=public, hosts=hosts)]},
             theme=_theme(gr),
             # `css=` would confine the rules to the page's inner part.
             head=f"<style>{STYLE.read_text(encoding='utf-8')}</style>",
@@ -114,9 +122,11 @@ def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1") -> None:
     except OSError:
         check_port(host, port)
         raise
-    if host not in _LOCAL_HOSTS:
+    if public:
         print("The demo has no password: whoever reaches this machine's network address can use it.")
     print(f"The demo is at http://{_printable(host)}:{port} (Ctrl+C stops it).", flush=True)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded goes
     page.block_thread()
 
 
@@ -211,15 +221,9 @@ def _printable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-@functools.cache
-def _uploads() -> tempfile.TemporaryDirectory[str]:
-    """Where Gradio keeps what is uploaded: nobody else can read it, and it goes with the process."""
-    return tempfile.TemporaryDirectory(prefix="fintune-demo-")
-
-
 def _gradio() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("GRADIO_TEMP_DIR", _uploads().name)
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(scratch.folder() / "gradio"))
     try:
         import gradio
     except ImportError:

@@ -11,7 +11,7 @@ from typing import Any
 from fintune.data.raw.readers.own_file import usual_column
 from fintune.data.raw.readers.row_files import KINDS, open_rows, row_files
 from fintune.data.raw.readers.streams import PACKED
-from fintune.demo import batch, render, texts
+from fintune.demo import batch, render, scratch, texts
 from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
@@ -53,14 +53,13 @@ def add(gr: Any, engine: Engine) -> None:
             )
             result = gr.File(label="Answers", visible=False, interactive=False, elem_id="batch-result")
     preview = gr.HTML(visible=False, elem_id="batch-preview")
-    kept = tempfile.TemporaryDirectory(prefix="fintune-demo-")  # goes with the process
 
     def run(name: str, path: str | None, *picked: str | None) -> Iterator[tuple[Any, Any, Any, Any]]:
         hidden = gr.update(visible=False)
         if not path:
             yield render.notice("There is no file yet: choose one above."), hidden, hidden, hidden
             return
-        folder = Path(tempfile.mkdtemp(dir=kept.name))
+        folder = Path(tempfile.mkdtemp(dir=scratch.folder()))
         target = folder / f"{Path(path).stem}-{tasks[name].name}.csv"
         progress = None
         try:

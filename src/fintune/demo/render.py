@@ -297,12 +297,15 @@ def _cell(value: Any, longest: int) -> str:
 
 
 def frame(page: str, title: str) -> str:
-    """A whole HTML page in a frame that can reach neither this page nor a network."""
+    """A whole HTML page in a frame that can reach neither this page nor a network.
+
+    The policy stands before all that the page says: a browser's parser makes the `<head>` at the first tag,
+    and nothing before it can run. That the frame shows no other page is for the policy of the page around
+    it (`origins.OwnPagesOnly`).
+    """
     # Links within the page resolve against the base; a srcdoc's own would be this page's address.
     head = f'<meta http-equiv="Content-Security-Policy" content="{FRAME_POLICY}"><base href="about:srcdoc">'
-    start = page.lower().find("<head")
-    cut = page.find(">", start) + 1 if start >= 0 else 0
-    held = page[:cut] + head + page[cut:]
+    held = f"<!doctype html>{head}{page}"
     return (
         f'<iframe class="ft-frame" title="{escape(title)}" sandbox="allow-scripts" '
         f'referrerpolicy="no-referrer" srcdoc="{escape(held)}"></iframe>'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from fintune.config import LoraConfig, hint
 from fintune.errors import ConfigError, ModelError
 from fintune.files import like_neighbours
+from fintune.models import adapter_files, manifest
+from fintune.models.adapter_files import CONFIG, WEIGHTS, AdapterFiles
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-"""The two files of an adapter, as PEFT names them."""
 ALL_LINEAR = ["all-linear"]
 """`target_modules` of every linear layer but the LM head."""
 
@@ -91,11 +89,15 @@ def _keep_4bit_layout(model: Any) -> None:
 
 
 def check_adapter(folder: str | Path) -> Path:
-    """The folder, once it is plain that it holds a whole adapter.
+    """The folder, once it is plain that it holds a whole adapter, of a kind that fintune loads.
 
     Raises:
-        ModelError: there is no such folder, or it is no adapter, or its weights are truncated.
+        ModelError: there is no such folder, or it is no adapter, or one of its files is not as it must be.
     """
+    return _files(folder).folder
+
+
+def _files(folder: str | Path) -> AdapterFiles:
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(
@@ -104,38 +106,109 @@ def check_adapter(folder: str | Path) -> Path:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not an adapter: it has no {name}.")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as weights:
-            weights.keys()
-        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{folder} is damaged ({error}): use an earlier checkpoint, or train again."
-        ) from None
-    return folder
+    return adapter_files.read(folder)
 
 
 def rank(folder: str | Path) -> int:
     """The largest rank of an adapter's layers."""
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    config = _files(folder).config
+    return max([config.r, *config.rank_pattern.values()])
 
 
-def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
-    """The base model with the adapter of `folder`; raises what `check_adapter` raises."""
+def load_adapter(
+    model: Any, folder: str | Path, trainable: bool = False, *, name: str = "default", shared: bool = False
+) -> Any:
+    """The base model with the adapter of `folder`: beside those that it has, or as its first.
+
+    Nothing is put into the model before files, names and shapes are checked, and what fails later is taken
+    out again: the base and the adapters on it answer as before.
+
+    Args:
+        name: what PEFT calls it, without dots.
+        shared: see `adapter_files.check_fits`.
+
+    Raises:
+        ModelError: as `check_adapter` and `check_fits`, or the manifest describes other weights.
+    """
     import peft
 
-    folder = check_adapter(folder)
+    files = _files(folder)
+    manifest.check_weights(files.folder)
+    state = _weights(files, model, shared)
     if trainable:
         _keep_4bit_layout(model)
+    config = _plain_config(files, trainable)
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
-        ) from error
+        if isinstance(model, peft.PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = peft.PeftModelForCausalLM(model, config, adapter_name=name)
+        peft.set_peft_model_state_dict(model, state, adapter_name=name)
+    except Exception as error:
+        withdraw(model, name)
+        if not isinstance(error, RuntimeError | ValueError):
+            raise
+        raise files.refuse(str(error).splitlines()[0]) from error
+    if isinstance(targets := files.config.target_modules, list):
+        model.peft_config[name].target_modules = set(targets)  # what is saved names them as the file did
+    return model if trainable else model.eval()
+
+
+def _plain_config(files: AdapterFiles, trainable: bool) -> Any:
+    """PEFT's configuration of an adapter, made of what was checked: names of layers, no pattern."""
+    import peft
+
+    config, modules = files.config, files.modules()
+    ranks = {module: config.rank_of(module) for module in modules} if config.rank_pattern else {}
+    alphas = {module: config.alpha_of(module) for module in modules} if config.alpha_pattern else {}
+    return peft.LoraConfig(
+        **config.model_dump(include={"r", "lora_alpha", "lora_dropout", "bias", "use_dora", "use_rslora"}),
+        base_model_name_or_path=config.base_model_name_or_path,
+        target_modules=modules,
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        task_type="CAUSAL_LM",
+        inference_mode=not trainable,
+    )
+
+
+def _weights(files: AdapterFiles, model: Any, shared: bool = False) -> dict[str, Any]:
+    """The tensors of an adapter that fits; what was checked is what is read, whoever writes to the folder."""
+    from safetensors import safe_open
+
+    with safe_open(files.folder / WEIGHTS, "pt") as weights:
+        adapter_files.check_fits(files, model, shared)
+        state = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    if {name: tuple(value.shape) for name, value in state.items()} != {
+        name: shape for name, (_, shape) in files.tensors.items()
+    }:
+        raise ModelError(f"{files.folder} was changed while it was read: try again.")
+    return state
+
+
+def withdraw(model: Any, name: str) -> None:
+    """Take an adapter out of a model, however little of it is there; the last one's layers go too.
+
+    Args:
+        model: PEFT's, or the base where PEFT has only begun to put layers into it.
+    """
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from fintune.kernels import lora
+
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    lora.disable(base)
+    layers = [(path, layer) for path, layer in base.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for path, layer in layers:
+        layer.delete_adapter(name)
+        if not layer._all_available_adapter_names():
+            parent, _, own = path.rpartition(".")
+            setattr(base.get_submodule(parent), own, layer.get_base_layer())
+    known = getattr(base, "peft_config", {})
+    known.pop(name, None)
+    if not known and "peft_config" in base.__dict__:
+        del base.peft_config  # PEFT's mark of a model that it has adapters on
 
 
 def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
@@ -165,7 +238,7 @@ def check_start(lora: LoraConfig, base: str) -> Path:
         ModelError: as `check_adapter`.
     """
     folder = check_adapter(lora.init_adapter or "")
-    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    saved = _files(folder).config.model_dump()
     begin = f"lora_config.init_adapter is {folder}, "
     for key in SHAPE:
         wanted, found = getattr(lora, key), saved.get(key)
@@ -191,19 +264,14 @@ def check_start(lora: LoraConfig, base: str) -> Path:
 def start_from(model: Any, lora: LoraConfig, folder: Path, seed: int) -> Any:
     """The base model with the recipe's adapter and the weights of `folder`, to be trained further."""
     import peft
-    from safetensors.torch import load_file
 
+    files = _files(folder)
+    manifest.check_weights(folder)
+    state = _weights(files, model)
     model = add_adapter(model, lora, seed)
-    try:
-        found = peft.set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise ModelError(
-            f"The adapter at {folder} does not fit its base model: {str(error).splitlines()[0]}"
-        ) from error
+    found = peft.set_peft_model_state_dict(model, state)
     if odd := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
-        raise ModelError(
-            f"The adapter at {folder} does not fit its base model: only one of the two has {odd[0]}."
-        )
+        raise files.refuse(f"only one of the two has {odd[0]}")
     return model
 
 

@@ -5,25 +5,28 @@ Plain PEFT ignores it; an adapter without one (made elsewhere) is read with the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from fintune.config import BaseModelConfig, Recipe
 from fintune.errors import ModelError
-from fintune.files import read_json, write_json
-from fintune.tasks import TaskSet, task_from_dict, task_set
+from fintune.files import file_sha256, read_json, stamp, write_json
+from fintune.models.adapter_files import CONFIG, MAX_CONFIG, WEIGHTS
+from fintune.tasks import TaskSet, plugins, task_from_dict, task_set
 
 NAME = "fintune.json"
+MAX_BYTES = 64_000_000
 
 
 def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> None:
-    """Keep the recipe, the fitted tasks and whatever else is known of the run."""
+    """Keep the recipe, the fitted tasks and whatever else is known of the run; and which weights it is of."""
+    weights = Path(folder) / WEIGHTS
     content = {
         "format": 1,
         **facts,
+        **({"weights_sha256": file_sha256(weights)} if weights.is_file() else {}),
         "recipe": recipe.model_dump(),
         "tasks": [task.to_dict() for task in tasks],
     }
@@ -33,34 +36,96 @@ def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> N
 def read_raw(folder: str | Path) -> dict[str, Any]:
     """The manifest as written; {} where there is none."""
     path = Path(folder) / NAME
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    raw = read_json(path, MAX_BYTES)
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} is damaged: it holds no fields.")
+    return raw
 
 
 def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says beside the recipe and the tasks: the `facts` that `write` was given."""
-    return {key: value for key, value in raw.items() if key not in ("format", "recipe", "tasks")}
+    return {k: v for k, v in raw.items() if k not in ("format", "recipe", "tasks", "weights_sha256")}
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raise a ModelError where the manifest is of other weights than those beside it.
+
+    A run that was killed while it replaced an adapter leaves such a folder, and so does half a copy.
+    """
+    path = Path(folder) / WEIGHTS
+    wanted = read_raw(folder).get("weights_sha256")
+    if wanted and _sha256(path, stamp(path)) != wanted:
+        raise ModelError(
+            f"{folder} is of two adapters: {NAME} and {WEIGHTS} do not belong together. Copy all of its "
+            "files again, or train again with --overwrite. If you changed the weights yourself, take "
+            f"weights_sha256 out of {NAME}."
+        )
+
+
+@functools.lru_cache(256)
+def _sha256(path: Path, stamped: object) -> str:
+    return file_sha256(path)
+
+
+def read_recipe(folder: str | Path, fallback: Recipe | None = None) -> Recipe:
+    """The recipe of an adapter; no plug-in that it names is imported.
+
+    Raises:
+        ModelError: the manifest is of another version of fintune and cannot be read.
+    """
+    return _recipe(folder, read_raw(folder), fallback)
+
+
+def _recipe(folder: str | Path, raw: dict[str, Any], fallback: Recipe | None) -> Recipe:
+    if not raw:
+        config = read_json(Path(folder) / CONFIG, MAX_CONFIG)
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        recipe = fallback or Recipe()
+        return recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
+    try:
+        trained = raw["recipe"]
+        if trained.get("training", {}).get("max_steps") == 0:
+            trained["training"]["max_steps"] = -1  # what 0 did before it was refused
+        return Recipe.model_validate(trained)
+    except _UNREADABLE as error:
+        raise _unreadable(folder, raw, error) from error
 
 
 def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, TaskSet]:
     """The recipe and the tasks of an adapter.
 
+    Args:
+        fallback: the user's recipe; of an adapter without a manifest it is all, and a plug-in that it names
+            is trusted.
+
     Raises:
+        ConfigError: the adapter names plug-ins that nobody has said to trust.
         ModelError: the manifest is of another version of fintune and cannot be read.
     """
     raw = read_raw(folder)
+    recipe = _recipe(folder, raw, fallback)
     if not raw:
-        base = read_json(Path(folder) / "adapter_config.json").get("base_model_name_or_path") or ""
-        recipe = fallback or Recipe()
-        recipe = recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
         return recipe, task_set(recipe)
-    if raw.get("recipe", {}).get("training", {}).get("max_steps") == 0:
-        raw["recipe"]["training"]["max_steps"] = -1  # what 0 did before it was refused
+    if fallback and fallback.plugin_folder is not None:
+        plugins.trust(fallback.plugins)
+    plugins.check_trusted(recipe.plugins, str(folder))
+    task_set(recipe)  # imports the plug-ins that the stored tasks may need
     try:
-        recipe = Recipe.model_validate(raw["recipe"])
-        task_set(recipe)  # imports the plug-ins that the stored tasks may need
         return recipe, TaskSet({fields["name"]: task_from_dict(fields) for fields in raw["tasks"]})
-    except (KeyError, ValidationError) as error:
-        raise ModelError(
-            f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
-            f"fintune {raw.get('versions', {}).get('fintune', 'of that time')}."
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(folder, raw, error) from error
+
+
+_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+"""What a manifest of another version, or of somebody's hand, makes of the code that reads it."""
+
+
+def _unreadable(folder: str | Path, raw: dict[str, Any], error: Exception) -> ModelError:
+    versions = raw.get("versions")
+    version = versions.get("fintune") if isinstance(versions, dict) else None
+    return ModelError(
+        f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
+        f"fintune {version or 'of that time'}."
+    )

@@ -87,7 +87,9 @@ def check_model(folder: str | Path) -> Path:
     Raises:
         ModelError: there is no such folder, or it holds neither, or the adapter's weights are truncated.
     """
-    return Path(folder) if is_exported(folder) else adapters.check_adapter(folder)
+    if not is_exported(folder):
+        manifest.check_weights(adapters.check_adapter(folder))
+    return Path(folder)
 
 
 def is_exported(folder: str | Path) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fintune.errors import DataError
-from fintune.files import read_json, write_json
+from fintune.files import file_sha256, read_json, write_json
+from fintune.models.adapter_files import WEIGHTS
 from fintune.tasks import Prediction, Record, Task
 
 if TYPE_CHECKING:
@@ -151,7 +152,13 @@ class Profile:
                 f"{path} cannot be read by this version of fintune ({error}): make it again with  "
                 f"fintune monitor profile --model_path {folder}"
             ) from None
-        return cls(tasks, str(raw.get("source", "")), str(raw.get("weights", "")))
+        found, weights = str(raw.get("weights", "")), Path(folder) / WEIGHTS
+        if found and weights.is_file() and file_sha256(weights) != found:
+            raise DataError(
+                f"{path} is of other weights than the adapter beside it has: make it again with  "
+                f"fintune monitor profile --model_path {folder}"
+            )
+        return cls(tasks, str(raw.get("source", "")), found)
 
 
 def profile_of(task: Task, records: Sequence[Record], answers: Sequence[Prediction]) -> TaskProfile:

@@ -1,29 +1,32 @@
 """One base model and the adapters on it, by name: found on disk, loaded when asked for, the oldest unloaded.
 
-A name is looked up among the folders found, never joined to a path. `get` and `unload` are for the model
-thread.
+A name is looked up among the folders found, never joined to a path. A folder may be anyone's: one that cannot
+be used is left out with a line in the log, and one that fails to load is not tried again until its files
+change. `get` and `unload` are for the model thread, the rest is for any.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fintune.config import Recipe
-from fintune.errors import ConfigError, ModelError
+from fintune.errors import ConfigError, FintuneError, ModelError
+from fintune.files import stamp
 from fintune.inference.engine import Engine
 from fintune.models import manifest
-from fintune.models.adapters import CONFIG, WEIGHTS, check_adapter
+from fintune.models.adapters import CONFIG, WEIGHTS, check_adapter, load_adapter, withdraw
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.serving.errors import ApiError
-from fintune.tasks import TaskSet
+from fintune.tasks import TaskSet, plugins
 
 log = logging.getLogger("fintune.serving")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_Stamp = tuple[tuple[int, ...], ...]
 
 
 class Models:
@@ -51,21 +54,26 @@ class Models:
                 raise ConfigError(
                     f"--adapters names {place}, which is no folder: name one that holds adapters."
                 )
-        first = (
-            check_adapter(model_path).resolve() if model_path else next(iter(self._found().values()), None)
-        )
-        self._default_folder = first if model_path else None
-        self.recipe = (
-            manifest.read(first, recipe)[0] if first else recipe or load_recipe(default_recipe_path())
-        )
+        self._lock = threading.RLock()
+        self._told: dict[Path, str] = {}
+        self._home: dict[str, Path] = {}
+        self._tasks: dict[Path, tuple[_Stamp, TaskSet | str]] = {}
+        self._refused: dict[Path, tuple[_Stamp, str]] = {}
+        self._loaded: OrderedDict[str, tuple[str, Engine]] = OrderedDict()
+        self._default_folder: Path | None = None
+        found = self._found()
+        if self._told:
+            raise ConfigError(next(iter(self._told.values())))
+        first = check_adapter(model_path).resolve() if model_path else None
+        if first and found.get(first.name, first) != first:
+            raise ConfigError(f"Two adapters are called {first.name}: rename one's folder.")
+        self._default_folder = first
+        self.recipe = self._recipe([first] if first else list(found.values()), recipe)
         self.base = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.recipe.base_model.name).name)[:64] or "base"
-        self.default = first.name if model_path and first else self.base
+        self.default = first.name if first else self.base
         if not _NAME.fullmatch(self.default):
             raise ConfigError(f"--model_path ends in {self.default!r}: use letters, digits, dots and dashes.")
         self.max_loaded = max_loaded
-        self._tasks: dict[Path, tuple[tuple[int, ...], TaskSet]] = {}
-        self._unreadable: dict[Path, str] = {}
-        self._loaded: OrderedDict[str, tuple[str, Engine]] = OrderedDict()
         self._count = 0
         self._active: str | None = None
         if self.base in self.folders():
@@ -75,47 +83,105 @@ class Models:
         if self.default != self.base:
             self.get(self.default)
 
+    def _recipe(self, folders: list[Path], fallback: Recipe | None) -> Recipe:
+        """That of the default adapter, else of the first one that can be used: its base is the server's."""
+        for folder in folders:
+            try:
+                recipe = manifest.read_recipe(check_adapter(folder), fallback)
+                plugins.check_trusted(recipe.plugins, str(folder))
+                return recipe
+            except FintuneError as error:
+                if folder == self._default_folder:
+                    raise
+                self._tell(folder, str(error))
+        return fallback or load_recipe(default_recipe_path())
+
     # What there is ----------------------------------------------------------------------------------
 
     def folders(self) -> dict[str, Path]:
         """Name → folder of every adapter there is now; one that is still being copied is none yet."""
-        there = self._found().items()
-        found = {name: path for name, path in there if name in self._loaded or self._readable(path)}
-        if self._default_folder:
-            if found.get(self._default_folder.name, self._default_folder) != self._default_folder:
-                raise ConfigError(
-                    f"Two adapters are called {self._default_folder.name}: rename one's folder."
-                )
-            found[self._default_folder.name] = self._default_folder
-        return found
+        with self._lock:
+            there = self._found().items()
+            found = {
+                name: path
+                for name, path in there
+                if name in self._loaded or path == self._default_folder or not self._problem(path)
+            }
+            self._home = {name: path for name, path in self._home.items() if name in found} | found
+            return found
 
     def _found(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for folder in (path.resolve() for place in self._places for path in _adapters_in(place)):
+        """Name → folder. A second folder of a name, and one that is gone, are left out, which the log says:
+        a name stays that of the folder which had it first."""
+        found = dict[str, Path]()
+        if self._default_folder:
+            found[self._default_folder.name] = self._default_folder
+        places = [path for place in self._places for path in self._adapters_in(place)]
+        for folder in sorted(places, key=lambda path: self._home.get(path.name) != path):
             if found.setdefault(folder.name, folder) != folder:
-                raise ConfigError(f"Two adapters are called {folder.name}: rename one's folder.")
+                self._tell(
+                    folder,
+                    f"Two adapters are called {folder.name}: rename one's folder, {folder} is left out.",
+                )
         return found
 
-    def _readable(self, folder: Path) -> bool:
+    def _adapters_in(self, place: Path) -> list[Path]:
+        """The folder itself where it is an adapter, else those of its folders that are."""
         try:
-            self._tasks_in(folder)
-        except Exception as error:  # whatever one folder holds, the other models are answered for
-            if self._unreadable.get(folder) != str(error):
-                log.warning("an adapter is left out: %s", error)
-            self._unreadable[folder] = str(error)
-            return False
-        self._unreadable.pop(folder, None)
-        return True
+            folders = [place]
+            if not (place / WEIGHTS).is_file():
+                folders = [folder for folder in sorted(place.iterdir()) if _NAME.fullmatch(folder.name)]
+            return [
+                folder.resolve()
+                for folder in folders
+                if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+            ]
+        except OSError as error:
+            self._tell(place, f"--adapters names {place}, which cannot be read: {error.strerror}.")
+            return []
 
-    def _tasks_in(self, folder: Path) -> TaskSet:
-        """The tasks of an adapter's manifest, read again when a file of the adapter has changed."""
-        files = (folder / name for name in (CONFIG, WEIGHTS, manifest.NAME))
-        stamp = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in files)
-        known = self._tasks.get(folder)
-        if known is None or known[0] != stamp:
-            tasks = manifest.read(check_adapter(folder), self.recipe)[1]
-            known = self._tasks[folder] = stamp, tasks
-        return known[1]
+    def _tell(self, folder: Path, why: str) -> None:
+        """Log what is left out, once for each reason."""
+        if self._told.get(folder) != why:
+            log.warning("an adapter is left out: %s", why)
+        self._told[folder] = why
+
+    def _problem(self, folder: Path) -> str:
+        """Why an adapter is left out; "" where it is not."""
+        tasks = self._tasks_in(folder)
+        if not isinstance(tasks, str):
+            self._told.pop(folder, None)
+            return ""
+        self._tell(folder, tasks)
+        return tasks
+
+    def _tasks_in(self, folder: Path) -> TaskSet | str:
+        """The tasks of an adapter's manifest, or why it cannot be used; read again when its files change."""
+        with self._lock:
+            now = _stamp(folder)
+            known = self._tasks.get(folder)
+            if known is None or known[0] != now:
+                known = self._tasks[folder] = now, self._read(folder)
+            return known[1]
+
+    def _read(self, folder: Path) -> TaskSet | str:
+        try:
+            self._check_base(check_adapter(folder))
+            return manifest.read(folder, self.recipe)[1]
+        except FintuneError as error:
+            return str(error)
+        except Exception as error:  # whatever one folder holds, the other models are answered for
+            return f"{folder} cannot be read: {error!r}"
+
+    def _check_base(self, folder: Path) -> Recipe:
+        """The adapter's recipe, once it is plain that it is on this base; before plug-ins are looked at."""
+        recipe = manifest.read_recipe(folder, self.recipe)
+        if recipe.base_model != self.recipe.base_model:
+            raise ModelError(
+                f"The adapter {folder.name} is on the base {Path(recipe.base_model.name).name}, and this "
+                f"server has {self.base}: serve it apart."
+            )
+        return recipe
 
     def names(self) -> list[str]:
         """The base, and the adapters on disk."""
@@ -132,6 +198,8 @@ class Models:
         """
         if name is None or name == self.default:
             return self.default
+        if name in self._loaded and (home := self._home.get(name)) and home.is_dir():
+            return name
         if name != self.base and name not in self.folders():
             known = ", ".join(self.names()[:20])
             raise ApiError(
@@ -146,8 +214,13 @@ class Models:
         """The tasks of a model, without loading it."""
         if name == self.base:
             return self._untuned.tasks
-        loaded = self._loaded.get(name)
-        return loaded[1].tasks if loaded else self._tasks_in(self.folders()[name])
+        if loaded := self._loaded.get(name):
+            return loaded[1].tasks
+        folder = self.folders().get(name)
+        tasks = self._tasks_in(folder) if folder else f"The folder of the adapter {name} is gone."
+        if isinstance(tasks, str):
+            raise ModelError(tasks)
+        return tasks
 
     # On the model thread ----------------------------------------------------------------------------
 
@@ -192,32 +265,41 @@ class Models:
         return True
 
     def _load(self, name: str) -> None:
-        import peft
-
-        folder = check_adapter(self.folders()[name])
-        recipe, tasks = manifest.read(folder, self.recipe)
-        if recipe.base_model != self.recipe.base_model:
-            raise ModelError(
-                f"The adapter {name} is on the base {Path(recipe.base_model.name).name}, and this server has "
-                f"{self.base}: serve it apart."
-            )
-        self._count += 1
-        inner = f"a{self._count}"  # PEFT allows no dots in a name
+        folder = self.folders().get(name)
+        if folder is None:
+            raise ModelError(f"The folder of the adapter {name} is gone.")
+        now, before = _stamp(folder), self._refused.get(folder)
+        if before and before[0] == now:
+            raise ModelError(before[1])
         try:
-            if self._loaded:
-                model = next(iter(self._loaded.values()))[1].model
-                model.load_adapter(str(folder), adapter_name=inner)
-            else:
-                model = peft.PeftModel.from_pretrained(self._plain, str(folder), adapter_name=inner)
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"The adapter {name} does not fit: {str(error).splitlines()[0]}") from error
-        self._activate(inner, model)
-        self._active = name
-        engine = Engine.of(model.eval(), self._untuned.tokenizer, tasks, recipe, folder)
-        self._loaded[name] = inner, engine
-        self._untuned.builtin.model = model
+            self._put(name, folder)
+        except (OSError, MemoryError) as error:  # the next request may fare better
+            raise ModelError(f"The adapter {name} cannot be read: {error!r}") from error
+        except Exception as error:  # whatever the folder holds
+            why = str(error) if isinstance(error, FintuneError) else f"{folder} cannot be loaded: {error!r}"
+            self._refused[folder] = now, why
+            raise ModelError(why) from error
+        self._refused.pop(folder, None)
         while len(self._loaded) > self.max_loaded:
             self.unload(next(iter(self._loaded)))
+
+    def _put(self, name: str, folder: Path) -> None:
+        """Read an adapter and let it answer as `name`; what fails leaves the others as they were."""
+        recipe = self._check_base(check_adapter(folder))
+        tasks = manifest.read(folder, self.recipe)[1]
+        self._count += 1
+        inner = f"a{self._count}"  # PEFT allows no dots in a name
+        model = next(iter(self._loaded.values()))[1].model if self._loaded else self._plain
+        self._active = None  # a failure below may have switched layers
+        model = load_adapter(model, folder, name=inner, shared=True)
+        try:
+            self._activate(inner, model)
+            engine = Engine.of(model, self._untuned.tokenizer, tasks, recipe, folder)
+        except Exception:
+            withdraw(model, inner)
+            raise
+        self._active, self._loaded[name] = name, (inner, engine)
+        self._untuned.builtin.model = model
 
     def _activate(self, inner: str, model: Any = None) -> None:
         """Let this adapter's layers compute, on their fast path where they have one."""
@@ -233,11 +315,5 @@ class Models:
                 engine.builtin.fast_layers = fast
 
 
-def _adapters_in(place: Path) -> Iterator[Path]:
-    """The folder itself where it is an adapter, else those of its folders that are."""
-    folders = [place]
-    if not (place / WEIGHTS).is_file():
-        folders = [folder for folder in sorted(place.iterdir()) if _NAME.fullmatch(folder.name)]
-    for folder in folders:
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-            yield folder
+def _stamp(folder: Path) -> _Stamp:
+    return stamp(*(folder / name for name in (CONFIG, WEIGHTS, manifest.NAME)))

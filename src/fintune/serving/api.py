@@ -31,7 +31,7 @@ from fintune.serving.gate import Gate
 from fintune.serving.jobs import Answer, Answered
 from fintune.serving.keys import KeyRing
 from fintune.serving.queue import ModelThread
-from fintune.serving.requests import Thread, attended, task_of
+from fintune.serving.requests import Thread, asked_of, attended, task_of
 from fintune.serving.schemas import (
     AdapterInfo,
     AdapterList,
@@ -140,8 +140,7 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
     if body.inputs and len(body.inputs) > limit:
         count = len(body.inputs)
         raise ApiError(400, f"inputs has {count} texts, and {limit} are allowed at once.", param="inputs")
-    model = thread.models.check(body.model)
-    chosen = task_of(thread, model, task)
+    model, chosen = await asked_of(thread, body.model, task)
     given = [(each.text, each.question) for each in body.inputs or []] or [(body.text or "", body.question)]
     records = [Record(text=text, question=question) for text, question in given]
     facts = request.state.facts
@@ -186,8 +185,7 @@ async def _noted(
 @router.post("/v1/tasks/{task}/document", response_model=DocumentResponse, tags=["tasks"])
 async def run_document(task: str, body: DocumentRequest, request: Request, thread: Thread) -> Any:
     """Answer from a document: a question from the passages that are about it, a summary from all of it."""
-    model = thread.models.check(body.model)
-    chosen = task_of(thread, model, task)
+    model, chosen = await asked_of(thread, body.model, task)
     request.state.facts.update(model=model, task=task, items=1)
 
     def asked() -> documents.Question:
@@ -243,7 +241,8 @@ def bullets(summary: str, text: str) -> list[BulletAnswer]:
 @router.get("/v1/tasks", response_model=TaskList, response_model_exclude_none=True, tags=["tasks"])
 async def list_tasks(thread: Thread, model: str | None = None) -> Any:
     """The tasks that a model answers."""
-    name = thread.models.check(model)
+    name = await asyncio.to_thread(thread.models.check, model)
+    tasks = await asyncio.to_thread(thread.models.tasks, name)
     infos = [
         TaskInfo(
             id=task.name,
@@ -253,7 +252,7 @@ async def list_tasks(thread: Thread, model: str | None = None) -> Any:
             unit=getattr(task, "unit", None) or None,
             needs_question="question" in task.inputs,
         )
-        for task in thread.models.tasks(name)
+        for task in tasks
     ]
     return TaskList(model=name, data=infos)
 
@@ -264,24 +263,27 @@ async def list_tasks(thread: Thread, model: str | None = None) -> Any:
 def _model_ids(thread: ModelThread) -> list[str]:
     names = thread.models.names()
     names.sort(key=lambda name: name != thread.models.default)
-    return [
-        each for name in names for each in (name, *(f"{name}:{t.name}" for t in thread.models.tasks(name)))
-    ]
+    found = []
+    for name in names:
+        with contextlib.suppress(FintuneError):  # it went while we looked
+            found += [name, *(f"{name}:{task.name}" for task in thread.models.tasks(name))]
+    return found
 
 
 @router.get("/v1/models", response_model=ModelList, tags=["models"])
 async def list_models(thread: Thread) -> Any:
     """The base, the adapters, and each with a task (`NAME:TASK`, for chats). The default comes first."""
-    return ModelList(data=[ModelInfo(id=name) for name in _model_ids(thread)])
+    names = await asyncio.to_thread(_model_ids, thread)
+    return ModelList(data=[ModelInfo(id=name) for name in names])
 
 
 @router.get("/v1/models/{model}", response_model=ModelInfo, tags=["models"])
 async def show_model(model: str, thread: Thread) -> Any:
     """One of them."""
     name, _, task = model.partition(":")
-    name = thread.models.check(name)
+    name = await asyncio.to_thread(thread.models.check, name)
     if task:
-        task_of(thread, name, task)
+        await asyncio.to_thread(task_of, thread, name, task)
     return ModelInfo(id=model)
 
 
@@ -289,7 +291,8 @@ async def show_model(model: str, thread: Thread) -> Any:
 async def list_adapters(thread: Thread) -> Any:
     """The adapters on disk, and which of them are in memory."""
     loaded = thread.models.loaded()
-    return AdapterList(data=[AdapterInfo(id=n, loaded=n in loaded) for n in sorted(thread.models.folders())])
+    names = sorted(await asyncio.to_thread(thread.models.folders))
+    return AdapterList(data=[AdapterInfo(id=name, loaded=name in loaded) for name in names])
 
 
 async def _manager(request: Request) -> None:
@@ -315,7 +318,7 @@ _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorResponse, "de
 )
 async def load_adapter(adapter: str, thread: Thread) -> Any:
     """Load an adapter now, not with the first request that names it."""
-    name = _adapter(thread, adapter)
+    name = await asyncio.to_thread(_adapter, thread, adapter)
     await thread.control(lambda: thread.models.get(name))
     return AdapterInfo(id=name, loaded=True)
 
@@ -329,7 +332,7 @@ async def load_adapter(adapter: str, thread: Thread) -> Any:
 )
 async def unload_adapter(adapter: str, thread: Thread) -> Any:
     """Take an adapter out of memory. It is loaded again when a request names it."""
-    name = _adapter(thread, adapter)
+    name = await asyncio.to_thread(_adapter, thread, adapter)
     await thread.control(lambda: thread.models.unload(name))
     return AdapterInfo(id=name, loaded=False)
 

@@ -18,8 +18,9 @@ import pydantic_core
 
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.errors import ApiError
-from fintune.serving.keys import Key, KeyRing
-from fintune.serving.settings import LOOPBACK, Settings
+from fintune.serving.keys import Key, KeyRing, KeysUnreadable
+from fintune.serving.origins import Scope, foreign_host, foreign_page, headers_of
+from fintune.serving.settings import Settings
 from fintune.serving.shares import CALLER, Caller, Limiter, address
 
 log = logging.getLogger("fintune.access")
@@ -32,8 +33,6 @@ DOCUMENT = "/document"
 """How the paths end whose requests hold a document."""
 PUBLIC_DOCS = ("/docs", "/openapi.json")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-
-Scope = dict[str, Any]
 
 
 class Gate:
@@ -51,7 +50,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = headers_of(scope)
         asked = headers.get("x-request-id", "")
         own = asked if _ID.fullmatch(asked) else secrets.token_hex(8)
         facts: dict[str, Any] = {}
@@ -105,19 +104,30 @@ class Gate:
         """The caller's key, once it may ask.
 
         Raises:
-            ApiError: 400 a foreign host name, 401 no good key, 429 too many requests.
+            ApiError: 400 a foreign host name, 401 no good key, 403 a foreign page or a key for something
+                else, 429 too many requests, 503 nobody knows which keys are good.
         """
-        host = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").lower()
-        if not self.settings.public and host and host not in LOOPBACK:
-            # A page elsewhere whose name points here (DNS rebinding) must not reach a local server.
-            raise ApiError(400, "The Host header names another machine than this one.", code="bad_host")
+        settings = self.settings
+        if foreign_host(headers, settings.public, settings.hosts):
+            message = (
+                "The Host header names another machine than this one; --allow_host names those of a proxy."
+            )
+            raise ApiError(400, message, code="bad_host")
+        if foreign_page(scope["method"], headers, settings.hosts, settings.cors):
+            message = "A page of another site sent this; --cors names the origins that may."
+            raise ApiError(403, message, "permission_error", "foreign_page")
         if scope["path"] in OPEN:
             return None
         if scope["path"].startswith(PUBLIC_DOCS) or scope["method"] == "OPTIONS":
             return None
         key = None
         if self.keys is not None:
-            key = self.keys.find(headers.get("authorization", ""))
+            try:
+                key = self.keys.find(headers.get("authorization", ""))
+            except KeysUnreadable:
+                raise ApiError(
+                    503, "The API keys cannot be read at the moment.", "server_error", "keys_unreadable"
+                ) from None
             if key is None:
                 raise ApiError(
                     401,
@@ -126,6 +136,8 @@ class Gate:
                     "invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        if key and key.metrics and scope["path"] != "/metrics":
+            raise ApiError(403, "This key may read /metrics alone.", "permission_error", "metrics_only")
         caller = self._caller(scope, key)
         self.limiter.check(caller, "requests", 1)
         CALLER.set(caller)

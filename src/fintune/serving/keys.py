@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +23,10 @@ from pathlib import Path
 from fintune.errors import ConfigError
 from fintune.files import read_json, write_json
 
+log = logging.getLogger(__name__)
 PEPPER = "FINTUNE_KEYS_PEPPER"
+PATIENCE = 5.0
+"""Seconds for which the keys known stay good while their changed file cannot be read."""
 _KEY = re.compile(r"ft-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 _LABEL = re.compile(r"[\w .@+-]{1,64}")
 _NOBODY = "0" * 64
@@ -41,6 +47,8 @@ class Key:
     rate_tokens: int | None = None
     admin: bool = False
     """May load and unload adapters."""
+    metrics: bool = False
+    """May read `/metrics`, and nothing else."""
     revoked: str | None = None
 
 
@@ -56,20 +64,22 @@ def create(
     name: str,
     rate: int | None = None,
     admin: bool = False,
+    metrics: bool = False,
     rate_records: int | None = None,
     rate_tokens: int | None = None,
 ) -> str:
     """A new key, which is returned once and not kept.
 
     Raises:
-        ConfigError: the name is empty, too long or has unusual characters.
+        ConfigError: the name is empty, too long or has unusual characters, or the file is damaged.
     """
     if not _LABEL.fullmatch(name):
         raise ConfigError(f"--name is {name!r}: use 1 to 64 letters, digits, spaces and . @ + - _")
     own, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with _changing(path) as keys:
-        keys[own] = Key(own, name, salt, _hash(secret, salt), now, rate, rate_records, rate_tokens, admin)
+        limits = (rate, rate_records, rate_tokens)
+        keys[own] = Key(own, name, salt, _hash(secret, salt), now, *limits, admin, metrics)
     return f"ft-{own}-{secret}"
 
 
@@ -111,7 +121,11 @@ def _hash(secret: str, salt: str) -> str:
 
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[dict[str, Key]]:
-    """The keys, to change; written when the block ends well, readable by their owner alone."""
+    """The keys, to change; written when the block ends well.
+
+    A new file is its owner's alone. One that is there keeps its owner and mode: the server that reads it may
+    be another user than the one who revokes a key.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +134,52 @@ def _changing(path: Path) -> Iterator[dict[str, Key]]:
         with FileLock(f"{path}.lock"):
             keys = load(path)
             yield keys
-            write_json(path, {"keys": [asdict(key) for key in keys.values()]})
+            new = write_json(path.with_name(f".{path.name}.new"), {"keys": list(map(asdict, keys.values()))})
+            if path.exists():
+                former = path.stat()
+                if hasattr(os, "chown") and os.geteuid() == 0:
+                    for file in (new, Path(f"{path}.lock")):
+                        os.chown(file, former.st_uid, former.st_gid)
+                new.chmod(stat.S_IMODE(former.st_mode))
+            os.replace(new, path)
     finally:
         os.umask(before)
+
+
+def required(named: Path | None, insecure: bool, public: bool) -> KeyRing | None:
+    """The keys that a server asks for; None where it asks for none.
+
+    Args:
+        named: the file of the flag; None is the usual one, which need not be there.
+        insecure: the operator says that nobody needs a key.
+        public: other machines can connect.
+
+    Raises:
+        ConfigError: a file that is named is missing, a file is damaged or has no key in use, or other
+            machines could connect without a key.
+    """
+    if insecure:
+        return None
+    path = named or default_path()
+    if path.exists() or named or os.environ.get("FINTUNE_KEYS"):
+        ring = KeyRing(path)
+        if ring.any():
+            return ring
+        what = "has no key in use" if path.exists() else "does not exist"
+        raise ConfigError(
+            f"The file of API keys, {path}, {what}: make one with  "
+            f"fintune keys create --name NAME --keys {path}  (or pass --insecure to ask for none)."
+        )
+    if public:
+        raise ConfigError(
+            "--host is an address that other machines can reach, and there is no API key: "
+            "make one with  fintune keys create --name NAME  (or pass --insecure)."
+        )
+    return None
+
+
+class KeysUnreadable(Exception):
+    """The file of keys has changed and cannot be read, so nobody knows who may ask."""
 
 
 class KeyRing:
@@ -132,6 +189,7 @@ class KeyRing:
         self.path = path
         self._keys = load(path)
         self._stamp = self._now()
+        self._unreadable_since: float | None = None
 
     def _now(self) -> tuple[int, int] | None:
         try:
@@ -147,11 +205,11 @@ class KeyRing:
         """The key of an `Authorization: Bearer …` header; None where it is none, unknown or revoked.
 
         An unknown id costs the same comparison as a wrong secret.
+
+        Raises:
+            KeysUnreadable: the file has changed, and could not be read for `PATIENCE` seconds.
         """
-        stamp = self._now()
-        if stamp != self._stamp:
-            with contextlib.suppress(Exception):  # half a file is not the keys; those known stay in force
-                self._keys, self._stamp = load(self.path), stamp
+        self._look()
         scheme, _, given = authorization.partition(" ")
         match = _KEY.fullmatch(given.strip()) if scheme.lower() == "bearer" else None
         if not match:
@@ -160,3 +218,23 @@ class KeyRing:
         expected = key.hash if key else _NOBODY
         same = hmac.compare_digest(_hash(match[2], key.salt if key else _NOBODY[:32]), expected)
         return key if key and same and not key.revoked else None
+
+    def _look(self) -> None:
+        stamp = self._now()
+        if stamp == self._stamp:
+            return
+        try:
+            self._keys, self._stamp = load(self.path), stamp
+            self._unreadable_since = None
+        except Exception as error:
+            now = time.monotonic()
+            if self._unreadable_since is None:
+                self._unreadable_since = now
+                log.error(
+                    "%s has changed and cannot be read (%s): the keys known are good for %g seconds more",
+                    self.path,
+                    error,
+                    PATIENCE,
+                )
+            if now - self._unreadable_since >= PATIENCE:
+                raise KeysUnreadable from None

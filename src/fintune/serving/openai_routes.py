@@ -5,6 +5,7 @@ The model `NAME:TASK` answers its task: a label is one of the task's, whatever t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
@@ -49,7 +50,7 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
     if body.response_format and body.response_format.get("type", "text") != "text":
         raise ApiError(400, "Only the response_format text is supported.", param="response_format")
     name, _, task = body.model.partition(":")
-    model = thread.models.check(name)
+    model = await asyncio.to_thread(thread.models.check, name)
     asked = body.max_completion_tokens or body.max_tokens
     sampling = _sampling(body, asked, thread)
     messages = [
@@ -76,7 +77,7 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
 @router.post("/v1/completions", response_model=CompletionResponse, responses=_STREAM)
 async def completions(body: CompletionRequest, request: Request, thread: Thread) -> Any:
     """Go on from a prompt, as it is, without a chat's frame."""
-    model = thread.models.check(body.model)
+    model = await asyncio.to_thread(thread.models.check, body.model)
     sampling = _sampling(body, body.max_tokens or min(16, thread.settings.max_tokens), thread)
     request.state.facts.update(model=model)
     if thread.settings.log_text:

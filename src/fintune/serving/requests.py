@@ -53,3 +53,17 @@ def task_of(thread: ModelThread, model: str, task: str) -> Task:
         known = ", ".join(tasks.names())
         raise ApiError(404, f"There is no such task: there are {known}.", code="task_not_found", param="task")
     return tasks[task]
+
+
+async def asked_of(thread: ModelThread, model: str | None, task: str) -> tuple[str, Task]:
+    """The model's name and its task, looked up beside the event loop: folders may have to be read.
+
+    Raises:
+        ApiError: 404, there is no such model or task.
+    """
+
+    def found() -> tuple[str, Task]:
+        name = thread.models.check(model)
+        return name, task_of(thread, name, task)
+
+    return found() if model in (None, thread.models.default) else await asyncio.to_thread(found)

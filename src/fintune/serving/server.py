@@ -31,15 +31,9 @@ def serve(settings: Settings) -> None:
         raise MissingExtraError("The API", "serve") from None
     from fintune.monitoring import tracing
     from fintune.serving import logs
-    from fintune.serving.keys import KeyRing, default_path
+    from fintune.serving.keys import required
 
-    keys = KeyRing(settings.keys or default_path())
-    protected = keys.any() and not settings.insecure
-    if settings.public and not protected and not settings.insecure:
-        raise ConfigError(
-            f"--host is {settings.host}, which other machines can reach, and there is no API key: "
-            "make one with  fintune keys create --name NAME  (or pass --insecure)."
-        )
+    keys = required(settings.keys, settings.insecure, settings.public)
     listener = _listen(settings.host, settings.port)
     from fintune.inference import backends
     from fintune.models.source import is_exported
@@ -56,7 +50,7 @@ def serve(settings: Settings) -> None:
     else:
         models = OneModel(settings)
     thread = ModelThread(models, settings)
-    app = build(settings, thread, keys if protected else None)
+    app = build(settings, thread, keys)
     logs.configure()
     tracing.configure()
     config = uvicorn.Config(
@@ -72,7 +66,7 @@ def serve(settings: Settings) -> None:
     )
     host, port = listener.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    access = "a key is needed" if protected else "no key is needed"
+    access = "a key is needed" if keys else "no key is needed"
     print(f"The API of {', '.join(models.names())} is at {where} ({access}; {where}/docs; Ctrl+C stops it).")
     print(end="", flush=True)
     _server(config, thread.health, settings.grace).run(sockets=[listener])

@@ -65,6 +65,9 @@ class Settings:
     """How long a server that stops finishes what it has begun."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may call the API from a browser."""
+    hosts: tuple[str, ...] = ()
+    """Names that a request's Host header may have, besides this machine's: a proxy's that passes its own. On
+    an address that other machines can reach, none named means any."""
     log_text: bool = False
     """Whether the log has the texts of requests too."""
 

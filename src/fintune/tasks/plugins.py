@@ -3,7 +3,8 @@
 A module is looked for among the installed ones; where a recipe file names it, also in the file's folder
 and the working folder; and in the folders that the environment variable FINTUNE_PLUGINS lists. `sys.path`
 stays as it is: from such a folder nothing can be imported that no recipe has named. An adapter names modules
-too, and may be another's: it brings no folder, so code that lies beside it is not run.
+too, and may be another's: they are imported only where the user has said to trust them (`--trust_plugins`, or
+a recipe of the user's that names the same), and code that lies beside the adapter is not run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,27 @@ VARIABLE = "FINTUNE_PLUGINS"
 
 _places: dict[str, list[str]] = {}
 """Top-level module or package that a recipe named → the folders it may come from, in order."""
+
+
+_trusted: set[str] = set()
+"""Modules that an adapter may name."""
+_trust_all = False
+
+
+def trust(modules: Sequence[str] | None = None) -> None:
+    """Let adapters name these modules; None: any."""
+    global _trust_all
+    _trust_all = _trust_all or modules is None
+    _trusted.update(modules or ())
+
+
+def check_trusted(modules: Sequence[str], adapter: str) -> None:
+    """Raise a ConfigError where an adapter names a module that the user has not said to trust."""
+    if not _trust_all and (named := [module for module in modules if module not in _trusted]):
+        raise ConfigError(
+            f"The adapter at {adapter} names the plug-ins {', '.join(map(repr, named))}, and a plug-in is "
+            "code that runs here: pass --trust_plugins if you trust whoever made the adapter."
+        )
 
 
 class _Finder:
@@ -57,6 +79,8 @@ def import_plugins(modules: Sequence[str], recipe_folder: str | None) -> None:
     own = () if recipe_folder is None else (recipe_folder, ".")
     folders = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*own, *listed)))
     allow({module.partition(".")[0]: folders for module in modules})
+    if recipe_folder is not None:
+        trust(modules)  # the user's own: what is trained by this recipe may name them, too
     for module in modules:
         try:
             importlib.import_module(module)

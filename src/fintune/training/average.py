@@ -7,12 +7,9 @@ changes B·A, exactly, in an adapter whose rank is the sum of theirs; means of A
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import peft
 
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
@@ -20,7 +17,7 @@ from fintune.errors import ModelError
 from fintune.files import atomic_folder
 from fintune.inference.calibration import calibrate
 from fintune.inference.engine import Engine
-from fintune.models import adapters, base, card, manifest
+from fintune.models import adapter_files, adapters, base, card, manifest
 from fintune.models.export import new_folder
 from fintune.provenance import stamp
 
@@ -94,18 +91,16 @@ def average(
 
 def _read(folder: str | Path) -> dict[str, Any]:
     """The manifest of an adapter that a mean can be taken of."""
-    config = json.loads((adapters.check_adapter(folder) / adapters.CONFIG).read_text(encoding="utf-8"))
+    config = adapter_files.read(adapters.check_adapter(folder)).config
     raw = manifest.read_raw(folder)
     if not raw.get("data") or "recipe" not in raw:
         raise ModelError(
             f"{folder} has no {manifest.NAME} of a training: a mean takes fintune's own adapters."
         )
-    if config.get("use_dora"):
+    if config.use_dora:
         raise ModelError(f"{folder} is a DoRA adapter: a mean takes LoRA alone.")
-    if config.get("bias", "none") != "none" or config.get("modules_to_save"):
-        raise ModelError(
-            f"{folder} holds more than LoRA matrices (bias or modules_to_save): a mean takes none."
-        )
+    if config.bias != "none":
+        raise ModelError(f"{folder} holds more than LoRA matrices (bias): a mean takes none.")
     return raw
 
 
@@ -134,9 +129,8 @@ def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) 
 def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
     """The base with the mean of the adapters as its only one, `default`."""
     names = [f"member{i}" for i in range(len(folders))]
-    model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
-    for name, folder in zip(names[1:], folders[1:], strict=True):
-        model.load_adapter(str(folder), adapter_name=name)
+    for name, folder in zip(names, folders, strict=True):
+        model = adapters.load_adapter(model, folder, name=name)
     # PEFT copies the first one's settings; each layer has its members' scalings already.
     model.peft_config[names[0]].use_rslora = False
     how: dict[str, Any] = {"combination_type": "cat"}

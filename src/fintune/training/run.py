@@ -49,6 +49,8 @@ from fintune.training.validating import Best, figure_of, intervals
 logger = logging.getLogger("fintune.train")
 
 Say = Callable[[str], None]
+PARTS = (".json", ".md", ".html", "-predictions.jsonl")
+"""The ends of the names of what an evaluation writes beside an adapter."""
 
 
 @dataclasses.dataclass
@@ -149,6 +151,8 @@ class _Run:
         validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
         self.validation = {name: own for name, own in validation.items() if own}
         """The validation records of each task that is trained and has some."""
+        held_out = {name: own[: recipe.evaluation.max_validation] for name, own in self.validation.items()}
+        self.baselines = verdict.baselines(self.tasks, records, held_out)
         shown = self.plan.objective.shown
         self.figure = figure_of(recipe.training, self.tasks, list(self.validation), shown)
         if recipe.training.early_stopping_patience and not self.validation:
@@ -228,9 +232,12 @@ def _train(
     facts["training"] = speed = _speed(trainer, time.perf_counter() - began)
     facts["validation"] = trainer.validated
     facts["kept"] = _kept(run, trainer)
-    facts["label_scoring"] = calibrate(engine, run.validation, run.recipe.evaluation)
-    facts["warnings"] += (found := verdict.warnings(run.tasks, trainer.answers, run.prepared))
-    _save(run, trainer)
+    try:
+        facts["label_scoring"] = calibrate(engine, run.validation, run.recipe.evaluation)
+        found = verdict.warnings(run.tasks, trainer.answers, run.prepared.manifest, run.baselines)
+        facts["warnings"] += found
+    finally:  # whatever fails after the last step, its weights are kept
+        _save(run, trainer)
     say(
         f"Trained in {speed['seconds'] / 60:.1f} min ({speed['examples_per_second']:.1f} examples/s, "
         f"{speed['utilisation']:.0%} of the matrix peak, "
@@ -457,7 +464,11 @@ def _kept(run: _Run, trainer: MultiTaskTrainer) -> dict[str, Any]:
 
 
 def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
-    """Write the adapter beside its place, and move it there whole, its weights last."""
+    """Write the adapter beside its place, and move it there whole: its manifest first, its weights last.
+
+    Killed between the two, the folder has a manifest of other weights, and nothing loads it. What was
+    measured of an earlier adapter goes.
+    """
     staging = run.output_dir / ".adapter-in-writing"
     first = run.state.is_main_process
     if first:
@@ -467,8 +478,16 @@ def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
         try:
             trainer.save_model(str(staging))  # by every process: a sharded model must be gathered
             if first:
-                replace_files(staging, run.output_dir, last="adapter_model.safetensors")
+                _forget(run.output_dir)
+                replace_files(staging, run.output_dir, first=manifest.NAME, last=adapters.WEIGHTS)
         finally:
             if first:
                 shutil.rmtree(staging, ignore_errors=True)
     run.state.wait_for_everyone()
+
+
+def _forget(folder: Path) -> None:
+    """Remove the results and the reference profile of the adapter that stood here before."""
+    results = (f"results{split}{part}" for split in ("", "-validation") for part in PARTS)
+    for name in (*results, "profile.json"):
+        (folder / name).unlink(missing_ok=True)

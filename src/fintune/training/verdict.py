@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fintune.data.prepare.dataset import PreparedDataset
 from fintune.tasks import Prediction, Record, Task, TaskSet
 
 FEW = 50
@@ -14,17 +14,36 @@ ALIKE = 5
 """Answers from which on it means something that all are the same."""
 
 Answers = tuple[Sequence[Record], Sequence[Prediction]]
+Baselines = Mapping[str, tuple[str, Sequence[Prediction]]]
+Split = Mapping[str, Sequence[Record]]
 
 
-def warnings(tasks: TaskSet, answers: Mapping[str, Answers], prepared: PreparedDataset) -> list[str]:
+def baselines(tasks: TaskSet, train: Split, validation: Split) -> Baselines:
+    """The simplest system's name and answers by task, made before training: the data may be gone after it."""
+    return {
+        name: tasks[name].baseline(train[name], rows)
+        for name, rows in validation.items()
+        if tasks[name].ranking is not None
+    }
+
+
+def warnings(
+    tasks: TaskSet, answers: Mapping[str, Answers], manifest: Mapping[str, Any], plain: Baselines
+) -> list[str]:
     """A sentence for each task that answers one label, or less well than its simplest baseline; and one for
-    all that have few validation examples."""
+    all that have few validation examples.
+
+    Args:
+        manifest: of the prepared data.
+        plain: of the records answered, and perhaps more that come after them.
+    """
     found: list[str] = []
-    counts = {name: prepared.manifest["tasks"][name]["counts"]["validation"] for name in answers}
+    counts = {name: manifest["tasks"][name]["counts"]["validation"] for name in answers}
     for name, (records, predictions) in answers.items():
-        train = prepared.records(name, "train")
         found += filter(None, [_one_label(tasks[name], predictions, records)])
-        found += filter(None, [_below_baseline(tasks[name], predictions, records, train)])
+        found += filter(
+            None, [_below_baseline(tasks[name], predictions, records, *plain.get(name, ("", ())))]
+        )
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW)
     if few:
         found.append(
@@ -46,14 +65,18 @@ def _one_label(task: Task, predictions: Sequence[Prediction], records: Sequence[
 
 
 def _below_baseline(
-    task: Task, predictions: Sequence[Prediction], records: Sequence[Record], train: Sequence[Record]
+    task: Task,
+    predictions: Sequence[Prediction],
+    records: Sequence[Record],
+    system: str,
+    plain: Sequence[Prediction],
 ) -> str:
     """Compared by the measure that ranks the type's answers, on the same examples."""
     measure = task.ranking
     if measure is None:
         return ""
-    system, plain = task.baseline(train, records)
-    own, other = (measure.of(measure.table(task, records, found)) for found in (predictions, plain))
+    both = (predictions, plain[: len(records)])
+    own, other = (measure.of(measure.table(task, records, found)) for found in both)
     worse = own < other if measure.better == "higher" else own > other
     if not worse or not math.isfinite(own - other):
         return ""
