@@ -2,9 +2,9 @@
 
     python benchmarks/faults.py [--quick | --minutes 10] [--json PATH] [--seed N] [--faults NAME …]
 
-`fintune serve` on a small random base, with adapters, keys and a store, is asked for labels and greedy texts. The
-faults of `FAULTS` come in turn, each time in another order. Every answer is compared with what the same server
-said when nothing else ran: texts word for word, numbers to 1e-5. Requests are
+`fintune serve` on a small random base, with adapters, keys and a store, is asked for labels and greedy texts.
+The faults of `FAULTS` and `COMMANDS` come in turn, each time in another order. Every answer is compared with
+what the same server said when nothing else ran: texts word for word, numbers to 1e-5. Requests are
 
 - answered: with 200, and as expected;
 - wrong: with 200, and anything else;
@@ -41,7 +41,7 @@ from harness import parser, save
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "live")]
-from adapter_folders import CONFIG, WEIGHTS, changed, make_random_adapter, make_tiny_base  # noqa: E402
+from adapter_folders import CONFIG, WEIGHTS, changed, make_tiny_base  # noqa: E402
 from feed_server import Reply, Server, rss  # noqa: E402
 from forked import Forked, fintune  # noqa: E402
 
@@ -50,7 +50,7 @@ TASKS = {name: {"dataset": "sample", "max_train": 8, "max_validation": 2, "max_t
          ("sentiment", "headline", "qa")}  # fmt: skip
 RECIPE: dict[str, Any] = {
     "lora_config": {"r": 4, "lora_alpha": 8},
-    "training": {"bf16": False, "max_length": 256, "max_steps": 3, "warmup_steps": 0},
+    "training": {"bf16": False, "max_length": 256, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.05},
     "evaluation": {"formats": {"qa": {"max_new_tokens": 8}}},
 }
 
@@ -75,11 +75,13 @@ class World:
         self.folder, self.random, self.hold = folder, random.Random(seed), hold
         self.base = make_tiny_base(folder / "base")
         raw = {**RECIPE, "data": {"prepared_dir": str(folder / "prepared"), "tasks": TASKS}}
-        self.teams = folder / "teams"
-        for number, name in enumerate("ab"):
-            make_random_adapter(self.base, self.teams / name, seed=number, **raw)
         recipe = {**raw, "base_model": {"name": str(self.base)}}
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
+        self.teams = folder / "teams"
+        for seed, name in enumerate("ab", 1):
+            command = ["train", "--config", str(folder / "recipe.yaml"), "--set", f"training.seed={seed}"]
+            code, said = finish(Forked(fintune, [*command, "--output_dir", str(self.teams / name)]))
+            assert code == 0, said
         self.keys = [keys.create(folder / "keys.json", f"team{i}") for i in range(5)]
         self.greedy = self.keys.pop()
         self.titles = sorted({record.text for record in sample_records("headline")})[:24]
@@ -415,6 +417,7 @@ FAULTS = {
                  vanishing_clients, greedy_key, killed_server)
 }  # fmt: skip
 COMMANDS = ("train", "average", "export", "live")
+OUTCOMES = ("answered", "refused", "cut", "lost", "wrong")
 
 
 async def run(world: World, seconds: float, chosen: list[str]) -> None:
@@ -475,8 +478,7 @@ def main() -> int:
             world.server.wait()
         os.chdir(Path(__file__).parent)
     flat: dict[str, float] = {
-        what: sum(n for (_, kind), n in world.counts.items() if kind == what)
-        for what in ("answered", "refused", "cut", "lost", "wrong")
+        what: sum(n for (_, kind), n in world.counts.items() if kind == what) for what in OUTCOMES
     }
     memory = {"begin_mib": world.memory[0], "end_mib": world.memory[-1], "max_mib": max(world.memory)}
     flat |= {name: round(value, 1) for name, value in memory.items()}

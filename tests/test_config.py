@@ -1,10 +1,15 @@
 """The recipe: the guide's keys are taken as written, and every mistake is answered in a sentence."""
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fintune.config import Recipe
 from fintune.errors import ConfigError
@@ -171,3 +176,45 @@ def test_a_recipe_with_a_task_of_its_own_trains_that_and_what_it_names(write, mo
     assert task_set(recipe).names() == trained
     assert task_set(Recipe.model_validate(recipe.model_dump())).names() == trained
     assert task_set(recipe.debugged()).names() == trained
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+KEYS = st.sampled_from(
+    "base_model training data tasks custom_task lora_config multi_task name r file".split()
+)
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | PLAIN, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4).map(lambda raw: yaml.safe_dump(raw)) | st.text(max_size=60))
+def test_whatever_a_recipe_holds_it_is_read_or_refused_in_a_sentence(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with contextlib.suppress(ConfigError):
+        load_recipe(path)
+
+
+LAUGHS = "a: &a0 [x]\n" + "".join(f"b{i}: &a{i} [{f'*a{i - 1},' * 10}]\n" for i in range(1, 12))
+
+
+ENDLESS = {
+    "laughs": LAUGHS,
+    "circle": "data: &a [*a]",
+    "deep": "data: " + "[" * 900,
+    "deeper": "[" * 40_000,
+    "digits": "seed: " + "9" * 6000,
+    "date": "d: 2026-02-30",
+    "huge": "data: '" + "x" * 2_000_000 + "'",
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS.keys())
+def test_a_recipe_that_unfolds_without_end_is_refused_at_once(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    begun = time.perf_counter()
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        load_recipe(tmp_path / "r.yaml")
+    assert time.perf_counter() - begun < 5

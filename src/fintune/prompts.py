@@ -124,9 +124,20 @@ class PromptTemplate:
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left.
         """
+        most, cut = self.most_characters(budget), False
+        besides = len(record.question or "") + len(record.system or "")
+        if len(record.text) + besides > most:  # tokenizing a megabyte takes a second
+            if not truncate or besides > most:
+                raise DataError(
+                    f"The {task.name} input has {len(record.text) + besides:,} characters, and the "
+                    f"{budget} tokens that there is room for hold {most:,} at most: shorten it"
+                    + ("." if truncate else ", or pass --truncate to cut it.")
+                )
+            if not task.salience:
+                record, cut = task.with_text(record, record.text[:most]), True
         ids = self._prompt_ids(task, record)
         if len(ids) <= budget:
-            return ids, False
+            return ids, cut
         if not truncate:
             raise DataError(
                 f"The {task.name} prompt has {len(ids)} tokens, but there is room for {budget}: "
@@ -146,6 +157,14 @@ class PromptTemplate:
             f"The {task.name} instruction and question alone fill the {budget} tokens there are: "
             "raise training.max_length."
         )
+
+    def most_characters(self, tokens: int) -> int:
+        """More characters than so many tokens of text hold: each of them the longest of the vocabulary."""
+        return max(1_000, tokens * self._longest_token)
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def example(self, task: Task, record: Record) -> TokenizedExample:
         """A training example of at most `max_length` tokens.

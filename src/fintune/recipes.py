@@ -68,8 +68,31 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1_000_000, 50, 100_000
+"""What a recipe may come to once its aliases are written out; one with ten of each other comes to billions."""
+
+
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """Raises yaml.YAMLError: it is no YAML, or nested too deeply or without end."""
+    if len(text) > MAX_BYTES:
+        raise yaml.YAMLError(f"it has more than {MAX_BYTES:,} characters")
+    try:
+        found = yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, OverflowError, AttributeError) as error:  # a 30 February, a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from None
+    left, seen = [(found, 0)], 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if seen > MAX_VALUES or depth > MAX_DEPTH:
+            raise yaml.YAMLError("it is nested too deeply, or its aliases come to too much")
+        inner = (
+            [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
+        left += [(each, depth + 1) for each in inner]
+    return found
 
 
 def default_recipe_path() -> Path:

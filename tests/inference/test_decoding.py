@@ -33,19 +33,42 @@ def reference(model, prompt, budget, end):
 
 
 @settings(max_examples=25, deadline=None)
-@given(prompts, st.integers(3, 40), st.integers(1, 12), st.integers(4, 60))
+@given(prompts, st.integers(3, 40), st.integers(1, 12), st.integers(1, 60))
 def test_texts_are_those_of_generate_whenever_each_of_them_ends(model, prompts, end, budget, row_tokens):
     model.eval()
     with torch.no_grad():
         prefix = PrefixStore().get(model, [1, 2], adapter=True)
         packed = PackedTexts(model, prompts, prefix, row_tokens, budget)
         found = greedy(packed, range(len(prompts)), budget, end)
-        plain = greedy(PaddedTexts(model, prompts, pad=0), range(len(prompts)), budget, end)
+        plain = greedy(PaddedTexts(model, prompts, 0, row_tokens), range(len(prompts)), budget, end)
         for prompt, own, padded in zip(prompts, found, plain, strict=True):
             ids, values = reference(model, prompt, budget, end)
             assert own.ids == padded.ids == ids
             assert own.log_probabilities == pytest.approx(values, rel=1e-4, abs=1e-5)
             assert padded.log_probabilities == pytest.approx(values, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["packed", "padded"])
+def test_a_text_that_leaves_while_prompts_are_computed_changes_nothing_for_the_others(model, kind):
+    prompts = [[*range(1, 30)], [1, 2, 5], [*range(3, 23)], [1, 2, 7, 8]]
+    model.eval()
+
+    def begun(chosen, tokens):
+        if kind == "padded":
+            return PaddedTexts(model, chosen, 0, tokens)
+        return PackedTexts(model, chosen, PrefixStore().get(model, [], True), tokens, 5)
+
+    for gone in range(4):
+        left = [i for i in range(4) if i != gone]
+        with torch.no_grad():
+            texts = begun(prompts, 8)
+            assert texts.advance(None) is None  # a part of the first prompt, or of all
+            texts.keep(left)
+            found = greedy(texts, range(3), 5, end=0)
+            whole = greedy(begun([prompts[i] for i in left], 999), range(3), 5, end=0)
+        for one, other in zip(found, whole, strict=True):
+            assert one.ids == other.ids
+            assert one.log_probabilities == pytest.approx(other.log_probabilities, rel=1e-6)
 
 
 def test_a_constraint_chooses_among_the_allowed_tokens_of_each_text(model):

@@ -1,5 +1,7 @@
 """Formats need of a tokenizer what they say."""
 
+import tracemalloc
+
 import pytest
 
 from fintune.errors import ConfigError
@@ -32,3 +34,24 @@ def test_bullets_end_their_lines_with_a_token_of_bytes_where_there_is_no_other()
 def test_bullets_are_refused_where_no_token_ends_a_line():
     with pytest.raises(ConfigError, match="leave `bullets` out"):
         allowed_tokens(TextFormat(bullets=2), sentencepiece(), [Record(text="Up.", target=None)])
+
+
+def test_a_number_of_100000_digits_costs_little_memory_and_is_copied_like_any_other():
+    from fintune.models.base import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    digits = "71" * 50_000
+    shape = TextFormat(source_numbers=True)
+    allowed_tokens(shape, tokenizer, [Record(text="1")])  # what is kept of the tokenizer itself
+    tracemalloc.start()
+    allowed = allowed_tokens(shape, tokenizer, [Record(text=f"Sales of {digits} and 35.")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+
+    def may_follow(text, piece):
+        ids = tokenizer(text)["input_ids"]
+        return tokenizer(piece)["input_ids"][0] in allowed(0, ids)
+
+    assert may_follow("It was 71717", "1") and not may_follow("It was 71717", "3")
+    assert may_follow("It was 3", "5") and not may_follow("It was 3", "1")

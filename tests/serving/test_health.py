@@ -34,7 +34,8 @@ def thread(engine):
     begun = []
 
     def make(**settings):
-        models = SimpleNamespace(get=lambda name: (engine, False), texts=None, default="base")
+        ready = {"ready": lambda name: engine, "texts": None, "default": "base"}
+        models = SimpleNamespace(get=lambda name: (engine, False), **ready)
         begun.append(ModelThread(models, Settings(**settings)))
         return begun[-1]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fintune.cli import main
 from fintune.errors import ConfigError
-from fintune.serving import keys
+from fintune.serving import keys, shares
 from fintune.serving.origins import foreign_host, foreign_page
 
 
@@ -144,8 +144,8 @@ def test_hosts_are_this_machine_and_those_that_are_allowed():
 
 def test_a_limit_is_so_many_a_minute(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(keys.time, "monotonic", lambda: now[0])
-    limiter = keys.Limiter()
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now[0])
+    limiter = shares.Limiter()
     passed = 0
     for _ in range(600):  # ten minutes, a try a second
         now[0] += 1

@@ -99,7 +99,8 @@ def test_a_server_told_to_stop_finishes_what_runs(own):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.3)
+    while asking.is_alive() and metric(server, "fintune_requests_in_flight") < 1:
+        time.sleep(0.01)
     assert server.stop() in (0, -signal.SIGTERM)
     asking.join(10)
     assert found[0].status_code == 200 and found[0].json()["choices"][0]["finish_reason"]
@@ -130,6 +131,13 @@ def test_keys_are_asked_for_limited_and_revoked_while_the_server_runs(own, tmp_p
         assert refusal.status_code in (401, 429)
         assert refusal.headers["access-control-allow-origin"] == page["Origin"]
         assert "Retry-After" in refusal.headers["access-control-expose-headers"]
+    few = {"Authorization": f"Bearer {keys.create(path, 'few', rate_records=3)}"}
+    inputs = {"inputs": [{"text": f"Sales rose {i} %."} for i in range(2)]}
+    answers = [
+        httpx.post(f"{server.url}/v1/tasks/headline", json=inputs, headers=few, timeout=30) for _ in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert "3 records a minute" in answers[1].json()["error"]["message"]
     assert ask(plain, "POST", "/v1/adapters/first").status_code == 403
     assert ask(admin, "POST", "/v1/adapters/first").status_code == 200
     scrape = keys.create(path, "scrape", metrics=True)

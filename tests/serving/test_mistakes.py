@@ -46,7 +46,9 @@ def test_a_plugin_that_refuses_an_answer_costs_no_other_text_of_the_batch_its_ow
     written = [answer.value for answer in engine.predict("choosy", records)]
     assert len(set(written)) == 3
     task.refused = written[1]
-    thread = ModelThread(SimpleNamespace(get=lambda name: (engine, False), texts=None), Settings())
+    thread = ModelThread(
+        SimpleNamespace(get=lambda name: (engine, False), ready=lambda name: engine, texts=None), Settings()
+    )
     try:
         answered = asyncio.run(thread.predict("any", "choosy", records))
     finally:

@@ -84,10 +84,34 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
     command.add_argument("--insecure", action="store_true", help="ask for no key, even on a public address")
     command.add_argument(
-        "--rate", type=count, default=0, metavar="N", help="requests a minute for each key (default: any)"
+        "--rate",
+        type=count,
+        default=0,
+        metavar="N",
+        help="requests a minute for each key, or address (default: any)",
+    )
+    command.add_argument(
+        "--rate_records", type=count, default=0, metavar="N", help="records a minute for each (default: any)"
+    )
+    command.add_argument(
+        "--rate_tokens", type=count, default=0, metavar="N", help="tokens a minute for each (default: any)"
     )
     command.add_argument(
         "--max_batch", type=count, default=32, metavar="N", help="records computed together (default: 32)"
+    )
+    command.add_argument(
+        "--max_batch_tokens",
+        type=count,
+        default=4096,
+        metavar="N",
+        help="tokens computed together, without what all of a task share (default: 4096)",
+    )
+    command.add_argument(
+        "--max_text_tokens",
+        type=count,
+        default=16_384,
+        metavar="N",
+        help="tokens of the texts written at once, prompts and answers (default: 16,384)",
     )
     command.add_argument(
         "--max_wait_ms", type=float, default=5, metavar="MS", help="wait for company so long (default: 5)"
@@ -136,6 +160,8 @@ def _keys_flags(command: argparse.ArgumentParser) -> None:
     create = actions.add_parser("create", help="make a key and print it, this once")
     create.add_argument("--name", required=True, help="whose it is")
     create.add_argument("--rate", type=count, metavar="N", help="requests a minute (default: the server's)")
+    create.add_argument("--rate_records", type=count, metavar="N", help="records a minute")
+    create.add_argument("--rate_tokens", type=count, metavar="N", help="tokens a minute")
     create.add_argument("--admin", action="store_true", help="may load and unload adapters")
     create.add_argument("--metrics", action="store_true", help="may read /metrics, and nothing else")
     listing = actions.add_parser("list", help="the keys, without their secrets")
@@ -233,7 +259,11 @@ def _serve(args: argparse.Namespace) -> int:
             keys=Path(args.keys) if args.keys else None,
             insecure=args.insecure,
             rate=args.rate,
+            rate_records=args.rate_records,
+            rate_tokens=args.rate_tokens,
             max_batch=args.max_batch,
+            max_batch_tokens=args.max_batch_tokens,
+            max_text_tokens=args.max_text_tokens,
             max_wait=args.max_wait_ms / 1000,
             max_queue=args.max_queue,
             timeout=args.timeout,
@@ -255,15 +285,18 @@ def _keys(args: argparse.Namespace) -> int:
 
     path = Path(args.keys) if args.keys else keys.default_path()
     if args.action == "create":
-        print(keys.create(path, args.name, args.rate, args.admin, args.metrics))
+        limits = {"rate": args.rate, "rate_records": args.rate_records, "rate_tokens": args.rate_tokens}
+        print(keys.create(path, args.name, admin=args.admin, metrics=args.metrics, **limits))
         print(f"This key is shown once; {path} keeps a hash of it.", file=sys.stderr)
     elif args.action == "revoke":
         print(f"Revoked {keys.revoke(path, args.key).id}.")
     else:
         for key in keys.load(path).values():
             state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+            limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
+            set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
+            rate = ", ".join(set_) or "server's rate"
             kind = "admin" if key.admin else "metrics" if key.metrics else "user"
-            rate = "server's rate" if key.rate is None else f"{key.rate}/min"
             print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
     return 0
 

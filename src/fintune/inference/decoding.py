@@ -25,8 +25,12 @@ COMPACT = 0.75
 class Texts(Protocol):
     """B texts that are written together, a token a step, over one cache."""
 
-    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
-        """Add each text's next token (None the first time) and return the (B, V) logits after it."""
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
+        """Add each text's next token and return the (B, V) logits after it.
+
+        Args:
+            tokens: None computes the prompts: a part of them where it returns None, to be called again.
+        """
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these of the B texts alone, in this order; free what the others take. [] ends all."""
@@ -62,7 +66,8 @@ def greedy(
     tokens: list[int] | None = None
     try:
         while writing:
-            logits = texts.advance(tokens)
+            if (logits := texts.advance(tokens)) is None:
+                continue
             sofar = [answers[i].ids for i in batch]
             chosen, log_probabilities = most_likely(logits, [prompts[i] for i in batch], sofar, allowed)
             tokens = chosen.tolist()

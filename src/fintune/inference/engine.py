@@ -26,6 +26,8 @@ from fintune.tasks.base import softmax
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fintune.inference.decoding import Allowed
+
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
 
@@ -99,6 +101,7 @@ class Engine:
         self.batch_size = batch_size
         self.template = PromptTemplate(tokenizer, min(max_length, self.backend.context or max_length))
         self._lock = threading.Lock()
+        self._frames: dict[Task, int] = {}
 
     @classmethod
     def load(
@@ -209,6 +212,8 @@ class Engine:
         truncate: bool = True,
         on_done: Callable[[int], None] | None = None,
         strict: bool = False,
+        prompts: Sequence[list[int] | str] | None = None,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[Reply]:
         """What each record gets, in the order of `records`. One that is refused costs only its own answer,
         and no call of the backend. A DataError refuses a record; any other error ends the call.
@@ -219,6 +224,8 @@ class Engine:
             truncate: cut texts that do not fit the context; False refuses them.
             on_done: called with the number of records done since the last call.
             strict: raise the first refusal.
+            prompts: what `prompts` gave for the records, where it was asked before.
+            allowed: what `formats.allowed_tokens` gave for each of them, likewise.
 
         Raises:
             DataError: an unknown task; or a refusal.
@@ -229,25 +236,52 @@ class Engine:
         chosen, refusals = self.tasks[task], _Refusals(strict)
         ask = self._score if chosen.decoding == "candidates" else self._generate
         found: dict[int, Reply] = {}
-        prompts: dict[int, list[int]] = {}
-        budget: int | None = None
         with self._lock, self.backend.session(use_adapter):
-            for i, record in enumerate(records):
-                with refusals.of(i):
-                    budget = budget or self.completion_budget(chosen)
-                    prompts[i] = self.prompt(chosen, record, truncate, budget)
+            made = self.prompts(task, records, truncate, strict) if prompts is None else prompts
+            refusals.update((i, each) for i, each in enumerate(made) if isinstance(each, str))
+            given = {i: each for i, each in enumerate(made) if not isinstance(each, str)}
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
-            shared = self._shared(chosen, list(prompts.values())) if prompts else 0
+            shared = self._shared(chosen, list(given.values())) if given else 0
             size = batch_size or self.batch_size
-            for batch in self._batches(prompts, size, chosen, shared) if prompts else ():
-                answers = ask(chosen, [records[i] for i in batch], [prompts[i] for i in batch], shared)
+            for batch in self._batches(given, size, chosen, shared) if given else ():
+                own = [allowed[i] for i in batch] if allowed else None
+                answers = ask(chosen, [records[i] for i in batch], [given[i] for i in batch], shared, own)
                 for i, (decide, written) in zip(batch, answers, strict=True):
                     with refusals.of(i):
-                        found[i] = Reply(decide(), len(prompts[i]), shared, written)
+                        found[i] = Reply(decide(), len(given[i]), shared, written)
                 if on_done:
                     on_done(len(batch))
         return [found.get(i) or Reply(refusals[i]) for i in range(len(records))]
+
+    def prompts(
+        self, task: str, records: Sequence[Record], truncate: bool = True, strict: bool = False
+    ) -> list[list[int] | str]:
+        """The token ids of each record's prompt, or why it is refused. It asks no backend, so another thread
+        may make them while the model computes; arguments and errors as of `replies`."""
+        chosen, refusals = self.tasks[task], _Refusals(strict)
+        found: dict[int, list[int]] = {}
+        budget: int | None = None
+        for i, record in enumerate(records):
+            with refusals.of(i):
+                budget = budget or self.completion_budget(chosen)
+                found[i] = self.prompt(chosen, record, truncate, budget)
+        return [found[i] if i in found else refusals[i] for i in range(len(records))]
+
+    def cost(self, task: str, prompt: Sequence[int] | str) -> int:
+        """About how many tokens are computed for a prompt: its own, and what may be written after it."""
+        chosen = self.tasks[task]
+        written = self.completion_budget(chosen) if chosen.decoding == "text" else 0
+        return (
+            max(1, len(prompt) - self._frame_tokens(chosen)) + written if not isinstance(prompt, str) else 1
+        )
+
+    def _frame_tokens(self, task: Task) -> int:
+        """The tokens of a prompt of next to nothing, which the prompts of a task share about."""
+        if task not in self._frames:
+            empty = Record(text="?", question="?")
+            self._frames[task] = len(self.template.prompt_ids(task, empty, self.template.max_length)[0])
+        return self._frames[task]
 
     def rows_at_once(self, task: str) -> int:
         """How many records the backend would like to be given in one call of `predict`."""
@@ -307,7 +341,12 @@ class Engine:
         return batches
 
     def _score(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
+        self,
+        task: Task,
+        records: Sequence[Record],
+        prompts: list[list[int]],
+        shared: int,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[_Decision]:
         """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
         free = self._content_free(task)
@@ -342,14 +381,21 @@ class Engine:
         return self._free[task]
 
     def _generate(
-        self, task: Task, records: Sequence[Record], prompts: list[list[int]], shared: int
+        self,
+        task: Task,
+        records: Sequence[Record],
+        prompts: list[list[int]],
+        shared: int,
+        allowed: Sequence[Allowed] | None = None,
     ) -> list[_Decision]:
         """Greedy decoding until end of text or the task's budget, in its format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
         budget, end = self.completion_budget(task), self.tokenizer.eos_token_id
-        allowed = allowed_tokens(task.text_format, self.tokenizer, records)
-        found = self.backend.generate(prompts, budget, end, allowed, shared)
+        choose = allowed_tokens(task.text_format, self.tokenizer, records) if allowed is None else None
+        if allowed:
+            choose = lambda row, sofar: allowed[row](0, sofar)  # noqa: E731
+        found = self.backend.generate(prompts, budget, end, choose, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         if task.text_format and task.text_format.source_numbers:
             for i, each in enumerate(found):

@@ -6,6 +6,7 @@ Knows tokenizers and token ids, no models.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ def allowed_tokens(
         passages = [_Passage(tokenizer, record.text) for record in records]
         shape = lambda row, sofar: passages[row].next(sofar)  # noqa: E731
     elif text_format.bullets:
-        bullets = _Bullets(tokenizer, text_format.bullets, text_format.bullet_tokens)
+        bullets = _bullets(tokenizer, text_format.bullets, text_format.bullet_tokens)
         shape = lambda row, sofar: bullets.next(sofar)  # noqa: E731
     if not text_format.source_numbers:
         return shape
@@ -103,8 +104,8 @@ class _Passage:
         self.end = tokenizer.eos_token_id
         self.ids = _ids(tokenizer, text)
         # An answer begins without the space that its first word has inside the text.
-        bare = [_ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in self.ids]
-        self.starts = [ids[0] if len(ids) == 1 else None for ids in bare]
+        bare = {i: _ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in set(self.ids)}
+        self.starts = [ids[0] if len(ids := bare[i]) == 1 else None for i in self.ids]
 
     def next(self, sofar: Sequence[int]) -> Sequence[int]:
         if not sofar:
@@ -115,6 +116,7 @@ class _Passage:
         return sorted({self.ids[i] for i in at if i < len(self.ids)} | {self.end})
 
 
+_bullets = lru_cache(maxsize=8)(_Bullets)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LAST_WORD = re.compile(r"\S*$")
 _CUT = re.compile(r"\S*\d\S*$")
@@ -145,7 +147,7 @@ class _Numbers:
         self.plain, self.part, self.units, self.letters = _by_digits(tokenizer)
         found = set(_NUMBER.findall(source))
         self.written = found | {number.replace(",", "") for number in found}
-        self.begun = {number[:i] for number in self.written for i in range(1, len(number) + 1)}
+        self.in_order = sorted(self.written)
         self.values = stated_values(source)
         self.masks: dict[str, torch.Tensor] = {}
 
@@ -198,10 +200,15 @@ class _Numbers:
             if ahead in (".", ","):  # it would be read as a fraction
                 return False
             whole = number.group() in self.written if ahead.isalpha() else self._states(number.group())
-            begun = after in ("", ".", ",") and number.group() + after in self.begun
+            begun = after in ("", ".", ",") and self._begins(number.group() + after)
             if not (begun or (after and whole)):
                 return False
         return True
+
+    def _begins(self, text: str) -> bool:
+        """Whether a number of the source begins so: of those in order, the first that is not before it."""
+        place = bisect_left(self.in_order, text)
+        return place < len(self.in_order) and self.in_order[place].startswith(text)
 
     def _states(self, number: str, scale: float = 1.0) -> bool:
         try:

@@ -8,6 +8,7 @@ Hkv key/value heads of size D.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,6 +53,19 @@ class _Slots(DynamicLayer):
         self._show(used)
 
 
+@dataclass(eq=False)
+class _Prompt:
+    """A prompt that is being computed."""
+
+    ids: Sequence[int]
+    states: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """The keys and values of each layer, each (Hkv, tokens, D), once all are there."""
+    cache: DynamicCache | None = None
+    """The beginning of one that is longer than a pass."""
+    logits: torch.Tensor | None = None
+    """(1, V) after its last token."""
+
+
 class PackedTexts:
     """Prompts are computed as packed rows, their common beginning once; tokens go into buffers in place."""
 
@@ -67,15 +81,15 @@ class PackedTexts:
         Args:
             model: with block attention (`attention.enable`).
             prefix: what all prompts begin with, as `PrefixStore.get` gave it.
-            row_tokens: the most prompt tokens of one forward pass (one prompt may be longer).
+            row_tokens: the most prompt tokens of one forward pass; a longer prompt takes several.
         """
-        self._model, self._prompts, self._prefix = model, list(prompts), prefix
+        self._model, self._prompts, self._prefix = model, [_Prompt(each) for each in prompts], prefix
         self._row_tokens, self._room = row_tokens, max_new_tokens
         self._layers: list[_Slots] = []
         self._hidden: torch.Tensor  # (B, longest + room) bool, True at padding
         self._positions: torch.Tensor  # (B,) of the next token
 
-    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
         if tokens is None:
             return self._prefill()
         ids = torch.tensor(tokens, device=self._model.device)[:, None]  # (B, 1)
@@ -103,75 +117,123 @@ class PackedTexts:
         for layer in self._layers:
             layer.narrow(index, begin)
 
-    def _prefill(self) -> torch.Tensor:
-        """Compute the prompts into left-padded buffers with `room` for new tokens; returns (B, V) logits."""
-        model, prompts, device = self._model, self._prompts, self._model.device
-        p, longest = self._prefix.length, max(map(len, prompts))
-        outputs = []
-        buffers: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer (B, Hkv, longest + room, D)
-        for part in _parts([len(prompt) - p for prompt in prompts], self._row_tokens):
-            chosen = [prompts[i] for i in part]
-            row = pack(chosen, [[[0]]] * len(chosen), prefix=p).to(device)  # any target: none is read
-            row = row.after_prefix() if p else row
-            found = model(**row_inputs(row, cache=self._prefix.cache()))
-            outputs.append(found.logits[0])
-            # The row's keys stand as prefix, first prompt's rest, second prompt's rest, …: `places`
-            # (b, longest) says where each prompt's tokens are among them; padding may point anywhere, it is
-            # hidden.
-            begin, places = p, []
-            for prompt in chosen:
-                own = len(prompt) - p
-                padding = [0] * (longest - len(prompt))
-                places.append([*padding, *range(p), *range(begin, begin + own)])
-                begin += own
-            index = torch.tensor(places, device=device)
-            into = slice(part[0], part[-1] + 1)
-            for i, layer in enumerate(getattr(found, cache_name()).layers):
-                if i == len(buffers):
-                    heads, dim = layer.keys.shape[1], layer.keys.shape[3]
-                    shape = (len(prompts), heads, longest + self._room, dim)
-                    buffers.append((layer.keys.new_empty(shape), layer.values.new_empty(shape)))
-                for buffer, states in zip(buffers[i], (layer.keys, layer.values), strict=True):
-                    # states[0]: (Hkv, tokens, D) → (Hkv, b, longest, D) → (b, Hkv, longest, D)
-                    buffer[into, :, :longest] = states[0][:, index].transpose(0, 1)
-        self._layers = [_Slots(keys, values, longest) for keys, values in buffers]
+    def _prefill(self) -> torch.Tensor | None:
+        """Compute a pass of the prompts; (B, V) logits once all are computed, before that None."""
+        if waiting := [prompt for prompt in self._prompts if prompt.logits is None]:
+            part = _parts([len(prompt.ids) - self._prefix.length for prompt in waiting], self._row_tokens)[0]
+            if len(part) == 1:
+                self._compute_on(waiting[0])
+            else:
+                self._compute([waiting[i] for i in part])
+        if any(prompt.logits is None for prompt in self._prompts):
+            return None
+        self._fill()
+        return torch.cat([prompt.logits for prompt in self._prompts if prompt.logits is not None])
+
+    def _compute(self, prompts: Sequence[_Prompt]) -> None:
+        """Prompts as one packed row, whose keys are the prefix's, the first prompt's rest, the second's, …"""
+        p = begin = self._prefix.length
+        ids = [prompt.ids for prompt in prompts]
+        row = pack(ids, [[[0]]] * len(ids), prefix=p).to(self._model.device)  # any target: none is read
+        found = self._model(**row_inputs(row.after_prefix() if p else row, cache=self._prefix.cache()))
+        layers = getattr(found, cache_name()).layers
+        for prompt, logits in zip(prompts, found.logits[0].split(1), strict=True):
+            end = begin + len(prompt.ids) - p
+            prompt.states = [
+                (_ends(layer.keys[0], p, begin, end), _ends(layer.values[0], p, begin, end))
+                for layer in layers
+            ]
+            prompt.logits, begin = logits, end
+
+    def _compute_on(self, prompt: _Prompt) -> None:
+        """The next tokens of one prompt, as many as a pass takes."""
+        cache = prompt.cache = prompt.cache or self._prefix.cache()
+        begin = cache.get_seq_length()
+        ids = torch.tensor([prompt.ids[begin : begin + self._row_tokens]], device=self._model.device)
+        end = begin + ids.shape[1]
+        positions = torch.arange(begin, end, device=ids.device)[None]
+        found = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            **{cache_name(): cache},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if end == len(prompt.ids):
+            prompt.states = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+            prompt.logits, prompt.cache = found.logits[0], None
+
+    def _fill(self) -> None:
+        """Move the prompts' keys and values into left-padded buffers with `room` for new tokens."""
+        prompts, device = self._prompts, self._model.device
+        lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+        longest = int(lengths.max())
+        while prompts[0].states:  # a layer at a time, which is freed from the prompts then
+            own = [prompt.states.pop(0) for prompt in prompts]
+            buffers = []
+            for kind in (0, 1):
+                heads, _, dim = own[0][kind].shape
+                buffer = own[0][kind].new_empty(len(prompts), heads, longest + self._room, dim)
+                for row, states in zip(buffer, own, strict=True):
+                    used = states[kind].shape[1]
+                    row[:, longest - used : longest] = states[kind]
+                    row[:, : longest - used] = 0
+                buffers.append(buffer)
+            self._layers.append(_Slots(buffers[0], buffers[1], longest))
         self._cache = DynamicCache()
         self._cache.layers = self._layers
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
         hidden = torch.arange(longest + self._room)[None, :] < (longest - lengths)[:, None]
         self._hidden, self._positions = hidden.to(device), lengths.to(device)
-        return torch.cat(outputs)
+
+
+def _ends(states: torch.Tensor, prefix: int, begin: int, end: int) -> torch.Tensor:
+    """(Hkv, tokens, D): the first `prefix` places and those from `begin` to `end`, copied."""
+    return torch.cat([states[:, :prefix], states[:, begin:end]], dim=1)
 
 
 class PaddedTexts:
     """Left-padded texts over Transformers' own cache, for models without block attention."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        pad: int,
+        row_tokens: int | None = None,
+    ) -> None:
         """
         Args:
             pad: the id of the padding token.
+            row_tokens: the most tokens of one forward pass, about; None is all. A model whose state is more
+                than keys and values computes its prompts in one.
         """
         longest = max(map(len, prompts))
         rows = [[pad] * (longest - len(each)) + list(each) for each in prompts]
         mask = [[0] * (longest - len(each)) + [1] * len(each) for each in prompts]
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+        split = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
         self._model, self._cache = model, DynamicCache()
+        self._pass = max(1, row_tokens // len(prompts)) if row_tokens and split else longest
         self._ids = torch.tensor(rows, device=model.device)  # (B, new tokens): what is to be computed next
         self._mask = torch.tensor(mask, device=model.device)  # (B, T)
 
-    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
         if tokens is not None:
             self._ids = torch.tensor(tokens, device=self._model.device)[:, None]
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -self._ids.shape[1] :]
+        left = max(0, self._ids.shape[1] - self._pass)
+        now, self._ids = self._ids[:, : self._pass], self._ids[:, self._pass :]
+        end = self._mask.shape[1] - left
+        positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, end - now.shape[1] : end]
         logits: torch.Tensor = self._model(
-            input_ids=self._ids,
-            attention_mask=self._mask,
+            input_ids=now,
+            attention_mask=self._mask[:, :end],
             position_ids=positions,
             **{cache_name(): self._cache},
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        return logits
+        return None if left else logits
 
     def keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, dtype=torch.int64, device=self._ids.device)

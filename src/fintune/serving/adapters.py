@@ -241,6 +241,13 @@ class Models:
             self._active = name
         return engine, True
 
+    def ready(self, name: str) -> Engine | None:
+        """The model's engine where it is in memory, on any thread: for what needs no weights."""
+        if name == self.base:
+            return self._untuned
+        loaded = self._loaded.get(name)
+        return loaded[1] if loaded else None
+
     def unload(self, name: str) -> bool:
         """Take an adapter out of memory; False where it was not in it."""
         if name not in self._loaded:

@@ -28,8 +28,9 @@ from fintune.monitoring.metrics import CONTENT_TYPE, METRICS
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller, lost, stopping
 from fintune.serving.gate import Gate
+from fintune.serving.jobs import Answer, Answered
 from fintune.serving.keys import KeyRing
-from fintune.serving.queue import Answer, Answered, ModelThread
+from fintune.serving.queue import ModelThread
 from fintune.serving.requests import Thread, asked_of, attended, task_of
 from fintune.serving.schemas import (
     AdapterInfo,
@@ -65,7 +66,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The request did not arrive in time.",
         413: "The request is too large.",
         415: "The request is not declared as JSON.",
-        429: "Too many requests for this key; see Retry-After.",
+        429: "More than a limit, or a share of the queue, allows this caller; see Retry-After.",
         503: "The queue is full; see Retry-After.",
         504: "No answer in time.",
     }.items()
@@ -194,7 +195,7 @@ async def run_document(task: str, body: DocumentRequest, request: Request, threa
     async def reading() -> documents.Reading | documents.DocumentAnswer:
         async with request.app.state.documents:  # one at a time, beside the model's thread
             question = await asyncio.to_thread(asked)
-        return await thread.control(lambda: documents.read(thread.models.get(model)[0], chosen, question))
+        return await thread.apart(model, lambda engine: documents.read(engine, chosen, question))
 
     given = await attended(request, reading())
     prediction_id = None

@@ -53,6 +53,16 @@ def overloaded(seconds: float) -> ApiError:
     return ApiError(503, message, "server_error", "overloaded", headers={"Retry-After": wait})
 
 
+def crowded(share: int, room: int, seconds: float) -> ApiError:
+    """The caller has more than its share of the queue, and others wait too."""
+    wait = str(max(1, math.ceil(seconds)))
+    message = (
+        f"Your share of the queue is {share:,} of its {room:,} records, while others wait too: send fewer at "
+        f"once, or try again in {wait} s."
+    )
+    return ApiError(429, message, "rate_limit_error", "share_exceeded", headers={"Retry-After": wait})
+
+
 def timed_out(seconds: float) -> ApiError:
     return ApiError(
         504, f"There was no answer within {seconds:g} s: send less at once.", "server_error", "timeout"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import re
 import secrets
 import time
@@ -19,9 +18,10 @@ import pydantic_core
 
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.errors import ApiError
-from fintune.serving.keys import Key, KeyRing, KeysUnreadable, Limiter
+from fintune.serving.keys import Key, KeyRing, KeysUnreadable
 from fintune.serving.origins import Scope, foreign_host, foreign_page, headers_of
 from fintune.serving.settings import Settings
+from fintune.serving.shares import CALLER, Caller, Limiter, address
 
 log = logging.getLogger("fintune.access")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -138,16 +138,21 @@ class Gate:
                 )
         if key and key.metrics and scope["path"] != "/metrics":
             raise ApiError(403, "This key may read /metrics alone.", "permission_error", "metrics_only")
-        rate = self.settings.rate if key is None or key.rate is None else key.rate
-        if wait := self.limiter.take(key.id if key else "", rate):
-            raise ApiError(
-                429,
-                f"This key may make {rate} requests a minute: try again in {math.ceil(wait)} s.",
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                headers={"Retry-After": str(math.ceil(wait))},
-            )
+        caller = self._caller(scope, key)
+        self.limiter.check(caller, "requests", 1)
+        CALLER.set(caller)
         return key
+
+    def _caller(self, scope: Scope, key: Key | None) -> Caller:
+        """Whose share a request is of, with its limits: the key's own, else the server's."""
+        name = key.id if key else address((scope.get("client") or ["?"])[0])
+        limits = [
+            getattr(self.settings, limit)
+            if key is None or getattr(key, limit) is None
+            else getattr(key, limit)
+            for limit in ("rate", "rate_records", "rate_tokens")
+        ]
+        return Caller(name, *limits)
 
     async def _body(self, scope: Scope, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
         """A `receive` that gives the whole body, once it is there, small enough and JSON.

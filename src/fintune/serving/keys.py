@@ -43,6 +43,8 @@ class Key:
     created: str
     rate: int | None = None
     """Requests a minute; None is the server's limit, 0 none."""
+    rate_records: int | None = None
+    rate_tokens: int | None = None
     admin: bool = False
     """May load and unload adapters."""
     metrics: bool = False
@@ -57,7 +59,15 @@ def default_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "fintune" / "keys.json"
 
 
-def create(path: Path, name: str, rate: int | None = None, admin: bool = False, metrics: bool = False) -> str:
+def create(
+    path: Path,
+    name: str,
+    rate: int | None = None,
+    admin: bool = False,
+    metrics: bool = False,
+    rate_records: int | None = None,
+    rate_tokens: int | None = None,
+) -> str:
     """A new key, which is returned once and not kept.
 
     Raises:
@@ -68,7 +78,8 @@ def create(path: Path, name: str, rate: int | None = None, admin: bool = False, 
     own, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with _changing(path) as keys:
-        keys[own] = Key(own, name, salt, _hash(secret, salt), now, rate, admin, metrics)
+        limits = (rate, rate_records, rate_tokens)
+        keys[own] = Key(own, name, salt, _hash(secret, salt), now, *limits, admin, metrics)
     return f"ft-{own}-{secret}"
 
 
@@ -227,23 +238,3 @@ class KeyRing:
                 )
             if now - self._unreadable_since >= PATIENCE:
                 raise KeysUnreadable from None
-
-
-class Limiter:
-    """Requests a minute by caller: a bucket of that many, filled evenly."""
-
-    def __init__(self) -> None:
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, who: str, rate: int) -> float:
-        """Take one; 0, or the seconds until there is one again."""
-        if rate <= 0:
-            return 0.0
-        now = time.monotonic()
-        left, then = self._buckets.get(who, (float(rate), now))
-        left = min(float(rate), left + (now - then) * rate / 60)
-        if left < 1:
-            self._buckets[who] = left, now
-            return (1 - left) * 60 / rate
-        self._buckets[who] = left - 1, now
-        return 0.0

@@ -10,13 +10,15 @@ from dataclasses import replace
 from fintune.monitoring.metrics import METRICS, Outcome
 from fintune.monitoring.recorder import Recorder
 from fintune.serving.errors import ApiError
-from fintune.serving.queue import Answered, Done
+from fintune.serving.jobs import Answered, Done, Failed
 from fintune.tasks import Record, Task
 
 PLAIN = "text"
 """The task of chats and completions that name none, in the metrics."""
 _OUTCOMES: dict[str | None, Outcome] = {
     "overloaded": "overloaded",
+    "share_exceeded": "overloaded",
+    "rate_limit_exceeded": "overloaded",
     "stopping": "unavailable",
     "model_lost": "unavailable",
     "timeout": "timeout",
@@ -41,7 +43,7 @@ def answers(
     ids: list[str | None] = []
     for record, each in zip(records, found, strict=True):
         if isinstance(each.answer, str):
-            METRICS.observe_request(task, seconds, "invalid")
+            METRICS.observe_request(task, seconds, "error" if isinstance(each.answer, Failed) else "invalid")
             ids.append(None)
             continue
         METRICS.observe_request(

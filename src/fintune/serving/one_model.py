@@ -66,5 +66,8 @@ class OneModel:
     def get(self, name: str) -> tuple[Engine, bool]:
         return self._engine, True
 
+    def ready(self, name: str) -> Engine:
+        return self._engine
+
     def unload(self, name: str) -> bool:
         return False

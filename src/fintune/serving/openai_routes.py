@@ -21,7 +21,8 @@ from fintune.inference.engine import Engine
 from fintune.prompts import framed_ids
 from fintune.serving import notes
 from fintune.serving.errors import ApiError, for_caller
-from fintune.serving.queue import Done, ModelThread
+from fintune.serving.jobs import Done
+from fintune.serving.queue import ModelThread
 from fintune.serving.requests import Thread, attended, task_of
 from fintune.serving.schemas import (
     AssistantMessage,
@@ -83,6 +84,7 @@ async def completions(body: CompletionRequest, request: Request, thread: Thread)
         request.state.facts["texts"] = [body.prompt]
 
     def prompt(engine: Engine) -> list[int]:
+        _refuse_long(engine, len(body.prompt), thread)
         ids = framed_ids(engine.tokenizer, str, body.prompt, special=True)
         return _fitting(engine, ids, sampling, thread)
 
@@ -110,6 +112,7 @@ def _sampling(body: ChatRequest | CompletionRequest, asked: int | None, thread: 
 def _chat_prompt(
     engine: Engine, messages: list[dict[str, str]], sampling: Sampling, thread: ModelThread
 ) -> list[int]:
+    _refuse_long(engine, sum(len(each["content"]) for each in messages), thread)
     try:
         ids = engine.template.chat_ids(messages)
     except FintuneError:
@@ -121,13 +124,30 @@ def _chat_prompt(
     return _fitting(engine, ids, sampling, thread)
 
 
+def _context(engine: Engine, thread: ModelThread) -> int:
+    return min(engine.backend.context or 1024, thread.settings.max_context)
+
+
+def _refuse_long(engine: Engine, characters: int, thread: ModelThread) -> None:
+    """Raise an ApiError for more characters than the context's tokens hold, before they are made tokens."""
+    context = _context(engine, thread)
+    if characters > (most := engine.template.most_characters(context)):
+        raise ApiError(
+            400,
+            f"The prompt has {characters:,} characters; prompt and answer have room for {context} tokens, "
+            f"which hold {most:,} at most.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
 def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelThread) -> list[int]:
     """The prompt as it is; the answer gets what room there is.
 
     Raises:
         ApiError: the prompt is empty, or leaves no room.
     """
-    context = min(engine.backend.context or 1024, thread.settings.max_context)
+    context = _context(engine, thread)
     if not ids or len(ids) >= context:
         raise ApiError(
             400,

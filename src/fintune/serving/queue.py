@@ -1,92 +1,50 @@
 """A queue before the one thread that computes: batches of one task and model, and texts between them.
 
-Callers are coroutines of an event loop. The queue's length is bounded; a request whose caller has gone, or
-whose deadline has passed, is dropped. Texts advance one token between two batches. Knows engines and tasks,
-nothing of HTTP.
+Callers are coroutines of an event loop, and take turns (`shares`). The queue's length is bounded; a request
+whose caller has gone, or whose deadline has passed, is dropped, between its records or the passes of its
+prompt too. Texts advance one token, or one pass of their prompts, between two batches. Tokens are made beside
+the thread. Knows engines and tasks, nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from fintune.errors import FintuneError
-from fintune.inference.engine import Engine
+from fintune.inference.engine import Engine, Reply
 from fintune.monitoring import tracing
 from fintune.monitoring.metrics import METRICS
 from fintune.serving.adapters import Models
-from fintune.serving.errors import ApiError, lost, overloaded, stopping, timed_out
+from fintune.serving.errors import ApiError, crowded, lost, overloaded, stopping, timed_out
 from fintune.serving.health import Health
+from fintune.serving.jobs import (
+    FAILED,
+    Answered,
+    Ask,
+    Done,
+    Failed,
+    Job,
+    Piece,
+    fail,
+    log_failure,
+    server_error,
+)
 from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
-from fintune.serving.writing import Group, Sampling, Writing
-from fintune.tasks import Prediction, Record
+from fintune.serving.shares import CALLER, Limiter, Line
+from fintune.serving.writing import Group, Sampling, Writing, padded_tokens
+from fintune.tasks import Record
 
-log = logging.getLogger("fintune.serving")
-Answer = Prediction | str
-"""A prediction, or the sentence that says why there is none."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """One request to the model thread. Jobs of equal `key` are computed together."""
-
-    key: tuple[str, ...]
-    size: int
-    work: Any
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Any]
-    deadline: float
-    arrived: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    label: str = ""
-    """Of a text: the task's name, under which the metrics count its tokens."""
-    trace: Any = field(default_factory=tracing.here)
-    dropped: bool = False
-
-    def send(self, event: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody waits
-            self.dropped = True
-
-    def given_up(self) -> bool:
-        return self.dropped or time.monotonic() > self.deadline
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer, and what it took."""
-
-    answer: Answer
-    queue_seconds: float
-    """From the request's arrival to the start of its batch."""
-    prompt_tokens: int | None = None
-    """None where there is no answer."""
-    cached_tokens: int = 0
-    """Of the prompt: those that were not computed again."""
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Done:
-    """The end of a text: why it ended, its tokens and, once it is stored, the id of its prediction."""
-
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    queue_seconds: float = 0.0
-    cached_tokens: int = 0
-    prediction: Prediction | None = None
-    """Of a task that scores its answers."""
-    prediction_id: str | None = None
+T = TypeVar("T")
+TOKENIZERS = 2
+"""Threads that make tokens; one caller uses one at a time."""
 
 
 class ModelThread:
@@ -95,13 +53,15 @@ class ModelThread:
     def __init__(self, models: Models | OneModel, settings: Settings) -> None:
         self.models = models
         self.settings = settings
-        self._waiting: deque[_Job] = deque()
-        self._size = 0
-        self._groups: list[tuple[str, Group, list[_Job]]] = []
+        self.limiter = Limiter()
+        self._line: Line[Job] = Line()
+        self._tokenizers = ThreadPoolExecutor(TOKENIZERS, "fintune-tokens")
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._groups: list[tuple[str, Group, list[Job]]] = []
         self._rate = 10.0
         self._stop = False
         self._changed = threading.Condition()
-        self._running: list[_Job] = []
+        self._running: list[Job] = []
         self.health = Health(settings.max_step, settings.max_failures, self._probe, self._lose_all)
         self._thread = threading.Thread(target=self._run, name="fintune-model", daemon=True)
         self._thread.start()
@@ -113,7 +73,7 @@ class ModelThread:
     @property
     def length(self) -> int:
         """Records that wait."""
-        return self._size
+        return self._line.size
 
     def stop(self) -> None:
         """Finish what is there, then end the thread."""
@@ -123,6 +83,7 @@ class ModelThread:
         if not self.health.lost:
             self._thread.join(self.settings.grace)
         self.health.stop()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
     # For callers ------------------------------------------------------------------------------------
 
@@ -132,14 +93,52 @@ class ModelThread:
         """An answer for each record.
 
         Raises:
-            ApiError: 503 at once when the queue is full, 504 when there is no answer in time.
+            ApiError: 429 beyond the caller's limits or share of the queue, 503 at once when the queue is
+                full, 504 when there is no answer in time.
         """
-        job = self._submit(("task", model, task, str(truncate)), len(records), list(records))
+        caller = CALLER.get()
+        self.limiter.check(caller, "records", len(records))
+
+        def made(engine: Engine) -> tuple[Ask, list[int]]:
+            from fintune.inference.formats import allowed_tokens
+
+            ask = Ask(list(records), engine, engine.prompts(task, records, truncate))
+            chosen = engine.tasks[task]
+            if wanted := chosen.text_format if chosen.decoding == "text" else None:
+                refused = [isinstance(prompt, str) for prompt in ask.prompts]
+                ask.allowed = [
+                    (None if no else allowed_tokens(wanted, engine.tokenizer, [record])) or _anything
+                    for record, no in zip(records, refused, strict=True)
+                ]
+            return ask, [engine.cost(task, prompt) for prompt in ask.prompts]
+
+        deadline = time.monotonic() + self.settings.timeout
+        ask, costs = await self.apart(model, made, deadline)
+        self.limiter.check(caller, "tokens", sum(len(each) for each in ask.prompts if isinstance(each, list)))
+        job = self._submit(("task", model, task, str(truncate)), costs, ask, deadline)
+        job.said = lambda: [text for each in records for text in (each.text, each.question or "")]
         return await self._result(job)
 
-    async def control(self, work: Callable[[], Any]) -> Any:
+    async def control(self, work: Callable[[], T]) -> T:
         """The result of a function that runs on the model thread."""
-        return await self._result(self._submit(("control", str(id(work))), 0, work))
+        return await self._result(self._submit(("control", str(id(work))), [], work))
+
+    async def apart(self, model: str, work: Callable[[Engine], T], deadline: float | None = None) -> T:
+        """The result of what needs an engine's tokenizer and tasks, and not its weights: it runs beside the
+        model thread, one at a time of each caller."""
+        deadline = deadline or time.monotonic() + self.settings.timeout
+        engine = self.models.ready(model) or (await self.control(lambda: self.models.get(model)))[0]
+        lock = self._locks.setdefault(CALLER.get().name, asyncio.Lock())
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), lock:
+                return await asyncio.get_running_loop().run_in_executor(self._tokenizers, work, engine)
+        except TimeoutError:
+            raise timed_out(self.settings.timeout) from None
+        except (ApiError, FintuneError):
+            raise
+        except Exception as error:  # a plug-in's task may raise anything
+            log_failure(error)
+            raise server_error() from None
 
     async def write(
         self,
@@ -152,12 +151,12 @@ class ModelThread:
         """Pieces of a text as they are written, then `Done`. A caller that stops listening stops the writing.
 
         Args:
-            prompt: its token ids, computed on the model thread.
+            prompt: its token ids, computed beside the model thread; `sampling` is complete after that.
             label: what its tokens are counted under, those of a text that is given up, too.
             record: what the task of the name `label` is asked, whose format the text is kept to.
 
         Raises:
-            ApiError: 400, the backend writes no texts a token at a time.
+            ApiError: 400, the backend writes no texts a token at a time; others as of `predict`.
         """
         if self.models.texts == 0:
             raise ApiError(
@@ -167,7 +166,26 @@ class ModelThread:
                 code="not_supported",
                 param="model",
             )
-        job = self._submit(("write", model), 1, (prompt, sampling, record), label)
+        caller = CALLER.get()
+        self.limiter.check(caller, "records", 1)
+
+        said: list[str] = []
+
+        def made(engine: Engine) -> Writing:
+            from fintune.inference.formats import allowed_tokens
+
+            writing = Writing(prompt(engine), sampling, lambda piece: None, lambda: False)
+            if record and (wanted := engine.tasks[label].text_format):
+                writing.allowed = allowed_tokens(wanted, engine.tokenizer, [record])
+                writing.source_numbers = wanted.source_numbers
+            said.append(engine.tokenizer.decode(writing.prompt))
+            return writing
+
+        deadline = time.monotonic() + self.settings.timeout
+        writing = await self.apart(model, made, deadline)
+        self.limiter.check(caller, "tokens", len(writing.prompt))
+        job = self._submit(("write", model), [len(writing.prompt)], writing, deadline, label)
+        job.said = lambda: said
         try:
             while True:
                 event = await self._event(job)
@@ -177,13 +195,13 @@ class ModelThread:
         finally:
             job.dropped = True
 
-    async def _result(self, job: _Job) -> Any:
+    async def _result(self, job: Job) -> Any:
         try:
             return await self._event(job)
         finally:
             job.dropped = True
 
-    async def _event(self, job: _Job) -> Any:
+    async def _event(self, job: Job) -> Any:
         left = job.deadline - time.monotonic()
         try:
             event = await asyncio.wait_for(job.events.get(), max(0.0, left))
@@ -193,30 +211,54 @@ class ModelThread:
             raise event
         return event
 
-    def _submit(self, key: tuple[str, ...], size: int, work: Any, label: str = "") -> _Job:
-        deadline = time.monotonic() + self.settings.timeout
-        job = _Job(key, size, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
+    def _submit(
+        self,
+        key: tuple[str, ...],
+        costs: list[int],
+        work: Any,
+        deadline: float | None = None,
+        label: str = "",
+    ) -> Job:
+        deadline = deadline or time.monotonic() + self.settings.timeout
+        job = Job(key, costs, work, asyncio.get_running_loop(), asyncio.Queue(), deadline, label=label)
         with self._changed:
             if not self.ready:
                 raise stopping() if self._stop else lost()
-            if self._size + size > self.settings.max_queue:
-                self._forget_the_dropped()
-            if self._size + size > self.settings.max_queue:
-                raise overloaded(self._size / self._rate)
-            self._waiting.append(job)
-            self._size += size
-            METRICS.set_queue(self._size)
+            self._make_room(job)
+            self._line.add(job)
+            METRICS.set_queue(self._line.size)
             self._changed.notify()
         return job
+
+    def _make_room(self, job: Job) -> None:
+        """Let a job in, for which others may have to give way.
+
+        Raises:
+            ApiError: 503 the queue is full, 429 the caller's share of it is.
+        """
+        line, room = self._line, self.settings.max_queue
+        if line.size + job.size <= room:
+            return
+        self._forget_the_dropped()
+        found = line.over(job.owner, job.size, room) if job.size else (room, [])
+        if found is None:
+            seconds = line.size / self._rate
+            owners = len(line.owners() | {job.owner})
+            raise crowded(room // owners, room, seconds) if owners > 1 else overloaded(seconds)
+        share, victims = found
+        for victim in victims:
+            victim.dropped = True
+            victim.send(crowded(share, room, line.size / self._rate))
+        self._forget_the_dropped()
 
     # The thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while (jobs := self._next()) is not None:
-                if jobs:
+            while (batch := self._next()) is not None:
+                if batch:
                     with self.health.step():
-                        self._begin(jobs)
+                        self._begin(batch)
                 for entry in list(self._groups):
                     with self.health.step():
                         self._advance(entry)
@@ -233,40 +275,32 @@ class ModelThread:
     def _lose_all(self) -> None:
         """Answer everyone who waits: the model thread will not, and may not be able to."""
         with self._changed:
-            jobs = [*self._running, *(job for _, _, group in self._groups for job in group), *self._waiting]
-            self._waiting.clear()
-            self._size = 0
-        _fail(jobs, lost())
+            writing = [job for _, _, group in self._groups for job in group]
+            jobs = list(dict.fromkeys([*self._running, *writing, *self._line.keep(lambda job: False)]))
+        fail(jobs, lost())
 
-    def _failed(self, jobs: list[_Job], error: BaseException) -> None:
-        _fail(jobs, error)
+    def _failed(self, jobs: list[Job], error: BaseException) -> None:
+        fail(jobs, error)
         if not isinstance(error, ApiError | FintuneError):
             self.health.failed()
 
-    def _next(self) -> list[_Job] | None:
-        """The jobs to compute now: the oldest and those like it. None to end; [] where only texts are on."""
+    def _next(self) -> list[Piece] | None:
+        """What to compute now: of the caller whose turn it is, and what is like it. None to end; [] where
+        only texts are on."""
         with self._changed:
             while True:
                 self._forget_the_dropped()
                 busy = sum(len(group.writings) for _, group, _ in self._groups)
-                most = self.settings.max_batch
-                room = (most if self.models.texts is None else min(most, self.models.texts)) - busy
-                jobs: list[_Job] = []
-                first = next((j for j in self._waiting if j.key[0] != "write" or room > 0), None)
+                # A text that finds no room waits until there is some: none that came later goes before it.
+                first = self._line.first()
+                if first and first.key[0] == "write" and not self._fits([], first):
+                    first = self._line.first(lambda job: job.key[0] != "write")
                 if first is not None:
-                    limit = room if first.key[0] == "write" else self.settings.max_batch
-                    count = 0
-                    for job in self._waiting:
-                        if job.key == first.key and (not jobs or count + job.size <= limit):
-                            jobs.append(job)
-                            count += job.size
+                    waiting = sum(job.size for job in self._line.jobs if job.key == first.key)
                     spare = first.arrived + self.settings.max_wait - time.monotonic()
-                    if count >= limit or spare <= 0 or busy or self._stop or first.key[0] == "control":
-                        taken = {id(job) for job in jobs}
-                        self._waiting = deque(job for job in self._waiting if id(job) not in taken)
-                        self._size -= count
-                        METRICS.set_queue(self._size)
-                        return jobs
+                    now = busy or self._stop or first.key[0] == "control"
+                    if now or waiting >= self.settings.max_batch or spare <= 0:
+                        return self._take(first)
                     self._changed.wait(spare)
                 elif busy:
                     return []
@@ -275,104 +309,156 @@ class ModelThread:
                 else:
                     self._changed.wait()
 
-    def _forget_the_dropped(self) -> None:
-        if any(job.given_up() for job in self._waiting):
-            self._waiting = deque(job for job in self._waiting if not job.given_up())
-            self._size = sum(job.size for job in self._waiting)
-            METRICS.set_queue(self._size)
+    def _take(self, first: Job) -> list[Piece]:
+        """A batch of records (or texts) of one key, by turns, as many as may be computed together."""
+        line, batch = self._line, list[Piece]()
+        if first.key[0] == "control":
+            line.keep(lambda job: job is not first)
+            return [(first, 0)]
+        tokens = 0
+        for job in line.like(first.key):
+            cost = job.costs[job.taken]
+            if first.key[0] == "write":
+                full = not self._fits([each for each, _ in batch], job)
+            else:
+                full = tokens + cost > self.settings.max_batch_tokens
+            if batch and (full or len(batch) == self.settings.max_batch):
+                break
+            batch.append((job, job.taken))
+            job.taken += 1
+            tokens += cost
+            line.charge(job.owner, cost)
+        line.keep(lambda job: job.size > 0 or job.key[0] == "control")
+        line.size = sum(job.size for job in line.jobs)
+        METRICS.set_queue(line.size)
+        return batch
 
-    def _begin(self, jobs: list[_Job]) -> None:
+    def _fits(self, begun: list[Job], job: Job) -> bool:
+        """Whether a text may begin beside those that run: there are so many at most, and so many tokens."""
+        running = [group.writings for _, group, _ in self._groups]
+        texts = sum(map(len, running)) + len(begun)
+        most = self.settings.max_batch
+        if texts >= (most if self.models.texts is None else min(most, self.models.texts)):
+            return False
+        own = padded_tokens([each.work for each in [*begun, job]])
+        return texts == 0 or own + sum(map(padded_tokens, running)) <= self.settings.max_text_tokens
+
+    def _forget_the_dropped(self) -> None:
+        if self._line.keep(lambda job: not job.given_up()):
+            METRICS.set_queue(self._line.size)
+
+    def _begin(self, batch: list[Piece]) -> None:
+        jobs = list(dict.fromkeys(job for job, _ in batch))
         kind, *rest = jobs[0].key
         started = time.monotonic()
         for job in jobs:
-            job.started = started
+            job.started = job.started or started
         self._running = jobs
-        count = sum(job.size for job in jobs)
         try:
             if kind == "control":
                 jobs[0].send(jobs[0].work())
             elif kind == "task":
                 model, task, truncate = rest
                 waited = round(started - jobs[0].arrived, 4)
-                facts: dict[str, Any] = {"task": task, "model": model, "size": count, "waited": waited}
+                facts: dict[str, Any] = {"task": task, "model": model, "size": len(batch), "waited": waited}
                 with tracing.span("batch", within=jobs[0].trace, **facts):
-                    self._answer(jobs, model, task, truncate == "True")
+                    self._answer(batch, model, task, truncate == "True")
                 taken = time.monotonic() - started
-                self._rate += 0.2 * (count / max(taken, 1e-3) - self._rate)
-                METRICS.observe_batch(task, count, taken)
+                self._rate += 0.2 * (len(batch) / max(taken, 1e-3) - self._rate)
+                METRICS.observe_batch(task, len(batch), taken)
             else:
                 self._start_writing(jobs, rest[0])
-            if kind != "control":
-                self.health.worked()
         except BaseException as error:
             self._failed(jobs, error)
         self._running = []
 
-    def _answer(self, jobs: list[_Job], model: str, task: str, truncate: bool) -> None:
+    def _answer(self, batch: list[Piece], model: str, task: str, truncate: bool) -> None:
         engine, use_adapter = self.models.get(model)
-        records = [record for job in jobs for record in job.work]
-
-        def go_on(done: int) -> None:
-            self.health.beat()
-            if all(job.given_up() for job in jobs):
-                raise _NobodyWaitsError
-
         hits, misses = engine.backend.lookups()
-        try:
-            replies = engine.replies(
-                task,
-                records,
-                use_adapter=use_adapter,
-                batch_size=self.settings.max_batch,
-                truncate=truncate,
-                on_done=go_on,
-            )
-        except _NobodyWaitsError:
-            return
+        started = time.monotonic()
+        replies = self._replies(batch, engine, use_adapter, task, truncate)
         more_hits, more_misses = engine.backend.lookups()
         METRICS.observe_cache(True, more_hits - hits)
         METRICS.observe_cache(False, more_misses - misses)
         computed = more_misses - misses  # the first records, for which the shared beginning was computed
-        answers = []
-        waited = [job.started - job.arrived for job in jobs for _ in range(job.size)]
-        for reply, seconds in zip(replies, waited, strict=True):
+        for (job, place), reply in zip(batch, replies, strict=True):
             answer, cached = reply.answer, 0
-            if isinstance(answer, str):
+            if isinstance(answer, Failed):
+                pass
+            elif isinstance(answer, str):
                 answer = answer.replace("pass --truncate", "send truncate: true")
             elif computed:
                 computed -= 1
             else:
                 cached = reply.shared_tokens
-            answers.append(Answered(answer, seconds, reply.prompt_tokens, cached, reply.completion_tokens))
-        for job in jobs:
-            job.send(answers[: job.size])
-            del answers[: job.size]
+            job.work.answers[place] = Answered(
+                answer, started - job.arrived, reply.prompt_tokens, cached, reply.completion_tokens
+            )
+            self._spend(job, reply.completion_tokens)
+            answers = job.work.answers
+            if None not in answers:
+                failed = all(isinstance(each.answer, Failed) for each in answers)
+                job.send(server_error() if failed else answers)
+        if all(isinstance(reply.answer, Failed) for reply in replies):
+            self.health.failed()
+        else:
+            self.health.worked()
 
-    def _start_writing(self, jobs: list[_Job], model: str) -> None:
-        from fintune.inference.formats import allowed_tokens
+    def _replies(
+        self, batch: list[Piece], engine: Engine, use_adapter: bool, task: str, truncate: bool
+    ) -> list[Reply]:
+        """The replies to a batch. What fails in it is looked for in its halves, so that it fails alone."""
 
-        engine, use_adapter = self.models.get(model)
-        begun: list[_Job] = []
-        writings: list[Writing] = []
-        for job in jobs:
-            make_prompt, sampling, record = job.work
-            try:
-                writing = Writing(make_prompt(engine), sampling, job.send, job.given_up)
-                if record and (wanted := engine.tasks[job.label].text_format):
-                    writing.allowed = allowed_tokens(wanted, engine.tokenizer, [record])
-                    writing.source_numbers = wanted.source_numbers
-                writings.append(writing)
-                begun.append(job)
-            except (ApiError, FintuneError) as error:
-                job.send(error)
-        if not begun:
+        def go_on(done: int) -> None:
+            self.health.beat()
+            if all(job.given_up() for job, _ in batch):
+                raise _NobodyWaitsError
+
+        same = all(job.work.engine is engine for job, _ in batch)  # else it was loaded anew since
+        allowed = batch[0][0].work.allowed
+        try:
+            replies = engine.replies(
+                task,
+                [job.work.records[place] for job, place in batch],
+                use_adapter=use_adapter,
+                batch_size=self.settings.max_batch,
+                truncate=truncate,
+                on_done=go_on,
+                prompts=[job.work.prompts[place] for job, place in batch] if same else None,
+                allowed=[job.work.allowed[place] for job, place in batch] if same and allowed else None,
+            )
+        except _NobodyWaitsError:
+            return [Reply("Nobody waits for it.")] * len(batch)
+        except (ApiError, FintuneError):
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                log_failure(error, [batch[0][0]])
+                return [Reply(FAILED)]
+            half = len(batch) // 2
+            return [
+                reply
+                for part in (batch[:half], batch[half:])
+                for reply in self._replies(part, engine, use_adapter, task, truncate)
+            ]
+        return replies
+
+    def _spend(self, job: Job, tokens: int) -> None:
+        """Charge the tokens that were written for a caller."""
+        if not tokens:
             return
-        METRICS.batch.labels("text").observe(len(begun))
-        for job, writing in zip(begun, writings, strict=True):
-            job.work = writing
-        self._groups.append((model, Group(engine, use_adapter, writings), begun))
+        self.limiter.spend(job.owner, job.caller.tokens, tokens, "tokens")
+        with self._changed:
+            self._line.charge(job.owner, tokens)
 
-    def _advance(self, entry: tuple[str, Group, list[_Job]]) -> None:
+    def _start_writing(self, jobs: list[Job], model: str) -> None:
+        engine, use_adapter = self.models.get(model)
+        for job in jobs:
+            job.work.emit, job.work.given_up = job.send, job.given_up
+        METRICS.batch.labels("text").observe(len(jobs))
+        self._groups.append((model, Group(engine, use_adapter, [job.work for job in jobs]), jobs))
+
+    def _advance(self, entry: tuple[str, Group, list[Job]]) -> None:
         model, group, jobs = entry
         try:
             # Another model may have answered since the last step, and this one been loaded anew.
@@ -382,27 +468,40 @@ class ModelThread:
             self._groups.remove(entry)
             with contextlib.suppress(BaseException):  # after a fault of the device this fails too
                 group.end()
-            self._failed(jobs, error)
+            if (
+                not isinstance(error, Exception)
+                or isinstance(error, ApiError | FintuneError)
+                or len(jobs) < 2
+            ):
+                self._failed(jobs, error)
+                return
+            half = (
+                len(jobs) // 2
+            )  # what makes it fail is looked for in its halves, which go on where they were
+            for part in (jobs[:half], jobs[half:]):
+                try:
+                    self._start_writing(part, model)
+                except BaseException as again:
+                    self._failed(part, again)
             return
         self.health.worked()
         for job in [job for job in jobs if job.work.finish]:
             jobs.remove(job)
             writing: Writing = job.work
+            if writing.failed:
+                self._failed([job], writing.failed)
+                continue
             METRICS.observe_tokens(job.label, len(writing.prompt), completion=len(writing.ids))
+            self._spend(job, len(writing.ids))
             waited = job.started - job.arrived
             job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids), waited))
         if not more:
             self._groups.remove(entry)
 
 
+def _anything(row: int, sofar: Sequence[int]) -> None:
+    """Any token may come next."""
+
+
 class _NobodyWaitsError(Exception):
     pass
-
-
-def _fail(jobs: list[_Job], error: BaseException) -> None:
-    """Tell every caller; what is no mistake of theirs is logged, and its details stay here."""
-    if not isinstance(error, ApiError | FintuneError):
-        log.error("the model failed", exc_info=error)
-        error = ApiError(500, "The model failed: see the server's log.", "server_error", "internal_error")
-    for job in jobs:
-        job.send(error)

@@ -27,9 +27,17 @@ class Settings:
     insecure: bool = False
     """Ask for no key, whatever the address."""
     rate: int = 0
-    """Requests a minute that a key (or, without keys, everyone together) may make; 0 is no limit."""
+    """Requests a minute that a key (or, where none is asked for, an address) may make; 0 is no limit."""
+    rate_records: int = 0
+    """Records a minute, of all its requests together."""
+    rate_tokens: int = 0
+    """Tokens a minute, of prompts and of what is written."""
     max_batch: int = 32
     """Records of one task computed together."""
+    max_batch_tokens: int = 4096
+    """Tokens of these records at most, without the instruction that they share: others wait so long."""
+    max_text_tokens: int = 16_384
+    """Tokens of all texts that are written at once, prompts and answers: their keys take memory."""
     max_wait: float = 0.005
     """How long an idle model waits for company for a request."""
     max_queue: int = 512

@@ -50,7 +50,9 @@ class Writing:
     """Whether a number that the limit cuts off is left out, as `Engine.predict` leaves it out."""
     ids: list[int] = field(default_factory=list)
     finish: str | None = None
-    """`stop`, `length` or `cancelled` once it is at its end."""
+    """`stop`, `length`, `cancelled` or `failed` once it is at its end."""
+    failed: Exception | None = None
+    """What was raised when its next token was chosen."""
     _sent: int = 0
     _random: torch.Generator | None = None
 
@@ -114,6 +116,14 @@ class Writing:
         return int(torch.multinomial(shares, 1, generator=self._random))
 
 
+def padded_tokens(writings: Sequence[Writing]) -> int:
+    """The tokens whose keys and values texts that advance together take: each has room for the longest."""
+    if not writings:
+        return 0
+    longest = max(len(each.prompt) for each in writings) + max(each.sampling.max_tokens for each in writings)
+    return len(writings) * longest
+
+
 class Group:
     """Texts that advance together."""
 
@@ -122,23 +132,32 @@ class Group:
         self.use_adapter = use_adapter
         self.writings = list(writings)
         self._tokens: list[int] | None = None
-        longest = max(each.sampling.max_tokens for each in writings)
-        self._texts = engine.backend.begin([each.prompt for each in writings], longest)
+        longest = max(each.sampling.max_tokens - len(each.ids) for each in writings)
+        # One that was begun in another group goes on.
+        self._texts = engine.backend.begin([[*each.prompt, *each.ids] for each in writings], longest)
 
     def step(self) -> bool:
-        """One token for every text; False when all are at their end."""
+        """A pass of the prompts, or one token for every text; False when all are at their end."""
         self._keep([i for i, each in enumerate(self.writings) if not self._left(each)])
         if not self.writings:
             return False
         backend, tokenizer = self.engine.backend, self.engine.tokenizer
         with backend.session(self.use_adapter):
             logits = self._texts.advance(self._tokens)
+        if logits is None:  # a part of the prompts
+            return True
 
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
 
-        end = tokenizer.eos_token_id
-        self._tokens = [each.take(row, end, decode) for each, row in zip(self.writings, logits, strict=True)]
+        end, tokens = tokenizer.eos_token_id, []
+        for each, row in zip(self.writings, logits, strict=True):
+            try:
+                tokens.append(each.take(row, end, decode))
+            except Exception as error:  # of this text alone: the others go on
+                each.finish, each.failed = "failed", error
+                tokens.append(end)
+        self._tokens = tokens
         self._keep([i for i, each in enumerate(self.writings) if each.finish is None])
         return bool(self.writings)
 

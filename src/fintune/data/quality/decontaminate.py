@@ -277,5 +277,5 @@ def _copy_parquet(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> Non
         pq.ParquetFile(stream) as source,
         pq.ParquetWriter(output, source.schema_arrow, compression="zstd") as writer,
     ):
-        for batch in source.iter_batches(batch_size=4096):
+        for batch in source.iter_batches(batch_size=64):
             writer.write_batch(batch.filter(pa.array(islice(stays, batch.num_rows), pa.bool_())))

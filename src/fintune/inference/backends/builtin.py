@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from fintune.models.source import Source
 
 ROW_TOKENS = 8192
-"""Prompt tokens computed in one forward pass at most (one prompt may be longer)."""
+"""Prompt tokens computed in one forward pass at most (one prompt of labels may be longer)."""
+STEP_TOKENS = {"cpu": 256}
+"""The same of texts that are written a token at a time, for other work waits so long; 2,048 elsewhere."""
 DECODED_TOKENS = 4 * ROW_TOKENS
 """Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
 
@@ -115,21 +117,22 @@ class Builtin:
     ) -> list[Generated]:
         from fintune.inference.decoding import greedy
 
-        texts = self._begin(prompts, max_new_tokens, shared)
+        texts = self._begin(prompts, max_new_tokens, shared, ROW_TOKENS)
         return greedy(texts, range(len(prompts)), max_new_tokens, end, allowed)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
-        return self._begin(prompts, max_new_tokens, shared=0)
+        step = STEP_TOKENS.get(self.model.device.type, 2_048)
+        return self._begin(prompts, max_new_tokens, 0, step)
 
-    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, shared: int) -> Texts:
+    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, shared: int, step: int) -> Texts:
         from fintune.inference.texts import PackedTexts, PaddedTexts
 
         # PEFT's wrapper may be made anew while a text is written: when a server unloads its adapter and loads
         # it again. The model under it stays, and has the adapter's layers in it.
         model = getattr(self.model, "get_base_model", lambda: self.model)()
         if not self.by_blocks:
-            return PaddedTexts(model, prompts, self.pad)
-        return PackedTexts(model, prompts, self._prefix(prompts, shared), ROW_TOKENS, max_new_tokens)
+            return PaddedTexts(model, prompts, self.pad, step)
+        return PackedTexts(model, prompts, self._prefix(prompts, shared), step, max_new_tokens)
 
     def _prefix(self, prompts: Sequence[Sequence[int]], shared: int) -> Prefix:
         return self.prefixes.get(self.model, prompts[0][:shared], self._use_adapter)

@@ -100,7 +100,7 @@ class _Context:
                 if each[3]:
                     row = self.library.llama_get_logits_ith(self.own, i)
                     found.append(np.ctypeslib.as_array(row, (self.model.vocabulary,)).copy())
-        return torch.from_numpy(np.stack(found))
+        return torch.from_numpy(np.stack(found)) if found else torch.empty(0, self.model.vocabulary)
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Drop a sequence from its place `start` on."""
@@ -131,17 +131,28 @@ class _Written:
         self._context, self._free = context, free
         self._prompts = list(prompts)
         self._sequences = [free.pop() for _ in prompts]
-        self._lengths = [len(prompt) for prompt in prompts]  # tokens computed, once the first pass is done
+        self._lengths = [0] * len(prompts)  # tokens computed
+        self._first: list[torch.Tensor | None] = [None] * len(prompts)  # (1, V) logits after the prompts
 
-    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor:
+    def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
+        import torch
+
         if tokens is None:
-            rows = zip(self._prompts, self._sequences, strict=True)
-            return self._context.decode(
-                [(token, i, own, i == len(p) - 1) for p, own in rows for i, token in enumerate(p)]
-            )
+            if any(logits is None for logits in self._first):
+                self._compute(next(i for i, logits in enumerate(self._first) if logits is None))
+            rows = [logits for logits in self._first if logits is not None]
+            return torch.cat(rows) if len(rows) == len(self._first) else None
         wanted = list(zip(tokens, self._lengths, self._sequences, strict=True))
         self._lengths = [length + 1 for length in self._lengths]
         return self._context.decode([(*each, True) for each in wanted])
+
+    def _compute(self, row: int) -> None:
+        """A pass of a prompt."""
+        prompt, begin, own = self._prompts[row], self._lengths[row], self._sequences[row]
+        end = self._lengths[row] = min(begin + BATCH, len(prompt))
+        last = len(prompt) - 1
+        logits = self._context.decode([(prompt[i], i, own, i == last) for i in range(begin, end)])
+        self._first[row] = logits if end == len(prompt) else None
 
     def keep(self, rows: Sequence[int]) -> None:
         kept = [self._sequences[i] for i in rows]
@@ -150,6 +161,7 @@ class _Written:
             self._free.append(sequence)
         self._prompts = [self._prompts[i] for i in rows]
         self._lengths = [self._lengths[i] for i in rows]
+        self._first = [self._first[i] for i in rows]
         self._sequences = kept
 
 

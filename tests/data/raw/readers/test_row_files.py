@@ -298,3 +298,31 @@ def test_a_table_that_is_not_whole_is_refused_before_any_row_is_read(tmp_path):
     (tmp_path / "f.csv").write_bytes(content)
     records, _, notes = own(tmp_path / "f.csv")
     assert records == [("Erlöse, netto", None, "good")] and notes == ["f.csv has «;» between its cells."]
+
+
+def test_a_workbook_that_comes_to_far_more_than_it_holds_is_refused(tmp_path, monkeypatch):
+    from fintune.data.raw.readers import excel
+
+    book = openpyxl.Workbook()
+    book.active.append(["text"])
+    book.save(tmp_path / "f.xlsx")
+
+    def with_rows(name, rows):
+        """The workbook with other rows in its sheet."""
+        with zipfile.ZipFile(tmp_path / "f.xlsx") as old, zipfile.ZipFile(tmp_path / name, "w") as new:
+            for part in old.namelist():
+                content = old.read(part)
+                if part.endswith("sheet1.xml"):
+                    begin, end = content.index(b"<sheetData>"), content.index(b"</sheetData>")
+                    content = content[:begin] + b"<sheetData>" + rows.encode() + content[end:]
+                new.writestr(part, content, zipfile.ZIP_DEFLATED)
+        return tmp_path / name
+
+    monkeypatch.setattr(excel, "FREE_BYTES", 100_000)
+    monkeypatch.setattr(excel, "MAX_RATIO", 1)
+    first = '<row r="1"><c r="A1" t="n"><v>1</v></c></row>'
+    far = "".join(f'<row r="{i}"><c r="ZZZ{i}" t="n"><v>1</v></c></row>' for i in range(2, 30))
+    for name, rows in (("wide.xlsx", far), ("deep.xlsx", '<row r="99999999"><c r="A99999999"/></row>')):
+        file = row_files(with_rows(name, first + rows), "file")[0]
+        with pytest.raises(DataError, match="save it as CSV"):
+            list(open_rows(file)[1])

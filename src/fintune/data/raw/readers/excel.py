@@ -18,6 +18,8 @@ MAX_BYTES = 2**30
 """What a workbook may unpack to."""
 MAX_RATIO = 200
 FREE_BYTES = 64 * 2**20
+MAX_ROWS = 2**20
+"""Excel's own limit."""
 
 
 def sheet_of(place: Location, wanted: str | None) -> tuple[str, list[str]]:
@@ -44,9 +46,18 @@ def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
     with _opened(place) as book:
         cells = book[sheet]
         cells.reset_dimensions()  # what a file says of its size may be wrong
+        # A text stands in the workbook once, however many cells have it, and cells that are not there count.
+        left = max(FREE_BYTES, MAX_RATIO * place.size())
         try:
             for number, row in enumerate(cells.iter_rows(), start=1):
                 values = [_value(cell) for cell in row]
+                left -= sum(len(value) if isinstance(value, str) else 1 for value in values)
+                if left < 0 or number > MAX_ROWS:
+                    raise DataError(
+                        f"{place.shown} has cells with more characters than are read of a workbook of its "
+                        f"size ({MAX_RATIO} times that, {FREE_BYTES:,} at least), or more than {MAX_ROWS:,} "
+                        "rows: save it as CSV."
+                    )
                 while values and values[-1] in (None, ""):
                     values.pop()
                 if values:

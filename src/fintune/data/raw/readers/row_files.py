@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fintune.data.documents.reading import ENDINGS as DOCUMENTS
-from fintune.data.raw.readers import csv_rows, encodings, excel, json_rows
+from fintune.data.raw.readers import csv_rows, encodings, excel, json_rows, parquet_rows
 from fintune.data.raw.readers.streams import PACKED, lines, unpacked
 from fintune.data.storage import Location, locate, parquet_dataset
 from fintune.errors import DataError
@@ -30,8 +30,6 @@ CUT_BYTES = 32 * 2**20
 """Of a piece, about."""
 PEEKED = 1_000
 """Objects whose keys are taken for a file's columns, where they hold what is wanted."""
-BATCH = 4_096
-"""Rows of a Parquet file that are in memory at once."""
 
 TABLES = (".csv", ".tsv")
 OBJECTS = (".jsonl", ".ndjson", ".json")
@@ -394,20 +392,19 @@ def _parquet(file: RowFile, cut: Cut | None = None) -> tuple[list[str], Iterator
 
     try:
         source = parquet_dataset(file.place, file.root)
-        if cut:
-            (fragment,) = source.get_fragments()
-            piece = fragment.subset(row_group_ids=list(range(cut[0], cut[1])))
-            source = pads.FileSystemDataset([piece], source.schema, source.format, source.filesystem)
     except (pa.ArrowInvalid, DataError) as error:
         raise _damaged_parquet(file, error) from None
 
-    def rows() -> Iterator[Row]:
-        number = cut[2] if cut else 0
+    def read() -> Iterator[Row]:
+        (fragment,) = source.get_fragments()
+        partition = pads.get_partition_keys(fragment.partition_expression)
+        groups = list(range(cut[0], cut[1])) if cut else None
         try:
-            for batch in source.to_batches(batch_size=BATCH, fragment_readahead=1, batch_readahead=1):
-                for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020
-                    yield number, row
-        except (pa.ArrowInvalid, pa.ArrowException) as error:
+            yield from enumerate(
+                parquet_rows.rows(file.place, source.schema.names, partition, groups),
+                start=1 + (cut[2] if cut else 0),
+            )
+        except pa.ArrowException as error:
             raise _damaged_parquet(file, error) from None
 
-    return source.schema.names, rows()
+    return source.schema.names, read()

@@ -1,0 +1,211 @@
+"""Who may have how much of a server: rates, turns and room, by key or, without keys, by address.
+
+A caller with much to ask takes turns with those that ask little, and cannot fill the room where others wait.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from fintune.serving.errors import ApiError
+
+MAX_KEPT = 10_000
+"""Callers that are remembered; beyond them those who have used nothing lately are forgotten."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever asks: a key, or an address where no key is asked for. Limits are a minute's; 0 is none."""
+
+    name: str = ""
+    rate: int = 0
+    records: int = 0
+    tokens: int = 0
+
+
+CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (it is frozen)
+"""Whose request is answered here."""
+
+
+def address(host: str) -> str:
+    """A client's address as it is counted: of IPv6 its network, in which one client has all addresses."""
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return host if found.version == 4 else str(ipaddress.ip_network((found, 64), strict=False))
+
+
+class Limiter:
+    """What callers may use a minute, by kind: a bucket of that much, filled evenly. Of any thread."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, str], tuple[float, float, float]] = {}  # left, when, full
+        self._lock = threading.Lock()
+
+    def take(self, who: str, limit: int, amount: float = 1, kind: str = "requests") -> float:
+        """Take so much; 0, or the seconds until there is enough.
+
+        More than a bucket holds takes a full one, and the rest is paid back before anything else is given.
+        """
+        if limit <= 0:
+            return 0.0
+        with self._lock:
+            left = self._left(who, limit, kind)
+            missing = min(amount, limit) - left
+            if missing > 0:
+                return missing * 60 / limit
+            self._buckets[who, kind] = left - amount, time.monotonic(), limit
+            return 0.0
+
+    def spend(self, who: str, limit: int, amount: float, kind: str) -> None:
+        """Take what was used already, such as the tokens of an answer."""
+        if limit > 0:
+            with self._lock:
+                self._buckets[who, kind] = self._left(who, limit, kind) - amount, time.monotonic(), limit
+
+    def check(self, caller: Caller, kind: str, amount: float) -> None:
+        """`take`, by the caller's own limits.
+
+        Raises:
+            ApiError: 429, which names the limit.
+        """
+        limit = {"requests": caller.rate, "records": caller.records, "tokens": caller.tokens}[kind]
+        if wait := self.take(caller.name, limit, amount, kind):
+            seconds = math.ceil(wait)
+            raise ApiError(
+                429,
+                f"There is a limit of {limit:,} {kind} a minute for you: try again in {seconds} s.",
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                headers={"Retry-After": str(seconds)},
+            )
+
+    def _left(self, who: str, limit: int, kind: str) -> float:
+        now = time.monotonic()
+        if len(self._buckets) > MAX_KEPT:
+            kept = self._buckets.items()
+            self._buckets = {key: b for key, b in kept if b[0] + (now - b[1]) * b[2] / 60 < b[2]}
+        left, then, _ = self._buckets.get((who, kind), (float(limit), now, 0))
+        return min(float(limit), left + (now - then) * limit / 60)
+
+
+class Waits(Protocol):
+    """A request in the line."""
+
+    key: tuple[str, ...]
+
+    @property
+    def owner(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Records that wait yet."""
+
+    @property
+    def begun(self) -> bool: ...
+
+
+W = TypeVar("W", bound=Waits)
+
+
+class Line(Generic[W]):
+    """What waits for the model thread, in turns by owner: whoever has been given the least comes next.
+
+    That is start-time fair queueing (Goyal et al., 1996): each owner's clock goes on by what it is given, and
+    one who comes back begins at the clock of those who are served.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: list[W] = []
+        """In the order of their arrival."""
+        self.size = 0
+        """Records that wait."""
+        self._clocks: dict[str, float] = {}
+        self._now = 0.0
+
+    def add(self, job: W) -> None:
+        if all(other.owner != job.owner for other in self.jobs):
+            self._clocks[job.owner] = max(self._clocks.get(job.owner, 0.0), self._now)
+        self.jobs.append(job)
+        self.size += job.size
+
+    def keep(self, wanted: Callable[[W], bool]) -> list[W]:
+        """Keep the jobs that are wanted; returns the others."""
+        gone = [job for job in self.jobs if not wanted(job)]
+        if gone:
+            self.jobs = [job for job in self.jobs if wanted(job)]
+            self.size = sum(job.size for job in self.jobs)
+        return gone
+
+    def first(self, may: Callable[[W], bool] = lambda job: True) -> W | None:
+        """The oldest job of the owner whose turn it is, of those that may begin."""
+        found: dict[str, W] = {}
+        for job in self.jobs:
+            if job.owner not in found and may(job):
+                found[job.owner] = job
+        return found[min(found, key=self._clock)] if found else None
+
+    def like(self, key: tuple[str, ...]) -> Iterator[W]:
+        """The jobs of a key, each time the oldest of the owner whose turn it is; one that has no record left
+        is passed over. Charge each before the next is asked for."""
+        own: dict[str, deque[W]] = {}
+        for job in self.jobs:
+            if job.key == key:
+                own.setdefault(job.owner, deque()).append(job)
+        while own:
+            owner = min(own, key=self._clock)
+            jobs = own[owner]
+            while jobs and not jobs[0].size:
+                jobs.popleft()
+            if jobs:
+                self._now = max(self._now, self._clock(owner))
+                yield jobs[0]
+            else:
+                del own[owner]
+
+    def charge(self, owner: str, amount: float) -> None:
+        """Let an owner's clock go on by what it was given."""
+        clock = self._clock(owner)
+        self._clocks[owner] = clock + amount
+        if len(self._clocks) > MAX_KEPT:
+            self._clocks = {name: clock for name, clock in self._clocks.items() if clock > self._now}
+
+    def over(self, owner: str, size: int, room: int) -> tuple[int, list[W]] | None:
+        """What must give way so that `size` more records of an owner fit in the room: (its share, jobs).
+
+        The share is the room by the number of those who wait. While others have more than that, an owner
+        within its share gets room: their newest jobs give way. None where it would exceed its share.
+        """
+        held: Counter[str] = Counter()
+        for job in self.jobs:
+            held[job.owner] += job.size
+        share = room // len(held.keys() | {owner})
+        victims: list[W] = []
+        free = room - self.size
+        if held[owner] + size > share and free < size:
+            return None
+        while free < size:
+            greedy, most = held.most_common(1)[0]
+            if greedy == owner or most <= share:
+                return None
+            own = [job for job in self.jobs if job.owner == greedy and job not in victims]
+            victim = next((job for job in reversed(own) if not job.begun), own[-1])
+            victims.append(victim)
+            held[greedy] -= victim.size
+            free += victim.size
+        return share, victims
+
+    def owners(self) -> set[str]:
+        return {job.owner for job in self.jobs}
+
+    def _clock(self, owner: str) -> float:
+        return self._clocks.get(owner, self._now)
