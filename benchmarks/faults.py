@@ -88,7 +88,10 @@ class World:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.fault, self.told = "none", list[str]()
         self.downs: list[list[float]] = []
-        """When the server was not there, by this script's doing: [from, until]."""
+        """When the server was not there, by this script's doing: [from, until, whether by kill -9].
+
+        Stopped by SIGTERM it has still to answer what came before.
+        """
         self.memory: list[float] = []
         self.expected: list[tuple[str, dict[str, Any], Any]] = []
         self.log: deque[str] = deque(maxlen=40)
@@ -116,7 +119,7 @@ class World:
     async def restart(self, kill: bool, store: str = "") -> None:
         """End the server, by kill -9 or by SIGTERM, and start it again."""
         assert self.server is not None
-        self.downs.append([time.monotonic(), float("inf")])
+        self.downs.append([time.monotonic(), float("inf"), kill])
         self.server.kill() if kill else self.server.terminate()
         await asyncio.to_thread(self.server.wait)
         await asyncio.to_thread(self.start, store)
@@ -141,7 +144,9 @@ class World:
             response = await http.post(self.url + path, json=body, headers=headers)
         except httpx.TransportError as error:
             now = time.monotonic()
-            cut = any(begun <= until and now >= since for since, until in self.downs)
+            cut = any(
+                (now if kill else begun) >= since and begun <= until for since, until, kill in self.downs
+            )
             self.counts[fault, "cut" if cut else "lost"] += 1
             if not cut:
                 self.told.append(f"{fault}: {path} got {error!r}")

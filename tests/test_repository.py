@@ -1,6 +1,7 @@
 """The repository: its commands answer, its map is true, and nothing large or machine-bound is in it."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -149,3 +150,12 @@ def test_an_installed_package_finds_its_default_recipe():
     ((target, patterns),) = project["tool"]["setuptools"]["data-files"].items()
     assert target == "share/fintune/configs"
     assert ROOT / "configs" / "default.yaml" in [path for p in patterns for path in ROOT.glob(p)]
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 40
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in source, f"{file}::{test}"

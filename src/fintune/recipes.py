@@ -69,7 +69,7 @@ _Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|Fal
 
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1_000_000, 50, 100_000
-"""What a recipe may come to once its aliases are written out; one with ten of each other comes to billions."""
+"""What a recipe may come to once its aliases are written out: a few of each other come to billions."""
 
 
 def _read_yaml(text: str) -> Any:

@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 from feed_server import Reply, rss
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fintune.live.feeds import Feed, parse, retry_after
@@ -311,3 +311,31 @@ def test_a_json_feed_is_read(server, web):
     assert poll.cursor == {"etag": '"j"'}
     with pytest.raises(ProviderError, match="no feed"):
         parse(b'{"a":' * 100_000, {}, URL)
+
+
+FEEDS = [
+    rss("Acme raises guidance $ACM", "Bolt < Cog"),
+    b'<feed xmlns="http://www.w3.org/2005/Atom"><entry><id>1</id><title>Up</title></entry></feed>',
+    json.dumps(
+        {"version": "https://jsonfeed.org/version/1.1", "items": [{"id": "1", "title": "Up"}]}
+    ).encode(),
+]
+ODD = (
+    *(b"<!ENTITY a 'x'>", b"&a;", b"&#0;", b"<![CDATA[", b"<item>", b"<title>", b"encoding='utf-7'", b"\0"),
+    *(b"\xff\xfe", b"[[[[", b'{"items":', b"null", b"9" * 5000, b"<pubDate>99999999999999</pubDate>"),
+)
+PIECES = st.binary(max_size=9) | st.sampled_from(ODD)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(FEEDS), st.lists(st.tuples(st.integers(0, 500), st.integers(0, 40), PIECES), max_size=4)
+)
+def test_whatever_a_feed_sends_gives_items_or_a_sentence(body, changes):
+    for at, length, put in changes:
+        body = body[:at] + put + body[at + length :]
+    try:
+        items, _, _ = parse(body, {}, URL)
+    except ProviderError:
+        return
+    assert all(item.id and item.title for item in items)

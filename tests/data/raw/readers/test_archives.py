@@ -1,5 +1,6 @@
 """Archives are read in place: what is hostile or damaged is refused, and nothing is ever written."""
 
+import contextlib
 import gzip
 import io
 import stat
@@ -7,6 +8,8 @@ import tarfile
 import zipfile
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fintune.data.raw.readers import archives
 from fintune.errors import DataError
@@ -151,3 +154,26 @@ def test_a_zip_is_read_in_its_encoding_and_a_hostile_one_refused(tmp_path, monke
         path.write_bytes(content)
         with pytest.raises(DataError, match="is damaged"):
             read(path)
+
+
+CUTS = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 9), st.binary(max_size=9)), max_size=3)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["tar", "zip", "bare"]), CUTS, st.integers(0, 600))
+def test_whatever_an_archive_holds_it_is_read_or_refused(tmp_path, kind, cuts, end):
+    """Bytes are changed in the packed file, and in the tar within its gzip."""
+    path = tmp_path / ("a.zip" if kind == "zip" else "a.tar.gz")
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as made:
+            made.writestr("data/a.txt", "Sales rose.")
+        content = path.read_bytes()
+    else:
+        content = tar(path, GOOD, ("repo-1/data", tarfile.DIRTYPE, "")).read_bytes()
+        content = gzip.decompress(content) if kind == "bare" else content
+    for at, length, put in cuts:
+        content = content[:at] + put + content[at + length :]
+    content = content[:end] if end < 300 else content
+    path.write_bytes(gzip.compress(content, 1) if kind == "bare" else content)
+    with contextlib.suppress(DataError):
+        read(path)
