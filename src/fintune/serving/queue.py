@@ -475,9 +475,7 @@ class ModelThread:
             ):
                 self._failed(jobs, error)
                 return
-            half = (
-                len(jobs) // 2
-            )  # what makes it fail is looked for in its halves, which go on where they were
+            half = len(jobs) // 2  # the culprit is looked for in its halves, which go on where they were
             for part in (jobs[:half], jobs[half:]):
                 try:
                     self._start_writing(part, model)
