@@ -8,7 +8,7 @@ what the same server said when nothing else ran: texts word for word, numbers to
 
 - answered: with 200, and as expected;
 - wrong: with 200, and anything else;
-- refused: with 429 or 503 and `Retry-After`;
+- refused: with 429 or 503 and `Retry-After`, or because the adapter that is asked for cannot be used;
 - cut: by a server that this script had killed or stopped;
 - lost: whatever else becomes of one.
 
@@ -138,7 +138,7 @@ class World:
         """The response, or None where there was none; what is neither an answer nor a refusal is counted."""
         import httpx
 
-        begun, fault = time.monotonic(), self.fault
+        begun, fault = time.monotonic(), "greedy caller" if key == self.greedy else self.fault
         try:
             headers = {"Authorization": f"Bearer {key}"}
             response = await http.post(self.url + path, json=body, headers=headers)
@@ -151,7 +151,8 @@ class World:
             if not cut:
                 self.told.append(f"{fault}: {path} got {error!r}")
             return None
-        if response.status_code in (429, 503) and "retry-after" in response.headers:
+        told = response.status_code in (429, 503) and "retry-after" in response.headers
+        if told or (body.get("model") not in ("a", "b") and '"model_error"' in response.text):
             self.counts[fault, "refused"] += 1
         elif response.status_code >= 500:
             self.counts[fault, "lost"] += 1
@@ -401,10 +402,12 @@ async def served(world: World, http: Any, model: str, expected: dict[str, Any]) 
         world.wrong(f"the adapter {model} answered {response.text}")
 
 
-async def first_runs(world: World, http: Any) -> dict[str, Any]:
+async def first_runs(world: World, http: Any, chosen: list[str]) -> dict[str, Any]:
     """What the commands write when nobody kills them, and how long they take."""
     expected: dict[str, Any] = {}
     for name, command in world.runs.items():
+        if name not in chosen:
+            continue
         begun = time.monotonic()
         code, said = await asyncio.to_thread(finish, Forked(fintune, command))
         if code:
@@ -432,7 +435,7 @@ async def run(world: World, seconds: float, chosen: list[str]) -> None:
     limits = httpx.Limits(max_connections=200, max_keepalive_connections=200, keepalive_expiry=2)
     async with httpx.AsyncClient(limits=limits, timeout=TIMEOUT) as http:
         await world.quiet(http)
-        expected = await first_runs(world, http)
+        expected = await first_runs(world, http, chosen)
         end = asyncio.Event()
         clients = [asyncio.create_task(world.client(http, i, end)) for i in range(CLIENTS)]
         await asyncio.sleep(world.hold)

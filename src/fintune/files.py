@@ -206,13 +206,15 @@ def replace_files(new: Path, old: Path, first: str, last: str) -> None:
     new.rmdir()
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota, or a file's allowed size that is used up."""
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether an error, perhaps of a library that wraps the system's own, says that a disk is full."""
     # safetensors and torch.save wrap it.
-    signs = ("No space left", "os error 28", "file write failed", "iostream error")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        sign in str(error) for sign in signs
-    )
+    signs = ("No space left", "os error 28", "File too large", "file write failed", "iostream error")
+    return getattr(error, "errno", None) in FULL or any(sign in str(error) for sign in signs)
 
 
 def refuse_small_disk(folder: Path, needed: int, what: str, then: str = "Free some space.") -> None:

@@ -28,6 +28,17 @@ def test_what_the_image_copies_is_let_through_by_dockerignore(deploy):
     assert all((deploy.parent / name).exists() for name in copied)
 
 
+def test_the_images_packages_have_the_versions_of_constraints_and_a_hash(deploy):
+    pins = set((deploy.parent / "constraints.txt").read_text().lower().replace("_", "-").splitlines())
+    listed = [
+        row for row in re.split(r"\n(?=\S)", (deploy / "requirements.txt").read_text()) if row[0] != "#"
+    ]
+    assert len(listed) > 80
+    for row in listed:
+        assert row.split()[0] in pins or row.startswith("setuptools=="), row
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", row)
+
+
 def test_the_compose_files_mounts_exist_and_its_ports_are_this_machines(deploy):
     compose = yaml.safe_load((deploy / "compose.yaml").read_text())
     for service in compose["services"].values():

@@ -7,7 +7,6 @@ path is without the path's credentials.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fintune.errors import DataError, FintuneError
-from fintune.files import atomic_write
+from fintune.files import FULL, atomic_write
 
 ROWS_PER_FILE = 4096
 """Rows of a Parquet part: what a run that is killed loses at most."""
@@ -272,7 +271,7 @@ def _told(location: Location, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"There is no file {location.shown}.") from None
     except Exception as error:  # each file system raises its own
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in FULL:
             raise
         why = _scrubbed(error, location.path)
         raise DataError(f"{location.shown} cannot be {what}: {why}.") from None
