@@ -31,7 +31,14 @@ SLOW_FIXTURES = {
 
 SLOW_FILES = {
     *("test_pipeline.py", "test_cluster.py", "test_repository.py", "test_base.py", "test_export.py"),
-    *("test_average.py", "test_plain_twin.py", "test_throughput.py", "test_lifecycle.py", "test_openai.py"),
+    *(
+        "test_faults.py",
+        "test_average.py",
+        "test_plain_twin.py",
+        "test_throughput.py",
+        "test_lifecycle.py",
+        "test_openai.py",
+    ),
 }
 """These load or train models, or start other processes, in all their tests that take any time."""
 
