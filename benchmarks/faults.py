@@ -144,8 +144,10 @@ class World:
             response = await http.post(self.url + path, json=body, headers=headers)
         except httpx.TransportError as error:
             now = time.monotonic()
+            never = isinstance(error, httpx.ConnectError)  # began before, and came too late to be taken
             cut = any(
-                (now if kill else begun) >= since and begun <= until for since, until, kill in self.downs
+                (now if kill or never else begun) >= since and begun <= until
+                for since, until, kill in self.downs
             )
             self.counts[fault, "cut" if cut else "lost"] += 1
             if not cut:
