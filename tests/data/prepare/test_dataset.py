@@ -469,7 +469,7 @@ def test_the_guides_debug_command_prints_a_summary(capsys):
     Path("configs/default.yaml").write_text("multi_task: {task_weights: {sentiment: 1, qa: 1}}\n")
     summarize()
     out = capsys.readouterr().out
-    assert "built-in sample" in out and "sentiment" in out and "240" in out
+    assert "built-in sample" in out and "sentiment" in out and "120" in out
 
 
 @pytest.mark.parametrize(

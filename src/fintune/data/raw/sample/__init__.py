@@ -24,8 +24,8 @@ __all__ = ["NOISE_SD", "SIZES", "sample_records"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "sentiment": (120, 50, 100),
-    "headline": (112, 50, 100),
-    "summarization": (48, 10, 16),
+    "headline": (128, 50, 100),
+    "summarization": (48, 10, 24),
     "qa": (80, 50, 50),
     "regression": (144, 50, 80),
 }
