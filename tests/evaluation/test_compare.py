@@ -25,14 +25,14 @@ CONFIG = EvaluationConfig(base_model=False, baselines=[])
 
 
 class Careless(RuleEngine):
-    """Reads as the rule engine does, and answers every third example as the untuned base."""
+    """Reads as the rule engine does, and answers two of three examples as the untuned base."""
 
     def predict(self, task, records, **options):
         read, base = (
             super(Careless, self).predict(task, records, **{**options, "use_adapter": use})
             for use in (True, False)
         )
-        return [base[i] if i % 3 == 0 else read[i] for i in range(len(records))]
+        return [base[i] if i % 3 else read[i] for i in range(len(records))]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_answers_to_instructions_win_and_lose_as_those_of_other_tasks_do(tmp_pat
         evaluate(engine(prepared.task_set()), prepared, CONFIG, output, say=lambda line: None, progress=False)
     entry = compare(Run.load(tmp_path / "a"), Run.load(tmp_path / "b"), permutations=20).tasks["rewrite"]
     assert entry.measure == "f1" and len(entry.won_examples) == 3
-    assert (entry.n, entry.won, entry.lost, entry.tied) == (9, 3, 0, 6)
+    assert (entry.n, entry.won, entry.lost, entry.tied) == (9, 6, 0, 3)
 
 
 def test_what_ranks_answers_is_what_the_results_say(folders, tmp_path):
