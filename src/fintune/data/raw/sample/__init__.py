@@ -25,8 +25,8 @@ __all__ = ["NOISE_SD", "SIZES", "sample_records"]
 SIZES: dict[str, tuple[int, int, int]] = {
     "sentiment": (120, 50, 100),
     "headline": (128, 50, 100),
-    "summarization": (48, 10, 24),
-    "qa": (80, 50, 50),
+    "summarization": (44, 10, 24),
+    "qa": (64, 50, 50),
     "regression": (144, 50, 80),
 }
 """The number of train, validation and test records of each task."""
