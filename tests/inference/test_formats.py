@@ -31,6 +31,20 @@ def test_bullets_end_their_lines_with_a_token_of_bytes_where_there_is_no_other()
     assert line in allowed(0, [dash, letter]) and line not in allowed(0, [dash, letter, line, dash, letter])
 
 
+def test_a_dash_and_a_number_are_a_point_and_no_negative_number():
+    from fintune.models.base import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    allowed = allowed_tokens(TextFormat(bullets=2), tokenizer, [Record(text="Up 3.", target=None)])
+    dash, space, digit = (tokenizer.encode(text)[0] for text in ("-", " ", "3"))
+    after = set(map(int, allowed(0, [dash])))
+    assert digit not in after and space in after
+    assert all(tokenizer.decode([i]).startswith(" ") for i in after)
+    line = tokenizer.encode("\n")[-1]
+    assert not {line, tokenizer.eos_token_id} & set(map(int, allowed(0, [dash, space])))
+    assert {line, tokenizer.eos_token_id} <= set(map(int, allowed(0, [dash, space, digit])))
+
+
 def test_bullets_are_refused_where_no_token_ends_a_line():
     with pytest.raises(ConfigError, match="leave `bullets` out"):
         allowed_tokens(TextFormat(bullets=2), sentencepiece(), [Record(text="Up.", target=None)])

@@ -78,7 +78,13 @@ class _Bullets:
         inside = [i for i in range(len(pieces)) if i not in hidden and i not in special]
         self.any = torch.tensor(inside)
         self.no_line = torch.tensor([i for i in inside if i != self.line])
-        self.word = torch.tensor([i for i in inside if i not in (self.line, self.end)])
+        word = [i for i in inside if i not in (self.line, self.end)]
+        self.word = torch.tensor(word)
+        # After the dash comes a space, alone or before a word: «-3.05» would be a number, and no point.
+        signs = tokenizer.convert_ids_to_tokens(word)
+        spaced = [i for i, sign in zip(word, signs, strict=True) if sign.startswith((" ", "Ġ", "▁"))]
+        self.spaced = torch.tensor(spaced or word)
+        self.blank = {i for i in spaced if not pieces[i].strip()}
 
     def next(self, sofar: Sequence[int]) -> Choice:
         lines = list(sofar).count(self.line)
@@ -92,7 +98,9 @@ class _Bullets:
         final = lines + 1 >= self.count
         if self.tokens is not None and begun >= self.tokens:
             return [self.end] if final else [self.line, self.end]
-        if begun < 2:  # a dash alone is no point
+        if begun == 1:
+            return self.spaced
+        if set(sofar[-(begun - 1) :]) <= self.blank:  # a dash alone is no point
             return self.word
         return self.no_line if final else self.any
 

@@ -167,6 +167,17 @@ def test_a_pdf_gives_paragraphs_tables_by_their_columns_and_the_files_own_pages(
     ]
 
 
+def test_words_that_a_pdf_has_in_pieces_or_divided_at_a_lines_end_are_read_whole():
+    """As browsers print them: kerned letters are objects of their own, whose boxes overlap."""
+    page = [
+        (72, 700, "V"), (78, 700, "ictor"), (103, 700, "Ashdown speaks of the quarter and of the com-"),
+        (72, 688, "pany, whose year-"), (155, 688, "end was good."),
+    ]  # fmt: skip
+    assert whole(parse_document(pdf(page), "call.pdf")) == (
+        "Victor Ashdown speaks of the quarter and of the com-pany, whose year-end was good."
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [

@@ -13,8 +13,57 @@ from typing import Any
 MEMORY = 2 * 2**30
 """Bytes of address space, where the system can limit it."""
 MAX_PAGES = 2000
+KERNED = 0.3
+"""Of the letters' height: the widest gap between two pieces of one word."""
+MAX_CHARACTERS = 200_000
+"""On one page."""
 MAX_RUNS = 20_000
 """Runs of text on one page."""
+
+
+def runs_of(text: Any) -> list[list[Any]]:
+    """A page's runs: the characters of one text object, and of those that go on without a gap.
+
+    Programs that kern write a word as several objects («V», «ictor»), whose boxes overlap; so text is read by
+    character, never by place.
+    """
+    import ctypes
+
+    from pypdfium2 import raw
+
+    runs: list[list[Any]] = []  # left, right, top, bottom, text
+    sides = [ctypes.c_double() for _ in range(4)]
+    box = [ctypes.byref(side) for side in sides]
+    last, space = None, False  # the last character's object; whether there is a gap after it
+    for i in range(min(text.count_chars(), MAX_CHARACTERS)):
+        code = raw.FPDFText_GetUnicode(text, i)
+        if code in (2, 0xFFFE):
+            code = ord("-")  # PDFium's signs for one that divides a word at a line's end
+        if code in (0, 0xFFFE, 0xFFFF) or chr(code).isspace():
+            space = True
+            if runs and chr(code) == " " and not raw.FPDFText_IsGenerated(text, i):
+                runs[-1][4] += " "
+            continue
+        raw.FPDFText_GetCharBox(text, i, *box)
+        left, right, bottom, top = (side.value for side in sides)
+        place = ctypes.cast(raw.FPDFText_GetTextObject(text, i), ctypes.c_void_p).value
+        if runs:
+            run = runs[-1]
+            level = min(top, run[2]) - max(bottom, run[3]) > 0
+            near = level and -0.5 * KERNED < (left - run[1]) / max(1.0, run[2] - run[3]) < KERNED
+            if place == last or (near and not space):
+                run[:4] = min(run[0], left), max(run[1], right), max(run[2], top), min(run[3], bottom)
+                run[4] += " " * (space and not run[4].endswith(" ")) + chr(code)
+                last, space = place, False
+                continue
+        if len(runs) == MAX_RUNS:
+            break
+        runs.append([left, right, top, bottom, chr(code)])
+        last, space = place, False
+    for run in runs:
+        whole = run[4].encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves come apart
+        run[4] = " ".join(whole.split())
+    return [run for run in runs if run[4]]
 
 
 def pages(content: bytes) -> dict[str, Any]:
@@ -31,12 +80,7 @@ def pages(content: bytes) -> dict[str, Any]:
     found = []
     for page in pdf:
         text = page.get_textpage()
-        runs = []
-        for i in range(min(text.count_rects(), MAX_RUNS)):
-            left, bottom, right, top = text.get_rect(i)
-            words = text.get_text_bounded(left, bottom, right, top)
-            runs.append((left, right, top, bottom, " ".join(words.split())))
-        found.append([run for run in runs if run[-1]])
+        found.append(runs_of(text))
         text.close()
         page.close()
     return {"pages": found}
