@@ -49,6 +49,7 @@ CLIENTS, TIMEOUT = 64, 120.0
 TASKS = {name: {"dataset": "sample", "max_train": 8, "max_validation": 2, "max_test": 2} for name in
          ("sentiment", "headline", "qa")}  # fmt: skip
 RECIPE: dict[str, Any] = {
+    "multi_task": {"task_weights": dict.fromkeys(TASKS, 1.0)},  # no public data, wherever there is some
     "lora_config": {"r": 4, "lora_alpha": 8},
     "training": {"bf16": False, "max_length": 256, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.05},
     "evaluation": {"formats": {"qa": {"max_new_tokens": 8}}},
