@@ -125,6 +125,11 @@ class Location:
         with _told(self, "written"):
             self.fs.put_file(str(file), self.path)
 
+    @property
+    def parent(self) -> Location:
+        """The folder that holds it."""
+        return Location(self.fs, self.path.rpartition("/")[0], self.shown.rpartition("/")[0] or ".")
+
     def child(self, name: str) -> Location:
         return Location(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.shown.rstrip('/')}/{name}")
 

@@ -4,6 +4,7 @@ import json
 
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
+from fintune.data.raw.readers.named_documents import named_documents
 from fintune.data.raw.readers.own_file import read_inputs
 from fintune.data.raw.readers.row_files import row_files
 from fintune.data.records import Dropped
@@ -69,3 +70,11 @@ def test_a_row_reads_no_file_from_elsewhere(tmp_path):
         assert first.text.startswith("Report 0")
         assert len(rest) == len(named) and all(isinstance(row, Dropped) for row in rest)
         assert "below the folder of rows.jsonl" in rest[0].why
+
+
+def test_tables_of_two_folders_may_name_their_documents_alike(tmp_path):
+    files = []
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        files += row_files(write(tmp_path / folder, count=3), "file")
+    assert len(named_documents(files, "path")) == 6

@@ -24,9 +24,9 @@ def document_at(file: RowFile, named: str) -> Location:
     parts = PurePosixPath(named.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
         raise ValueError(f"the document {named!r} is no path below the folder of {file.name}")
-    folder, name = file.place.path.rpartition("/")[0], "/".join(parts)
-    place = Location(file.place.fs, f"{folder}/{name}", name)
-    outside = place.local and not place.local.resolve().is_relative_to(Path(folder).resolve())
+    folder = file.place.parent
+    place = folder.child("/".join(parts))
+    outside = place.local and not place.local.resolve().is_relative_to(Path(folder.path).resolve())
     if outside or not place.is_file():
         raise ValueError(f"there is no document {named!r} below the folder of {file.name}")
     return place
@@ -36,12 +36,12 @@ def named_documents(files: Iterable[RowFile], column: str) -> dict[str, Location
     """The documents that rows of some files name, by path; a row that names none is left to its reader."""
     found = {}
     for file in files:
-        for _, row in open_rows(file, [column])[1]:
-            named = cell(row, column) if isinstance(row, dict) else None
-            if isinstance(named, str) and named not in found:
-                with contextlib.suppress(ValueError):
-                    found[named] = document_at(file, named)
-    return {place.shown: place for place in found.values()}
+        rows = (row for _, row in open_rows(file, [column])[1] if isinstance(row, dict))
+        for named in dict.fromkeys(value for row in rows if isinstance(value := cell(row, column), str)):
+            with contextlib.suppress(ValueError):
+                place = document_at(file, named)
+                found[place.shown] = place
+    return found
 
 
 @functools.lru_cache(maxsize=4)  # questions on one document stand together
