@@ -37,7 +37,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     _sweep(path.absolute())
     staging = _beside(path, "new")
     try:
-        with staging.open("xb") as stream, _held(staging):
+        with staging.open("xb") as stream, held(staging):
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -92,7 +92,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     staging = _beside(path, "new")
     staging.mkdir()
     try:
-        with _held(staging):
+        with held(staging):
             yield staging
             replace_folder(staging, path)
     finally:
@@ -111,7 +111,7 @@ def replace_folder(new: Path, old: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
     else:
         aside = _beside(old, "old")
-        with _held(old):
+        with held(old):
             os.replace(old, aside)
             os.replace(new, old)
         shutil.rmtree(aside)
@@ -120,7 +120,7 @@ def replace_folder(new: Path, old: Path) -> None:
 def recover(path: str | Path) -> None:
     """Put a folder back that a killed process had set aside, and remove what others left beside it."""
     path = Path(path).absolute()
-    set_aside = filter(_abandoned, path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    set_aside = filter(abandoned, path.parent.glob(f".{glob.escape(path.name)}.*.old"))
     with contextlib.suppress(FileNotFoundError):  # another process is quicker
         for aside in sorted(set_aside, key=os.path.getctime, reverse=True):
             if path.exists():
@@ -139,7 +139,7 @@ def _beside(path: Path, kind: str) -> Path:
 def _sweep(path: Path) -> None:
     """Remove what killed processes left half-written beside a path; once a process."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
-        if _abandoned(left, YOUNG):
+        if abandoned(left, YOUNG):
             with contextlib.suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -148,8 +148,12 @@ YOUNG, OLD = 60.0, 86_400.0
 """Seconds: what is younger may not be locked yet; without locks what is older is nobody's."""
 
 
-def _abandoned(path: Path, least: float = 0.0) -> bool:
-    """Whether the process that made it is gone: nobody holds its lock, or it is a day old."""
+def abandoned(path: Path, least: float = 0.0) -> bool:
+    """Whether the process that made it is gone: nobody has it `held`, or it is a day old.
+
+    Args:
+        least: seconds; what is younger may not be held yet.
+    """
     try:
         age = time.time() - path.stat().st_ctime
         import fcntl
@@ -167,7 +171,7 @@ def _abandoned(path: Path, least: float = 0.0) -> bool:
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Iterator[None]:
     """A lock on a file or folder itself, which says that it is in use, and ends with this process."""
     try:
         import fcntl
@@ -345,6 +349,16 @@ def read_json(path: str | Path, limit: int = 256_000_000) -> Any:
         raise DataError(f"{path} is damaged: its JSON is nested too deeply.") from None
     except ValueError as error:  # of JSON, UTF-8, or a number of too many digits
         raise DataError(f"{path} is damaged: it is not valid JSON ({error}).") from None
+
+
+def known_sha256(path: str | Path) -> str:
+    """`file_sha256`, computed once a process for each state of a file."""
+    return _sha256(Path(path), stamp(Path(path)))
+
+
+@functools.lru_cache(256)
+def _sha256(path: Path, stamped: object) -> str:
+    return file_sha256(path)
 
 
 def stamp(*paths: Path) -> tuple[tuple[int, ...], ...]:

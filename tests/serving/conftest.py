@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from adapter_folders import reseal
@@ -110,3 +111,33 @@ def server(adapters, no_keys):
     yield running
     if running.process.poll() is None:
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base):
+    """The small base, untuned."""
+    from fintune.config import Recipe
+    from fintune.inference.engine import Engine
+
+    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}}
+    return Engine.load(None, Recipe.model_validate(recipe))
+
+
+@pytest.fixture
+def thread(engine):
+    """A function: settings → a model thread over the engine."""
+    from fintune.serving.queue import ModelThread
+    from fintune.serving.settings import Settings
+
+    begun = []
+
+    def make(**settings):
+        models = SimpleNamespace(
+            get=lambda name: (engine, False), ready=lambda name: engine, texts=None, default="base"
+        )
+        begun.append(ModelThread(models, Settings(**settings)))
+        return begun[-1]
+
+    yield make
+    for each in begun:
+        each.stop()

@@ -3,45 +3,17 @@
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
 
 import httpx
 import pytest
 from forked import fintune
 
-from fintune.config import Recipe
 from fintune.serving.errors import ApiError
-from fintune.serving.queue import ModelThread
-from fintune.serving.settings import Settings
 from fintune.serving.writing import Sampling
 from fintune.tasks import Record
 
 ASKED = [Record(text="Sales rose.")]
 FAULT = RuntimeError("CUDA error: an illegal memory access was encountered")
-
-
-@pytest.fixture
-def engine(tiny_base):
-    from fintune.inference.engine import Engine
-
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}}
-    return Engine.load(None, Recipe.model_validate(recipe))
-
-
-@pytest.fixture
-def thread(engine):
-    """A function: settings → a model thread over the engine."""
-    begun = []
-
-    def make(**settings):
-        ready = {"ready": lambda name: engine, "texts": None, "default": "base"}
-        models = SimpleNamespace(get=lambda name: (engine, False), **ready)
-        begun.append(ModelThread(models, Settings(**settings)))
-        return begun[-1]
-
-    yield make
-    for each in begun:
-        each.stop()
 
 
 def status(thread, task="headline"):

@@ -3,47 +3,18 @@
 import asyncio
 import contextlib
 import threading
-from types import SimpleNamespace
 
 import pytest
 
-from fintune.config import Recipe
 from fintune.inference import formats
 from fintune.serving import shares
 from fintune.serving.errors import ApiError
-from fintune.serving.queue import ModelThread
-from fintune.serving.settings import Settings
 from fintune.serving.shares import CALLER, Caller, Limiter
 from fintune.serving.writing import Sampling
 from fintune.tasks import Record
 from fintune.tasks.base import TextFormat
 
 POISON = "A text that the kernel cannot take."
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_base):
-    from fintune.inference.engine import Engine
-
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}}
-    return Engine.load(None, Recipe.model_validate(recipe))
-
-
-@pytest.fixture
-def thread(engine):
-    """A function: settings → a model thread over the engine."""
-    begun = []
-
-    def make(**settings):
-        models = SimpleNamespace(
-            get=lambda name: (engine, False), ready=lambda name: engine, texts=None, default="base"
-        )
-        begun.append(ModelThread(models, Settings(**settings)))
-        return begun[-1]
-
-    yield make
-    for each in begun:
-        each.stop()
 
 
 @contextlib.contextmanager

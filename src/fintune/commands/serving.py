@@ -20,6 +20,7 @@ from fintune.commands.common import (
     trained_recipe,
 )
 from fintune.errors import DataError
+from fintune.serving.settings import Settings
 
 KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune/keys.json)"
 
@@ -67,6 +68,45 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
+_LIMITS = (
+    ("max_adapters", count, "N", "in memory at once (default: 4)"),
+    ("rate", count, "N", "requests a minute for each key, or address (default: any)"),
+    ("rate_records", count, "N", "records a minute for each (default: any)"),
+    ("rate_tokens", count, "N", "tokens a minute for each (default: any)"),
+    ("max_batch", count, "N", "records computed together (default: 32)"),
+    (
+        "max_batch_tokens",
+        count,
+        "N",
+        "tokens computed together, without what all of a task share (default: 4096)",
+    ),
+    (
+        "max_text_tokens",
+        count,
+        "N",
+        "tokens of the texts written at once, prompts and answers (default: 16,384)",
+    ),
+    ("max_queue", count, "N", "records that may wait (default: 512)"),
+    ("timeout", seconds, "S", "of a request (default: 60)"),
+    (
+        "max_step",
+        seconds,
+        "S",
+        "a step of the model may take before the server ends, to be started anew (default: 600)",
+    ),
+    ("slow", seconds, "S", "a client may take to send it (default: 10)"),
+    ("max_body", count, "BYTES", "of a request (default: 1,000,000)"),
+    (
+        "max_document",
+        count,
+        "BYTES",
+        "of a request with a document, which base64 makes a third larger (default: 16,000,000)",
+    ),
+    ("max_tokens", count, "N", "written for a request (default: 512)"),
+)
+"""Fields of `Settings` that have a flag of their name: how it is read, its unit, and what the help says."""
+
+
 def _serve_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
     backend_flag(command)
@@ -78,77 +118,14 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="adapters that requests may name, or folders that hold some",
     )
-    command.add_argument(
-        "--max_adapters", type=count, default=4, metavar="N", help="in memory at once (default: 4)"
-    )
     command.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
     command.add_argument("--insecure", action="store_true", help="ask for no key, even on a public address")
     command.add_argument(
-        "--rate",
-        type=count,
-        default=0,
-        metavar="N",
-        help="requests a minute for each key, or address (default: any)",
-    )
-    command.add_argument(
-        "--rate_records", type=count, default=0, metavar="N", help="records a minute for each (default: any)"
-    )
-    command.add_argument(
-        "--rate_tokens", type=count, default=0, metavar="N", help="tokens a minute for each (default: any)"
-    )
-    command.add_argument(
-        "--max_batch", type=count, default=32, metavar="N", help="records computed together (default: 32)"
-    )
-    command.add_argument(
-        "--max_batch_tokens",
-        type=count,
-        default=4096,
-        metavar="N",
-        help="tokens computed together, without what all of a task share (default: 4096)",
-    )
-    command.add_argument(
-        "--max_text_tokens",
-        type=count,
-        default=16_384,
-        metavar="N",
-        help="tokens of the texts written at once, prompts and answers (default: 16,384)",
-    )
-    command.add_argument(
         "--max_wait_ms", type=float, default=5, metavar="MS", help="wait for company so long (default: 5)"
     )
-    command.add_argument(
-        "--max_queue", type=count, default=512, metavar="N", help="records that may wait (default: 512)"
-    )
-    command.add_argument(
-        "--timeout", type=seconds, default=60, metavar="S", help="of a request (default: 60)"
-    )
-    command.add_argument(
-        "--max_step",
-        type=seconds,
-        default=600,
-        metavar="S",
-        help="a step of the model may take before the server ends, to be started anew (default: 600)",
-    )
-    command.add_argument(
-        "--slow", type=seconds, default=10, metavar="S", help="a client may take to send it (default: 10)"
-    )
-    command.add_argument(
-        "--max_body",
-        type=count,
-        default=1_000_000,
-        metavar="BYTES",
-        help="of a request (default: 1,000,000)",
-    )
-    command.add_argument(
-        "--max_document",
-        type=count,
-        default=16_000_000,
-        metavar="BYTES",
-        help="of a request with a document, which base64 makes a third larger (default: 16,000,000)",
-    )
-    command.add_argument(
-        "--max_tokens", type=count, default=512, metavar="N", help="written for a request (default: 512)"
-    )
+    for name, kind, unit, text in _LIMITS:
+        default = getattr(Settings, name)
+        command.add_argument(f"--{name}", type=kind, default=default, metavar=unit, help=text)
     command.add_argument(
         "--cors", nargs="+", default=[], metavar="ORIGIN", help="origins whose pages may call the API"
     )
@@ -246,32 +223,18 @@ def _names(text: str) -> list[str]:
 
 def _serve(args: argparse.Namespace) -> int:
     from fintune.serving.server import serve
-    from fintune.serving.settings import Settings
 
     serve(
         Settings(
             model_path=adapter_of(args.model_path),
             backend=args.backend,
             adapters=tuple(args.adapters),
-            max_adapters=args.max_adapters,
             host=args.host,
             port=args.port,
             keys=Path(args.keys) if args.keys else None,
             insecure=args.insecure,
-            rate=args.rate,
-            rate_records=args.rate_records,
-            rate_tokens=args.rate_tokens,
-            max_batch=args.max_batch,
-            max_batch_tokens=args.max_batch_tokens,
-            max_text_tokens=args.max_text_tokens,
             max_wait=args.max_wait_ms / 1000,
-            max_queue=args.max_queue,
-            timeout=args.timeout,
-            max_step=args.max_step,
-            slow=args.slow,
-            max_body=args.max_body,
-            max_document=args.max_document,
-            max_tokens=args.max_tokens,
+            **{name: getattr(args, name) for name, *_ in _LIMITS},
             cors=tuple(args.cors),
             hosts=tuple(args.allow_host),
             log_text=args.log_text,

@@ -34,7 +34,7 @@ from fintune.evaluation.results import (
     write,
 )
 from fintune.evaluation.task_run import SEED, HeldOut, TaskRun
-from fintune.files import file_sha256, writable
+from fintune.files import known_sha256, writable
 from fintune.metrics.bertscore import find_encoder
 from fintune.models import manifest
 from fintune.models.adapters import WEIGHTS
@@ -180,7 +180,7 @@ def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str,
     adapter = [str(engine.adapter)]
     if engine.adapter is not None:
         kept = (engine.adapter / name for name in (WEIGHTS, manifest.NAME))
-        adapter = [file_sha256(path) for path in kept if path.is_file()] or adapter
+        adapter = [known_sha256(path) for path in kept if path.is_file()] or adapter
         exported = (path for path in engine.adapter.glob("*") if path.suffix in (".safetensors", ".gguf"))
         adapter += [
             f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(exported) if path.name != WEIGHTS

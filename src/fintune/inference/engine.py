@@ -234,7 +234,7 @@ class Engine:
         if not use_adapter and self.no_untuned_base:
             raise ModelError(f"The untuned base cannot be asked: {self.no_untuned_base}.")
         chosen, refusals = self.tasks[task], _Refusals(strict)
-        ask = self._score if chosen.decoding == "candidates" else self._generate
+        scores = chosen.decoding == "candidates"
         found: dict[int, Reply] = {}
         with self._lock, self.backend.session(use_adapter):
             made = self.prompts(task, records, truncate, strict) if prompts is None else prompts
@@ -245,8 +245,12 @@ class Engine:
             shared = self._shared(chosen, list(given.values())) if given else 0
             size = batch_size or self.batch_size
             for batch in self._batches(given, size, chosen, shared) if given else ():
-                own = [allowed[i] for i in batch] if allowed else None
-                answers = ask(chosen, [records[i] for i in batch], [given[i] for i in batch], shared, own)
+                ids = [given[i] for i in batch]
+                if scores:
+                    answers = self._score(chosen, ids, shared)
+                else:
+                    own = [allowed[i] for i in batch] if allowed else None
+                    answers = self._generate(chosen, [records[i] for i in batch], ids, shared, own)
                 for i, (decide, written) in zip(batch, answers, strict=True):
                     with refusals.of(i):
                         found[i] = Reply(decide(), len(given[i]), shared, written)
@@ -270,11 +274,11 @@ class Engine:
 
     def cost(self, task: str, prompt: Sequence[int] | str) -> int:
         """About how many tokens are computed for a prompt: its own, and what may be written after it."""
+        if isinstance(prompt, str):
+            return 1
         chosen = self.tasks[task]
         written = self.completion_budget(chosen) if chosen.decoding == "text" else 0
-        return (
-            max(1, len(prompt) - self._frame_tokens(chosen)) + written if not isinstance(prompt, str) else 1
-        )
+        return max(1, len(prompt) - self._frame_tokens(chosen)) + written
 
     def _frame_tokens(self, task: Task) -> int:
         """The tokens of a prompt of next to nothing, which the prompts of a task share about."""
@@ -340,14 +344,7 @@ class Engine:
             tokens += own
         return batches
 
-    def _score(
-        self,
-        task: Task,
-        records: Sequence[Record],
-        prompts: list[list[int]],
-        shared: int,
-        allowed: Sequence[Allowed] | None = None,
-    ) -> list[_Decision]:
+    def _score(self, task: Task, prompts: list[list[int]], shared: int) -> list[_Decision]:
         """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
         free = self._content_free(task)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
@@ -386,14 +383,15 @@ class Engine:
         records: Sequence[Record],
         prompts: list[list[int]],
         shared: int,
-        allowed: Sequence[Allowed] | None = None,
+        allowed: Sequence[Allowed] | None,
     ) -> list[_Decision]:
         """Greedy decoding until end of text or the task's budget, in its format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
         budget, end = self.completion_budget(task), self.tokenizer.eos_token_id
-        choose = allowed_tokens(task.text_format, self.tokenizer, records) if allowed is None else None
-        if allowed:
+        if allowed is None:
+            choose = allowed_tokens(task.text_format, self.tokenizer, records)
+        else:
             choose = lambda row, sofar: allowed[row](0, sofar)  # noqa: E731
         found = self.backend.generate(prompts, budget, end, choose, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)

@@ -5,14 +5,13 @@ Plain PEFT ignores it; an adapter without one (made elsewhere) is read with the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fintune.config import BaseModelConfig, Recipe
 from fintune.errors import ModelError
-from fintune.files import file_sha256, read_json, stamp, write_json
+from fintune.files import known_sha256, read_json, write_json
 from fintune.models.adapter_files import CONFIG, MAX_CONFIG, WEIGHTS
 from fintune.tasks import TaskSet, plugins, task_from_dict, task_set
 
@@ -26,7 +25,7 @@ def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> N
     content = {
         "format": 1,
         **facts,
-        **({"weights_sha256": file_sha256(weights)} if weights.is_file() else {}),
+        **({"weights_sha256": known_sha256(weights)} if weights.is_file() else {}),
         "recipe": recipe.model_dump(),
         "tasks": [task.to_dict() for task in tasks],
     }
@@ -56,17 +55,12 @@ def check_weights(folder: str | Path) -> None:
     """
     path = Path(folder) / WEIGHTS
     wanted = read_raw(folder).get("weights_sha256")
-    if wanted and _sha256(path, stamp(path)) != wanted:
+    if wanted and known_sha256(path) != wanted:
         raise ModelError(
             f"{folder} is of two adapters: {NAME} and {WEIGHTS} do not belong together. Copy all of its "
             "files again, or train again with --overwrite. If you changed the weights yourself, take "
             f"weights_sha256 out of {NAME}."
         )
-
-
-@functools.lru_cache(256)
-def _sha256(path: Path, stamped: object) -> str:
-    return file_sha256(path)
 
 
 def read_recipe(folder: str | Path, fallback: Recipe | None = None) -> Recipe:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fintune.errors import DataError
-from fintune.files import file_sha256, read_json, write_json
+from fintune.files import known_sha256, read_json, write_json
 from fintune.models.adapter_files import WEIGHTS
 from fintune.tasks import Prediction, Record, Task
 
@@ -153,7 +153,7 @@ class Profile:
                 f"fintune monitor profile --model_path {folder}"
             ) from None
         found, weights = str(raw.get("weights", "")), Path(folder) / WEIGHTS
-        if found and weights.is_file() and file_sha256(weights) != found:
+        if found and weights.is_file() and known_sha256(weights) != found:
             raise DataError(
                 f"{path} is of other weights than the adapter beside it has: make it again with  "
                 f"fintune monitor profile --model_path {folder}"

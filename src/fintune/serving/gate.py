@@ -146,13 +146,10 @@ class Gate:
     def _caller(self, scope: Scope, key: Key | None) -> Caller:
         """Whose share a request is of, with its limits: the key's own, else the server's."""
         name = key.id if key else address((scope.get("client") or ["?"])[0])
-        limits = [
-            getattr(self.settings, limit)
-            if key is None or getattr(key, limit) is None
-            else getattr(key, limit)
-            for limit in ("rate", "rate_records", "rate_tokens")
-        ]
-        return Caller(name, *limits)
+        names = ("rate", "rate_records", "rate_tokens")
+        own = [getattr(key, limit, None) for limit in names]
+        usual = [getattr(self.settings, limit) for limit in names]
+        return Caller(name, *(u if o is None else o for o, u in zip(own, usual, strict=True)))
 
     async def _body(self, scope: Scope, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
         """A `receive` that gives the whole body, once it is there, small enough and JSON.

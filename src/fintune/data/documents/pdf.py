@@ -132,9 +132,7 @@ def _paragraphs(lines: Sequence[Line], page: int) -> Iterator[Block]:
 
 def _block(parts: list[str], page: int) -> Block:
     text = parts[0]
-    for part in parts[
-        1:
-    ]:  # a word that is divided at a line's end keeps its hyphen: it may be one of its own
+    for part in parts[1:]:  # a word divided at a line's end keeps its hyphen: it may be the word's own
         divided = text[-1:] == "-" and text[-2:-1].isalpha() and part[:1].islower()
         text += part if divided else f" {part}"
     level = title_level(text, len(parts) == 1 and (is_item(text) or text.isupper()))

@@ -56,8 +56,7 @@ def read_own_file(
     Raises:
         DataError: the file is empty or damaged, or lacks a column.
     """
-    text = "document" if "document" in columns else "text"
-    required = (text, "target", *(name for name in task.inputs if name != "text"))
+    required = ("target", *_inputs(task, columns))
     fix = f"Map it in the recipe, such as  {key}: {{FIELD: COLUMN}}"
     for number, fields in _fields(file, task, columns, required, fix, cut=cut):
         where = f"{file.name}:{number}"
@@ -107,10 +106,8 @@ def read_inputs(
     mapped = {**known, **(columns or {})}
     if "text" in (columns or {}):
         mapped.pop("document", None)
-    required = tuple("document" if name == "text" and "document" in mapped else name for name in task.inputs)
-    rows = _fields(
-        file, task, mapped, required, "Say which it is, such as  --columns FIELD=COLUMN", answered=False
-    )
+    fix = "Say which it is, such as  --columns FIELD=COLUMN"
+    rows = _fields(file, task, mapped, _inputs(task, mapped), fix, answered=False)
     for number, fields in rows:
         where = f"{file.name}:{number}"
         if isinstance(fields, str):
@@ -129,6 +126,11 @@ def read_inputs(
             continue
         problem = task.input_problem(record)
         yield Dropped("malformed rows", where, problem) if problem else record
+
+
+def _inputs(task: Task, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields that a task asks of a row: a document stands for its text where it is mapped."""
+    return tuple("document" if name == "text" and "document" in columns else name for name in task.inputs)
 
 
 def record_of(
