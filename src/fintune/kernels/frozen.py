@@ -1,0 +1,92 @@
+"""The frozen weight of a linear layer, dense or quantized, as the (O, I) matrix that products need.
+
+Shape suffixes of names: O features of the output, I of the input.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class Quantized:
+    """A linear layer of bitsandbytes. Its weight is made dense for one product at a time and never kept: the
+    allocator hands the same memory to the next layer."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """(O, I), one pass over memory (4 bit: the kernel of bitsandbytes; 8 bit: integers times scales)."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x·Wᵀ + bias (the layer's own, or None) by the forward pass of bitsandbytes, without gradients.
+
+        For a few tokens its kernels read the quantized weight alone; with 8 bit it rounds activations, too.
+        """
+        out: Tensor = self.base(x)
+        return out if bias_O is not None or self.base.bias is None else out - self.base.bias
+
+
+class FourBit(Quantized):
+    """NF4 or FP4, also with quantized scales."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = self.base.weight
+        # FSDP makes a plain parameter of the weight; the layer then has its state.
+        state = getattr(weight, "quant_state", None) or self.base.quant_state
+        return dequantize_4bit(weight.data, state).to(dtype)
+
+
+class EightBit(Quantized):
+    """LLM.int8's weights, a scale for each row."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        scale_O = self.base.state.SCB  # there after the first forward pass, before it with the weight
+        scale_O = self.base.weight.SCB if scale_O is None else scale_O
+        return self.base.weight.data.to(dtype).mul_((scale_O / 127)[:, None])
+
+
+Weight = Tensor | Quantized
+
+
+def weight_of(base: Any) -> Weight | None:
+    """What a linear layer multiplies by; None where it is of another kind, or trained.
+
+    A dense weight is to be asked for again at each pass, since FSDP exchanges it.
+    """
+    bias = getattr(base, "bias", None)
+    if bias is not None and bias.requires_grad:
+        return None
+    kind = _kind(type(base))
+    if kind == "torch.nn.modules.linear.Linear" and not base.weight.requires_grad:
+        return base.weight
+    if kind == "transformers.pytorch_utils.Conv1D" and not base.weight.requires_grad:
+        return base.weight.T
+    if kind == "bitsandbytes.nn.modules.Linear4bit":
+        return FourBit(base)
+    if kind == "bitsandbytes.nn.modules.Linear8bitLt" and base.weight.dtype == torch.int8:
+        return EightBit(base)
+    return None
+
+
+@functools.cache
+def _kind(base: type) -> str:
+    return f"{base.__module__}.{base.__name__}"
+
+
+def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The (O, I) matrix; a dense weight is in its own dtype."""
+    return weight.dense(dtype) if isinstance(weight, Quantized) else weight
+
+
+def product(x: Tensor, weight: Weight, bias_O: Tensor | None) -> Tensor:
+    """x·Wᵀ + bias."""
+    return weight.product(x, bias_O) if isinstance(weight, Quantized) else linear(x, weight, bias_O)
