@@ -5,8 +5,7 @@ Shape suffixes of names: O features of the output, I of the input.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ class EightBit(Quantized):
         return self.base.weight.data.to(dtype).mul_((scale_O / 127)[:, None])
 
 
-Weight = Tensor | Quantized
+Weight: TypeAlias = Tensor | Quantized
 
 
 def weight_of(base: Any) -> Weight | None:
@@ -65,7 +64,7 @@ def weight_of(base: Any) -> Weight | None:
     bias = getattr(base, "bias", None)
     if bias is not None and bias.requires_grad:
         return None
-    kind = _kind(type(base))
+    kind = f"{type(base).__module__}.{type(base).__name__}"
     if kind == "torch.nn.modules.linear.Linear" and not base.weight.requires_grad:
         return base.weight
     if kind == "transformers.pytorch_utils.Conv1D" and not base.weight.requires_grad:
@@ -75,11 +74,6 @@ def weight_of(base: Any) -> Weight | None:
     if kind == "bitsandbytes.nn.modules.Linear8bitLt" and base.weight.dtype == torch.int8:
         return EightBit(base)
     return None
-
-
-@functools.cache
-def _kind(base: type) -> str:
-    return f"{base.__module__}.{base.__name__}"
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:

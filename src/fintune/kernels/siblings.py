@@ -6,6 +6,7 @@ module read one tensor, whatever the family.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from dataclasses import dataclass
@@ -47,17 +48,21 @@ def look(model: Any, layers: list[Any]) -> None:
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)
     held: list[Any] = []  # an input that is gone could give its number to another
 
-    def note(layer: Any, args: tuple[Any, ...]) -> None:
-        if args:
-            seen[id(layer)].append((id(args[0]), len(held)))
-            held.append(args[0])
+    def base_alone(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        seen[id(layer)].append((id(x), len(held)))
+        held.append(x)
+        return layer.base_layer(x, *args, **kwargs)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    before = [(layer, layer.__dict__.get("forward")) for layer in layers]
     try:
+        for layer in layers:
+            layer.forward = functools.partial(base_alone, layer)
         one_token(model)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer, forward in before:
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
     numbers: dict[tuple[int, ...], int] = defaultdict(lambda: next(_numbers))
     for layer in layers:
         calls = seen.get(id(layer), [])
