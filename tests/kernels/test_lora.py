@@ -8,6 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fintune.kernels import lora
+from fintune.models import recomputation
+from fintune.models.adapters import mixed_precision
+from fintune.training.validating import Best
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TARGETS = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
@@ -62,10 +65,11 @@ def assert_same(ours, plain):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("rslora", [True, False])
+@pytest.mark.parametrize("dora", [True, False])
 @pytest.mark.parametrize("checkpointed", [True, False])
-def test_a_model_with_fast_layers_is_pefts_model(dropout, rslora, checkpointed):
+def test_a_model_with_fast_layers_is_pefts_model(dropout, rslora, dora, checkpointed):
     """Biased base layers, siblings in groups, also where the forward pass is computed twice."""
-    model = adapted(lora_dropout=dropout, use_rslora=rslora).train()
+    model = adapted(lora_dropout=dropout, use_rslora=rslora, use_dora=dora).train()
     if dropout:
         for module in model.modules():
             if isinstance(module, peft.tuners.lora.LoraLayer):
@@ -75,8 +79,7 @@ def test_a_model_with_fast_layers_is_pefts_model(dropout, rslora, checkpointed):
     groups = {id(module.fintune_group) for module in model.modules() if hasattr(module, "fintune_group")}
     assert len(groups) == 2 * 4  # q with k and v; o; gate with up; down
     if checkpointed:
-        model.gradient_checkpointing_enable()
-        model.enable_input_require_grads()
+        recomputation.enable(model)
     assert_same(gradients(model), plain)
     lora.disable(model)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -126,6 +129,80 @@ def test_what_is_done_to_an_adapter_afterwards_holds():
     for ours, theirs in zip(*outs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(outs[0][0], outs[0][3], atol=1e-2)
+
+
+@pytest.mark.parametrize("dora", [True, False])
+def test_bfloat16_over_fp32_adapters_is_near_to_fp32(dora):
+    """As near as PEFT's layers are, of which each rounds more often."""
+    whole = adapted(use_dora=dora)
+    exact = gradients(whole)
+    model = copy.deepcopy(whole)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+
+    def distance():
+        with mixed_precision(model):
+            found = gradients(model)
+        return [(found[0] - exact[0]).norm() / exact[0].norm()] + [
+            (found[1][name] - expected).norm() / expected.norm() for name, expected in exact[1].items()
+        ]
+
+    pefts = distance()
+    lora.enable(model)
+    ours = distance()
+    assert sum(ours) <= 1.2 * sum(pefts)
+    assert max(ours) < 0.2
+
+
+def answers(model):
+    with torch.no_grad(), mixed_precision(model):
+        return model(input_ids=IDS, use_cache=False).logits
+
+
+def stepped(model):
+    model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+
+
+def loaded(model):
+    state = peft.get_peft_model_state_dict(model)
+    peft.set_peft_model_state_dict(model, {name: value * 1.5 for name, value in state.items()})
+
+
+def given_back(model):
+    best = Best()
+    best.take(model, 1, 0.0)
+    for name in best.weights:
+        best.weights[name] *= 1.5
+    best.give_back(model)
+
+
+def switched(model):
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
+    model.set_adapter("other")
+    if any("fintune_group" in vars(module) for module in model.modules()):
+        lora.disable(model)
+        assert lora.enable(model) == (14, 14)
+
+
+@pytest.mark.parametrize("change", [stepped, loaded, given_back, switched])
+@pytest.mark.parametrize("dora", [True, False])
+def test_answers_follow_the_weights(change, dora):
+    """Nothing that was derived of the weights before serves after them: casts, and DoRA's norms."""
+    model = adapted(use_dora=dora).to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    lora.enable(model)
+    before = answers(model)
+    with mixed_precision(model):
+        change(model)
+    after = answers(model)
+    lora.disable(model)
+    lora.enable(model)
+    assert torch.equal(after, answers(model))
+    assert not torch.allclose(after, before, rtol=0.1, atol=0.4)
 
 
 def test_an_output_made_without_gradients_does_not_serve_a_sibling_that_needs_them():
