@@ -303,7 +303,8 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
     tokens = row.input_ids.shape[1]
     places = 0
     for block in row.layout:
-        p, (batch, _, longest, width) = block.prefix_length, block.mask.shape
+        p, batch, longest = block.prefix_length, len(block.lengths), block.longest
+        width = p + longest
         places += batch * (longest * 2 * q + width * 4 * k)
         places += p * (2 * q + 4 * k)
         if device == "cpu":
