@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fintune.kernels import lora
-from fintune.kernels.frozen import dense, weight_of
+from fintune.kernels.frozen import dense, reader_of
 from fintune.kernels.lora_linears import lora_plain
 from fintune.models import recomputation
 
@@ -90,7 +90,7 @@ def test_a_layer_is_plain_lora_on_the_dense_weight(bits):
     model = Layers(32, [48], True, torch.float32)
     whole, x = model.part0.weight.data.clone(), torch.randn(3, 32)
     base = quantize(model, bits, keep=()).part0
-    weight = dense(weight_of(base), torch.float32)
+    weight = dense(reader_of(base)(base), torch.float32)
     assert (weight - whole).norm() < (0.15 if bits == 4 else 0.01) * whole.norm()
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["part0"], init_lora_weights=False)
     model = peft.get_peft_model(model, config)

@@ -5,6 +5,8 @@ Shape suffixes of names: O features of the output, I of the input.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -56,24 +58,21 @@ class EightBit(Quantized):
 Weight: TypeAlias = Tensor | Quantized
 
 
-def weight_of(base: Any) -> Weight | None:
-    """What a linear layer multiplies by; None where it is of another kind, or trained.
+READERS: dict[str, Callable[[Any], Weight]] = {
+    "torch.nn.modules.linear.Linear": operator.attrgetter("weight"),
+    "transformers.pytorch_utils.Conv1D": operator.attrgetter("weight.T"),
+    "bitsandbytes.nn.modules.Linear4bit": FourBit,
+    "bitsandbytes.nn.modules.Linear8bitLt": EightBit,
+}
 
-    A dense weight is to be asked for again at each pass, since FSDP exchanges it.
-    """
-    bias = getattr(base, "bias", None)
-    if bias is not None and bias.requires_grad:
-        return None
-    kind = f"{type(base).__module__}.{type(base).__name__}"
-    if kind == "torch.nn.modules.linear.Linear" and not base.weight.requires_grad:
-        return base.weight
-    if kind == "transformers.pytorch_utils.Conv1D" and not base.weight.requires_grad:
-        return base.weight.T
-    if kind == "bitsandbytes.nn.modules.Linear4bit":
-        return FourBit(base)
-    if kind == "bitsandbytes.nn.modules.Linear8bitLt" and base.weight.dtype == torch.int8:
-        return EightBit(base)
-    return None
+
+def reader_of(base: Any) -> Callable[[Any], Weight] | None:
+    """What gives a linear layer's weight, to be asked at each pass, since FSDP exchanges it; None where the
+    layer is of another kind, or trained, bias included."""
+    reader = READERS.get(f"{type(base).__module__}.{type(base).__name__}")
+    whole = reader is EightBit and base.weight.dtype != torch.int8  # quantized at each pass
+    trained = any(parameter.requires_grad for parameter in base.parameters(recurse=False))
+    return None if trained or whole else reader
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fintune.kernels import siblings
 from fintune.kernels.derived import Derived
-from fintune.kernels.frozen import Quantized, weight_of
+from fintune.kernels.frozen import Quantized, reader_of
 from fintune.kernels.lora_linears import Cast, cast_of, lora_linears, row_norms
 
 
@@ -29,13 +29,16 @@ class _Group:
         block: the checkpointable layer of the decoder that these are the last of, if they are.
     """
 
-    def __init__(self, layers: list[Any], block: Any = None) -> None:
+    def __init__(self, layers: list[Any], block: Any) -> None:
+        read = reader_of(layers[0].base_layer)
+        assert read is not None
         self.layers = layers
         self.block = block
         self.adapters = list(layers[0].active_adapters)
         (self.name,) = self.adapters
         self.dora = self.name in layers[0].lora_variant
-        self.quantized = isinstance(weight_of(layers[0].base_layer), Quantized)
+        self._read = read
+        self.quantized = isinstance(read(layers[0].base_layer), Quantized)
         a, b = self._trained()
         self._cast: Derived[Cast] = Derived([*a, *b])
         self._norms: Derived[list[Tensor]] = Derived([*a, *b])
@@ -67,7 +70,7 @@ class _Group:
         dropout = layers[0].lora_dropout[name]  # one mask for all, as the input is one
         dropped = dropout(x) if layers[0].training and not isinstance(dropout, torch.nn.Identity) else None
         scalings = [layer.scaling[name] for layer in layers]
-        weights = [weight_of(base) for base in bases]
+        weights = [self._read(base) for base in bases]
         a, b = self._trained()
         cast = self._cast.get([*a, *b], x.dtype, lambda: cast_of(x.dtype, a, b))
         magnitudes = norms = None
@@ -122,7 +125,7 @@ def _covered(layer: Any) -> bool:
         name in layer.lora_A
         and type(layer.lora_variant.get(name)) in (type(None), DoraLinearVariant)
         and layer.lora_B[name].bias is None
-        and weight_of(layer.base_layer) is not None
+        and reader_of(layer.base_layer) is not None
     )
 
 

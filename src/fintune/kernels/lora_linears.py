@@ -101,7 +101,8 @@ class _LoraLinears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         n = len(ctx.scalings)
-        source_NI, a_QI, *rest = (ctx.kept or ctx).saved_tensors
+        kept = ctx if ctx.kept is None else ctx.kept
+        source_NI, a_QI, *rest = kept.saved_tensors
         weights_OI, down_NR, b_OR, factors_O, norms_O, z_NO = _split(rest, n)
         shape = (*gradients[0].shape[:-1], source_NI.shape[1])
         g_NO = [_flat(each) for each in gradients]
