@@ -213,3 +213,26 @@ def test_an_output_made_without_gradients_does_not_serve_a_sibling_that_needs_th
     with torch.no_grad():
         attention.q_proj(x)
     assert attention.k_proj(x).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiler_sees_a_group_as_one_graph(dtype):
+    model = adapted(target_modules=["gate_proj", "up_proj", "down_proj"])
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    lora.enable(model)
+    mlp, x = model.base_model.model.model.layers[0].mlp, torch.randn(1, 5, 32, dtype=dtype)
+    assert torch._dynamo.explain(mlp)(x).graph_break_count == 0
+    found = []
+    for compute in (mlp, torch.compile(mlp, backend="aot_eager", fullgraph=True)):
+        own = x.clone().requires_grad_()
+        out = compute(own)
+        found.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), [own, *trained(mlp)])])
+    near = 1e-4 if dtype == torch.float32 else 0.03
+    for compiled, plain in zip(*found, strict=True):
+        assert (compiled - plain).norm() <= near * plain.norm()
+
+
+def trained(module):
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]

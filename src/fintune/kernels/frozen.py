@@ -5,7 +5,6 @@ Shape suffixes of names: O features of the output, I of the input.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -58,9 +57,19 @@ class EightBit(Quantized):
 Weight: TypeAlias = Tensor | Quantized
 
 
+def _dense(base: Any) -> Tensor:
+    weight: Tensor = base.weight
+    return weight
+
+
+def _transposed(base: Any) -> Tensor:
+    weight: Tensor = base.weight
+    return weight.T
+
+
 READERS: dict[str, Callable[[Any], Weight]] = {
-    "torch.nn.modules.linear.Linear": operator.attrgetter("weight"),
-    "transformers.pytorch_utils.Conv1D": operator.attrgetter("weight.T"),
+    "torch.nn.modules.linear.Linear": _dense,
+    "transformers.pytorch_utils.Conv1D": _transposed,
     "bitsandbytes.nn.modules.Linear4bit": FourBit,
     "bitsandbytes.nn.modules.Linear8bitLt": EightBit,
 }

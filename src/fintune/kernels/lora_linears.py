@@ -71,7 +71,8 @@ class _LoraLinears(torch.autograd.Function):
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         n = len(scalings)
-        weights_OI, biases_O, norms_O, down_NR, b_OR, a_RI, _, magnitudes_O = _split(tensors, n)
+        weights_OI, biases_O, norms_O, down_NR, b_OR, a_RI, wide_b_OR, magnitudes_O = _split(tensors, n)
+        b_OR = [wide if b is None else b for b, wide in zip(b_OR, wide_b_OR, strict=True)]
         x_NI, source_NI = _flat(x), _flat(x if dropped is None else dropped)
         factors_O = [m if m is None else m / norm for m, norm in zip(magnitudes_O, norms_O, strict=True)]
         z_NO: list[Tensor | None] = [None] * n
@@ -210,7 +211,9 @@ def lora_linears(
     if early and grad and magnitudes_O[0] is None and a_RI[0].requires_grad:
         tensors = (*dense_OI, *down_NR, *narrow_b_OR, *nothing, *nothing, *nothing)
         kept = _Kept.apply(a_RI[0], source_NI, a_QI, *tensors).grad_fn
-    frozen = (*dense_OI, *biases_O, *norms_O, *down_NR, *narrow_b_OR)
+    # `torch.compile` takes no tensor twice.
+    narrow = [None if own is wide else own for own, wide in zip(narrow_b_OR, b_OR, strict=True)]
+    frozen = (*dense_OI, *biases_O, *norms_O, *down_NR, *narrow)
     out: tuple[Tensor, ...] = _LoraLinears.apply(
         x, dropped, tuple(scalings), quantized, grad, kept, a_QI, *frozen, *a_RI, *b_OR, *magnitudes_O
     )
