@@ -107,7 +107,7 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
 
         base = transformers.AutoModelForCausalLM.from_config(config)
         linear, other = _weights(base)
-        by_blocks = attention.enable(base)
+        by_blocks = bool(attention.enable(base))
         model = add_adapter(base, recipe.lora_config.plain())
         trainable, total = count_parameters(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -291,7 +291,7 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
     the logits of a chunk of targets. (h, m: hidden and intermediate size; q, k: as of `_projections`.)
     """
     from fintune.kernels.attention_cpu import CHUNK
-    from fintune.kernels.likelihood import CHUNK as TARGETS
+    from fintune.kernels.likelihood import chunk
 
     h, m, layers, heads = (
         config.hidden_size,
@@ -312,7 +312,10 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
             places += sum(math.prod(shape) for shape in shapes if shape[0] <= CHUNK) * heads * 2
     layer = tokens * (10 * h + 8 * m) + places
     held = layers * tokens * 2 * h + layer if recipe.training.gradient_checkpointing else layers * layer
-    once = tokens * 8 * (m + h) + min(len(row.targets), TARGETS) * config.vocab_size * LOGIT_BYTES
+    once = (
+        tokens * 8 * (m + h)
+        + min(len(row.targets), chunk(config.vocab_size)) * config.vocab_size * LOGIT_BYTES
+    )
     return int(held + once)
 
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fintune.inference.prefix import Prefix
 from fintune.kernels.attention import Decode
-from fintune.kernels.likelihood import cache_name, row_inputs
+from fintune.kernels.forward import cache_name, row_inputs
 from fintune.kernels.packing import pack
 
 
