@@ -82,7 +82,7 @@ class _HeadNLL(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         hidden_dtype, hidden_NE = hidden_NE.dtype, hidden_NE.to(weight_VE.dtype)
-        # (scale · h)·Wᵀ is scale · (h·Wᵀ), but a pass over (N, E) instead of (N, V); the cap is tanh's factor.
+        # (scale · h)·Wᵀ is scale · (h·Wᵀ), by a pass over (N, E) instead of (N, V). tanh wants z / cap.
         scale = scale if cap is None else scale / cap
         if scale != 1:
             hidden_NE = scale * hidden_NE
@@ -158,7 +158,7 @@ def frozen_head(model: Any) -> Head | None:
         found = one_token(model).logits.float()
     if found.shape != probe.shape:
         return None
-    bounded = bool(found[-1] == found[-2] == -found[0])
+    bounded = bool(found[-1] == found[-2] == -found[-3] == -found[-4])
     cap = float(found[-1]) if bounded else None
     one = found[9].double()  # of the output 1
     scale = float(one if cap is None else cap * torch.atanh(one / cap))

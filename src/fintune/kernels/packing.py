@@ -395,6 +395,19 @@ def pack(
     )
 
 
+def parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Consecutive indices in groups whose sizes add up to `limit` at most (one alone may be larger)."""
+    found: list[list[int]] = []
+    total = 0
+    for i, size in enumerate(sizes):
+        if not found or total + size > limit:
+            found.append([])
+            total = 0
+        found[-1].append(i)
+        total += size
+    return found
+
+
 def rows_of(lengths: Sequence[int], groups: Sequence[str], row_size: int, row_tokens: int) -> list[list[int]]:
     """Split one optimizer step into rows of one group, alike in length; each row lists its examples' numbers.
 

@@ -42,6 +42,20 @@ class Support:
     def __bool__(self) -> bool:
         return self.way == "packed"
 
+    @property
+    def several(self) -> bool:
+        """Whether a pass can hold several texts, and several completions of a prompt."""
+        return self.way != "single"
+
+    def __str__(self) -> str:
+        """One line for the user; empty where rows are packed."""
+        how = {
+            "packed": "",
+            "padded": "texts go through as padded batches, not as packed rows: ",
+            "single": "one text goes through at a time: ",
+        }
+        return how[self.way] + self.reason
+
 
 class _Unable(Exception):
     """Why a row cannot be packed."""

@@ -296,15 +296,17 @@ def _engine(run: _Run, model: Any) -> Engine:
     if training.torch_compile:
         count = norm.enable(model, compiled=True)
         run.say(f"{count} normalizations are compiled: the first step takes longer.")
-    if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.by_blocks:
+    if line := str(engine.builtin.support):
+        run.say(f"{name}: {line}.")
+    if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.support.several:
         raise ConfigError(
-            f"{asked}, but {name} cannot compute several answers to one prompt in a row: set it to 0."
+            f"{asked}, but {name} cannot compute several answers to one prompt at once: set it to 0."
         )
     return engine
 
 
 def _shares_prefixes(run: _Run, engine: Engine) -> bool:
-    return run.recipe.training.shared_prefix and engine.builtin.by_blocks
+    return bool(run.recipe.training.shared_prefix and engine.builtin.by_blocks)
 
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
@@ -349,7 +351,7 @@ def _steps(run: _Run, engine: Engine) -> StepBuilder:
         run.plan.examples,
         run.plan.schedule,
         run.plan.loss_weights,
-        row_size=training.per_device_train_batch_size if engine.builtin.by_blocks else 1,
+        row_size=training.per_device_train_batch_size if engine.builtin.support.several else 1,
         row_tokens=training.row_tokens,
         share=_shares_prefixes(run, engine),
         rank=run.state.process_index,
