@@ -98,7 +98,9 @@ def _check_packed(model: Any, probe: _Probe) -> None:
     rows = []
     for others in (ids[11:17], ids[17:23]):
         texts = [ids[:2] + others[:3], ids[:2] + own], [[others[3:]], [others[3:], answer]]
-        row = pack(*texts).to(model.device)
+        with torch.device("cpu"):  # whatever the caller's is
+            row = pack(*texts)
+        row = row.to(model.device)
         rows.append(_last_logits(model, row, probe))
         if model.device.type == "meta":  # laid out only: there are shapes, and no values
             return
@@ -110,26 +112,29 @@ def _check_packed(model: Any, probe: _Probe) -> None:
 
 
 def _last_logits(model: Any, row: PackedRow, probe: _Probe) -> Tensor:
-    """Those that predict the row's last completion."""
+    """Those that predict the row's last three targets."""
     config = model.config.get_text_config()
     layers, kinds = config.num_hidden_layers, set(getattr(config, "layer_types", None) or ())
-    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    other = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
+    laid_out = model.device.type == "meta"
     probe.calls = 0
+    if laid_out and other:
+        raise _Unable(f"not all of its layers are plain attention ({other})")
     try:
         logits = evaluated(model, **row_inputs(row)).logits[0]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model makes of arguments that it does not know
         probe.check()
-        if model.device.type == "meta" and not other and not getattr(model, "_is_stateful", False):
+        if laid_out and not getattr(model, "_is_stateful", False):
             return row.targets  # a mixture of experts, say, looks at values: nothing speaks against it
         what = (str(error).strip() or repr(error)).splitlines()[0]
         raise _Unable(f"its layers cannot compute a packed row ({what})") from None
     probe.check()
     if probe.calls < layers:
-        names = f" ({', '.join(other)})" if other else ""
+        names = f" ({other})" if other else ""
         raise _Unable(f"{layers - probe.calls} of its {layers} layers mix tokens without attention{names}")
-    return logits[row.owner == row.spans - 1]
+    return logits[-3:]
 
 
 def _same_when_padded(model: Any) -> bool:
