@@ -22,6 +22,7 @@ from fintune.training.fit import choices, few_steps, fitted
 if TYPE_CHECKING:
     from fintune.data.prepare.dataset import PreparedDataset
     from fintune.kernels.packing import PackedRow
+    from fintune.kernels.probing import Support
 
 ADAPTER_BYTES = 16
 """Bytes of a trainable parameter: its fp32 weight and gradient, and AdamW's two moments."""
@@ -107,12 +108,12 @@ def estimate(recipe: Recipe, device: str | None = None) -> Estimate:
 
         base = transformers.AutoModelForCausalLM.from_config(config)
         linear, other = _weights(base)
-        by_blocks = attention.enable(base)
+        support = attention.enable(base)
         model = add_adapter(base, recipe.lora_config.plain())
         trainable, total = count_parameters(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    work = _work(recipe, prepared, by_blocks) if prepared else None
-    rows = work.rows if work else [_largest_row(recipe, by_blocks)]
+    work = _work(recipe, prepared, support) if prepared else None
+    rows = work.rows if work else [_largest_row(recipe, support)]
     width = _bytes_per_value(recipe, device)
     kept, kept_of_validation = KEPT["cpu in fp32" if width == 4 else device]
     activations = round(max(_row_bytes(row, recipe, text, device) for row in rows) * kept)
@@ -211,11 +212,11 @@ def _sizes(prepared: PreparedDataset | None) -> dict[str, int]:
     return {name: entry["counts"]["train"] for name, entry in entries.items()}
 
 
-def _work(recipe: Recipe, prepared: PreparedDataset, by_blocks: bool) -> _Work:
+def _work(recipe: Recipe, prepared: PreparedDataset, support: Support) -> _Work:
     """The first epoch's steps, drawn and packed by the code that training uses.
 
     Args:
-        by_blocks: the model computes several examples in a row (`attention.enable`).
+        support: how the base computes several examples at once.
     """
     from fintune.training.run import make_plan
     from fintune.training.steps import StepBuilder
@@ -227,9 +228,9 @@ def _work(recipe: Recipe, prepared: PreparedDataset, by_blocks: bool) -> _Work:
         plan.examples,
         plan.schedule,
         plan.loss_weights,
-        training.per_device_train_batch_size if by_blocks else 1,
+        training.per_device_train_batch_size if support.several else 1,
         training.row_tokens,
-        training.shared_prefix and by_blocks,
+        training.shared_prefix and bool(support),
         objective=plan.objective,
     )
     count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))
@@ -291,7 +292,7 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
     the logits of a chunk of targets. (h, m: hidden and intermediate size; q, k: as of `_projections`.)
     """
     from fintune.kernels.attention_cpu import CHUNK
-    from fintune.kernels.likelihood import CHUNK as TARGETS
+    from fintune.kernels.likelihood import chunk
 
     h, m, layers, heads = (
         config.hidden_size,
@@ -312,7 +313,10 @@ def _row_bytes(row: PackedRow, recipe: Recipe, config: Any, device: str) -> int:
             places += sum(math.prod(shape) for shape in shapes if shape[0] <= CHUNK) * heads * 2
     layer = tokens * (10 * h + 8 * m) + places
     held = layers * tokens * 2 * h + layer if recipe.training.gradient_checkpointing else layers * layer
-    once = tokens * 8 * (m + h) + min(len(row.targets), TARGETS) * config.vocab_size * LOGIT_BYTES
+    once = (
+        tokens * 8 * (m + h)
+        + min(len(row.targets), chunk(config.vocab_size)) * config.vocab_size * LOGIT_BYTES
+    )
     return int(held + once)
 
 
@@ -327,12 +331,12 @@ def _validation_bytes(recipe: Recipe, config: Any) -> int:
     return int(min(tokens, ROW_TOKENS) * (config.num_hidden_layers * 4 * k + 10 * h + 8 * m))
 
 
-def _largest_row(recipe: Recipe, by_blocks: bool) -> PackedRow:
+def _largest_row(recipe: Recipe, support: Support) -> PackedRow:
     """The largest row that the recipe allows: as many texts of `max_length` tokens as fit."""
     from fintune.kernels.packing import pack
 
     training = recipe.training
-    size = training.per_device_train_batch_size if by_blocks else 1
+    size = training.per_device_train_batch_size if support.several else 1
     count = max(1, min(size, training.row_tokens // training.max_length))
     own = min(training.max_length, training.row_tokens)
     return pack([[i + 1] * (own - 1) for i in range(count)], [[[0, 0]]] * count)

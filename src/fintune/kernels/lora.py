@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from fintune.kernels import siblings
 from fintune.kernels.derived import Derived
@@ -110,7 +111,19 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     group = self.fintune_group
     if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != group.adapters:
         return type(self).forward(self, x, *args, **kwargs)
+    if torch.compiler.is_compiling():
+        return _traced(self, x, group.name)
     return group(self, x)
+
+
+def _traced(layer: Any, x: Tensor, name: str) -> Tensor:
+    """The formula for a compiler, which fuses what stands around the products."""
+    base, dropout = layer.base_layer, layer.lora_dropout[name]
+    x = x.to(base.weight.dtype)
+    down = linear(dropout(x), layer.lora_A[name].weight.to(x.dtype))
+    return linear(x, base.weight, base.bias) + layer.scaling[name] * linear(
+        down, layer.lora_B[name].weight.to(x.dtype)
+    )
 
 
 def _covered(layer: Any) -> bool:
@@ -145,6 +158,17 @@ def enable(model: Any) -> tuple[int, int]:
             layer.forward = types.MethodType(_forward, layer)
             layer.fintune_group = group
     return len(fast), len(layers)
+
+
+def stay_outside_graphs(model: Any) -> None:
+    """Have compiled layers (`compiled`) call as they are the groups that are not LoRA on dense weights."""
+    outside = torch.compiler.disable(_forward)
+    for module in model.modules():
+        group = module.__dict__.get("fintune_group")
+        if group is not None and (
+            group.dora or group.quantized or type(module.base_layer) is not torch.nn.Linear
+        ):
+            module.forward = types.MethodType(outside, module)
 
 
 def disable(model: Any) -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from fintune.kernels.attention import one_token
+from fintune.kernels.forward import one_token
 
 MARK = "fintune_place"
 
