@@ -65,32 +65,18 @@ class _LoraLinears(torch.autograd.Function):
         dropped: Tensor | None,
         scalings: tuple[float, ...],
         quantized: Sequence[Quantized | None],
-        exact: bool,
         kept: Any,
         a_QI: Tensor,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        n = len(scalings)
-        weights_OI, biases_O, norms_O, down_NR, b_OR, a_RI, wide_b_OR, magnitudes_O = _split(tensors, n)
+        parts = _split(tensors, len(scalings))
+        weights_OI, biases_O, norms_O, down_NR, b_OR, a_RI, wide_b_OR, magnitudes_O = parts
         b_OR = [wide if b is None else b for b, wide in zip(b_OR, wide_b_OR, strict=True)]
-        x_NI, source_NI = _flat(x), _flat(x if dropped is None else dropped)
-        factors_O = [m if m is None else m / norm for m, norm in zip(magnitudes_O, norms_O, strict=True)]
-        z_NO: list[Tensor | None] = [None] * n
-        outs = []
-        for i, factor_O in enumerate(factors_O):
-            weight = quantized[i] or weights_OI[i]
-            weight = dense(weight, x.dtype) if exact else weight
-            bias_O = None if factor_O is not None else biases_O[i]
-            out_NO = product(x_NI if factor_O is None else source_NI, weight, bias_O)
-            out_NO.addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])  # in place: no (N, O) tensor of its own
-            if factor_O is not None:
-                z_NO[i], out_NO = out_NO, _times(out_NO, factor_O)
-                if dropped is not None:
-                    out_NO += product(x_NI - source_NI, weight, None)
-                if biases_O[i] is not None:
-                    out_NO += biases_O[i]
-            outs.append(out_NO.view(*x.shape[:-1], -1))
-            del weight  # before the next one is made
+        weights = [own or weight for own, weight in zip(quantized, weights_OI, strict=True)]
+        outs, factors_O, z_NO = _outputs(
+            x, dropped, scalings, weights, biases_O, down_NR, b_OR, magnitudes_O, norms_O, exact=True
+        )
+        source_NI = _flat(x if dropped is None else dropped)
         ctx.kept = kept
         if kept is None:
             ctx.save_for_backward(source_NI, a_QI, *weights_OI, *down_NR, *b_OR, *factors_O, *norms_O, *z_NO)
@@ -130,7 +116,43 @@ class _LoraLinears(torch.autograd.Function):
         elif need_x and not ctx.separate:
             grad_x_NI = _plus(grad_x_NI, up_NQ, a_QI)
         inputs = [None if grad is None else grad.view(shape) for grad in (grad_x_NI, grad_dropped_NI)]
-        return *inputs, *[None] * (5 + 5 * n), *grad_a_RI, *grad_b_OR, *grad_m_O
+        return *inputs, *[None] * (4 + 5 * n), *grad_a_RI, *grad_b_OR, *grad_m_O
+
+
+def _outputs(
+    x: Tensor,
+    dropped: Tensor | None,
+    scalings: Sequence[float],
+    weights: Sequence[Weight],
+    biases_O: Sequence[Tensor | None],
+    down_NR: Sequence[Tensor],
+    b_OR: Sequence[Tensor],
+    magnitudes_O: Sequence[Tensor | None],
+    norms_O: Sequence[Tensor | None],
+    exact: bool,
+) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
+    """y, c and z of each layer; `exact`: in the dense weights."""
+    x_NI, source_NI = _flat(x), _flat(x if dropped is None else dropped)
+    outs, factors_O, z_NO = [], [], []
+    for i, (weight, magnitude_O, norm_O) in enumerate(zip(weights, magnitudes_O, norms_O, strict=True)):
+        used = dense(weight, x.dtype) if exact else weight
+        factor_O = z = None
+        if magnitude_O is None or norm_O is None:
+            out_NO = product(x_NI, used, biases_O[i])
+            out_NO.addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])  # in place: no (N, O) tensor of its own
+        else:
+            factor_O = magnitude_O / norm_O
+            z = product(source_NI, used, None).addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])
+            out_NO = _times(z, factor_O)
+            if dropped is not None:
+                out_NO += product(x_NI - source_NI, used, None)
+            if biases_O[i] is not None:
+                out_NO += biases_O[i]
+        outs.append(out_NO.view(*x.shape[:-1], -1))
+        factors_O.append(factor_O)
+        z_NO.append(z)
+        del used  # before the next one is made dense
+    return outs, factors_O, z_NO
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -205,17 +227,31 @@ def lora_linears(
     with torch.no_grad():  # all layers' x·Aᵀ in one product, then views
         source_NI = _flat(source)
         down_NR = (source_NI @ a_QI.T).split([len(each) for each in a_RI], dim=1)
+    if not grad:
+        outs, *_ = _outputs(
+            x,
+            dropped,
+            scalings,
+            weights_OI,
+            biases_O,
+            down_NR,
+            narrow_b_OR,
+            magnitudes_O,
+            norms_O,
+            exact=False,
+        )
+        return tuple(outs)
     quantized = tuple(weight if isinstance(weight, Quantized) else None for weight in weights_OI)
     dense_OI = [None if isinstance(weight, Quantized) else weight for weight in weights_OI]
     kept = None
-    if early and grad and magnitudes_O[0] is None and a_RI[0].requires_grad:
+    if early and magnitudes_O[0] is None and a_RI[0].requires_grad:
         tensors = (*dense_OI, *down_NR, *narrow_b_OR, *nothing, *nothing, *nothing)
         kept = _Kept.apply(a_RI[0], source_NI, a_QI, *tensors).grad_fn
     # `torch.compile` takes no tensor twice.
     narrow = [None if own is wide else own for own, wide in zip(narrow_b_OR, b_OR, strict=True)]
     frozen = (*dense_OI, *biases_O, *norms_O, *down_NR, *narrow)
     out: tuple[Tensor, ...] = _LoraLinears.apply(
-        x, dropped, tuple(scalings), quantized, grad, kept, a_QI, *frozen, *a_RI, *b_OR, *magnitudes_O
+        x, dropped, tuple(scalings), quantized, kept, a_QI, *frozen, *a_RI, *b_OR, *magnitudes_O
     )
     return out
 
