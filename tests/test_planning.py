@@ -51,7 +51,7 @@ def test_each_saving_saves_where_it_should(llama, workdir):
 
 
 def test_a_base_with_windows_is_planned_in_rows_of_several_examples(tmp_path, workdir):
-    """Attention over windows reaches across examples, so training packs none together."""
+    """A window hides tokens of a row; it does not keep examples apart."""
     from transformers import MistralConfig
 
     MistralConfig(

@@ -1,8 +1,12 @@
 """Every family of bases: several texts in one pass are what each is alone, in value and gradient."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from families import PACKED, PADDED, tiny
+from torch.nn.functional import pad
 
 from fintune.kernels import attention
 from fintune.kernels.likelihood import frozen_head, target_nll
@@ -53,3 +57,34 @@ def test_several_texts_in_one_pass_are_each_text_alone(kind):
                 torch.testing.assert_close(
                     one, other, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
                 )
+
+
+def test_the_table_of_the_manual_names_these_families():
+    manual = Path(__file__).parents[2] / "docs" / "training.md"
+    rows = [line.split("|")[1:3] for line in manual.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    for way, kinds in (("packed rows", PACKED), ("padded batch", PADDED)):
+        named = [kind for first, names in rows if way in first for kind in re.findall("`(.+?)`", names)]
+        assert sorted(named) == sorted(kinds)
+
+
+@pytest.mark.parametrize("kind", ["stablelm", "llama4_text", "mamba2", "mixtral"])
+def test_a_base_that_is_only_laid_out_is_judged_alike(kind):
+    """`fintune plan` has no weights."""
+    with torch.device("meta"):
+        model = type(tiny(kind))(tiny(kind).config)
+        assert attention.enable(model).way == ("packed" if kind in PACKED else "padded")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_mixes_tokens_or_texts_beside_attention_is_found(dtype):
+    def after_a_layer(mix):
+        model = tiny("llama").to(dtype)
+        model.model.layers[1].register_forward_hook(lambda layer, given, hidden: mix(hidden))
+        return attention.enable(model)
+
+    assert after_a_layer(lambda hidden: hidden).way == "packed"
+    token = after_a_layer(lambda hidden: hidden + pad(hidden[:, :-1], (0, 0, 1, 0)))
+    assert token.way == "padded" and "by more than attention" in str(token)
+    text = after_a_layer(lambda hidden: hidden - hidden.mean((0, 1), keepdim=True))
+    assert text.way == "single" and "one text goes through at a time" in str(text)
+    assert not text.several

@@ -31,9 +31,9 @@ SMALL = 2.0**-14
 
 
 def chunk(vocabulary: int) -> int:
-    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 16, for each chunk reads
+    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 64, for each chunk reads
     all of the head's weights."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
+    return max(64, CHUNK_BYTES // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
