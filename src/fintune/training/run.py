@@ -38,7 +38,7 @@ from fintune.training.checkpoints import (
     saved,
 )
 from fintune.training.class_weights import add_class_weights
-from fintune.training.fit import choices, few_steps, fitted
+from fintune.training.fit import choices, few_steps, fitted, with_row_tokens
 from fintune.training.objectives import Objective, objective_of
 from fintune.training.steps import StepBuilder, shared_prefixes
 from fintune.training.stopping import Stopping
@@ -146,7 +146,7 @@ class _Run:
         self.template = PromptTemplate(self.tokenizer, recipe.training.max_length)
         records = {name: self.prepared.records(name, "train") for name in self.tasks.names()}
         recipe = going_on(recipe, checkpoint) if checkpoint else recipe
-        self.recipe = fitted(recipe, {name: len(own) for name, own in records.items()})
+        self.recipe = with_row_tokens(fitted(recipe, {name: len(own) for name, own in records.items()}))
         self.plan = make_plan(self.recipe, self.tasks, records, self.template)
         validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
         self.validation = {name: own for name, own in validation.items() if own}
