@@ -6,7 +6,7 @@ Both servers run the same base model in the same dtype in turn, each alone in a 
 the same clients with the same headlines: every client sends its next request when it has the answer to the
 last, and none once the time is over. Answers a second are all answers by the time until the last of them;
 p50, p95 and p99 are of the answered requests, in milliseconds; refusals are counted apart. The naive server
-has the model write the label (greedy, at most 4 tokens); fintune scores the three labels.
+(naive_server.py) has the model write the label (greedy, at most 4 tokens); fintune scores the three labels.
 `throughput_vs_naive_64` is the ratio of answers a second at 64 clients.
 """
 
@@ -27,33 +27,6 @@ from harness import parser, save
 
 from fintune.allocator import library, preload
 
-NAIVE = """
-import sys
-import torch, uvicorn
-from fastapi import FastAPI
-from pydantic import BaseModel
-from transformers import pipeline
-from fintune.config import BaseModelConfig, TrainingConfig
-from fintune.models.base import choose_precision, load_base_model, load_tokenizer
-from fintune.tasks.headline import TASK
-
-name = "smollm2-135m-instruct"
-dtype = choose_precision(TrainingConfig()).dtype
-model = load_base_model(BaseModelConfig(name=name), dtype).eval()
-pipe = pipeline("text-generation", model=model, tokenizer=load_tokenizer(name))
-app = FastAPI()
-
-class Headline(BaseModel):
-    text: str
-
-@app.post("/predict")
-def predict(headline: Headline):
-    messages = [{"role": "system", "content": TASK.instruction}, {"role": "user", "content": headline.text}]
-    output = pipe(messages, max_new_tokens=4, do_sample=False)
-    return {"label": output[0]["generated_text"][-1]["content"].strip()}
-
-uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
-"""
 TIMEOUT = 180.0
 
 
@@ -110,13 +83,15 @@ def start(system: str) -> tuple[subprocess.Popen[str], str]:
 
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-c", NAIVE, str(port)]
+        command = [sys.executable, str(Path(__file__).with_name("naive_server.py")), str(port)]
+    if system == "naive":
+        return subprocess.Popen(command, env=environment, cwd=folder, text=True), (
+            f"http://127.0.0.1:{port}/predict"
+        )
     log = (folder / "stderr").open("w")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=folder
     )
-    if system == "naive":
-        return process, f"http://127.0.0.1:{port}/predict"
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.search(r"is at (http://\S+:\d+) ", line):
@@ -130,7 +105,7 @@ def wait(url: str, process: subprocess.Popen[str]) -> None:
 
     for _ in range(240):
         if process.poll() is not None:
-            raise SystemExit(f"{url}: the server ended with {process.returncode}")
+            raise SystemExit(f"{url}: the server ended with {process.returncode}; its words are above")
         try:
             if httpx.post(url, json={"text": "Shares rose."}, timeout=TIMEOUT).status_code == 200:
                 return

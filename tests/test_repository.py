@@ -1,5 +1,7 @@
 """The repository: its commands answer, its map is true, and nothing large or machine-bound is in it."""
 
+import ast
+import importlib.util
 import os
 import re
 import runpy
@@ -143,6 +145,15 @@ def test_every_direct_dependency_is_pinned_within_its_bounds():
     for text in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_from_the_package_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fintune":
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
 
 
 def test_an_installed_package_finds_its_default_recipe():

@@ -47,9 +47,12 @@ def test_the_backward_pass_is_the_derivative_of_the_forward_pass(heads, chunk):
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     prefix=st.integers(0, 4),
     chunk=st.integers(1, 9),
+    window=st.one_of(st.none(), st.integers(1, 12)),
     seed=st.integers(0, 99),
 )
-def test_attention_by_blocks_is_attention_under_the_mask_of_the_whole_row(lengths, prefix, chunk, seed):
+def test_attention_by_blocks_is_attention_under_the_mask_of_the_whole_row(
+    lengths, prefix, chunk, window, seed
+):
     row = row_of(lengths, prefix)
     tokens = row.input_ids.shape[1]
     states = states_of(tokens, seed=seed)
@@ -57,12 +60,12 @@ def test_attention_by_blocks_is_attention_under_the_mask_of_the_whole_row(length
 
     def fused(query, key, value):
         rows = (state[0].transpose(0, 1) for state in (query, key, value))
-        return attention.fused_blocks(*rows, row.layout, 4**-0.5)[None]
+        return attention.fused_blocks(*rows, row.layout, 4**-0.5, window)[None]
 
     results = []
     for compute in (
-        lambda *qkv: attention_plain(*qkv, allowed_plain(row.layout)),
-        lambda *qkv: attention.block_attention(*qkv, row.layout),
+        lambda *qkv: attention_plain(*qkv, allowed_plain(row.layout, window)),
+        lambda *qkv: attention.block_attention(*qkv, row.layout, window=window),
         fused,
     ):
         with patch.object(attention_cpu, "CHUNK", chunk):

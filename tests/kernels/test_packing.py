@@ -1,8 +1,11 @@
 """A packed row computes what separate sequences compute: losses and their gradients."""
 
+import tracemalloc
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fintune.kernels.likelihood import (
     log_likelihoods_plain,
@@ -10,11 +13,33 @@ from fintune.kernels.likelihood import (
     span_mean_nll,
     target_nll,
 )
-from fintune.kernels.packing import common_prefix_length, join, pack, rows_of
+from fintune.kernels.packing import common_prefix_length, join, moved, pack, rows_of
 
 TOKEN = st.integers(3, 40)
 TEXT = st.lists(TOKEN, min_size=1, max_size=7)
+ANSWERED = [[[5, 6], [7, 8, 9]], [[9, 9]], [[4]], [[3, 3, 3]]]
 ANSWERS = st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+class Copies(TorchDispatchMode):
+    """Notes each copy to another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.seen.append(args[0].shape)
+        return function(*args, **(kwargs or {}))
+
+
+def tensors_of(row):
+    (block,) = row.layout
+    return [
+        *(row.input_ids, row.position_ids, row.logit_positions, row.targets, row.owner),
+        *(block.places, block.branch, block.positions),
+    ]
 
 
 def test_a_row_is_laid_out_as_the_module_draws_it():
@@ -90,3 +115,36 @@ def test_rows_hold_every_example_once_within_their_limits(examples, row_size, ro
         assert len(row) <= row_size
         assert len({groups[i] for i in row}) == 1
         assert len(row) == 1 or sum(lengths[i] for i in row) <= row_tokens
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 4))
+def test_a_row_goes_to_another_device_in_one_copy(lengths, prefix):
+    """The meta device stands for a GPU: what arrives has the same shapes, and bytes are copied once."""
+    prompts = [[1] * prefix + [5 + i] + [2] * n for i, n in enumerate(lengths)]
+    row = pack(prompts, ANSWERED[: len(prompts)])
+    with Copies() as copies:
+        there = row.to("meta")
+    assert len(copies.seen) == 1
+    assert there.spans == row.spans
+    assert there.layout[0].lengths == row.layout[0].lengths
+    for ours, theirs in zip(tensors_of(there), tensors_of(row), strict=True):
+        assert (ours.device.type, ours.shape, ours.dtype) == ("meta", theirs.shape, theirs.dtype)
+
+
+def test_things_that_are_moved_keep_their_values(monkeypatch):
+    row = pack([[1, 2, 3], [1, 2, 4, 5]], ANSWERED[:2])
+    numbers = torch.arange(5) / 3
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda self: torch.device("meta")))
+    (again, (same, name)) = moved([row, (numbers, "name")], "cpu")
+    monkeypatch.undo()
+    assert name == "name"
+    assert torch.equal(same, numbers)
+    assert all(map(torch.equal, tensors_of(again), tensors_of(row)))
+
+
+def test_a_long_text_is_packed_without_a_mask_of_its_pairs():
+    tracemalloc.start()
+    pack([list(range(16_384))], [[[1, 2]]])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16_384 * 300

@@ -109,6 +109,7 @@ def attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: Sequence[Block] | Decode | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention contract: query (1, H, T, D), key and value (1, G, T, D) → (1, T, H, D).
@@ -121,7 +122,7 @@ def attention_forward(
     if layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        )  # a window is in the mask
     if isinstance(layout, Decode):
         return decode_attention(query, key, value, layout, scaling), None
     # Keys that a cache put before the row's own are the prefix of its one block (`PackedRow.after_prefix`).
@@ -129,7 +130,7 @@ def attention_forward(
     cached = key.shape[2] - query.shape[2]
     if cached:
         query = pad(query, (0, 0, cached, 0))  # (1, H, cached + T, D)
-    return block_attention(query, key, value, layout, scaling)[:, cached:], None
+    return block_attention(query, key, value, layout, scaling, sliding_window)[:, cached:], None
 
 
 @dataclass
@@ -150,48 +151,47 @@ def decode_attention(
 
 
 def block_attention(
-    q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, layout: Sequence[Block], scaling: float | None = None
+    q_1HTD: Tensor,
+    k_1GTD: Tensor,
+    v_1GTD: Tensor,
+    layout: Sequence[Block],
+    scaling: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
-    """Attention of a row by its blocks, (1, T, H, D), as fast as the device can."""
+    """Attention of a row by its blocks, (1, T, H, D), as fast as the device can; `window` as of `Mask`."""
     scale = scaling if scaling is not None else q_1HTD.shape[3] ** -0.5
     q_THD, k_TGD, v_TGD = (states[0].transpose(0, 1) for states in (q_1HTD, k_1GTD, v_1GTD))
     if q_THD.device.type == "cpu":
-        return attention_cpu.blocks(q_THD, k_TGD, v_TGD, layout, scale)[None]
+        return attention_cpu.blocks(q_THD, k_TGD, v_TGD, layout, scale, window)[None]
     if flex.available():
         try:
-            return flex_blocks(q_THD, k_TGD, v_TGD, layout, scale)[None]
+            return flex.attend(q_THD, k_TGD, v_TGD, layout, scale, window)[None]
         except (RuntimeError, NotImplementedError) as error:  # a head size or card its kernels do not cover
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             flex.give_up(error)
-    return fused_blocks(q_THD, k_TGD, v_TGD, layout, scale)[None]
+    return fused_blocks(q_THD, k_TGD, v_TGD, layout, scale, window)[None]
 
 
-def flex_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float) -> Tensor:
-    """What `attention_cpu.blocks` computes, by FlexAttention: for GPUs with Triton."""
-    parts_THD = [
-        flex.attend(q_THD[begin:end], k_TGD[begin:end], v_TGD[begin:end], block, scale)
-        for begin, _, end, block in spans_of(layout)
-    ]
-    return torch.cat(parts_THD)
-
-
-def fused_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float) -> Tensor:
+def fused_blocks(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float, window: int | None = None
+) -> Tensor:
     """What `attention_cpu.blocks` computes, by PyTorch's fused attention and autograd: for other GPUs."""
     parts_THD = []
     for begin, middle, end, block in spans_of(layout):
         prefix, suffixes = slice(begin, middle), slice(middle, end)
         if block.prefix_length:
             own_1HPD = (states[prefix].transpose(0, 1)[None] for states in (q_THD, k_TGD, v_TGD))
-            mixed_HPD = _fused(own_1HPD, scale, is_causal=True)[0]
-            parts_THD.append(mixed_HPD.transpose(0, 1))
+            mask = block.mask(window, in_prefix=True)
+            seen = {"is_causal": True} if mask.window is None else {"attn_mask": ~mask.whole}
+            parts_THD.append(_fused(own_1HPD, scale, **seen)[0].transpose(0, 1))
         q_BLHD = block.padded(q_THD[suffixes])
         k_BKGD, v_BKGD = (
             torch.cat([states[prefix].expand(len(q_BLHD), -1, -1, -1), block.padded(states[suffixes])], dim=1)
             for states in (k_TGD, v_TGD)
         )
         states_BHLD = (states.transpose(1, 2) for states in (q_BLHD, k_BKGD, v_BKGD))
-        mixed_BHLD = _fused(states_BHLD, scale, attn_mask=block.mask)
+        mixed_BHLD = _fused(states_BHLD, scale, attn_mask=~block.mask(window).whole)
         parts_THD.append(mixed_BHLD.transpose(1, 2).flatten(0, 1).index_select(0, block.places))
     return torch.cat(parts_THD)
 
@@ -215,15 +215,20 @@ def attention_plain(
     return (w_BHTK @ v_BHKD).transpose(1, 2)
 
 
-def allowed_plain(layout: Sequence[Block]) -> Tensor:
-    """(T, T) bool, what each token of a row may attend to, by the rule that `packing` states."""
+def allowed_plain(layout: Sequence[Block], window: int | None = None) -> Tensor:
+    """(T, T) bool, what each token of a row may attend to, by the rule that `packing` states; with a window a
+    token sees itself and the window − 1 before it in its sequence."""
     total = sum(block.tokens for block in layout)
     allowed_TT = torch.zeros(total, total, dtype=torch.bool)
     for begin, middle, end, block in spans_of(layout):
         suffix, token, branch = block.places // block.longest, block.places % block.longest, block.branch
         same_suffix, not_after = suffix[:, None] == suffix, token[:, None] >= token
         trunk_or_own_branch = (branch == 0) | (branch[:, None] == branch)
-        allowed_TT[begin:middle, begin:middle] = ~block.hidden_in_prefix[0, 0]
+        prefix = torch.arange(block.prefix_length)
+        allowed_TT[begin:middle, begin:middle] = prefix[:, None] >= prefix
         allowed_TT[middle:end, begin:middle] = True
         allowed_TT[middle:end, middle:end] = same_suffix & not_after & trunk_or_own_branch
+        position = torch.cat([prefix, block.positions])
+        near = position[:, None] - position < (window or total + 1)
+        allowed_TT[begin:end, begin:end] &= near
     return allowed_TT

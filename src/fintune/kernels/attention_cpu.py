@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fintune.kernels.packing import Block, spans_of
+from fintune.kernels.packing import Block, Mask, spans_of
 
 CHUNK = 256
 """Queries of a head computed at once on a CPU: longer suffixes never have all their scores in memory, at the
@@ -34,7 +34,9 @@ class _CpuBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, scale: float, window: int | None
+    ) -> Tensor:
         groups = k_TGD.shape[1]
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
         saved: list[Tensor | None] = []
@@ -43,17 +45,17 @@ class _CpuBlocks(torch.autograd.Function):
                 # One "suffix" of P tokens with no prefix of its own.
                 q_1GRD = _heads_first(q_THD[None, begin:middle], groups, scale)
                 k_1GPD, v_1GPD = (_heads_first(states[None, begin:middle]) for states in (k_TGD, v_TGD))
-                mixed, weights = _attend(q_1GRD, k_1GPD, v_1GPD, block.hidden_in_prefix)
+                mixed, weights = _attend(q_1GRD, k_1GPD, v_1GPD, block.mask(window, in_prefix=True))
                 out_THD[begin:middle] = _tokens_first(mixed, block.prefix_length)[0]
                 saved += [q_1GRD, k_1GPD, v_1GPD, weights]
             q_BGRD = _heads_first(block.padded(q_THD[middle:end]), groups, scale)
             k_BGKD, v_BGKD = (_with_prefix(states[begin:end], block) for states in (k_TGD, v_TGD))
-            mixed, weights = _attend(q_BGRD, k_BGKD, v_BGKD, block.hidden)
+            mixed, weights = _attend(q_BGRD, k_BGKD, v_BGKD, block.mask(window))
             mixed_of_places = _tokens_first(mixed, block.longest).flatten(0, 1)  # (B · L, H, D)
             torch.index_select(mixed_of_places, 0, block.places, out=out_THD[middle:end])
             saved += [q_BGRD, k_BGKD, v_BGKD, weights]
         ctx.save_for_backward(*saved)
-        ctx.layout, ctx.scale, ctx.groups = layout, scale, groups
+        ctx.layout, ctx.scale, ctx.groups, ctx.window = layout, scale, groups, window
         return out_THD
 
     @staticmethod
@@ -69,14 +71,16 @@ class _CpuBlocks(torch.autograd.Function):
             if p:
                 q, k, v, weights = (next(saved) for _ in range(4))
                 g_1GRD = _heads_first(g_THD[None, begin:middle], ctx.groups)
-                dq, dk, dv = _attend_backward(g_1GRD, q, k, v, weights, block.hidden_in_prefix)
+                dq, dk, dv = _attend_backward(
+                    g_1GRD, q, k, v, weights, block.mask(ctx.window, in_prefix=True)
+                )
                 # q was scaled before the product, so its gradient is scaled after it.
                 torch.mul(_tokens_first(dq, p)[0], ctx.scale, out=dq_THD[begin:middle])
                 dk_TGD[begin:middle], dv_TGD[begin:middle] = (_tokens_first(x, p)[0] for x in (dk, dv))
             q, k, v, weights = (next(saved) for _ in range(4))
             # Padding's gradient is 0, so that it adds nothing to the keys' and values'.
             g_BGRD = _heads_first(block.padded(g_THD[middle:end]), ctx.groups)
-            dq, dk, dv = _attend_backward(g_BGRD, q, k, v, weights, block.hidden)
+            dq, dk, dv = _attend_backward(g_BGRD, q, k, v, weights, block.mask(ctx.window))
             dq = _tokens_first(dq, longest).flatten(0, 1).mul_(ctx.scale)
             torch.index_select(dq, 0, block.places, out=dq_THD[middle:end])
             for grad_TGD, own_BGKD in ((dk_TGD, dk), (dv_TGD, dv)):
@@ -84,12 +88,19 @@ class _CpuBlocks(torch.autograd.Function):
                     grad_TGD[begin:middle] += own_BGKD[:, :, :p].sum(0).transpose(0, 1)
                 of_places = _tokens_first(own_BGKD, p + longest).flatten(0, 1)  # (B · K, G, D)
                 torch.index_select(of_places, 0, block.places_with_prefix, out=grad_TGD[middle:end])
-        return dq_THD, dk_TGD, dv_TGD, None, None
+        return dq_THD, dk_TGD, dv_TGD, None, None, None
 
 
-def blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Sequence[Block], scale: float) -> Tensor:
-    """Attention of a whole row by its blocks, (T, H, D)."""
-    return _CpuBlocks.apply(q_THD, k_TGD, v_TGD, layout, scale)
+def blocks(
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    layout: Sequence[Block],
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of a whole row by its blocks, (T, H, D); `window` as in `Block.hidden`."""
+    return _CpuBlocks.apply(q_THD, k_TGD, v_TGD, layout, scale, window)
 
 
 def decode(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, hidden_B11T: Tensor, scale: float) -> Tensor:
@@ -121,39 +132,38 @@ def _tokens_first(states_BGRD: Tensor, longest: int) -> Tensor:
 def _with_prefix(states_TGD: Tensor, block: Block) -> Tensor:
     """A block's keys or values → (B, G, K, D): the prefix's before each suffix's own, 0 at padding."""
     p = block.prefix_length
-    wide_BKGD = states_TGD.new_zeros(block.mask.shape[0], p + block.longest, *states_TGD.shape[1:])
+    wide_BKGD = states_TGD.new_zeros(len(block.lengths), p + block.longest, *states_TGD.shape[1:])
     wide_BKGD[:, :p] = states_TGD[:p]
     wide_BKGD.flatten(0, 1).index_copy_(0, block.places_with_prefix, states_TGD[p:])
     return _heads_first(wide_BKGD)
 
 
-def _attend(q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, hidden_B1LK: Tensor) -> tuple[Tensor, Any]:
+def _attend(q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Mask) -> tuple[Tensor, Any]:
     """softmax(q·kᵀ)·v, (B, G, R, D), and its probabilities where they are small enough to keep, else None.
 
-    query: scaled; hidden: (B, 1, L, K) bool, True where a query may not look, which is everywhere after the
-    diagonal of the last L columns. Queries are taken `CHUNK` at a time, each with the keys up to its chunk's
-    end: query i sees none after P + i.
+    query: scaled. Queries are taken `CHUNK` at a time, each with the keys up to its chunk's end: query i sees
+    none after P + i.
     """
-    longest, p = hidden_B1LK.shape[2], hidden_B1LK.shape[3] - hidden_B1LK.shape[2]
+    longest, p = mask.queries, mask.before
     if longest <= CHUNK:
-        w_BGRK = _probabilities(q_BGRD, k_BGKD, hidden_B1LK)
+        w_BGRK = _probabilities(q_BGRD, k_BGKD, mask.whole)
         return w_BGRK @ v_BGKD, w_BGRK
     out_BGRD = torch.empty_like(q_BGRD)
     for begin in range(0, longest, CHUNK):
         end = min(begin + CHUNK, longest)
         chunk = _queries(q_BGRD, longest, begin, end).flatten(2, 3)
-        weights = _probabilities(chunk, k_BGKD[:, :, : p + end], hidden_B1LK[:, :, begin:end, : p + end])
+        weights = _probabilities(chunk, k_BGKD[:, :, : p + end], mask.hidden(begin, end))
         part = _queries(out_BGRD, longest, begin, end)
         part.copy_((weights @ v_BGKD[:, :, : p + end]).view(part.shape))
     return out_BGRD, None
 
 
 def _attend_backward(
-    g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Any, hidden_B1LK: Tensor
+    g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Any, mask: Mask
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the scaled query, of key and value; probabilities that were not kept are computed
     again, chunk by chunk as in `_attend` (Dao et al., 2022)."""
-    longest, p = hidden_B1LK.shape[2], hidden_B1LK.shape[3] - hidden_B1LK.shape[2]
+    longest, p = mask.queries, mask.before
     if w_BGRK is not None:
         return _gradients(g_BGRD, q_BGRD, k_BGKD, v_BGKD, w_BGRK)
     grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (q_BGRD, k_BGKD, v_BGKD))
@@ -161,7 +171,7 @@ def _attend_backward(
         end = min(begin + CHUNK, longest)
         chunk, grad = (_queries(x, longest, begin, end).flatten(2, 3) for x in (q_BGRD, g_BGRD))
         keys, values = k_BGKD[:, :, : p + end], v_BGKD[:, :, : p + end]
-        weights = _probabilities(chunk, keys, hidden_B1LK[:, :, begin:end, : p + end])
+        weights = _probabilities(chunk, keys, mask.hidden(begin, end))
         dq, dk, dv = _gradients(grad, chunk, keys, values, weights)
         part = _queries(grad_query, longest, begin, end)
         part.copy_(dq.view(part.shape))

@@ -1,32 +1,35 @@
 """Attention over a row's blocks by PyTorch's FlexAttention (Dong et al., 2024), for GPUs with Triton.
 
-One kernel a block computes only the tiles of its mask that hold anything: neither padding nor copies of the
-prefix, which `attention.fused_blocks` pays for. The plain references are `attention.attention_plain`, and for
-the tiles FlexAttention's own `create_block_mask`, which looks at every (query, key) pair.
+One kernel a row computes only the tiles of its mask that hold anything: neither padding nor copies of the
+prefix, which `attention.fused_blocks` pays for. Which tiles these are is found on the host, from lengths
+alone, once a row for all layers. The plain references are `attention.attention_plain`, and for the tiles
+FlexAttention's own `create_block_mask`, which looks at every (query, key) pair.
 
-Shape suffixes of names: T tokens of a block, P of its prefix, B suffixes, H query heads, G key heads, D width
-of a head, M tiles of `TILE` tokens.
+Shape suffixes of names: T tokens of a row, H query heads, G key heads, D width of a head, M tiles of `TILE`
+tokens.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from fintune.kernels.packing import Block
+from fintune.kernels.packing import Block, moved, spans_of
 
 TILE = 128
 """Queries and keys of a tile, as FlexAttention's kernels cut them by default."""
 
-_masks: WeakKeyDictionary[Block, Any] = WeakKeyDictionary()
-"""A block's mask, made once and used by every layer."""
+_masks: WeakKeyDictionary[Block, list[tuple[tuple[Block, ...], int | None, Any]]] = WeakKeyDictionary()
+"""By a row's first block: its blocks, a window, and FlexAttention's mask, made once for all layers."""
 _failures: list[Exception] = []
 _log = logging.getLogger(__name__)
 
@@ -54,59 +57,132 @@ def _compiled() -> Any:
     return torch.compile(flex.flex_attention, dynamic=True)
 
 
-def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, block: Block, scale: float) -> Tensor:
-    """A block's attention, (T, H, D)."""
+def attend(
+    query_THD: Tensor,
+    key_TGD: Tensor,
+    value_TGD: Tensor,
+    layout: Sequence[Block],
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """A row's attention, (T, H, D); `window` as of `packing.Mask`."""
     kernel = _compiled() if query_THD.is_cuda else flex.flex_attention
     q_1HTD, k_1GTD, v_1GTD = (states.transpose(0, 1)[None] for states in (query_THD, key_TGD, value_TGD))
     grouped = key_TGD.shape[1] != query_THD.shape[1]
-    mixed_1HTD = kernel(q_1HTD, k_1GTD, v_1GTD, block_mask=block_mask(block), scale=scale, enable_gqa=grouped)
+    mask = block_mask(layout, window)
+    mixed_1HTD = kernel(q_1HTD, k_1GTD, v_1GTD, block_mask=mask, scale=scale, enable_gqa=grouped)
     return mixed_1HTD[0].transpose(0, 1)
 
 
-def block_mask(block: Block) -> Any:
-    """FlexAttention's mask of a block, found without looking at (T, T) entries."""
-    if block not in _masks:
-        _masks[block] = _block_mask(block)
-    return _masks[block]
+def block_mask(layout: Sequence[Block], window: int | None = None) -> Any:
+    """FlexAttention's mask of a row, found without looking at (T, T) entries."""
+    blocks = tuple(layout)
+    if window is not None and window >= max(block.reach for block in blocks):
+        window = None
+    known = _masks.setdefault(blocks[0], [])
+    for those, width, mask in known:
+        if width == window and all(map(operator.is_, those, blocks)) and len(those) == len(blocks):
+            return mask
+    mask = _block_mask(blocks, window)
+    known.append((blocks, window, mask))
+    return mask
 
 
-def allowed(block: Block) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The mask as a function of a query's and a key's place in the block, FlexAttention's `mask_mod`."""
-    in_prefix_P = block.places.new_full((block.prefix_length,), -1)
-    suffix_T = torch.cat([in_prefix_P, block.places // block.longest])  # -1 in the prefix
-    branch_T = torch.cat([in_prefix_P, block.branch])
-
+def allowed(
+    layout: Sequence[Block], window: int | None = None
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The mask as a function of a query's and a key's place in the row, FlexAttention's `mask_mod`."""
+    parts = list(segments(layout))
+    device = layout[0].places.device
+    # For each token where its block begins, where its block's prefix ends, where its own segment begins.
+    table = torch.tensor([(part.block_begin, part.middle, part.begin) for part in parts], dtype=torch.int32)
+    counts = torch.tensor([part.end - part.begin for part in parts])
+    (bounds_3T,) = moved([table.repeat_interleave(counts, dim=0).T.contiguous()], device)
+    begin_T, middle_T, own_T = bounds_3T
+    branch_T, position_T = (
+        torch.cat([part for pair in pairs for part in pair]).int()
+        for pairs in (
+            [(block.branch.new_zeros(block.prefix_length), block.branch) for block in layout],
+            [(torch.arange(b.prefix_length, device=device), b.positions) for b in layout],
+        )
+    )
     # It reads tensors alone: a Python number would be compiled in, and each new one would compile again.
+    width = position_T.new_full((), torch.iinfo(torch.int32).max if window is None else window)
+
     def reaches(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own_block = (key >= begin_T[query]) & (key <= query)
+        prefix_or_own = (key < middle_T[query]) | (key >= own_T[query])
         trunk_or_own_branch = (branch_T[key] == 0) | (branch_T[key] == branch_T[query])
-        own = (suffix_T[key] == suffix_T[query]) & trunk_or_own_branch
-        return (key <= query) & ((suffix_T[key] < 0) | own)
+        near = position_T[query] - position_T[key] < width
+        return own_block & prefix_or_own & trunk_or_own_branch & near
 
     return reaches
 
 
-def _block_mask(block: Block) -> Any:
-    """Which tiles hold an allowed pair, and `allowed` for the pairs inside them.
+class Segment(NamedTuple):
+    """Tokens of a row side by side that attend to each other: a prefix or a suffix, begin … end.
 
-    The row is causal and its suffixes are contiguous, so a tile of queries reaches the tiles of the prefix,
-    and those from where its first query's suffix begins up to itself: later queries' suffixes begin later.
+    Attributes:
+        block_begin, middle: where the block begins and where its prefix ends.
+        trunk: the segment's tokens before its first branch.
     """
-    p, device = block.prefix_length, block.places.device
-    # Where each token's suffix begins, as a place in the block; 0 for the prefix, which begins at 0.
-    _, lengths_B = torch.unique_consecutive(block.places // block.longest, return_counts=True)
-    begins_B = torch.cat([lengths_B.new_full((1,), p), p + lengths_B.cumsum(0)[:-1]])
-    begins_T = torch.cat([lengths_B.new_zeros(p), begins_B.repeat_interleave(lengths_B)])
-    tile_M = torch.arange(-(-block.tokens // TILE), device=device)  # rounded up
-    own_from_M = begins_T[tile_M * TILE] // TILE  # the tile where the suffix of the tile's first query begins
-    in_prefix = (tile_M * TILE < p)[None]
-    touched_MM = (in_prefix | (tile_M[None] >= own_from_M[:, None])) & (tile_M[None] <= tile_M[:, None])
-    # FlexAttention wants for each tile of queries how many tiles of keys it visits, and their numbers first
-    # in a row of all numbers: a stable sort of the not touched (1) behind the touched (0).
-    order_MM = (~touched_MM).to(torch.int8).argsort(dim=1, stable=True)
+
+    begin: int
+    end: int
+    block_begin: int
+    middle: int
+    trunk: int
+
+
+def segments(layout: Sequence[Block]) -> Iterator[Segment]:
+    """A row's segments in their order."""
+    for begin, middle, _, block in spans_of(layout):
+        if middle > begin:
+            yield Segment(begin, middle, begin, middle, middle - begin)
+        place = middle
+        for length, trunk in zip(block.lengths, block.trunks, strict=True):
+            yield Segment(place, place + length, begin, middle, trunk)
+            place += length
+
+
+def _block_mask(layout: Sequence[Block], window: int | None) -> Any:
+    """Which tiles hold an allowed pair, in which all pairs are, and `allowed` for the rest.
+
+    A segment's queries in a tile reach the tokens of their prefix and, of their own segment, those up to
+    themselves: two ranges of keys, each a range of tiles.
+    """
+    total = sum(block.tokens for block in layout)
+    count = -(-total // TILE)  # rounded up
+    touched_MM = np.zeros((count, count), dtype=bool)
+    full_MM = np.zeros((count, count), dtype=bool)
+    far = total if window is None else window
+    for part in segments(layout):
+        shared = part.middle - part.block_begin if part.begin >= part.middle else 0  # P, if it has a prefix
+        for tile in range(part.begin // TILE, -(-part.end // TILE)):
+            first, last = max(part.begin, tile * TILE), min(part.end, (tile + 1) * TILE) - 1
+            # The lowest position among these queries: a branch's tokens stand after its trunk's.
+            lowest = shared + min(first - part.begin, part.trunk)
+            skipped = max(0, lowest - far + 1)  # positions that a window hides from all of them
+            if skipped < shared:
+                touched_MM[tile, (part.block_begin + skipped) // TILE : (part.middle - 1) // TILE + 1] = True
+            own = part.begin + max(0, skipped - shared)
+            touched_MM[tile, own // TILE : last // TILE + 1] = True
+            if window is None and last - first == TILE - 1 and last < part.begin + part.trunk:
+                # A whole tile of one trunk: it sees all of what is before it, in the prefix and in the trunk.
+                if shared:
+                    full_MM[tile, -(-part.block_begin // TILE) : part.middle // TILE] = True
+                full_MM[tile, -(-part.begin // TILE) : tile] = True
+    touched_MM &= ~full_MM
+    device = layout[0].places.device
+    tables = moved([*_counted(touched_MM), *_counted(full_MM)], device)
     return flex.BlockMask.from_kv_blocks(
-        touched_MM.sum(1, dtype=torch.int32)[None, None],
-        order_MM.to(torch.int32)[None, None],
-        BLOCK_SIZE=TILE,
-        mask_mod=allowed(block),
-        seq_lengths=(block.tokens, block.tokens),
+        *tables, BLOCK_SIZE=TILE, mask_mod=allowed(layout, window), seq_lengths=(total, total)
     )
+
+
+def _counted(tiles_MM: Any) -> tuple[Tensor, Tensor]:
+    """As FlexAttention wants it: for each tile of queries the number of tiles of keys that it visits, and all
+    tiles' numbers with those first: a stable sort of the others (1) behind them (0)."""
+    order_MM = np.argsort(~tiles_MM, axis=1, kind="stable").astype(np.int32)
+    counts_M = tiles_MM.sum(axis=1, dtype=np.int32)
+    return torch.from_numpy(counts_M)[None, None], torch.from_numpy(order_MM)[None, None]

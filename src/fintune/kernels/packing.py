@@ -25,51 +25,78 @@ tokens of all suffixes (T − P).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ALIGNED = 16
+"""Bytes: where `moved` may begin a tensor."""
 
 
 @dataclass(eq=False)
 class Block:
     """How the attention of one prefix with its suffixes is cut.
 
-    Attention works on the suffixes padded to (B, L); `places` leads from the row's tokens there and back.
+    It holds numbers for each token, never for each pair of them. Kernels that want a mask ask for the part
+    they compute. Attention works on the suffixes padded to (B, L); `places` leads from the row's tokens there
+    and back.
 
     Attributes:
-        tokens: T of this block: its part of the row.
         prefix_length: P, 0 where nothing is shared.
+        lengths: B numbers, the tokens of each suffix, N in all.
+        trunks: B numbers, how many of them are its trunk's, which come first.
+        reach: one more than the highest position: a window of so many tokens hides nothing.
         places: (N,) int64, for each suffix token b · L + i: it is token i of suffix b.
-        mask: (B, 1, L, P + L) bool, True where token i of suffix b may attend: to the prefix's tokens (the
-            first P columns) and to the suffix's own (the last L). Padding may attend to something, so that
-            its softmax is finite; nothing attends to padding.
         branch: (N,) int64, the branch of each suffix token, 0 for a trunk.
+        positions: (N,) int64, the place of each suffix token in its own sequence.
     """
 
-    tokens: int
     prefix_length: int
+    lengths: tuple[int, ...]
+    trunks: tuple[int, ...]
+    reach: int
     places: Tensor
-    mask: Tensor
     branch: Tensor
+    positions: Tensor
 
     @property
+    def tokens(self) -> int:
+        """P + N: this block's part of the row."""
+        return self.prefix_length + sum(self.lengths)
+
+    @cached_property
     def longest(self) -> int:
         """L."""
-        return int(self.mask.shape[2])
+        return max(self.lengths)
+
+    @property
+    def slots(self) -> int:
+        """P + B · L: the places of tokens, padding included."""
+        return self.prefix_length + len(self.lengths) * self.longest
+
+    def mask(self, window: int | None = None, in_prefix: bool = False) -> Mask:
+        """What the suffixes' tokens, or the prefix's own, may not attend to; arguments as of `Mask`."""
+        reach = self.prefix_length if in_prefix else self.reach
+        key = (window if window is not None and window < reach else None, in_prefix)
+        if key not in self._masks:
+            self._masks[key] = Mask(self, *key)
+        return self._masks[key]
 
     @cached_property
-    def hidden(self) -> Tensor:
-        """(B, 1, L, P + L) bool, True where a suffix token may not attend."""
-        return ~self.mask
+    def _masks(self) -> dict[tuple[int | None, bool], Mask]:
+        return {}
 
     @cached_property
-    def hidden_in_prefix(self) -> Tensor:
-        """(1, 1, P, P) bool, True where a prefix token may not attend: after itself."""
-        return self.mask.new_ones(1, 1, self.prefix_length, self.prefix_length).triu_(1)
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """(B, L) branches and positions of the suffixes' tokens, −1 and 0 at padding."""
+        shape = (len(self.lengths), self.longest)
+        branch, positions = self.branch.new_full(shape, -1), self.positions.new_zeros(shape)
+        branch.view(-1)[self.places], positions.view(-1)[self.places] = self.branch, self.positions
+        return branch, positions
 
     @cached_property
     def places_with_prefix(self) -> Tensor:
@@ -77,21 +104,67 @@ class Block:
         suffix, token = self.places // self.longest, self.places % self.longest
         return suffix * (self.prefix_length + self.longest) + self.prefix_length + token
 
-    @property
-    def slots(self) -> int:
-        """P + B · L: the places of tokens, padding included."""
-        return self.prefix_length + int(self.mask.shape[0]) * self.longest
-
     def padded(self, states_NHD: Tensor) -> Tensor:
         """Suffix tokens as they stand in the row → (B, L, H, D), 0 at padding."""
-        batch, longest = self.mask.shape[0], self.longest
+        batch, longest = len(self.lengths), self.longest
         flat = states_NHD.new_zeros(batch * longest, *states_NHD.shape[1:])
         return flat.index_copy_(0, self.places, states_NHD).unflatten(0, (batch, longest))
 
-    def to(self, device: object) -> Block:
-        """The same block on another device."""
-        own = (states.to(device) for states in (self.places, self.mask, self.branch))
-        return Block(self.tokens, self.prefix_length, *own)
+
+@dataclass(eq=False)
+class Mask:
+    """Which pairs of a block's tokens attention leaves out, part by part.
+
+    Attributes:
+        window: a token sees itself and the window − 1 before it in its sequence; None is all.
+        in_prefix: queries and keys are the prefix's tokens; else queries are the suffixes' tokens, and keys
+            the prefix's followed by the suffix's own.
+    """
+
+    block: Block
+    window: int | None
+    in_prefix: bool
+
+    @property
+    def queries(self) -> int:
+        """The queries of the longest suffix, or of the prefix."""
+        return self.block.prefix_length if self.in_prefix else self.block.longest
+
+    @property
+    def before(self) -> int:
+        """The number of keys before the queries' own."""
+        return 0 if self.in_prefix else self.block.prefix_length
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """`hidden` of all queries and keys."""
+        return self.hidden(0, self.queries)
+
+    def hidden(self, begin: int, end: int) -> Tensor:
+        """(B, 1, end − begin, before + end) bool, True where a query may not attend.
+
+        Rows are the queries begin … end of each suffix, columns the keys before them and their own up to
+        `end`. Padding attends to the trunk's first token at least, so its softmax is finite; nothing attends
+        to padding.
+        """
+        import torch
+
+        after = self.block.places.new_ones(end - begin, end, dtype=torch.bool).triu_(begin + 1)
+        if self.in_prefix:
+            if self.window is not None:
+                after |= torch.ones_like(after).tril_(begin - self.window)
+            return after[None, None]
+        branch_BL, positions_BL = self.block.grid
+        queries, keys = slice(begin, end), slice(0, end)
+        # Another branch's tokens are hidden, a trunk's (0) never. Padding is in branch −1, where no token is.
+        own = branch_BL[:, None, keys]
+        hidden = (own != 0) & (own != branch_BL[:, queries, None]) | after
+        to_prefix = hidden.new_zeros(len(hidden), end - begin, self.before)
+        if self.window is not None:
+            positions = positions_BL[:, queries, None]
+            hidden |= positions - positions_BL[:, None, keys] >= self.window
+            to_prefix |= positions - torch.arange(self.before, device=hidden.device) >= self.window
+        return torch.cat([to_prefix, hidden], dim=2)[:, None]
 
 
 def spans_of(layout: Iterable[Block]) -> Iterator[tuple[int, int, int, Block]]:
@@ -112,6 +185,7 @@ class PackedRow:
         logit_positions: (targets,) int64, the place in the row whose logits predict each target.
         targets: (targets,) int64, the tokens to be predicted: the completions, one after the other.
         owner: (targets,) int64, the span (completion) of each target, 0 … spans − 1, in ascending order.
+        spans: the number of completions.
     """
 
     input_ids: Tensor
@@ -120,22 +194,12 @@ class PackedRow:
     logit_positions: Tensor
     targets: Tensor
     owner: Tensor
+    spans: int
 
-    def to(self, device: object) -> PackedRow:
-        """The same row on another device."""
-        return PackedRow(
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            layout=[block.to(device) for block in self.layout],
-            logit_positions=self.logit_positions.to(device),
-            targets=self.targets.to(device),
-            owner=self.owner.to(device),
-        )
-
-    @property
-    def spans(self) -> int:
-        """The number of completions."""
-        return int(self.owner.max()) + 1
+    def to(self, device: Any) -> PackedRow:
+        """The same row on another device, by one copy."""
+        (row,) = moved([self], device)
+        return row
 
     def after_prefix(self) -> PackedRow:
         """This row of one block without its prefix's tokens, for a model whose cache holds their keys.
@@ -174,7 +238,47 @@ def join(rows: Sequence[PackedRow]) -> PackedRow:
         logit_positions=torch.cat(logit_positions),
         targets=torch.cat([row.targets for row in rows]),
         owner=torch.cat(owners),
+        spans=span,
     )
+
+
+def moved(things: Sequence[Any], device: Any) -> list[Any]:
+    """Dataclasses of tensors on another device, whatever lists and dataclasses they are nested in.
+
+    All tensors go in one copy, from pinned memory to a GPU and without waiting for it: a step has hundreds of
+    small ones, and each copy of its own would cost more than their bytes do.
+    """
+    import torch
+
+    device = torch.device(device)
+    tensors: list[Tensor] = []
+    _each_tensor(things, tensors.append)
+    if all(tensor.device == device for tensor in tensors):
+        return list(things)
+    raw = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    gaps = [-len(part) % ALIGNED for part in raw]
+    pieces = [piece for part, gap in zip(raw, gaps, strict=True) for piece in (part, part.new_empty(gap))]
+    buffer = torch.cat(pieces)
+    if device.type == "cuda" and buffer.device.type == "cpu":
+        buffer = buffer.pin_memory()
+    arrived = iter(buffer.to(device, non_blocking=True).split([len(piece) for piece in pieces])[::2])
+    return [
+        _each_tensor(thing, lambda old: next(arrived).view(old.dtype).view(old.shape)) for thing in things
+    ]
+
+
+def _each_tensor(thing: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The thing with each of its tensors changed, in one order."""
+    import torch
+
+    if isinstance(thing, torch.Tensor):
+        return change(thing)
+    if isinstance(thing, list | tuple) and not hasattr(thing, "_fields"):
+        return type(thing)(_each_tensor(each, change) for each in thing)
+    if is_dataclass(thing) and not isinstance(thing, type):
+        new = {field.name: _each_tensor(getattr(thing, field.name), change) for field in fields(thing)}
+        return replace(thing, **new)
+    return thing
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -212,12 +316,14 @@ def pack(
     logit_positions: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
-    branches: list[list[int]] = []
+    branch: list[int] = []
+    lengths: list[int] = []
     span = 0
     for prompt, answers in zip(prompts, completions, strict=True):
+        begin = len(ids)
         ids += prompt[p:]
         positions += range(p, len(prompt))
-        branch = [0] * (len(prompt) - p)
+        branch += [0] * (len(prompt) - p)
         last_of_trunk = len(ids) - 1
         for number, answer in enumerate(answers, start=1):
             # The trunk's last token predicts a branch's first token, whichever branch stands before it in the
@@ -229,43 +335,29 @@ def pack(
             positions += range(len(prompt), len(prompt) + len(answer) - 1)
             branch += [number] * (len(answer) - 1)
             span += 1
-        branches.append(branch)
+        lengths.append(len(ids) - begin)
+    counts, longest = torch.tensor(lengths), max(lengths)
+    own_positions = torch.tensor(positions)
+    # Token i of suffix b stands at begins[b] + i among the N, and at b · L + i among the padded.
+    begins, suffixes = counts.cumsum(0) - counts, torch.arange(len(lengths))
+    places = torch.arange(len(branch)) + (suffixes * longest - begins).repeat_interleave(counts)
+    block = Block(
+        prefix_length=p,
+        lengths=tuple(lengths),
+        trunks=tuple(len(prompt) - p for prompt in prompts),
+        reach=max(positions) + 1,
+        places=places,
+        branch=torch.tensor(branch),
+        positions=own_positions[p:],
+    )
     return PackedRow(
         input_ids=torch.tensor(ids)[None],
-        position_ids=torch.tensor(positions)[None],
-        layout=[_block(branches, p)],
+        position_ids=own_positions[None],
+        layout=[block],
         logit_positions=torch.tensor(logit_positions),
         targets=torch.tensor(targets),
         owner=torch.tensor(owner),
-    )
-
-
-def _block(branches: Sequence[Sequence[int]], p: int) -> Block:
-    """The block of a prefix of p tokens and suffixes of which the branch of each token is given."""
-    import numpy as np
-    import torch
-
-    lengths = np.array([len(branch) for branch in branches])
-    longest = int(lengths.max())
-    inside_BL = np.arange(longest)[None, :] < lengths[:, None]
-    branch_BL = np.zeros((len(branches), longest), dtype=np.int64)
-    branch_BL[inside_BL] = branch_N = np.concatenate(branches)  # both in the order of the row
-    # own_BLL[b, i, j]: may token i of suffix b attend to its token j? If j is not after i …
-    own_BLL = np.tril(np.ones((longest, longest), dtype=bool))[None]
-    if branch_N.any():  # … and j is in the trunk or in i's own branch …
-        same_branch = branch_BL[:, None, :] == branch_BL[:, :, None]
-        own_BLL = own_BLL & ((branch_BL[:, None, :] == 0) | same_branch)
-    own_BLL = own_BLL & inside_BL[:, None, :]  # … and j is no padding.
-    # Padding may attend to token 0: its output is dropped, but a softmax over nothing would be NaN, and NaN
-    # times a gradient of 0 is NaN.
-    own_BLL[:, :, 0] |= ~inside_BL
-    to_prefix = np.ones((len(branches), longest, p), dtype=bool)
-    return Block(
-        tokens=p + len(branch_N),
-        prefix_length=p,
-        places=torch.from_numpy(np.flatnonzero(inside_BL)),  # of (B, L), flattened: b · L + i
-        mask=torch.from_numpy(np.concatenate([to_prefix, own_BLL], axis=2)[:, None]),
-        branch=torch.from_numpy(branch_N.astype(np.int64)),
+        spans=span,
     )
 
 

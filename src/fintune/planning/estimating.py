@@ -223,7 +223,7 @@ def _work(recipe: Recipe, prepared: PreparedDataset, size: int, vocabulary: int)
     count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))
     chosen = range(0, count, math.ceil(count / SAMPLED))
     steps = [builder[i] for i in chosen]
-    scale = plan.steps_per_epoch / len(steps)
+    scale = min(plan.steps_per_epoch, len(plan.schedule)) / len(steps)  # max_steps may end before an epoch
     return Work(
         steps=len(plan.schedule),
         tokens=round(sum(step.tokens for step in steps) * scale),

@@ -192,7 +192,8 @@ def row_bytes(row: PackedRow, shape: Shape, recipe: Recipe) -> int:
     tokens = row.input_ids.shape[1]
     places = 0
     for block in row.layout:
-        p, (batch, _, longest, width) = block.prefix_length, block.mask.shape
+        p, batch, longest = block.prefix_length, len(block.lengths), block.longest
+        width = p + longest
         places += batch * (longest * 2 * q + width * 4 * k) + p * (2 * q + 4 * k)
         attended = ((p, 1, p), (longest, batch, width))  # probabilities of the prefix, and of the suffixes
         places += sum(math.prod(each) for each in attended if each[0] <= CHUNK) * shape.heads * 2
