@@ -196,7 +196,7 @@ class Job:
         return 8 if self.tiny else STEP
 
     def headlines(self) -> tuple[Any, Any, list[Any], list[Any], str]:
-        return self.data("tfns", self.step * 60)
+        return self.data("tfns", self.step * (10 if self.tiny else 60))
 
 
 def _tidy() -> None:
@@ -379,7 +379,7 @@ def full_rows(job: Job, cell: str) -> dict[str, Any]:
     draw, length, rows = random.Random(0), 64 if job.tiny else ROW, 1 if job.tiny else 4
     vocabulary = VOCABULARY.get(job.base, 49_152)
     examples = []
-    for _ in range(rows * 60):
+    for _ in range(rows * (10 if job.tiny else 60)):
         ids = [draw.randrange(vocabulary) for _ in range(length + 1)]
         examples.append(TokenizedExample(ids[:1], ids[1:], "headline"))
     return _trained(job, examples, f"random tokens in rows of {length}", rows, None)
