@@ -209,14 +209,13 @@ def test_a_measured_machine_is_planned_by_what_was_measured(tiny_recipe, tmp_pat
     assert estimate(recipe).calibration is None
 
 
-@pytest.mark.parametrize("base", [{"load_in_4bit": True}, {"load_in_8bit": True}])
-def test_quantized_bases_are_measured_too(tiny_recipe, tmp_path, monkeypatch, base):
+def test_quantized_bases_are_measured_too(tiny_recipe, tmp_path, monkeypatch):
     from fintune.data.prepare.dataset import prepare
     from fintune.planning import measuring
 
     pytest.importorskip("bitsandbytes", reason="4 and 8 bit need the gpu extra")
     monkeypatch.setattr(speed, "_path", lambda: tmp_path / "calibrations.json")
     monkeypatch.setattr(measuring, "SECONDS", 0.5)
-    recipe = tiny_recipe(base_model=base, training={"gradient_checkpointing": True})
+    recipe = tiny_recipe(base_model={"load_in_4bit": True}, training={"gradient_checkpointing": True})
     prepare(recipe, say=lambda line: None)
     assert measuring.measure(recipe).seconds_per_token_layer >= 0

@@ -76,7 +76,10 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
         assert alone == pytest.approx(both, rel=1e-4)
 
 
-def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir):
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir, four_bit):
+    if four_bit:
+        pytest.importorskip("bitsandbytes", reason="4 bit needs the gpu extra")
     draw = random.Random(0)
     examples = [
         (
@@ -88,8 +91,8 @@ def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, 
     ]
     (workdir / "examples.json").write_text(json.dumps(examples))
     arguments = [str(tiny_base), workdir / "examples.json"]
-    sharded.main(*arguments, workdir / "one.safetensors")
-    two_processes(sharded.main, *arguments, workdir / "two.safetensors")
+    sharded.main(*arguments, workdir / "one.safetensors", four_bit)
+    two_processes(sharded.main, *arguments, workdir / "two.safetensors", four_bit)
     one, two = load_file(workdir / "one.safetensors"), load_file(workdir / "two.safetensors")
     assert one.keys() == two.keys() and any("lora_B" in name and one[name].abs().max() > 1e-3 for name in one)
     for name in one:  # rows cut otherwise differ by half of that: the order of sums

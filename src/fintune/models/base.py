@@ -227,6 +227,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
     quantized = config.load_in_8bit or config.load_in_4bit
     device = base_device(process or Process.alone(), quantized)
     options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
+    if config.load_in_4bit and process and process.sharded:  # FSDP shards nothing but floating-point numbers
+        options["quantization_config"].bnb_4bit_quant_storage = dtype
     source = resolve(config.name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
