@@ -35,8 +35,8 @@ def main(base, examples_file, out, four_bit=False):
         dist.init_process_group("gloo")
     torch.manual_seed(0)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost. A base in 4 bit
-    # is quantized where it is computed with.
+    # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost. A base in 4
+    # bit is quantized where it is computed with.
     gpu = torch.device("cpu" if four_bit else "meta")
     process = Process(gpu, sharded=True) if world > 1 else None
     model = load_base_model(BaseModelConfig(name=base, load_in_4bit=four_bit), torch.float32, process)

@@ -76,6 +76,26 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
         assert alone == pytest.approx(both, rel=1e-4)
 
 
+def test_qlora_in_two_processes_reaches_the_weights_of_one_which_may_go_on_alone(tiny_recipe, workdir):
+    """Each process holds the base in 4 bit, and gradients are exchanged; then one resumes what two began."""
+    pytest.importorskip("bitsandbytes", reason="4 bit needs the gpu extra")
+    recipe = tiny_recipe(
+        base_model={"load_in_4bit": True},
+        training={"max_steps": 3, "save_steps": 2, "gradient_checkpointing": True},
+        multi_task={"task_weights": {"sentiment": 1.0, "headline": 2.0}},
+    )
+    train(recipe, workdir / "one", progress=False)
+    two_processes(sharded.trained, recipe, workdir / "two")
+    train(recipe, workdir / "resumed", resume=workdir / "two" / "checkpoint-2", progress=False)
+    one, *others = (
+        load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two", "resumed")
+    )
+    for other in others:
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir, four_bit):
     if four_bit:

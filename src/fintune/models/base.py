@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
-from fintune.errors import MissingExtraError, ModelError
+from fintune.errors import ConfigError, MissingExtraError, ModelError
 from fintune.files import atomic_folder, file_sha256, like_neighbours
 from fintune.models.placement import Process, base_device
 
@@ -220,10 +220,16 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
     Raises:
         ModelError: nothing loads under that name.
         MissingExtraError: a quantized load without bitsandbytes.
+        ConfigError: a base in 8 bit, which FSDP is to shard.
     """
     import transformers
 
     check_base(config)
+    if config.load_in_8bit and process and process.sharded:
+        raise ConfigError(
+            "base_model.load_in_8bit is true, and FSDP cannot shard what bitsandbytes keeps beside 8-bit "
+            "weights: set base_model.load_in_4bit instead, or launch with configs/accelerate/ddp.yaml."
+        )
     quantized = config.load_in_8bit or config.load_in_4bit
     device = base_device(process or Process.alone(), quantized)
     options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
