@@ -140,11 +140,11 @@ def value_bytes(recipe: Recipe, device: str) -> int:
 
 
 def weight_bytes(shape: Shape, recipe: Recipe, width: int) -> int:
-    """The base's weights. Embeddings, head and norms are never quantized; the largest quantized layer, and a
-    sibling that reads the same input, stand beside in full while they compute."""
+    """The base's weights. Embeddings, head and norms are never quantized; of the quantized layers one at a time
+    stands beside in full."""
     base = recipe.base_model
     each = NF4_BYTES if base.load_in_4bit else 1 if base.load_in_8bit else width
-    in_full = 2 * shape.largest * width if quantized(base) else 0
+    in_full = shape.largest * width if quantized(base) else 0
     return round(shape.linear * each + shape.other * width + in_full)
 
 
@@ -158,13 +158,13 @@ def token_bytes(shape: Shape, recipe: Recipe) -> int:
 
     A layer keeps: the residual stream before both normalizations, in fp32, and their outputs (12 h); rotated
     queries, keys, values, attention's output as it comes and as a row (6 q + 4 k); gate, up, silu(gate) and
-    their product (8 m); with DoRA each layer's output before its magnitude, and the adapter's. Once: the
-    gradients of one layer (8 m + 8 h).
+    their product (8 m); with DoRA each layer's output before its magnitude. Once: the gradients of one layer
+    (8 m + 8 h).
     """
     h, m, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
     layer = 12 * h + 6 * q + 4 * k + 8 * m
     if recipe.lora_config.use_dora:
-        layer += 4 * (q + 2 * k + 2 * h + 2 * m)
+        layer += 2 * (q + 2 * k + 2 * h + 2 * m)
     once = 8 * (m + h)
     if recipe.training.gradient_checkpointing:
         return shape.layers * 2 * h + layer + once
