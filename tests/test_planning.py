@@ -176,6 +176,16 @@ def test_a_pass_of_the_budget_fits_the_memory_that_it_was_made_for(shaped, base)
     assert need.tokens == pytest.approx(tokens, rel=0.01) and 0.75 * free < need.peak_bytes < 0.92 * free
 
 
+def test_on_a_gpu_its_free_memory_decides(shaped, monkeypatch):
+    import torch
+
+    recipe = recipe_on(shaped("6.7"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40 * 2**30, 80 * 2**30))
+    assert with_row_tokens(recipe).training.row_tokens == row_tokens_for(recipe, 40 * 2**30)
+    assert with_row_tokens(recipe, "cpu").training.row_tokens == 4096
+
+
 def test_a_budget_that_is_set_stays_and_a_cpu_has_its_own():
     assert with_row_tokens(Recipe()).training.row_tokens == 4096
     asked = Recipe.model_validate({"training": {"row_tokens": 999}})

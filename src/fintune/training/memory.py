@@ -140,8 +140,8 @@ def value_bytes(recipe: Recipe, device: str) -> int:
 
 
 def weight_bytes(shape: Shape, recipe: Recipe, width: int) -> int:
-    """The base's weights. Embeddings, head and norms are never quantized; of the quantized layers one at a time
-    stands beside in full."""
+    """The base's weights. Embeddings, head and norms are never quantized; of the quantized layers one at a
+    time stands beside in full."""
     base = recipe.base_model
     each = NF4_BYTES if base.load_in_4bit else 1 if base.load_in_8bit else width
     in_full = shape.largest * width if quantized(base) else 0
