@@ -410,7 +410,8 @@ def trl(job: Job, cell: str) -> dict[str, Any]:
         model.set_attn_implementation("flash_attention_2")
     settings = dict(TRL[cell])
     if job.tiny:
-        settings |= {"gradient_accumulation_steps": 1, "max_length": 256 if settings.get("packing") else 1024}
+        settings |= {"gradient_accumulation_steps": 1}
+        settings |= {"max_length": 256} if settings.get("packing") else {"per_device_train_batch_size": 4}
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=model,
