@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import flex_attention
 
-from fintune.kernels import attention, flex
+from fintune.kernels import flex
+from fintune.kernels.attention_plain import allowed_plain, attention_plain
 from fintune.kernels.packing import join, pack
+from fintune.kernels.rule import Rule
 
 
 @settings(max_examples=60, deadline=None)
@@ -29,7 +31,7 @@ def test_no_tile_with_an_allowed_pair_is_left_out(lengths, prefix, tile, window,
         mask = flex.block_mask(layout, window)
     reaches = flex.allowed(layout, window)
     plain = flex_attention.create_mask(reaches, 1, 1, total, total, device="cpu")[0, 0]
-    assert torch.equal(plain, attention.allowed_plain(layout, window))
+    assert torch.equal(plain, allowed_plain(layout, window))
     held = flex_attention.create_block_mask(reaches, 1, 1, total, total, device="cpu", BLOCK_SIZE=tile)
     partial, full = (
         torch.zeros(-(-total // tile), -(-total // tile), dtype=torch.bool),
@@ -51,12 +53,13 @@ def test_no_tile_with_an_allowed_pair_is_left_out(lengths, prefix, tile, window,
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("changed", [{}, {"cap": 0.5, "sinks_H": torch.linspace(-2, 2, 4).double()}])
 @pytest.mark.parametrize(("lengths", "prefix"), [([3], 0), ([1, 4, 2], 5), ([2, 2], 0), ([150], 140)])
-def test_flex_attention_is_attention_under_the_mask_of_the_whole_row(lengths, prefix, window):
+def test_flex_attention_is_attention_under_the_mask_of_the_whole_row(lengths, prefix, window, changed):
     prompts = [[1] * prefix + [10 + i] + [2] * n for i, n in enumerate(lengths)]
     row = pack(prompts, [[[5, 6], [7, 8, 9]] for _ in prompts], prefix=prefix)
     row = join([row, pack([[3, 4]], [[[6, 7]]])])
-    tokens = row.input_ids.shape[1]
+    tokens, rule = row.input_ids.shape[1], Rule(8**-0.5, window, **changed)
     generator = torch.Generator().manual_seed(0)
     states = [
         torch.randn(1, heads, tokens, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -65,11 +68,11 @@ def test_flex_attention_is_attention_under_the_mask_of_the_whole_row(lengths, pr
 
     def by_flex(*states):
         rows = (state[0].transpose(0, 1) for state in states)
-        return flex.attend(*rows, row.layout, 8**-0.5, window)[None]
+        return flex.attend(*rows, row.layout, rule)[None]
 
     results = []
     for compute in (
-        lambda *qkv: attention.attention_plain(*qkv, attention.allowed_plain(row.layout, window)),
+        lambda *qkv: attention_plain(*qkv, allowed_plain(row.layout, window), rule),
         by_flex,
     ):
         # PyTorch's uncompiled FlexAttention has gradients on a CPU, but refuses to give them.

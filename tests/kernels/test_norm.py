@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fintune.kernels import norm
@@ -18,9 +19,10 @@ def states_of(dtype, width=6):
     return x, torch.randn(width, generator=generator, dtype=dtype)
 
 
-def test_the_backward_pass_is_the_derivative_of_the_forward_pass():
+@pytest.mark.parametrize("plus_one", [False, True])
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(plus_one):
     x, weight = states_of(torch.float64)
-    assert gradcheck(lambda states: rms_norm(states, weight, 1e-5), [x])
+    assert gradcheck(lambda states: rms_norm(states, weight, 1e-5, plus_one), [x])
 
 
 def test_a_second_derivative_is_refused_and_not_wrong():
@@ -39,13 +41,15 @@ def test_a_second_derivative_is_refused_and_not_wrong():
         (torch.bfloat16, torch.float32),  # normalizations kept in fp32 over a base in 16 bits
     ],
 )
-def test_the_fast_normalization_is_transformers_own(dtype, of_weight):
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, GemmaRMSNorm])
+def test_the_fast_normalization_is_transformers_own(dtype, of_weight, kind):
     x, weight = states_of(dtype, width=64)
-    own = LlamaRMSNorm(64, eps=1e-5).to(of_weight)
+    plus_one = kind is GemmaRMSNorm
+    own = kind(64, eps=1e-5).to(of_weight)
     own.weight.data.copy_(weight)
     plain = own.requires_grad_(False)(x)
-    ours = rms_norm(x, own.weight, 1e-5)
-    assert ours.dtype == plain.dtype == rms_norm_plain(x, own.weight, 1e-5).dtype
+    ours = rms_norm(x, own.weight, 1e-5, plus_one)
+    assert ours.dtype == plain.dtype == rms_norm_plain(x, own.weight, 1e-5, plus_one).dtype
     torch.testing.assert_close(ours, plain)
     weights = torch.linspace(-1, 1, 64)
     found, expected = (torch.autograd.grad((y * weights).sum(), x)[0].float() for y in (ours, plain))
@@ -57,7 +61,8 @@ def test_the_fast_normalization_is_transformers_own(dtype, of_weight):
     [
         ("llama", {}, 5),
         ("qwen3", {"head_dim": 8}, 9),  # queries and keys are normalized too
-        ("gemma", {"head_dim": 8}, 0),  # its factor is 1 + w
+        ("gemma", {"head_dim": 8}, 5),  # its factor is 1 + w
+        ("gemma3_text", {"head_dim": 8}, 13),
         ("cohere", {}, 0),  # it takes the mean off first
         ("mamba2", {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8}, 3),
     ],

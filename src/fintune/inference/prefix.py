@@ -57,8 +57,9 @@ class PrefixStore:
             adapter: whether the adapter is in use: it changes the keys and values.
         """
         import torch
+        from transformers import DynamicCache
 
-        from fintune.kernels.likelihood import cache_name
+        from fintune.kernels.forward import cache_name
 
         if not ids:
             return Prefix()
@@ -68,7 +69,8 @@ class PrefixStore:
         else:
             self.misses += 1
             row = torch.tensor([key[1]], device=model.device)  # (1, length)
-            cache = getattr(model(input_ids=row, use_cache=True, logits_to_keep=1), cache_name())
+            cache = DynamicCache()  # the model's own would keep no more of a layer than its window
+            model(input_ids=row, **{cache_name(): cache}, use_cache=True, logits_to_keep=1)
             if len(self._known) >= KEPT:  # the oldest makes room
                 del self._known[next(iter(self._known))]
             self._known[key] = Prefix(len(ids), [(layer.keys, layer.values) for layer in cache.layers])

@@ -1,4 +1,4 @@
-"""The log-likelihood of every candidate answer after every prompt, in one forward pass a batch.
+"""The log-likelihood of every candidate answer after every prompt, in few forward passes.
 
 Knows token ids and models, no tasks.
 """
@@ -6,46 +6,74 @@ Knows token ids and models, no tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fintune.inference.prefix import Prefix
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+
+    from fintune.kernels.likelihood import Head
+    from fintune.kernels.packing import PackedRow
 
 
 def log_likelihoods(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    by_blocks: bool,
-    head: torch.nn.Module | None,
+    head: Head | None,
     prefix: Prefix,
 ) -> list[list[float]]:
     """For each of B prompts log p(answer | prompt) of each of K answers: the sum over its tokens, in nats.
 
     Args:
-        by_blocks: the model has block attention; without it each pair is a forward pass of its own.
+        model: with block attention (`attention.enable`).
         head: the LM head that `likelihood.frozen_head` found, or None.
         prefix: what all prompts begin with, as `PrefixStore.get` gave it.
     """
-    from fintune.kernels.likelihood import span_log_likelihoods, target_nll
     from fintune.kernels.packing import pack
 
     cache = None
-    if by_blocks:
-        # One row of B prompts, after each of them its K answers as branches: B · K spans, prompt by prompt.
-        row = pack(prompts, [answers] * len(prompts), prefix=prefix.length or None)
-        if prefix.length:
-            row, cache = row.after_prefix(), prefix.cache()
-        rows = [row]
-    else:
-        rows = [pack([prompt], [[answer]]) for prompt in prompts for answer in answers]
+    # One row of B prompts, after each of them its K answers as branches: B · K spans, prompt by prompt.
+    row = pack(prompts, [answers] * len(prompts), prefix=prefix.length or None)
+    if prefix.length:
+        row, cache = row.after_prefix(), prefix.cache()
+    return _by_prompt(_scores(model, row, head, True, cache), len(answers))
+
+
+def log_likelihoods_unpacked(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    head: Head | None,
+    row_tokens: int,
+) -> list[list[float]]:
+    """The same of a model without block attention, in padded batches.
+
+    Args:
+        row_tokens: about the most tokens of a batch; 0 gives each pair a pass of its own.
+    """
+    from fintune.kernels.packing import pack, parts
+
+    pairs = [(prompt, answer) for prompt in prompts for answer in answers]
     scores: list[float] = []
-    for row in rows:
-        row = row.to(model.device)
-        nll = target_nll(model, row, by_blocks, head, cache)  # (targets,), of every answer's every token
-        scores += span_log_likelihoods(nll, row.owner, row.spans).tolist()
-    k = len(answers)
-    return [scores[i * k : (i + 1) * k] for i in range(len(prompts))]
+    for part in parts([len(prompt) + len(answer) for prompt, answer in pairs], row_tokens):
+        chosen = [pairs[i] for i in part]
+        row = pack([prompt for prompt, _ in chosen], [[answer] for _, answer in chosen], share=False)
+        scores += _scores(model, row, head, False)
+    return _by_prompt(scores, len(answers))
+
+
+def _scores(
+    model: PreTrainedModel, row: PackedRow, head: Head | None, by_blocks: bool, cache: Any = None
+) -> list[float]:
+    from fintune.kernels.likelihood import span_log_likelihoods, target_nll
+
+    row = row.to(model.device)
+    nll = target_nll(model, row, by_blocks, head, cache)  # (targets,), of every answer's every token
+    scores: list[float] = span_log_likelihoods(nll, row.owner, row.spans).tolist()
+    return scores
+
+
+def _by_prompt(scores: list[float], k: int) -> list[list[float]]:
+    return [scores[i : i + k] for i in range(0, len(scores), k)]

@@ -17,8 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 from fintune.inference.prefix import Prefix
 from fintune.kernels.attention import Decode
-from fintune.kernels.likelihood import cache_name, row_inputs
-from fintune.kernels.packing import pack
+from fintune.kernels.forward import cache_name, row_inputs
+from fintune.kernels.packing import pack, parts
 
 
 class _Slots(DynamicLayer):
@@ -120,7 +120,7 @@ class PackedTexts:
     def _prefill(self) -> torch.Tensor | None:
         """Compute a pass of the prompts; (B, V) logits once all are computed, before that None."""
         if waiting := [prompt for prompt in self._prompts if prompt.logits is None]:
-            part = _parts([len(prompt.ids) - self._prefix.length for prompt in waiting], self._row_tokens)[0]
+            part = parts([len(prompt.ids) - self._prefix.length for prompt in waiting], self._row_tokens)[0]
             if len(part) == 1:
                 self._compute_on(waiting[0])
             else:
@@ -212,7 +212,7 @@ class PaddedTexts:
         mask = [[0] * (longest - len(each)) + [1] * len(each) for each in prompts]
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
         split = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
-        self._model, self._cache = model, DynamicCache()
+        self._model, self._cache = model, DynamicCache(config=model.config)
         self._pass = max(1, row_tokens // len(prompts)) if row_tokens and split else longest
         self._ids = torch.tensor(rows, device=model.device)  # (B, new tokens): what is to be computed next
         self._mask = torch.tensor(mask, device=model.device)  # (B, T)
@@ -238,18 +238,5 @@ class PaddedTexts:
     def keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, dtype=torch.int64, device=self._ids.device)
         self._ids, self._mask = self._ids[index], self._mask[index]
-        if rows and self._cache.get_seq_length():
-            self._cache.batch_select_indices(index)
-
-
-def _parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Consecutive indices in groups whose sizes add up to `limit` at most (one alone may be larger)."""
-    parts: list[list[int]] = []
-    total = 0
-    for i, size in enumerate(sizes):
-        if not parts or total + size > limit:
-            parts.append([])
-            total = 0
-        parts[-1].append(i)
-        total += size
-    return parts
+        if rows:
+            self._cache.reorder_cache(index)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
 from fintune.kernels.packing import Block, moved, spans_of
+from fintune.kernels.rule import Rule
 
 TILE = 128
 """Queries and keys of a tile, as FlexAttention's kernels cut them by default."""
@@ -58,20 +59,28 @@ def _compiled() -> Any:
 
 
 def attend(
-    query_THD: Tensor,
-    key_TGD: Tensor,
-    value_TGD: Tensor,
-    layout: Sequence[Block],
-    scale: float,
-    window: int | None = None,
+    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, layout: Sequence[Block], rule: Rule
 ) -> Tensor:
-    """A row's attention, (T, H, D); `window` as of `packing.Mask`."""
+    """A row's attention, (T, H, D)."""
     kernel = _compiled() if query_THD.is_cuda else flex.flex_attention
     q_1HTD, k_1GTD, v_1GTD = (states.transpose(0, 1)[None] for states in (query_THD, key_TGD, value_TGD))
-    grouped = key_TGD.shape[1] != query_THD.shape[1]
-    mask = block_mask(layout, window)
-    mixed_1HTD = kernel(q_1HTD, k_1GTD, v_1GTD, block_mask=mask, scale=scale, enable_gqa=grouped)
-    return mixed_1HTD[0].transpose(0, 1)
+    options: dict[str, Any] = {"scale": rule.scale, "enable_gqa": key_TGD.shape[1] != query_THD.shape[1]}
+    if rule.cap is not None:
+        options["score_mod"] = _capped(rule.cap)
+    mask = block_mask(layout, rule.window)
+    if rule.sinks_H is None:
+        return kernel(q_1HTD, k_1GTD, v_1GTD, block_mask=mask, **options)[0].transpose(0, 1)
+    mixed_1HTD, aux = kernel(
+        q_1HTD, k_1GTD, v_1GTD, block_mask=mask, return_aux=flex.AuxRequest(lse=True), **options
+    )
+    # One more score s in the denominator: e^lse / (e^lse + e^s) of what it is without.
+    share_1HT = (aux.lse - rule.sinks_H.detach()[None, :, None]).sigmoid().to(mixed_1HTD.dtype)
+    return (mixed_1HTD * share_1HT[..., None])[0].transpose(0, 1)
+
+
+@functools.cache  # one function a cap, for each new one would be compiled again
+def _capped(cap: float) -> Callable[..., Tensor]:
+    return lambda score, batch, head, query, key: cap * torch.tanh(score / cap)
 
 
 def block_mask(layout: Sequence[Block], window: int | None = None) -> Any:

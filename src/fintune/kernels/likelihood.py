@@ -1,7 +1,7 @@
 """Log-likelihoods of answers: the one computation under the training loss and label scoring.
 
 The LM head is the largest product of a small model and its logits the largest tensor, so it runs at targets
-only, `CHUNK` of them at a time, and no logits are kept for the backward pass. The plain references are
+only, `chunk` of them at a time, and no logits are kept for the backward pass. The plain references are
 `nll_plain` for the head and `log_likelihoods_plain` for a whole packed row.
 
 Shape suffixes of names: N targets of a row, E width of the hidden states, V tokens of the vocabulary, S spans
@@ -11,8 +11,8 @@ Shape suffixes of names: N targets of a row, E width of the hidden states, V tok
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +20,49 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-from fintune.kernels.attention import one_token
-from fintune.kernels.packing import PackedRow
+from fintune.kernels.forward import one_token, row_inputs
+from fintune.kernels.packing import PackedRow, padded
 
-CHUNK = 256
-"""Targets whose logits are in memory at once."""
+CHUNK_BYTES = 48 << 20
+"""Of the fp32 logits in memory at once; a few tensors of that size are."""
+
+SMALL = 2.0**-14
+"""A capped model returns cap · tanh(z / cap), which for so small a part of a loss is that part."""
+
+
+def chunk(vocabulary: int) -> int:
+    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 16, for each chunk reads
+    all of the head's weights."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A frozen LM head, and what the model makes of its output z: cap · tanh(scale · z / cap), or scale · z
+    without a cap."""
+
+    module: torch.nn.Linear
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, z: Tensor) -> Tensor:
+        """The model's logits, for an output of the module."""
+        return self.scale * z if self.cap is None else self.cap * torch.tanh(self.scale * z / self.cap)
+
+    def carried(self, nll_N: Tensor) -> Tensor:
+        """What the module has to return for the model to return `nll_N`, which `arrived` finds in it."""
+        return nll_N if self.plain else nll_N * (SMALL / self.scale)
+
+    def arrived(self, logits_N: Tensor) -> Tensor:
+        return logits_N if self.plain else logits_N / SMALL
+
+    @property
+    def plain(self) -> bool:
+        return self.scale == 1 and self.cap is None
+
+    def nll(self, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
+        """(N,) −log softmax(logits)[target] in nats, float32 (float64 of float64)."""
+        return head_nll(hidden_NE, self.module.weight, self.module.bias, targets_N, self.scale, self.cap)
 
 
 class _HeadNLL(torch.autograd.Function):
@@ -35,22 +73,42 @@ class _HeadNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_N: Tensor
+        ctx: Any,
+        hidden_NE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
         hidden_dtype, hidden_NE = hidden_NE.dtype, hidden_NE.to(weight_VE.dtype)
+        # (scale · h)·Wᵀ is scale · (h·Wᵀ), by a pass over (N, E) instead of (N, V). tanh wants z / cap.
+        scale = scale if cap is None else scale / cap
+        if scale != 1:
+            hidden_NE = scale * hidden_NE
+            bias_V = None if bias_V is None else scale * bias_V
         # log_softmax sums over the vocabulary: in bfloat16 its 8 bits would be lost, so in fp32 at least.
         wide = torch.promote_types(weight_VE.dtype, torch.float32)
         nll_N = torch.empty(len(hidden_NE), dtype=wide, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
-        for begin in range(0, len(hidden_NE), CHUNK):
-            part = slice(begin, begin + CHUNK)
+        step = chunk(len(weight_VE))
+        for begin in range(0, len(hidden_NE), step):
+            part = slice(begin, begin + step)
             own_C1 = targets_N[part, None]
-            log_p_CV = linear(hidden_NE[part], weight_VE, bias_V).log_softmax(dim=1, dtype=wide)
+            logits_CV = linear(hidden_NE[part], weight_VE, bias_V)
+            if cap is not None:
+                tanh_CV = logits_CV.to(wide).tanh_()
+                logits_CV = cap * tanh_CV
+            log_p_CV = logits_CV.log_softmax(dim=1, dtype=wide)
             nll_N[part] = -log_p_CV.gather(1, own_C1)[:, 0]
             if gradient_NE is not None:
                 slope_CV = log_p_CV.exp_()  # in place: the probabilities, then softmax − onehot
                 slope_CV.scatter_add_(1, own_C1, slope_CV.new_full((), -1.0).expand_as(own_C1))
+                if cap is not None:
+                    slope_CV *= tanh_CV.square_().neg_().add_(1).mul_(cap)
                 gradient_NE[part] = slope_CV.to(weight_VE.dtype) @ weight_VE
+        if gradient_NE is not None and scale != 1:
+            gradient_NE *= scale
         ctx.hidden_dtype = hidden_dtype
         ctx.save_for_backward(gradient_NE)
         return nll_N
@@ -59,12 +117,22 @@ class _HeadNLL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NE,) = ctx.saved_tensors
-        return (gradient_NE * grad_N[:, None]).to(ctx.hidden_dtype), None, None, None
+        return (gradient_NE * grad_N[:, None]).to(ctx.hidden_dtype), *[None] * 5
 
 
-def head_nll(hidden_NE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-    """(N,) −log softmax(h·Wᵀ + b)[target] in nats, float32 (float64 of float64); W and b frozen."""
-    return _HeadNLL.apply(hidden_NE, weight_VE, bias_V, targets_N)
+def head_nll(
+    hidden_NE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
+    """(N,) −log softmax(logits)[target] in nats, float32 (float64 of float64); W and b frozen.
+
+    The logits are scale · (h·Wᵀ + b), or with a cap those of `Head`.
+    """
+    return _HeadNLL.apply(hidden_NE, weight_VE, bias_V, targets_N, scale, cap)
 
 
 def nll_plain(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -73,21 +141,29 @@ def nll_plain(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return cross_entropy(logits_NV.to(wide), targets_N, reduction="none")
 
 
-def frozen_head(model: Any) -> torch.nn.Module | None:
+def frozen_head(model: Any) -> Head | None:
     """The LM head, where its work can be left to `head_nll`; else None, and logits are computed as usual.
 
-    That is the case for a plain frozen linear layer whose output the model returns as its logits: a probe of
-    one token finds models that scale or cap it afterwards.
+    That is the case for a plain frozen linear layer whose output the model scales or caps at most, which a
+    probe of one token finds out.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.weight.requires_grad or head.weight.is_meta:
+    module = model.get_output_embeddings()
+    if type(module) is not torch.nn.Linear or module.weight.requires_grad or module.weight.is_meta:
         return None
-    if head.bias is not None and head.bias.requires_grad:
+    if module.bias is not None and module.bias.requires_grad:
         return None
-    probe = torch.arange(-8.0, 9.0, device=head.weight.device)
-    with _replaced(head, lambda hidden: probe):
-        unchanged = torch.equal(one_token(model).logits, probe)
-    return head if unchanged else None
+    some, huge = torch.arange(-8.0, 9.0), torch.tensor([-1e9, -1e8, 1e8, 1e9])
+    probe = torch.cat([some, huge]).to(module.weight.device)
+    with _replaced(module, lambda hidden: probe):
+        found = one_token(model).logits.float()
+    if found.shape != probe.shape:
+        return None
+    bounded = bool(found[-1] == found[-2] == -found[-3] == -found[-4])
+    cap = float(found[-1]) if bounded else None
+    one = found[9].double()  # of the output 1
+    scale = float(one if cap is None else cap * torch.atanh(one / cap))
+    head = Head(module, 1.0 if torch.equal(found, probe) else scale, cap)
+    return head if torch.allclose(found, head.logits(probe), rtol=1e-5, atol=1e-5) else None
 
 
 @contextlib.contextmanager
@@ -107,24 +183,44 @@ def target_nll(
     model: Any,
     row: PackedRow,
     by_blocks: bool = True,
-    head: torch.nn.Module | None = None,
+    head: Head | None = None,
     cache: Any | None = None,
 ) -> Tensor:
     """(N,) float32 −log p, in nats, of the N `targets` of a row; float64 in a float64 model.
 
     Args:
-        by_blocks: the model has block attention (`attention.enable`); without it a row must hold one
-            prompt with one completion, for which plain causal attention is the same.
-        head: the model's LM head if `frozen_head` found it; None computes all logits at once.
+        by_blocks: the model has block attention (`attention.enable`); without it the row's completions go
+            through as a padded batch, each after its prompt.
+        head: the model's LM head if `frozen_head` found it; None computes the logits as the model does.
         cache: Transformers' cache with the keys of the prefix that `PackedRow.after_prefix` left out.
     """
-    inputs = row_inputs(row, by_blocks, cache)
+    if not by_blocks:
+        return _padded_nll(model, row, head)
+    inputs = row_inputs(row, cache)
     if head is None:
         return nll_plain(model(**inputs).logits[0], row.targets)
     # Inside the model's own forward, so that what wraps it (DDP, FSDP) finds the head where it expects it.
     # The head is given (1, N, E), thanks to `logits_to_keep`, and the model returns its (N,) as "logits".
-    with _replaced(head, lambda hidden: head_nll(hidden[0], head.weight, head.bias, row.targets)):
-        return model(**inputs).logits
+    with _replaced(head.module, lambda hidden: head.carried(head.nll(hidden[0], row.targets))):
+        return head.arrived(model(**inputs).logits)
+
+
+def _padded_nll(model: Any, row: PackedRow, head: Head | None) -> Tensor:
+    """`target_nll` of a padded batch, whose logits are computed at the targets alone."""
+    ids_SL, places_N = padded(row)
+    inputs = {"input_ids": ids_SL, "use_cache": False}
+    module = model.get_output_embeddings()
+    if module is None:
+        return nll_plain(model(**inputs).logits.flatten(0, 1)[places_N], row.targets)
+    own = module.forward
+
+    def at_targets(hidden_SLE: Tensor) -> Tensor:
+        hidden_NE = hidden_SLE.flatten(0, 1)[places_N]
+        return own(hidden_NE[None]) if head is None else head.carried(head.nll(hidden_NE, row.targets))
+
+    with _replaced(module, at_targets):
+        found = model(**inputs).logits
+    return nll_plain(found[0], row.targets) if head is None else head.arrived(found)
 
 
 def log_likelihoods_plain(
@@ -140,31 +236,6 @@ def log_likelihoods_plain(
             logits_NV = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             found.append(-nll_plain(logits_NV, ids[0, len(prompt) :]).sum())
     return torch.stack(found)
-
-
-@functools.cache
-def cache_name() -> str:
-    """What Transformers calls a model's cache: `cache` since 5.24, before that `past_key_values`."""
-    import transformers
-
-    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    return "cache" if release >= (5, 24) else "past_key_values"
-
-
-def row_inputs(row: PackedRow, by_blocks: bool = True, cache: Any | None = None) -> dict[str, Any]:
-    """The arguments of a model's forward for a row; arguments as of `target_nll`."""
-    inputs = {
-        "input_ids": row.input_ids,
-        "position_ids": row.position_ids,
-        "logits_to_keep": row.logit_positions,
-        "use_cache": cache is not None,
-    }
-    if cache is not None:
-        inputs[cache_name()] = cache
-    if by_blocks:
-        # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
-        inputs |= {"layout": row.layout, "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1)}
-    return inputs
 
 
 def span_log_likelihoods(nll: Tensor, owner: Tensor, spans: int) -> Tensor:

@@ -1,14 +1,12 @@
-"""RMS normalization with frozen weights in fewer passes over memory: half on a CPU, one when compiled.
+"""RMS normalization with frozen weights in half as many passes over memory, for CPUs.
 
-The plain reference is `rms_norm_plain`, which is also what is compiled. Shape suffix of names: E width of the
-hidden states.
+The plain reference is `rms_norm_plain`, which is what compiled layers compute. Shape suffix of names: E width
+of the hidden states.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 import types
 from typing import Any
 
@@ -16,23 +14,30 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fintune.errors import ConfigError
+EPSILONS = ("variance_epsilon", "eps", "epsilon")
+"""What a module may call its ε."""
 
 
 class _RMSNorm(torch.autograd.Function):
     """`rms_norm`. With r = (mean(x²) + ε)^-½, which is kept for the backward pass, and g = w · grad y:
 
     grad x = r · g − x · r³ · Σ(g · x) / E
+
+    Gemma's factor is 1 + w in fp32, and rounded with the product; for other decoders x is rounded before it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_E: Tensor, epsilon: float, plus_one: bool) -> Tensor:
         wide = _wide(x)
+        if plus_one:
+            weight_E = 1 + _wide(weight_E)
         # vector_norm reads x once, where pow and mean would write x² and read it again; the rest is (…, 1).
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_E, inverse)
-        normal = (wide * inverse).to(x.dtype)  # rounded before the weight, as Transformers' decoders do
+        if plus_one:
+            return (wide * inverse).mul_(weight_E).to(x.dtype)
+        normal = (wide * inverse).to(x.dtype)
         return normal.mul_(weight_E) if weight_E.dtype == x.dtype else normal * weight_E
 
     @staticmethod
@@ -42,18 +47,24 @@ class _RMSNorm(torch.autograd.Function):
         wide, wide_grad = _wide(x), _wide(grad * weight_E)
         along = torch.linalg.vecdot(wide_grad, wide)[..., None]
         slope = along * inverse.pow(3) / -x.shape[-1]
-        return torch.addcmul(wide_grad * inverse, wide, slope).to(x.dtype), None, None
+        return torch.addcmul(wide_grad * inverse, wide, slope).to(x.dtype), None, None, None
 
 
-def rms_norm(x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
-    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), in fp32 at least; x: (…, E), w frozen."""
-    return _RMSNorm.apply(x, weight_E, epsilon)
+def rms_norm(x: Tensor, weight_E: Tensor, epsilon: float, plus_one: bool = False) -> Tensor:
+    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), in fp32 at least; x: (…, E), w frozen.
+
+    With `plus_one` the factor is 1 + w.
+    """
+    return _RMSNorm.apply(x, weight_E, epsilon, plus_one)
 
 
-def rms_norm_plain(x: Tensor, weight_E: Tensor, epsilon: float) -> Tensor:
+def rms_norm_plain(x: Tensor, weight_E: Tensor, epsilon: float, plus_one: bool = False) -> Tensor:
     """The plain reference of `rms_norm`."""
     wide = _wide(x)
-    return weight_E * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    if plus_one:
+        return (normal * (1 + _wide(weight_E))).to(x.dtype)
+    return weight_E * normal.to(x.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -61,57 +72,43 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def enable(model: Any, compiled: bool = False) -> int:
+def enable(model: Any) -> int:
     """Make the model's RMS normalizations fast where they are the formula above; returns how many are.
 
-    A module is taken by what it computes, not by its name: its output on a probe must be that of the formula.
-    Gemma's, whose factor is 1 + w, and gated ones (Mamba-2) keep their own forward.
-
-    Args:
-        compiled: compile the formula (some 20 seconds once, cached by PyTorch; 4 instead of 1.5 times as fast
-            as Transformers' own); on a CPU that needs a C++ compiler.
-
-    Raises:
-        ConfigError: it is to be compiled, and there is no compiler.
+    A module is taken by what it computes, not by its name: its output on a probe must be that of the formula,
+    with the factor w or 1 + w. Gated ones (Mamba-2) keep their own forward.
     """
-    formula = rms_norm
-    if compiled:
-        _find_compiler(model.device.type)
-        formula = torch.compile(rms_norm_plain, dynamic=True)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return formula(x, self.weight, self.variance_epsilon)
+        formula = rms_norm_plain if torch.compiler.is_compiling() else rms_norm
+        return formula(x, self.weight, *self.rms_formula)
 
     count = 0
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if (
-            hasattr(module, "variance_epsilon")
-            and isinstance(weight, torch.Tensor)
+            isinstance(weight, torch.Tensor)
             and weight.ndim == 1
-            and (weight.device.type == "cpu" or compiled)
+            and weight.device.type == "cpu"
             and not weight.requires_grad
-            and _computes_the_formula(module)
+            and (found := _formula(module))
         ):
+            module.rms_formula = found
             module.forward = types.MethodType(forward, module)
             count += 1
     return count
 
 
 @torch.no_grad()
-def _computes_the_formula(module: Any) -> bool:
-    if len(inspect.signature(type(module).forward).parameters) != 2:  # self and x, but no gate
-        return False
+def _formula(module: Any) -> tuple[float, bool] | None:
+    """ε, and whether the factor is 1 + w, of a module that computes the formula."""
+    epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
+    if epsilon is None or len(inspect.signature(type(module).forward).parameters) != 2:  # self, x; and a gate
+        return None
     weight = module.weight
     probe = torch.linspace(-3, 5, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]
     own = type(module).forward(module, probe)
-    return torch.allclose(own, rms_norm_plain(probe, weight, module.variance_epsilon), rtol=1e-2)
-
-
-def _find_compiler(device: str) -> None:
-    compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
-        raise ConfigError(
-            "training.torch_compile is true, which needs a C++ compiler on a CPU, and there is none here: "
-            "install one (apt install g++), or set it to false."
-        )
+    for plus_one in (False, True):
+        if torch.allclose(own, rms_norm_plain(probe, weight, epsilon, plus_one), rtol=1e-2):
+            return epsilon, plus_one
+    return None

@@ -242,6 +242,40 @@ def join(rows: Sequence[PackedRow]) -> PackedRow:
     )
 
 
+def padded(row: PackedRow) -> tuple[Tensor, Tensor]:
+    """The row's completions as a right-padded batch, each after its prompt, for models that compute no row.
+
+    Found on the row's own device, and from numbers of the host where shapes depend on them.
+
+    Returns:
+        (S, L) the tokens of each span, and (N,) the place among its S · L that predicts each target. What is
+        predicted stands before the padding, so that a causal model needs no mask.
+    """
+    import torch
+
+    device, longest = row.input_ids.device, max(block.reach for block in row.layout)
+    block_of, suffix_of = [], []  # of each token; −1 is a prefix, which is every suffix's
+    for number, block in enumerate(row.layout):
+        block_of += [number] * block.tokens
+        suffix_of += [-1] * block.prefix_length
+        for suffix, length in enumerate(block.lengths):
+            suffix_of += [suffix] * length
+    block_T, suffix_T = torch.tensor([block_of, suffix_of], device=device)
+    branch_T = torch.cat(
+        [part for b in row.layout for part in (b.branch.new_zeros(b.prefix_length), b.branch)]
+    )
+    # A span's last target is predicted by its own last token, or by its trunk's if it has no token but that.
+    spans = torch.arange(row.spans, device=device)
+    last_S = row.logit_positions[torch.searchsorted(row.owner, spans, right=True) - 1]
+    own_ST = (block_T == block_T[last_S, None]) & ((suffix_T == -1) | (suffix_T == suffix_T[last_S, None]))
+    own_ST &= (branch_T == 0) | (branch_T == branch_T[last_S, None])
+    # Each token goes to its position, the others' to one more column, which is dropped.
+    columns_ST = torch.where(own_ST, row.position_ids, longest)
+    ids_SL = row.input_ids.new_zeros(row.spans, longest + 1)
+    ids_SL = ids_SL.scatter_(1, columns_ST, row.input_ids.expand(row.spans, -1))[:, :longest]
+    return ids_SL, row.owner * longest + row.position_ids[0, row.logit_positions]
+
+
 def moved(things: Sequence[Any], device: Any) -> list[Any]:
     """Dataclasses of tensors on another device, whatever lists and dataclasses they are nested in.
 
@@ -359,6 +393,19 @@ def pack(
         owner=torch.tensor(owner),
         spans=span,
     )
+
+
+def parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Consecutive indices in groups whose sizes add up to `limit` at most (one alone may be larger)."""
+    found: list[list[int]] = []
+    total = 0
+    for i, size in enumerate(sizes):
+        if not found or total + size > limit:
+            found.append([])
+            total = 0
+        found[-1].append(i)
+        total += size
+    return found
 
 
 def rows_of(lengths: Sequence[int], groups: Sequence[str], row_size: int, row_tokens: int) -> list[list[int]]:

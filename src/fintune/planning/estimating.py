@@ -24,6 +24,7 @@ from fintune.training.memory import Shape
 if TYPE_CHECKING:
     from fintune.data.prepare.dataset import PreparedDataset
     from fintune.kernels.packing import PackedRow
+    from fintune.kernels.probing import Support
     from fintune.training.steps import StepBuilder
 
 KEPT = {"cpu": (1.5, 2.2), "cpu in fp32": (2.0, 1.2)}
@@ -104,10 +105,10 @@ def estimate(recipe: Recipe, device: str | None = None, machine: Machine | None 
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
     device = machine.device if machine else device or here
-    model, by_blocks = memory.laid_out(recipe)
+    model, support = memory.laid_out(recipe)
     shape = Shape.of(model)
-    asked, (recipe, work) = recipe, work_of(recipe, model, by_blocks, device)
-    rows = work.rows if work else [_largest_row(recipe, _row_size(asked, recipe, by_blocks, device))]
+    asked, (recipe, work) = recipe, work_of(recipe, model, support, device)
+    rows = work.rows if work else [_largest_row(recipe, _row_size(asked, recipe, support, device))]
     tokens = max(row.input_ids.shape[1] for row in rows)
     calibration = speed.known(recipe, shape) if machine is None and device == here else None
     width = memory.value_bytes(recipe, device)
@@ -141,18 +142,20 @@ def estimate(recipe: Recipe, device: str | None = None, machine: Machine | None 
 
 
 def work_of(
-    recipe: Recipe, model: Any, by_blocks: bool, device: str | None = None
+    recipe: Recipe, model: Any, support: Support, device: str | None = None
 ) -> tuple[Recipe, Work | None]:
     """The recipe with a number for each `auto`, and the first epoch's steps; None where its data is not
     prepared.
 
     Args:
-        model: `memory.laid_out`'s, as `by_blocks`.
+        model: `memory.laid_out`'s, as `support`.
     """
     prepared = _prepared(recipe)
     made = with_row_tokens(fitted(recipe, _sizes(prepared)), device)
-    size = _row_size(recipe, made, by_blocks, device)
-    return made, _work(made, prepared, size, model.config.get_text_config().vocab_size) if prepared else None
+    size = _row_size(recipe, made, support, device)
+    if prepared is None:
+        return made, None
+    return made, _work(made, prepared, size, bool(support), model.config.get_text_config().vocab_size)
 
 
 def _kept(recipe: Recipe, device: str) -> tuple[float, float]:
@@ -161,11 +164,11 @@ def _kept(recipe: Recipe, device: str) -> tuple[float, float]:
     return KEPT["cpu in fp32" if memory.value_bytes(recipe, device) == 4 else "cpu"]
 
 
-def _row_size(asked: Recipe, made: Recipe, by_blocks: bool, device: str | None) -> int:
+def _row_size(asked: Recipe, made: Recipe, support: Support, device: str | None) -> int:
     """Examples of a pass at most: on a GPU tokens alone decide, unless the recipe that was asked for says."""
     import torch
 
-    if not by_blocks:
+    if not support.several:
         return 1
     cuda = device == "cuda" or (device is None and torch.cuda.is_available())
     if cuda and asked.training.per_device_train_batch_size == AUTO:
@@ -199,11 +202,12 @@ def _sizes(prepared: PreparedDataset | None) -> dict[str, int]:
     return {name: entry["counts"]["train"] for name, entry in entries.items()}
 
 
-def _work(recipe: Recipe, prepared: PreparedDataset, size: int, vocabulary: int) -> Work:
+def _work(recipe: Recipe, prepared: PreparedDataset, size: int, share: bool, vocabulary: int) -> Work:
     """The first epoch's steps, drawn and packed by the code that training uses.
 
     Args:
         size: examples of a row at most.
+        share: prompts' common beginnings may stand in a row once.
     """
     from fintune.training.run import make_plan
     from fintune.training.steps import StepBuilder
@@ -217,7 +221,7 @@ def _work(recipe: Recipe, prepared: PreparedDataset, size: int, vocabulary: int)
         plan.loss_weights,
         size,
         training.row_tokens,
-        training.shared_prefix and size > 1,
+        training.shared_prefix and share,
         objective=plan.objective,
     )
     count = min(len(plan.schedule), math.ceil(plan.steps_per_epoch))

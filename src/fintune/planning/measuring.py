@@ -40,8 +40,8 @@ def measure(recipe: Recipe) -> Calibration:
         DataError: the recipe's data is not prepared.
         ModelError: the base's configuration cannot be read.
     """
-    model, by_blocks = memory.laid_out(recipe)
-    fitted, work = work_of(recipe, model, by_blocks)
+    model, support = memory.laid_out(recipe)
+    fitted, work = work_of(recipe, model, support)
     if work is None:
         raise DataError(
             "plan --measure times steps of the recipe's own data, which is not prepared: run  "
@@ -61,6 +61,7 @@ def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
     """Seconds a token of the steps, each at its best; and bytes a token of the largest pass (0 on a CPU)."""
     import torch
 
+    from fintune.models import recomputation
     from fintune.models.adapters import add_adapter
     from fintune.models.base import choose_precision, random_base_model
 
@@ -72,7 +73,7 @@ def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
     base = random_base_model(config, recipe.base_model, choose_precision(recipe.training).dtype)
     model = add_adapter(base, recipe.lora_config.plain())
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recomputation.enable(model, recipe.training.gradient_checkpointing_offload)
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
@@ -103,7 +104,7 @@ def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> A
     import transformers
 
     from fintune.inference.backends.builtin import Builtin
-    from fintune.kernels import norm
+    from fintune.kernels import compiled
     from fintune.models.base import choose_precision
     from fintune.training.throughput import FlopCount, Meter
     from fintune.training.trainer import MultiTaskTrainer
@@ -111,7 +112,7 @@ def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> A
     precision = choose_precision(recipe.training)
     engine: Any = SimpleNamespace(builtin=Builtin(model, 0), tasks=[])  # there may be no tokenizer here
     if recipe.training.torch_compile:
-        norm.enable(model, compiled=True)
+        compiled.enable(model)
     arguments = transformers.TrainingArguments(
         output_dir=folder,
         max_steps=len(builder),

@@ -19,6 +19,7 @@ from fintune.models.base import choose_precision
 
 if TYPE_CHECKING:
     from fintune.kernels.packing import PackedRow
+    from fintune.kernels.probing import Support
 
 ADAPTER_BYTES = 16
 """Bytes of a trainable parameter: its fp32 weight and gradient, and AdamW's two moments."""
@@ -115,9 +116,9 @@ def base_config(recipe: Recipe) -> Any:
         ) from None
 
 
-def laid_out(recipe: Recipe) -> tuple[Any, bool]:
-    """The base with the recipe's adapter on PyTorch's meta device, without weights; and whether it computes
-    several examples in a row."""
+def laid_out(recipe: Recipe) -> tuple[Any, Support]:
+    """The base with the recipe's adapter on PyTorch's meta device, without weights; and how it computes
+    several examples at once."""
     import torch
     import transformers
 
@@ -126,8 +127,8 @@ def laid_out(recipe: Recipe) -> tuple[Any, bool]:
 
     with torch.device("meta"):
         base = transformers.AutoModelForCausalLM.from_config(base_config(recipe))
-        by_blocks = attention.enable(base)
-        return add_adapter(base, recipe.lora_config.plain()), by_blocks
+        support = attention.enable(base)
+        return add_adapter(base, recipe.lora_config.plain()), support
 
 
 def quantized(base: BaseModelConfig) -> bool:
@@ -167,15 +168,16 @@ def token_bytes(shape: Shape, recipe: Recipe) -> int:
         layer += 2 * (q + 2 * k + 2 * h + 2 * m)
     once = 8 * (m + h)
     if recipe.training.gradient_checkpointing:
-        return shape.layers * 2 * h + layer + once
+        inputs = 0 if recipe.training.gradient_checkpointing_offload else shape.layers * 2 * h
+        return inputs + layer + once
     return shape.layers * layer + once
 
 
 def logit_bytes(shape: Shape, targets: int) -> int:
     """Logits of a chunk of targets."""
-    from fintune.kernels.likelihood import CHUNK
+    from fintune.kernels.likelihood import chunk
 
-    return min(targets, CHUNK) * shape.vocabulary * LOGIT_BYTES
+    return min(targets, chunk(shape.vocabulary)) * shape.vocabulary * LOGIT_BYTES
 
 
 def row_bytes(row: PackedRow, shape: Shape, recipe: Recipe) -> int:

@@ -20,8 +20,8 @@ from fintune.errors import ConfigError, Interrupted
 from fintune.files import Lock, read_json, refuse_small_disk, replace_files, room_for
 from fintune.inference.calibration import calibrate
 from fintune.inference.engine import Engine
-from fintune.kernels import norm
-from fintune.models import adapters, base, card, manifest, pissa
+from fintune.kernels import compiled
+from fintune.models import adapters, base, card, manifest, pissa, recomputation
 from fintune.models.placement import Process
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.provenance import peak_memory, stamp
@@ -186,6 +186,7 @@ def train(
         Interrupted: by Ctrl-C or SIGTERM; it says what is saved.
     """
     output_dir = Path(output_dir)
+    recomputation.check(recipe.training)
     checkpoint, start = origin(recipe, output_dir, resume, overwrite)
     report_to = wandb() if use_wandb else []
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -266,7 +267,7 @@ def _model(run: _Run) -> tuple[Any, Any]:
     model, pissa_start = _adapted(run, model)
     model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recomputation.enable(model, recipe.training.gradient_checkpointing_offload)
     return model, pissa_start
 
 
@@ -294,17 +295,19 @@ def _engine(run: _Run, model: Any) -> Engine:
     engine = Engine(model, run.tokenizer, run.tasks, training.max_length, name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
     if training.torch_compile:
-        count = norm.enable(model, compiled=True)
-        run.say(f"{count} normalizations are compiled: the first step takes longer.")
-    if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.by_blocks:
+        count = compiled.enable(model)
+        run.say(f"{count} layers are compiled: the first step takes a minute or two longer.")
+    if line := str(engine.builtin.support):
+        run.say(f"{name}: {line}.")
+    if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.support.several:
         raise ConfigError(
-            f"{asked}, but {name} cannot compute several answers to one prompt in a row: set it to 0."
+            f"{asked}, but {name} cannot compute several answers to one prompt at once: set it to 0."
         )
     return engine
 
 
 def _shares_prefixes(run: _Run, engine: Engine) -> bool:
-    return run.recipe.training.shared_prefix and engine.builtin.by_blocks
+    return bool(run.recipe.training.shared_prefix and engine.builtin.by_blocks)
 
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
@@ -349,7 +352,7 @@ def _steps(run: _Run, engine: Engine) -> StepBuilder:
         run.plan.examples,
         run.plan.schedule,
         run.plan.loss_weights,
-        row_size=training.per_device_train_batch_size if engine.builtin.by_blocks else 1,
+        row_size=training.per_device_train_batch_size if engine.builtin.support.several else 1,
         row_tokens=training.row_tokens,
         share=_shares_prefixes(run, engine),
         rank=run.state.process_index,

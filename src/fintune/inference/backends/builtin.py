@@ -51,7 +51,8 @@ class Builtin:
         self.model = model
         self.pad = pad
         self.prefixes = PrefixStore(keep_prefixes)
-        self.by_blocks = attention.enable(model)
+        self.support = attention.enable(model)
+        self.by_blocks = bool(self.support)
         self.fast_layers = lora.enable(model)
         norm.enable(model)
         with adapters.mixed_precision(model, self.peft_forwards):
@@ -90,7 +91,7 @@ class Builtin:
 
     def batch_limits(self, size: int, scoring: bool) -> tuple[int, int]:
         if scoring:
-            return (size if self.by_blocks else 1), ROW_TOKENS
+            return (size if self.support.several else 1), ROW_TOKENS
         return size, DECODED_TOKENS
 
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
@@ -102,10 +103,12 @@ class Builtin:
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:
-        from fintune.inference.scoring import log_likelihoods
+        from fintune.inference.scoring import log_likelihoods, log_likelihoods_unpacked
 
-        prefix = self._prefix(prompts, shared)
-        return log_likelihoods(self.model, prompts, answers, self.by_blocks, self.head, prefix)
+        if self.by_blocks:
+            return log_likelihoods(self.model, prompts, answers, self.head, self._prefix(prompts, shared))
+        row_tokens = ROW_TOKENS if self.support.several else 0
+        return log_likelihoods_unpacked(self.model, prompts, answers, self.head, row_tokens)
 
     def generate(
         self,
