@@ -93,9 +93,6 @@ def test_two_processes_with_a_quantized_base_reach_the_weights_of_one(tiny_recip
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir):
-
-
 def test_qlora_in_two_processes_reaches_the_weights_of_one_which_may_go_on_alone(tiny_recipe, workdir):
     """Each process holds the base in 4 bit, and gradients are exchanged; then one resumes what two began."""
     pytest.importorskip("bitsandbytes", reason="4 bit needs the gpu extra")
