@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.config import AUTO, Recipe
+from fintune.config import Recipe
 from fintune.inference.backends.builtin import ROW_TOKENS
 from fintune.planning import speed
 from fintune.planning.speed import Calibration, Machine
 from fintune.prompts import TokenizedExample
 from fintune.training import memory
-from fintune.training.fit import fitted, with_row_tokens
+from fintune.training.fit import fitted, row_size, with_row_tokens
 from fintune.training.memory import Shape
 
 if TYPE_CHECKING:
@@ -165,15 +165,7 @@ def _kept(recipe: Recipe, device: str) -> tuple[float, float]:
 
 
 def _row_size(asked: Recipe, made: Recipe, support: Support, device: str | None) -> int:
-    """Examples of a pass at most: on a GPU tokens alone decide, unless the recipe that was asked for says."""
-    import torch
-
-    if not support.several:
-        return 1
-    cuda = device == "cuda" or (device is None and torch.cuda.is_available())
-    if cuda and asked.training.per_device_train_batch_size == AUTO:
-        return int(made.training.row_tokens)
-    return int(made.training.per_device_train_batch_size)
+    return row_size(asked, made, device) if support.several else 1
 
 
 def _activation_bytes(

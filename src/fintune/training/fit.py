@@ -82,6 +82,21 @@ def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
+def row_size(asked: Recipe, made: Recipe, device: str | None = None) -> int:
+    """Examples of a pass at most: on a GPU tokens alone decide, unless the recipe that was asked for says.
+
+    Args:
+        made: the recipe with numbers.
+        device: as in `with_row_tokens`.
+    """
+    import torch
+
+    cuda = device == "cuda" or (device is None and torch.cuda.is_available())
+    if cuda and asked.training.per_device_train_batch_size == AUTO:
+        return int(made.training.row_tokens)
+    return int(made.training.per_device_train_batch_size)
+
+
 def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:
     """Batch and accumulation: their product is the largest power of two with which `STEPS` are reached."""
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
