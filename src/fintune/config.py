@@ -184,7 +184,8 @@ class TrainingConfig(_Section):
     """Keep these inputs in the machine's memory, not the GPU's."""
     max_grad_norm: Number = Field(1.0, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    dataloader_num_workers: int = Field(0, ge=0)
+    dataloader_num_workers: FittedSteps = AUTO
+    """Processes that pack steps ahead. `auto` is one where a GPU computes, else none."""
     torch_compile: bool = False
     """Compile what gains by it (RMS normalization): for long runs, and with a C++ compiler on a CPU."""
     seed: int = Field(42, ge=0)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from fintune.config import AUTO, Recipe
 from fintune.errors import ConfigError
 from fintune.recipes import load_recipe, recipe_from
-from fintune.training.fit import choices, epoch_size, few_steps, fitted, row_size, with_row_tokens
+from fintune.training.fit import (
+    choices,
+    epoch_size,
+    few_steps,
+    fitted,
+    row_size,
+    small_passes,
+    with_row_tokens,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUTOMATIC = (
@@ -103,3 +111,7 @@ def test_on_a_gpu_tokens_alone_decide_a_pass_unless_a_batch_is_asked_for():
         made = with_row_tokens(fitted(asked, {"qa": 9000}), "cpu")
         assert row_size(asked, made, "cuda") == on_gpu
         assert row_size(asked, made, "cpu") == made.training.per_device_train_batch_size < 4096
+        assert (
+            "A pass holds 8 examples, about 480 tokens of 4,096" in small_passes(asked, made, 60, "cuda")
+        ) == (on_gpu == 8)
+        assert not small_passes(asked, made, 600, "cuda") and not small_passes(asked, made, 60, "cpu")

@@ -89,12 +89,32 @@ def row_size(asked: Recipe, made: Recipe, device: str | None = None) -> int:
         made: the recipe with numbers.
         device: as in `with_row_tokens`.
     """
-    import torch
-
-    cuda = device == "cuda" or (device is None and torch.cuda.is_available())
-    if cuda and asked.training.per_device_train_batch_size == AUTO:
+    if _on_gpu(device) and asked.training.per_device_train_batch_size == AUTO:
         return int(made.training.row_tokens)
     return int(made.training.per_device_train_batch_size)
+
+
+def _on_gpu(device: str | None) -> bool:
+    import torch
+
+    return device == "cuda" or (device is None and torch.cuda.is_available())
+
+
+def small_passes(asked: Recipe, made: Recipe, tokens: float, device: str | None = None) -> str:
+    """A line of a GPU that a named batch leaves idle; "" of any other run.
+
+    Args:
+        tokens: of an example, on average.
+        made, device: as in `row_size`.
+    """
+    size, room = row_size(asked, made, device), made.training.row_tokens
+    if not _on_gpu(device) or size * tokens > room / 2:
+        return ""
+    return (
+        f"A pass holds {size} examples, about {size * tokens:,.0f} tokens of {room:,} that fit, since "
+        f"training.per_device_train_batch_size is {size}. The loss does not depend on it: raise it, and "
+        "lower training.gradient_accumulation_steps as much, for larger and fewer passes."
+    )
 
 
 def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from fintune.training.checkpoints import (
     saved,
 )
 from fintune.training.class_weights import add_class_weights
-from fintune.training.fit import choices, few_steps, fitted, row_size, with_row_tokens
+from fintune.training.fit import choices, few_steps, fitted, row_size, small_passes, with_row_tokens
 from fintune.training.objectives import Objective, objective_of
 from fintune.training.steps import StepBuilder, shared_prefixes
 from fintune.training.stopping import Stopping
@@ -331,8 +331,15 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "processes": run.state.num_processes,
         "dtype": str(run.precision.dtype).removeprefix("torch."),
         "data": run.prepared.manifest,
-        "warnings": list(filter(None, [few_steps(len(plan.schedule)), _long_warmup(run)])),
+        "warnings": list(
+            filter(None, [few_steps(len(plan.schedule)), _long_warmup(run), _small_passes(run)])
+        ),
     }
+
+
+def _small_passes(run: _Run) -> str:
+    lengths = [len(run.plan.examples[i]) for step in run.plan.schedule for i in step]
+    return small_passes(run.asked, run.recipe, sum(lengths) / len(lengths))
 
 
 def _long_warmup(run: _Run) -> str:
