@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     from fintune.config import BaseModelConfig, LoraConfig, TrainingConfig
-    from fintune.models import adapters, base
+    from fintune.models import adapters, base, recomputation
     from fintune.prompts import PromptTemplate
     from fintune.provenance import peak_memory
 
@@ -44,7 +44,7 @@ def measure(name: str, steps: int, data_dir: str | None) -> dict[str, float]:
     model = adapters.add_adapter(model, LoraConfig(**{"lora_dropout": 0.0, **variant.get("lora", {})}))
     start = time.perf_counter() - begun
     if variant.get("training"):
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recomputation.enable(model)
     examples = [template.example(tasks[task], record) for task, record in pairs]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -96,6 +96,7 @@ def test_an_override_replaces_any_key_and_creates_its_section(write):
         ("training: {learning_rate: fast}", ["training.learning_rate", "'fast'"]),
         ("training: {batch_size: 2, per_device_train_batch_size: 4}", ["one setting"]),
         ("training: {fp16: true, bf16: true}", ["fp16 and bf16"]),
+        ("training: {gradient_checkpointing_offload: true}", ["needs gradient_checkpointing: true"]),
         ("base_model: {load_in_8bit: true, load_in_4bit: true}", ["load_in_8bit and load_in_4bit"]),
         ("multi_task: {sampling_strategy: fair}", ["sampling_strategy", "'balanced'", "'fair'"]),
         ("multi_task: {task_weights: {sentimnt: 1}}", ["unknown task 'sentimnt'", "'sentiment'"]),

@@ -178,6 +178,9 @@ class TrainingConfig(_Section):
     bf16: bool | None = None
     """None uses bfloat16 where the hardware computes in it, and fp32 elsewhere."""
     gradient_checkpointing: bool = False
+    """Keep the input of each decoder layer alone, and compute the layer again for the backward pass."""
+    gradient_checkpointing_offload: bool = False
+    """Keep these inputs in the machine's memory, not the GPU's."""
     max_grad_norm: Number = Field(1.0, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     dataloader_num_workers: int = Field(0, ge=0)
@@ -227,6 +230,10 @@ class TrainingConfig(_Section):
     def _one_precision(self) -> TrainingConfig:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other: keep one of them")
+        if self.gradient_checkpointing_offload and not self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing_offload needs gradient_checkpointing: true, whose inputs it moves"
+            )
         if self.warmup_ratio and self.warmup_steps not in (0, AUTO):
             raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
         if self.warmup_ratio:

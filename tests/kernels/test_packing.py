@@ -3,9 +3,9 @@
 import tracemalloc
 
 import torch
+from copies import Copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fintune.kernels.likelihood import (
     log_likelihoods_plain,
@@ -19,19 +19,6 @@ TOKEN = st.integers(3, 40)
 TEXT = st.lists(TOKEN, min_size=1, max_size=7)
 ANSWERED = [[[5, 6], [7, 8, 9]], [[9, 9]], [[4]], [[3, 3, 3]]]
 ANSWERS = st.lists(st.lists(TOKEN, min_size=1, max_size=4), min_size=1, max_size=3)
-
-
-class Copies(TorchDispatchMode):
-    """Notes each copy to another device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._to_copy.default:
-            self.seen.append(args[0].shape)
-        return function(*args, **(kwargs or {}))
 
 
 def tensors_of(row):

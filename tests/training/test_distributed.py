@@ -76,6 +76,23 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
         assert alone == pytest.approx(both, rel=1e-4)
 
 
+@pytest.mark.parametrize(("key", "dora"), [("load_in_4bit", True), ("load_in_8bit", False)])
+def test_two_processes_with_a_quantized_base_reach_the_weights_of_one(tiny_recipe, workdir, key, dora):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+    recipe = tiny_recipe(
+        base_model={key: True},
+        lora_config={"use_dora": dora},
+        training={"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1},
+        multi_task={"task_weights": {"sentiment": 1.0, "regression": 0.5}, "samples_per_epoch": 10},
+    )
+    train(recipe, workdir / "one", progress=False)
+    two_processes(sharded.trained, recipe, workdir / "two")
+    one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and any("magnitude" in name for name in one) == dora
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+
+
 def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir):
     draw = random.Random(0)
     examples = [

@@ -241,7 +241,7 @@ def test_training_goes_on_from_a_saved_adapter_of_the_same_shape(tiny_recipe, wo
 
 
 def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, workdir, monkeypatch):
-    from fintune.kernels import norm
+    from fintune.kernels import compiled as layers
 
     recipe = tiny_recipe(training={"torch_compile": True, "max_steps": 2})
     monkeypatch.setenv("PATH", str(workdir))
@@ -250,7 +250,7 @@ def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, wo
         train(recipe, workdir / "none", progress=False)
     monkeypatch.undo()
     monkeypatch.chdir(workdir)
-    if not any(map(norm.shutil.which, ("g++", "clang++"))):
+    if not any(map(layers.shutil.which, ("g++", "clang++"))):
         pytest.skip("no C++ compiler on this machine")
     train(recipe, workdir / "compiled", progress=False)
     train(tiny_recipe(training={"max_steps": 2}), workdir / "plain", progress=False)

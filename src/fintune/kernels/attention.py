@@ -40,6 +40,13 @@ def register() -> str:
     return probing.register(NAME, attention_forward, sdpa_mask)
 
 
+def stay_outside_graphs() -> None:
+    """Have compiled layers (`compiled`) call attention as it is: a layout is new in each pass."""
+    from transformers.masking_utils import sdpa_mask
+
+    probing.register(NAME, torch.compiler.disable(attention_forward), sdpa_mask)
+
+
 def enable(model: Any) -> probing.Support:
     """Switch a model to block attention where that computes what it computes; else it keeps its own."""
     if getattr(model.config.get_text_config(), "_attn_implementation", None) == NAME:

@@ -1,120 +1,23 @@
-"""LoRA in as few passes over memory as it needs: y = x·Wᵀ + bias + s · (x·Aᵀ)·Bᵀ as one autograd function.
+"""PEFT's LoRA layers on a fast path: their forward alone is replaced, by `lora_linears`.
 
-PEFT's layer makes four products, a scaling, a sum and their gradients as separate operations, each a pass
-over a (tokens × features) tensor; on a CPU those passes cost as much as the products. Here the update is
-accumulated into the base product, and its gradient into the base's; and layers that read the same input
-(queries, keys and values; gate and up) are one function, with one product for all their A and one gradient
-of the input. The modules stay PEFT's: only their forward is replaced, so names, saving and merging are
-unchanged. The plain reference is `lora_plain`.
-
-Shape suffixes of names: N tokens, I features of the input, O of a layer's output, R rank of its adapter, Q
-the sum of all layers' ranks.
+Names, saving and merging stay PEFT's. Covered are LoRA, rsLoRA and DoRA on frozen linear layers, dense or
+quantized by bitsandbytes, and GPT-2's transposed ones; any other layer keeps PEFT's forward.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that read the same input, by the names that Transformers' decoders give them."""
-
-
-class _LoraLinears(torch.autograd.Function):
-    """`lora_linears`; `tensors` are its weights, biases, A and B, one after the other.
-
-    Kept for the backward pass: the adapters' input, A and B in the input's dtype, x·Aᵀ, and the base weights
-    (not copied). The gradients of frozen weights and biases are never computed. With G the gradient of y:
-
-        U = s · G·B,  grad A = Uᵀ·x,  grad B = s · Gᵀ·(x·Aᵀ),  grad x = G·W + U·A
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, scalings: tuple[float, ...], *tensors: Any
-    ) -> tuple[Tensor, ...]:
-        n = len(scalings)
-        weights_OI, biases_O, a_RI, wide_b_OR = (tensors[i * n : (i + 1) * n] for i in range(4))
-        x_NI = x.reshape(-1, x.shape[-1])
-        source_NI = x_NI if dropped is None else dropped.reshape(-1, x.shape[-1])
-        # The adapter's weights are fp32 and products are in the base's dtype: one cast a step, not one a use.
-        a_QI = torch.cat([each.to(x.dtype) for each in a_RI])
-        b_OR = [each.to(x.dtype) for each in wide_b_OR]
-        ranks = [len(each) for each in a_RI]
-        down_NR = (source_NI @ a_QI.T).split(ranks, dim=1)  # all layers' x·Aᵀ in one product, then views
-        outs = []
-        for i in range(n):
-            out_NO = linear(x_NI, weights_OI[i], biases_O[i])
-            out_NO.addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])  # in place: no (N, O) tensor of its own
-            outs.append(out_NO.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(source_NI, a_QI, *down_NR, *weights_OI, *b_OR)
-        ctx.scalings, ctx.ranks, ctx.dtype, ctx.separate = scalings, ranks, a_RI[0].dtype, dropped is not None
-        return tuple(outs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(ctx.scalings)
-        source_NI, a_QI, *rest = ctx.saved_tensors
-        down_NR, weights_OI, b_OR = (rest[i * n : (i + 1) * n] for i in range(3))
-        shape = (*gradients[0].shape[:-1], source_NI.shape[1])
-        g_NO = [each.reshape(-1, each.shape[-1]) for each in gradients]
-        up_NQ = torch.cat([(g_NO[i] @ b_OR[i]).mul_(ctx.scalings[i]) for i in range(n)], dim=1)
-        grad_a_RI = (up_NQ.T @ source_NI).to(ctx.dtype).split(ctx.ranks)
-        grad_b_OR = [(g_NO[i].T @ down_NR[i]).mul_(ctx.scalings[i]).to(ctx.dtype) for i in range(n)]
-        grad_x = grad_dropped = None
-        if ctx.needs_input_grad[0]:
-            grad_x_NI = g_NO[0] @ weights_OI[0]
-            for i in range(1, n):
-                grad_x_NI.addmm_(g_NO[i], weights_OI[i])
-            if not ctx.separate:
-                grad_x_NI.addmm_(up_NQ, a_QI)
-            grad_x = grad_x_NI.view(shape)
-        if ctx.separate and ctx.needs_input_grad[1]:  # dropout's own backward takes it from here
-            grad_dropped = (up_NQ @ a_QI).view(shape)
-        frozen = [None] * (2 * n)
-        return grad_x, grad_dropped, None, *frozen, *grad_a_RI, *grad_b_OR
-
-
-def lora_linears(
-    x: Tensor,
-    dropped: Tensor | None,
-    scalings: Sequence[float],
-    weights_OI: Sequence[Tensor],
-    biases_O: Sequence[Tensor | None],
-    a_RI: Sequence[Tensor],
-    b_OR: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """n linear layers with LoRA (Hu et al., 2021, equation 3) on one input.
-
-    Args:
-        x: (…, I), of the weights' dtype.
-        dropped: x after dropout, which then goes through the adapters in place of x; None without dropout.
-        scalings: s of each layer: α/r, or α/√r for rsLoRA.
-        weights_OI, biases_O: frozen. O and R may differ among the layers.
-        a_RI, b_OR: trained, often in a wider dtype than x.
-
-    Returns:
-        For each layer y, (…, O), of x's dtype.
-    """
-    return _LoraLinears.apply(x, dropped, tuple(scalings), *weights_OI, *biases_O, *a_RI, *b_OR)
-
-
-def lora_plain(
-    x: Tensor, dropped: Tensor | None, scalings: Sequence[float], *layers: Sequence[Any]
-) -> tuple[Tensor, ...]:
-    """The plain reference of `lora_linears`, whose arguments it takes."""
-    source = x if dropped is None else dropped
-    return tuple(
-        linear(x, weight, bias) + s * linear(linear(source, a.to(x.dtype)), b.to(x.dtype))
-        for s, weight, bias, a, b in zip(scalings, *layers, strict=True)
-    )
+from fintune.kernels import siblings
+from fintune.kernels.derived import Derived
+from fintune.kernels.frozen import Quantized, reader_of
+from fintune.kernels.lora_linears import Cast, cast_of, lora_linears, row_norms
 
 
 class _Group:
@@ -122,11 +25,24 @@ class _Group:
 
     The input is told by identity, since siblings are handed the very same tensor. Outputs made without
     gradients do not serve a call with them (a checkpoint computes the forward again).
+
+    Args:
+        block: the checkpointable layer of the decoder that these are the last of, if they are.
     """
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], block: Any) -> None:
+        read = reader_of(layers[0].base_layer)
+        assert read is not None
         self.layers = layers
+        self.block = block
         self.adapters = list(layers[0].active_adapters)
+        (self.name,) = self.adapters
+        self.dora = self.name in layers[0].lora_variant
+        self._read = read
+        self.quantized = isinstance(read(layers[0].base_layer), Quantized)
+        a, b = self._trained()
+        self._cast: Derived[Cast] = Derived([*a, *b])
+        self._norms: Derived[list[Tensor]] = Derived([*a, *b])
         self._waiting: dict[int, Tensor] = {}
         self._for: tuple[Tensor | None, bool] = (None, False)
 
@@ -142,68 +58,117 @@ class _Group:
         self._waiting, self._for = outs, (x, grad) if outs else (None, False)
         return out
 
+    def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
+        """A and B as they are now: FSDP exchanges them."""
+        name = self.name
+        a = [layer.lora_A[name].weight for layer in self.layers]
+        return a, [layer.lora_B[name].weight for layer in self.layers]
+
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
-        layers, (name,) = self.layers, self.adapters
+        layers, name = self.layers, self.name
         bases = [layer.base_layer for layer in layers]
-        x = x.to(bases[0].weight.dtype)
+        x = x.to(self._dtype(x))
         dropout = layers[0].lora_dropout[name]  # one mask for all, as the input is one
         dropped = dropout(x) if layers[0].training and not isinstance(dropout, torch.nn.Identity) else None
+        scalings = [layer.scaling[name] for layer in layers]
+        weights = [self._read(base) for base in bases]
+        a, b = self._trained()
+        cast = self._cast.get([*a, *b], x.dtype, lambda: cast_of(x.dtype, a, b))
+        magnitudes = norms = None
+        if self.dora:
+            magnitudes = [layer.lora_magnitude_vector[name].weight for layer in layers]
+            norms = self._norms.get(
+                [*a, *b], tuple(scalings), lambda: list(map(row_norms, weights, a, b, scalings))
+            )
+        block = self.block
         return lora_linears(
             x,
             dropped,
-            [layer.scaling[name] for layer in layers],
-            [base.weight for base in bases],
+            scalings,
+            weights,
             [base.bias for base in bases],
-            [layer.lora_A[name].weight for layer in layers],
-            [layer.lora_B[name].weight for layer in layers],
+            a,
+            b,
+            magnitudes,
+            norms,
+            cast=cast,
+            early=block is not None and block.gradient_checkpointing and block.training,
         )
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of the products."""
+        if not self.quantized:
+            return self.layers[0].base_layer.weight.dtype
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`peft.tuners.lora.Linear.forward` for the case that is fast; any other goes to PEFT's own.
+    """The forward of PEFT's layer for the case that is fast; any other goes to PEFT's own.
 
     Another adapter than the one that was looked at may be of a kind that is not covered.
     """
     group = self.fintune_group
     if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != group.adapters:
         return type(self).forward(self, x, *args, **kwargs)
+    if torch.compiler.is_compiling():
+        return _traced(self, x, group.name)
     return group(self, x)
 
 
-def _covered(layer: Any, name: str) -> bool:
-    """Whether a PEFT layer is plain LoRA on a plain frozen linear layer."""
-    base = layer.base_layer
+def _traced(layer: Any, x: Tensor, name: str) -> Tensor:
+    """The formula for a compiler, which fuses what stands around the products."""
+    base, dropout = layer.base_layer, layer.lora_dropout[name]
+    x = x.to(base.weight.dtype)
+    down = linear(dropout(x), layer.lora_A[name].weight.to(x.dtype))
+    return linear(x, base.weight, base.bias) + layer.scaling[name] * linear(
+        down, layer.lora_B[name].weight.to(x.dtype)
+    )
+
+
+def _covered(layer: Any) -> bool:
+    """Whether a PEFT layer is LoRA or DoRA on a frozen linear layer, with one adapter active."""
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    names = layer.active_adapters
+    if type(layer).__name__ not in ("Linear", "Linear4bit", "Linear8bitLt") or len(names) != 1:
+        return False
+    (name,) = names
     return (
-        type(base) is torch.nn.Linear
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-        and name in layer.lora_A
-        and name not in layer.lora_variant
+        name in layer.lora_A
+        and type(layer.lora_variant.get(name)) in (type(None), DoraLinearVariant)
         and layer.lora_B[name].bias is None
+        and reader_of(layer.base_layer) is not None
     )
 
 
 def enable(model: Any) -> tuple[int, int]:
     """Make the layers of a PEFT model fast where they can be, for the adapter that is active now.
 
-    Returns (layers made fast, LoRA layers in all). DoRA, quantized bases, trained biases and layers that are
-    not linear keep PEFT's own forward.
+    Returns (layers made fast, LoRA layers in all).
     """
-    from peft.tuners.lora import Linear, LoraLayer
+    from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    fast = [
-        layer
-        for layer in layers
-        if type(layer) is Linear
-        and len(layer.active_adapters) == 1
-        and _covered(layer, layer.active_adapters[0])
-    ]
+    fast = [layer for layer in layers if _covered(layer)]
+    if fast:
+        siblings.look(model, fast)
     for group in _groups(model, fast):
         for layer in group.layers:
             layer.forward = types.MethodType(_forward, layer)
             layer.fintune_group = group
     return len(fast), len(layers)
+
+
+def stay_outside_graphs(model: Any) -> None:
+    """Have compiled layers (`compiled`) call as they are the groups that are not LoRA on dense weights."""
+    outside = torch.compiler.disable(_forward)
+    for module in model.modules():
+        group = module.__dict__.get("fintune_group")
+        if group is not None and (
+            group.dora or group.quantized or type(module.base_layer) is not torch.nn.Linear
+        ):
+            module.forward = types.MethodType(outside, module)
 
 
 def disable(model: Any) -> None:
@@ -214,21 +179,25 @@ def disable(model: Any) -> None:
 
 
 def _groups(model: Any, fast: list[Any]) -> list[_Group]:
-    """The layers as siblings where they are such, else alone."""
+    """The layers of one module that read one input together, in the order in which they are computed."""
     left = {id(layer): layer for layer in fast}
+    places = {id(layer): siblings.place(layer) for layer in fast}
+    lasts = siblings.lasts(model, places)
     groups = []
     for module in model.modules():
-        for names in SIBLINGS:
-            layers = [layer for name in names if id(layer := getattr(module, name, None)) in left]
-            if len(layers) > 1 and len({_kind(layer) for layer in layers}) == 1:
-                groups.append(_Group(layers))
-                for layer in layers:
-                    del left[id(layer)]
-    return [*groups, *(_Group([layer]) for layer in left.values())]
+        together: dict[Any, list[Any]] = defaultdict(list)
+        for layer in module.children():
+            if left.pop(id(layer), None) is not None:
+                together[places[id(layer)].source, *_kind(layer)].append(layer)
+        for layers in together.values():
+            layers.sort(key=lambda layer: places[id(layer)].turn)
+            groups.append(_Group(layers, lasts.get(id(layers[-1]))))
+    return groups
 
 
 def _kind(layer: Any) -> tuple[Any, ...]:
     """What must be the same of layers that are computed together."""
-    name = layer.active_adapters[0]
+    (name,) = layer.active_adapters
+    base, a = layer.base_layer, layer.lora_A[name].weight
     dropout = getattr(layer.lora_dropout[name], "p", 0.0)
-    return name, dropout, layer.in_features, layer.base_layer.weight.dtype, layer.lora_A[name].weight.dtype
+    return type(base), base.weight.dtype, base.weight.device, dropout, layer.in_features, a.dtype

@@ -1,22 +1,18 @@
-"""RMS normalization with frozen weights in fewer passes over memory: half on a CPU, one when compiled.
+"""RMS normalization with frozen weights in half as many passes over memory, for CPUs.
 
-The plain reference is `rms_norm_plain`, which is also what is compiled. Shape suffix of names: E width of the
-hidden states.
+The plain reference is `rms_norm_plain`, which is what compiled layers compute. Shape suffix of names: E width
+of the hidden states.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 import types
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from fintune.errors import ConfigError
 
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
 """What a module may call its ε."""
@@ -76,25 +72,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def enable(model: Any, compiled: bool = False) -> int:
+def enable(model: Any) -> int:
     """Make the model's RMS normalizations fast where they are the formula above; returns how many are.
 
     A module is taken by what it computes, not by its name: its output on a probe must be that of the formula,
     with the factor w or 1 + w. Gated ones (Mamba-2) keep their own forward.
-
-    Args:
-        compiled: compile the formula (some 20 seconds once, cached by PyTorch; 4 instead of 1.5 times as fast
-            as Transformers' own); on a CPU that needs a C++ compiler.
-
-    Raises:
-        ConfigError: it is to be compiled, and there is no compiler.
     """
-    formula = rms_norm
-    if compiled:
-        _find_compiler(model.device.type)
-        formula = torch.compile(rms_norm_plain, dynamic=True)
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        formula = rms_norm_plain if torch.compiler.is_compiling() else rms_norm
         return formula(x, self.weight, *self.rms_formula)
 
     count = 0
@@ -103,7 +89,7 @@ def enable(model: Any, compiled: bool = False) -> int:
         if (
             isinstance(weight, torch.Tensor)
             and weight.ndim == 1
-            and (weight.device.type == "cpu" or compiled)
+            and weight.device.type == "cpu"
             and not weight.requires_grad
             and (found := _formula(module))
         ):
@@ -126,12 +112,3 @@ def _formula(module: Any) -> tuple[float, bool] | None:
         if torch.allclose(own, rms_norm_plain(probe, weight, epsilon, plus_one), rtol=1e-2):
             return epsilon, plus_one
     return None
-
-
-def _find_compiler(device: str) -> None:
-    compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
-        raise ConfigError(
-            "training.torch_compile is true, which needs a C++ compiler on a CPU, and there is none here: "
-            "install one (apt install g++), or set it to false."
-        )

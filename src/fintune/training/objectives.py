@@ -38,7 +38,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,21 +52,25 @@ from fintune.tasks import Record, Task
 
 @dataclass
 class Row:
-    """The examples of one forward pass. Its tensors are on the CPU, those of `Scores` on the model's device.
+    """The examples of one forward pass. Its tensors come to the model's device with the step's, in one copy.
 
     Attributes:
         packed: their tokens.
         examples: E of them; their completions are the spans of `packed`, in this order.
+        tasks: (E,) int64, the number of each example's task.
         answers: (E,) int64, the span of each example's answer.
         weights: (E,) float32, each example's part of the step's loss: w_i / Σ w over the whole step.
+        extra: what `Objective.prepare` made of them.
         counted: False of a row that only stands in, so that every process makes as many forward passes: its
             weights are 0, and nothing is shown of it.
     """
 
     packed: PackedRow
     examples: list[TokenizedExample]
+    tasks: Tensor
     answers: Tensor
     weights: Tensor
+    extra: Any = None
     counted: bool = True
 
 
@@ -130,6 +134,17 @@ class Objective(ABC):
         """The place of the example's answer among its `branches`."""
         return 0
 
+    def prepare(self, examples: Sequence[TokenizedExample], answers: Tensor) -> Any:
+        """What the loss needs of a row's examples beside their tokens: a dataclass of tensors, or None.
+
+        It is made on the CPU, where rows are packed. A tensor made in `loss` would be copied to the GPU by
+        itself, in each pass.
+
+        Args:
+            answers: (E,), `Row.answers`.
+        """
+        return None
+
     @abstractmethod
     def loss(self, scores: Scores, row: Row) -> Tensor:
         """(E,) the loss of each example, before its weight."""
@@ -143,7 +158,7 @@ class Likelihood(Objective):
     """Supervised fine-tuning: the mean negative log-likelihood of the answer's tokens, with end of text."""
 
     def loss(self, scores: Scores, row: Row) -> Tensor:
-        return scores.mean_nll[row.answers.to(scores.token_nll.device)]
+        return scores.mean_nll[row.answers]
 
     def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
         # Not self.loss: of subclasses too, the plain loss is shown.
@@ -167,6 +182,26 @@ class Number:
     means: tuple[float, ...]
     target: float
     variance: float
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What `RegressionAware` needs of a row's R numbers, with K the most levels of one.
+
+    Attributes:
+        examples: (R,) int64, the examples' places in the row.
+        spans: (R, K) int64, the spans of their levels.
+        missing: (R, K) bool, True after the last level of a number with fewer.
+        means: (R, K) float32, as of `Number`, 0 where missing.
+        targets, variances: (R,) float32, as of `Number`.
+    """
+
+    examples: Tensor
+    spans: Tensor
+    missing: Tensor
+    means: Tensor
+    targets: Tensor
+    variances: Tensor
 
 
 class RegressionAware(Likelihood):
@@ -216,34 +251,35 @@ class RegressionAware(Likelihood):
     def answer(self, example: TokenizedExample) -> int:
         return example.extra.own if example.extra else 0
 
+    def prepare(self, examples: Sequence[TokenizedExample], answers: Tensor) -> Levels | None:
+        places = [i for i, example in enumerate(examples) if example.extra]
+        if not places:
+            return None
+        numbers: list[Number] = [examples[i].extra for i in places]
+        counts = torch.tensor([len(number.means) for number in numbers])[:, None]  # (R, 1)
+        level = torch.arange(int(counts.max()))[None]  # (1, K)
+        first = answers[places][:, None] - torch.tensor([[number.own] for number in numbers])
+        means = torch.zeros(len(numbers), level.shape[1])
+        for i, number in enumerate(numbers):
+            means[i, : len(number.means)] = torch.tensor(number.means)
+        return Levels(
+            examples=torch.tensor(places),
+            spans=first + torch.minimum(level, counts - 1),  # a number with fewer levels repeats its last one
+            missing=level >= counts,
+            means=means,
+            targets=torch.tensor([number.target for number in numbers]),
+            variances=torch.tensor([number.variance for number in numbers]),
+        )
+
     def loss(self, scores: Scores, row: Row) -> Tensor:
         losses = super().loss(scores, row)
-        numbers = [i for i, example in enumerate(row.examples) if example.extra]
-        if not numbers:
+        if row.extra is None:
             return losses
-        errors = self._squared_errors(scores, row, numbers)
-        return losses.index_add(0, torch.tensor(numbers, device=losses.device), errors, alpha=self.weight)
-
-    def _squared_errors(self, scores: Scores, row: Row, numbers: list[int]) -> Tensor:
-        """(R,) (E − y)² / Var y of the row's examples at the places `numbers`."""
-        device = scores.token_nll.device
-        own = [row.examples[i].extra for i in numbers]
-        counts = torch.tensor([len(number.means) for number in own], device=device)[:, None]  # (R, 1)
-        # (1, K): the places of levels, K the most levels of one number
-        place = torch.arange(int(counts.max()), device=device)[None]
-        first = row.answers[numbers].to(device)[:, None] - torch.tensor([[n.own] for n in own], device=device)
-        # A number with fewer levels than K repeats its last one, which the mask then hides.
-        spans = first + torch.minimum(place, counts - 1)  # (R, K)
-        means = torch.zeros(spans.shape, device=device)
-        for i, number in enumerate(own):
-            means[i, : len(number.means)] = torch.tensor(number.means)
-        likelihoods = scores.log_likelihoods[spans].masked_fill(place >= counts, float("-inf"))
-        expected = (likelihoods.softmax(dim=1) * means).sum(dim=1)
-        targets, variances = (
-            torch.tensor([getattr(number, name) for number in own], device=device)
-            for name in ("target", "variance")
-        )
-        return (expected - targets) ** 2 / variances
+        own: Levels = row.extra
+        likelihoods = scores.log_likelihoods[own.spans].masked_fill(own.missing, float("-inf"))
+        expected = (likelihoods.softmax(dim=1) * own.means).sum(dim=1)
+        errors = (expected - own.targets) ** 2 / own.variances
+        return losses.index_add(0, own.examples, errors, alpha=self.weight)
 
 
 def objective_of(recipe: Recipe) -> Objective:

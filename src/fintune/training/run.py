@@ -20,8 +20,8 @@ from fintune.errors import ConfigError, Interrupted
 from fintune.files import Lock, read_json, refuse_small_disk, replace_files, room_for
 from fintune.inference.calibration import calibrate
 from fintune.inference.engine import Engine
-from fintune.kernels import norm
-from fintune.models import adapters, base, card, manifest, pissa
+from fintune.kernels import compiled
+from fintune.models import adapters, base, card, manifest, pissa, recomputation
 from fintune.models.placement import Process
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.provenance import peak_memory, stamp
@@ -186,6 +186,7 @@ def train(
         Interrupted: by Ctrl-C or SIGTERM; it says what is saved.
     """
     output_dir = Path(output_dir)
+    recomputation.check(recipe.training)
     checkpoint, start = origin(recipe, output_dir, resume, overwrite)
     report_to = wandb() if use_wandb else []
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -266,7 +267,7 @@ def _model(run: _Run) -> tuple[Any, Any]:
     model, pissa_start = _adapted(run, model)
     model.peft_config["default"].base_model_name_or_path = base.public_name(recipe.base_model.name)
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recomputation.enable(model, recipe.training.gradient_checkpointing_offload)
     return model, pissa_start
 
 
@@ -294,8 +295,8 @@ def _engine(run: _Run, model: Any) -> Engine:
     engine = Engine(model, run.tokenizer, run.tasks, training.max_length, name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
     if training.torch_compile:
-        count = norm.enable(model, compiled=True)
-        run.say(f"{count} normalizations are compiled: the first step takes longer.")
+        count = compiled.enable(model)
+        run.say(f"{count} layers are compiled: the first step takes a minute or two longer.")
     if line := str(engine.builtin.support):
         run.say(f"{name}: {line}.")
     if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.support.several:

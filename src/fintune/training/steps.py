@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fintune.kernels.packing import PackedRow, common_prefix_length, join, pack, rows_of
+from fintune.kernels.packing import PackedRow, common_prefix_length, join, moved, pack, rows_of
 from fintune.prompts import TokenizedExample
 from fintune.training.objectives import Likelihood, Objective, Row
 
@@ -43,6 +43,16 @@ class Step:
         missing = rows - len(self.rows)
         return replace(self, rows=[*self.rows, *[_stand_in(self.rows[-1])] * missing])
 
+    def to(self, device: torch.device) -> Step:
+        """The same step on another device, by one copy."""
+        names = ("packed", "tasks", "answers", "weights", "extra")
+        parts = moved([[getattr(row, name) for name in names] for row in self.rows], device)
+        rows = [
+            replace(row, **dict(zip(names, part, strict=True)))
+            for row, part in zip(self.rows, parts, strict=True)
+        ]
+        return replace(self, rows=rows)
+
 
 def _stand_in(row: Row) -> Row:
     """The row as one that only keeps other processes company: no weight, and nothing shown of it."""
@@ -71,7 +81,7 @@ class StepBuilder:
         """
         Args:
             schedule: the optimizer steps, each a list of indices into `examples`.
-            task_weights: each task's weight in the loss.
+            task_weights: each task's weight in the loss; a row knows a task by its number here.
             row_size, row_tokens: examples and tokens of a row at most (one example may be longer).
             share: compute what the prompts of a task begin with once a row.
             objective: decides which completions stand in a row; None is `Likelihood`.
@@ -79,6 +89,7 @@ class StepBuilder:
         self.examples = examples
         self.schedule = schedule
         self.task_weights = task_weights
+        self.tasks = {name: number for number, name in enumerate(task_weights)}
         self.row_size = row_size
         self.row_tokens = row_tokens
         self.share = share
@@ -129,11 +140,14 @@ class StepBuilder:
         examples = [example for _, chosen in group for example in chosen]
         spans = torch.tensor([len(self.objective.branches(example)) for example in examples])
         places = torch.tensor([self.objective.answer(example) for example in examples])
+        answers = spans.cumsum(0) - spans + places  # after the spans of all examples before
         return Row(
             packed=join([packed for packed, _ in group]),
             examples=examples,
-            answers=spans.cumsum(0) - spans + places,  # after the spans of all examples before
+            tasks=torch.tensor([self.tasks[example.task] for example in examples]),
+            answers=answers,
             weights=torch.tensor([self.weight(example) / total for example in examples]),
+            extra=self.objective.prepare(examples, answers),
         )
 
     def _together(

@@ -127,20 +127,40 @@ class Meter(transformers.TrainerCallback):
         self.totals: dict[str, float] = dict.fromkeys((*SUMS, "seconds"), 0)
         """Of this process since it started, however often the run resumed before."""
         self._shown = dict(self.totals)
-        self._begun = 0.0
+        self._begun: Any = None
+        self._pending: list[tuple[Any, Any]] = []
 
     def add(self, step: Step) -> None:
         for name in SUMS:
             self.totals[name] += getattr(step, name)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun = self._now()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.totals["seconds"] += time.perf_counter() - self._begun
+        self._pending.append((self._begun, self._now()))
+
+    def _now(self) -> Any:
+        """A moment; on a GPU an event in its queue, for what was queued there is not done yet."""
+        if not torch.cuda.is_available():
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def settle(self) -> None:
+        """Bring the seconds up to the last step, which waits for a GPU to be done with it."""
+        for begun, ended in self._pending:
+            if isinstance(ended, float):
+                self.totals["seconds"] += ended - begun
+            else:
+                ended.synchronize()
+                self.totals["seconds"] += begun.elapsed_time(ended) / 1000
+        self._pending.clear()
 
     def window(self) -> dict[str, float]:
         """What was counted since the last call."""
+        self.settle()
         done = {name: value - self._shown[name] for name, value in self.totals.items()}
         self._shown = dict(self.totals)
         return done

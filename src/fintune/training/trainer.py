@@ -100,38 +100,45 @@ class MultiTaskTrainer(transformers.Trainer):
         self.validated: dict[str, float] = {}
         """What validation says of the weights that are kept."""
         self.callback_handler.callbacks.insert(0, _AtTheEnd(self))  # before trackers close
-        self._figures: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-        """(task, figure) → the sum and the number of the examples' values since the last log."""
+        self._sums = torch.zeros(
+            len(self.train_dataset.tasks), len(self.objective.shown), device=self.args.device
+        )
+        """(tasks, figures): the sum of the examples' values since the last log."""
+        self._seen = torch.zeros(len(self.train_dataset.tasks))
+        """(tasks,), on the CPU: the number of these examples."""
 
     # The step -----------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one optimizer step; returns its loss (among processes, this one's part
         times their number, for what is averaged over them is then the step's loss and gradient)."""
-        model.train()
+        if not model.training:
+            model.train()
         if self.is_fsdp_enabled:  # every forward pass gathers weights: all processes must make as many
             rows = torch.tensor([len(inputs.rows)], device=self.args.device)
             inputs = inputs.padded(int(self.accelerator.gather(rows).max()))
+        # No number is read back below: that would wait for the GPU, which would then wait for the next pass.
+        step = inputs.to(self.args.device)
         total = torch.zeros((), device=self.args.device)
-        for i, row in enumerate(inputs.rows):
-            last = i == len(inputs.rows) - 1  # gradients are exchanged once, after the last row
+        for i, row in enumerate(step.rows):
+            last = i == len(step.rows) - 1  # gradients are exchanged once, after the last row
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 scores = self._scores(model, row)
                 losses = self.objective.loss(scores, row)  # (E,)
-                loss = (row.weights.to(losses.device) * losses).sum() * self.args.world_size
+                loss = (row.weights * losses).sum() * self.args.world_size
                 self.accelerator.backward(loss)
             total += loss.detach()
             if row.counted:
-                for name, values in self.objective.figures(scores, row).items():
-                    for example, value in zip(row.examples, values.tolist(), strict=True):
-                        self._figures[example.task, name][0] += value
-                        self._figures[example.task, name][1] += 1
+                figures = self.objective.figures(scores, row)
+                values_EF = torch.stack([figures[name].detach() for name in self.objective.shown], dim=1)
+                self._sums.index_add_(0, row.tasks, values_EF.to(self._sums.dtype))
+                self._seen += inputs.rows[i].tasks.bincount(minlength=len(self._seen))
         self.meter.add(inputs)
         return total
 
     def _scores(self, model: Any, row: Row) -> Scores:
         """What the model, perhaps wrapped by DDP or FSDP, says of the row's completions."""
-        spans, packed = row.packed.spans, row.packed.to(self.args.device)
+        spans, packed = row.packed.spans, row.packed
 
         def token_nll() -> torch.Tensor:
             with mixed_precision(self.model, self.engine.builtin.peft_forwards):
@@ -246,17 +253,15 @@ class MultiTaskTrainer(transformers.Trainer):
         """The plain mean of each figure over one task's examples."""
         self.model.eval()
         values: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for row in self.train_dataset.build(examples).rows:
+        for row in self.train_dataset.build(examples).to(self.args.device).rows:
             for name, own in self.objective.figures(self._scores(self.model, row), row).items():
-                values[name].append(own.float().cpu())
+                values[name].append(own.float())
         return {name: float(torch.cat(own).mean()) for name, own in values.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the tasks' figures since the last log, and the epoch as the recipe counts it."""
         if "loss" in logs:
-            for (task, name), (total, count) in sorted(self._over_processes().items()):
-                logs[f"{task}_{name}"] = total / count
-            self._figures.clear()
+            logs |= self._means()
             window = self._summed(self.meter.window())
             if window["seconds"]:
                 logs |= speeds(window, self.meter.flops, self.meter.peak, self.args.world_size)
@@ -265,6 +270,7 @@ class MultiTaskTrainer(transformers.Trainer):
 
     def speeds(self) -> dict[str, float]:
         """The figures of the whole run (`throughput.speeds`) and their sums, of all processes."""
+        self.meter.settle()
         sums = self._summed(self.meter.totals)
         return {**sums, **speeds(sums, self.meter.flops, self.meter.peak, self.args.world_size)}
 
@@ -275,14 +281,22 @@ class MultiTaskTrainer(transformers.Trainer):
         values = torch.tensor([counts[name] for name in SUMS], device=self.args.device)
         return {**counts, **dict(zip(SUMS, self.accelerator.reduce(values, "sum").tolist(), strict=True))}
 
-    def _over_processes(self) -> dict[tuple[str, str], list[float]]:
-        """`_figures` summed over all processes; what no process has seen is left out."""
-        if self.args.world_size == 1:
-            return dict(self._figures)
-        keys = [(task.name, name) for task in self.engine.tasks for name in self.objective.shown]
-        table = torch.tensor([self._figures.get(key, [0.0, 0.0]) for key in keys])  # the same rows everywhere
-        table = self.accelerator.reduce(table.to(self.args.device), "sum").tolist()
-        return {key: row for key, row in zip(keys, table, strict=True) if row[1]}
+    def _means(self) -> dict[str, float]:
+        """`<task>_<figure>` of the examples since the last call, of all processes."""
+        table = torch.cat(
+            [self._sums, self._seen.to(self._sums.device)[:, None]], dim=1
+        )  # (tasks, figures + 1)
+        if self.args.world_size > 1:
+            table = self.accelerator.reduce(table, "sum")
+        self._sums.zero_()
+        self._seen.zero_()
+        rows = sorted(zip(self.train_dataset.tasks, table.tolist(), strict=True))
+        return {
+            f"{task}_{name}": value / count
+            for task, (*values, count) in rows
+            for name, value in zip(self.objective.shown, values, strict=True)
+            if count
+        }
 
     # Checkpoints --------------------------------------------------------------------------------------
 

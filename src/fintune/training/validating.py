@@ -142,8 +142,11 @@ class Best:
 
     def give_back(self, model: Any) -> None:
         """Put the weights kept into the model."""
-        for name, parameter in _trained(model):
-            parameter.data.copy_(self.weights[name])
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in _trained(model):
+                parameter.copy_(self.weights[name])
 
     def save(self, checkpoint: Path) -> None:
         """Write them beside a checkpoint's own weights, so that a run that goes on has them."""

@@ -1,0 +1,74 @@
+"""A decoder's layers compiled for training: rotary embeddings, normalizations, activations, LoRA's products.
+
+What is small and frequent in a layer becomes a few kernels. Attention stays outside: it reads a row's layout,
+which is new in each pass. Sequence lengths are dynamic, and all layers of one kind share one compilation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import types
+from typing import Any
+
+import torch
+
+from fintune.errors import ConfigError
+from fintune.kernels import attention, lora
+
+_log = logging.getLogger(__name__)
+
+
+def enable(model: Any, backend: str = "inductor") -> int:
+    """Compile the forward and backward passes of the model's decoder layers; returns how many they are.
+
+    Passes without gradients (validation, answers) stay as they are: their shapes are others, and each would
+    be compiled on its own. A layer that cannot be compiled is computed as usual, which one line says.
+
+    Args:
+        backend: of `torch.compile`.
+
+    Raises:
+        ConfigError: the model is on a CPU, and there is no C++ compiler.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if backend == "inductor":
+        _find_compiler(model.device.type)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    attention.stay_outside_graphs()
+    lora.stay_outside_graphs(model)
+    compiled: dict[Any, Any] = {}
+    for layer in layers:
+        own = type(layer).forward
+        if own not in compiled:
+            compiled[own] = torch.compile(own, dynamic=True, backend=backend)
+        layer.forward = types.MethodType(_forward_of(own, compiled), layer)
+    return len(layers)
+
+
+def _forward_of(own: Any, compiled: dict[Any, Any]) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if own in compiled and torch.is_grad_enabled():
+            try:
+                return compiled[own](self, *args, **kwargs)
+            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                del compiled[own]
+                _log.warning(
+                    "training.torch_compile: %s cannot be compiled, so it runs uncompiled: %s",
+                    type(self).__name__,
+                    str(error).strip().splitlines()[0],
+                )
+        return own(self, *args, **kwargs)
+
+    return forward
+
+
+def _find_compiler(device: str) -> None:
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
+        raise ConfigError(
+            "training.torch_compile is true, which needs a C++ compiler on a CPU, and there is none here: "
+            "install one (apt install g++), or set it to false."
+        )
