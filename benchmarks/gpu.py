@@ -104,7 +104,9 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("6.7", BF16, ("fintune", "trl_liger_packed")),
     ("6.7", FOUR, ("fintune",)),
     ("1.1", BF16, ("fintune", "trl_liger_packed")),
+    ("1.1", BF16, ("fintune_compiled",)),
     ("6.7", EIGHT, ("fintune",)),
+    ("6.7", BF16, ("fintune_compiled",)),
     ("8", BF16, ("full_rows",)),
     ("6.7", BF16, ("labels", "texts", "trl_default", "trl_padding_free")),
     ("1.1", BF16, ("trl_default", "trl_padding_free")),
@@ -114,8 +116,9 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     *((base, p, ("fintune", *TRL)) for base in ("1.1", "0.13") for p in (FOUR, EIGHT)),
     ("0.13", BF16, ("fintune", *TRL)),
 )
-"""(base, precision, cells): a process each, the most telling first. A cell with Liger's kernels, which patch
-Transformers' modules, is its job's last, and so is the padding-free one before it."""
+"""(base, precision, cells): a process each, the most telling first. Layers stay compiled to a job's
+end. A cell with Liger's kernels, which patch Transformers' modules, is its job's last, and so is the padding-free
+one before it."""
 
 
 def key(base: str, precision: str, cell: str) -> str:
@@ -352,14 +355,25 @@ def _figures(
     }
 
 
-def _trained(job: Job, examples: list[Any], told: str, step: int, profile: Path | None) -> dict[str, Any]:
+def _trained(
+    job: Job,
+    examples: list[Any],
+    told: str,
+    step: int,
+    profile: Path | None = None,
+    compile_layers: bool = False,
+) -> dict[str, Any]:
     """fintune's trainer on these examples."""
+    from fintune.kernels import compiled
+
     tokenizer, tasks, _, _, _ = job.headlines()
     model, timer = job.tuned(), Timer(job, profile)
     with tempfile.TemporaryDirectory() as folder:
         trainer = fintune_trainer(
             model, tokenizer, tasks, examples, arguments(folder), timer, step, row_tokens=ROW
         )
+        if compile_layers:
+            compiled.enable(model, "aot_eager" if job.tiny else "inductor")
         trainer.train()
     done = {name: value / timer.steps for name, value in trainer.meter.totals.items()}
     figures = _figures(timer, model, done["examples"], done["tokens"], done["targets"], told)
@@ -372,6 +386,12 @@ def fintune(job: Job, cell: str) -> dict[str, Any]:
     return _trained(job, examples, told, job.step, profile)
 
 
+def fintune_compiled(job: Job, cell: str) -> dict[str, Any]:
+    """The same with `training.torch_compile`."""
+    *_, examples, told = job.headlines()
+    return _trained(job, examples, told, job.step, compile_layers=True)
+
+
 def full_rows(job: Job, cell: str) -> dict[str, Any]:
     """Rows of 4,096 tokens that share nothing, all but the first of them targets."""
     from fintune.prompts import TokenizedExample
@@ -382,7 +402,7 @@ def full_rows(job: Job, cell: str) -> dict[str, Any]:
     for _ in range(rows * (10 if job.tiny else 60)):
         ids = [draw.randrange(vocabulary) for _ in range(length + 1)]
         examples.append(TokenizedExample(ids[:1], ids[1:], "headline"))
-    return _trained(job, examples, f"random tokens in rows of {length}", rows, None)
+    return _trained(job, examples, f"random tokens in rows of {length}", rows)
 
 
 def trl(job: Job, cell: str) -> dict[str, Any]:
@@ -586,7 +606,14 @@ def check(job: Job, cell: str) -> dict[str, Any]:
     }
 
 
-CELLS = {"fintune": fintune, "full_rows": full_rows, "labels": labels, "texts": texts, "vllm": vllm}
+CELLS = {
+    "fintune": fintune,
+    "fintune_compiled": fintune_compiled,
+    "full_rows": full_rows,
+    "labels": labels,
+    "texts": texts,
+    "vllm": vllm,
+}
 
 
 def measure(job: Job, cells: list[str], send: Any) -> None:

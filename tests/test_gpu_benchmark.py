@@ -23,7 +23,7 @@ def test_a_dry_run_measures_every_cell_or_says_why_not(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     cells = json.loads(out.read_text())["cells"]
     ours = {name: cell for name, cell in cells.items() if "trl" not in name and "vllm" not in name}
-    assert len(ours) == 14 and not [cell for cell in ours.values() if "not_run" in cell]
+    assert len(ours) == 16 and not [cell for cell in ours.values() if "not_run" in cell]
     assert cells["check, fp32"]["exact"] and cells["check, fp32"]["gradient_error"] < 1e-4
     assert cells["check, bf16"]["exact"]
     for name in ("6.7 B, bf16", "6.7 B, 4 bit", "6.7 B, 8 bit"):
