@@ -116,9 +116,9 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     *((base, p, ("fintune", *TRL)) for base in ("1.1", "0.13") for p in (FOUR, EIGHT)),
     ("0.13", BF16, ("fintune", *TRL)),
 )
-"""(base, precision, cells): a process each, the most telling first. Layers stay compiled to a job's
-end. A cell with Liger's kernels, which patch Transformers' modules, is its job's last, and so is the padding-free
-one before it."""
+"""(base, precision, cells): a process each, the most telling first. Layers stay compiled to a job's end. A
+cell with Liger's kernels, which patch Transformers' modules, is its job's last, and so is the padding-free one
+before it."""
 
 
 def key(base: str, precision: str, cell: str) -> str:
