@@ -117,8 +117,8 @@ JOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("0.13", BF16, ("fintune", *TRL)),
 )
 """(base, precision, cells): a process each, the most telling first. Layers stay compiled to a job's end. A
-cell with Liger's kernels, which patch Transformers' modules, is its job's last, and so is the padding-free one
-before it."""
+cell with Liger's kernels, which patch Transformers' modules, is its job's last, and so is the padding-free
+one before it."""
 
 
 def key(base: str, precision: str, cell: str) -> str:
@@ -501,7 +501,7 @@ def texts(job: Job, cell: str) -> dict[str, Any]:
 
     def write() -> None:
         with engine.backend.session():
-            engine.backend.generate(prompts[:many], new, -1, None)  # -1: no token ends a text
+            engine.backend.generate(prompts[:many], new, (), None)  # no token ends a text
 
     first = _timed(write)
     seconds = _timed(write)

@@ -1,15 +1,18 @@
 """Prompts: one way to ask, never too long, and an answer that ends."""
 
 import copy
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fintune.data.raw.readers.instructions import fields_of
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, known_tasks
+from fintune.tasks.types import InstructionTask
 
 TASKS = known_tasks()
 TOKENIZER = load_tokenizer("smollm2-135m-instruct")
@@ -94,10 +97,21 @@ def test_an_instruction_that_leaves_no_room_for_a_text_is_refused():
         template().prompt_ids(TASKS["qa"], qa(), 20)
 
 
+def tokenizer_of(style):
+    """SmolLM2's, with its own chat template, with one that takes no system message, or without."""
+    tokenizer = copy.copy(TOKENIZER)
+    if style == "user":
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            "[{{ m.role }}] {{ m.content }}{% endfor %}"
+        )
+    if style == "plain":
+        tokenizer.chat_template = None
+    return tokenizer
+
+
 def test_a_tokenizer_without_a_chat_template_gets_the_plain_format():
-    bare = copy.copy(TOKENIZER)
-    bare.chat_template = None
-    prompt = template(tokenizer=bare).prompt_text(TASKS["sentiment"], Record("Sales rose."))
+    prompt = template(tokenizer=tokenizer_of("plain")).prompt_text(TASKS["sentiment"], Record("Sales rose."))
     instruction = TASKS["sentiment"].instruction
     assert prompt == (
         f"{TOKENIZER.bos_token}### Instruction:\n{instruction}\n\n### Input:\nSales rose.\n\n### Response:\n"
@@ -105,12 +119,7 @@ def test_a_tokenizer_without_a_chat_template_gets_the_plain_format():
 
 
 def test_a_chat_template_without_a_system_role_gets_the_instruction_before_the_text():
-    plain = copy.copy(TOKENIZER)
-    plain.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        "[{{ m.role }}] {{ m.content }}{% endfor %}"
-    )
-    prompt = template(tokenizer=plain).prompt_text(TASKS["sentiment"], Record("Sales rose."))
+    prompt = template(tokenizer=tokenizer_of("user")).prompt_text(TASKS["sentiment"], Record("Sales rose."))
     assert prompt == f"[user] {TASKS['sentiment'].instruction}\n\nSales rose."
 
 
@@ -170,3 +179,53 @@ def test_added_tokens_of_the_frame_count_and_runs_of_spaces_do_not():
     added = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<tool>", "    ", "[END]")}
     assert [name for name, i in added.items() if i in ids] == ["    "]
     assert tokenizer.decode(ids) == "a<tool>b    c[END]"
+
+
+TURN = st.text("abc .", min_size=1, max_size=12).map(lambda text: f"x{text}x")
+
+
+@pytest.mark.parametrize("style", ["system", "user", "plain"])
+@given(system=TURN, turns=st.lists(st.tuples(TURN, TURN), max_size=3), asked=TURN, answer=TURN)
+def test_a_conversation_is_trained_answered_and_chatted_with_in_the_same_tokens(
+    style, system, turns, asked, answer
+):
+    """Training, `predict` and `/v1/tasks`, and both names of `/v1/chat/completions`."""
+    template = PromptTemplate(tokenizer_of(style), 512)
+    task = InstructionTask("own", "Be brief.")
+    messages = [{"role": "system", "content": system}]
+    for user, assistant in turns:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    messages.append({"role": "user", "content": asked})
+    told = fields_of({"messages": [*messages, {"role": "assistant", "content": answer}]}, "messages")
+    trained = template.example(task, Record(**told))
+    assert trained.prompt_ids == template.chat_ids(messages)
+    served = fields_of({"messages": messages}, "messages", answered=False)
+    assert template.prompt_ids(task, Record(**served), 512)[0] == trained.prompt_ids
+    assert template.tokenizer(
+        template.prompt_text(task, Record(**served)), add_special_tokens=False
+    ).input_ids == (trained.prompt_ids)
+    if style == "system":
+        theirs = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        assert theirs["input_ids"] == trained.prompt_ids
+
+
+def test_of_a_conversation_that_is_too_long_the_oldest_turns_are_left_out():
+    template = PromptTemplate(load_tokenizer("smollm2-135m-instruct"), 96)
+    task = InstructionTask("own", "Be brief.")
+    long = [["user", "hello"], ["assistant", "and so on " * 200], ["user", "yes"], ["assistant", "good"]]
+    record = Record("-", "Yes.", turns=json.dumps([*long, ["user", "Is it due in May?"]]))
+    example = template.example(task, record)
+    text = template.tokenizer.decode(example.prompt_ids)
+    assert example.truncated and "good" in text and "Is it due in May?" in text and "hello" not in text
+    with pytest.raises(DataError, match="leave out its oldest turns"):
+        template.prompt_ids(task, record, 80, truncate=False)
+    alone = Record("-", "Yes.", turns=json.dumps([["user", "Is it due? " * 90]]))
+    assert len(template.example(task, alone)) <= 96
+
+
+def test_an_answer_is_over_at_the_end_of_text_and_at_the_end_of_the_assistants_turn():
+    base = copy.copy(TOKENIZER)
+    base.eos_token = "<|endoftext|>"
+    names = {base.convert_ids_to_tokens(i) for i in template(tokenizer=base).ends}
+    assert names == {"<|endoftext|>", "<|im_end|>"}
+    assert template(tokenizer=tokenizer_of("plain")).ends == {TOKENIZER.eos_token_id}

@@ -7,10 +7,12 @@ as the end of a turn, are the frame's alone: in a text their names are plain tex
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fintune.errors import DataError
@@ -35,6 +37,12 @@ class TokenizedExample:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def _conversation(task: Task, record: Record) -> list[dict[str, str]]:
+    """A conversation's messages, the system's first."""
+    turns = [{"role": role, "content": text} for role, text in json.loads(record.turns)]
+    return [{"role": "system", "content": task.system(record)}, *turns]
 
 
 @functools.lru_cache(maxsize=8)
@@ -95,15 +103,25 @@ class PromptTemplate:
 
     def prompt_text(self, task: Task, record: Record) -> str:
         """The rendered prompt; the answer's first token comes right after it."""
+        if record.turns:
+            return self._chat(_conversation(task, record))
         return self._framed(task.system(record), task.body(record))
 
     def _framed(self, system: str, body: str) -> str:
         if self._style == "plain":
             return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
-        if self._style == "system":
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": body}]
-        else:
-            messages = [{"role": "user", "content": f"{system}\n\n{body}"}]
+        return self._chat([{"role": "system", "content": system}, {"role": "user", "content": body}])
+
+    def _chat(self, messages: list[dict[str, str]]) -> str:
+        """A chat as it is rendered, up to where the assistant's next turn begins.
+
+        Where the template has no system message, it stands before the first turn's text.
+        """
+        if self._style == "plain":
+            return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages) + "assistant:"
+        if self._style == "user" and len(messages) > 1 and messages[0]["role"] == "system":
+            system, first, *rest = messages
+            messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
         return self._render(messages)
 
     def completion_ids(self, text: str) -> list[int]:
@@ -121,9 +139,14 @@ class PromptTemplate:
         A text that does not fit is replaced by its most salient sentences if the task ranks them
         (`Task.salience`); otherwise, and if not one sentence fits, its end is cut off.
 
+        Of a conversation that does not fit the oldest turns are left out.
+
         Raises:
-            DataError: the prompt is too long and `truncate` is False, or no text would be left.
+            DataError: the prompt is too long and `truncate` is False, or no text would be left; or the chat
+                template does not take a conversation's turns.
         """
+        if record.turns:
+            return self._conversation_ids(task, record, budget, truncate)
         most, cut = self.most_characters(budget), False
         besides = len(record.question or "") + len(record.system or "")
         if len(record.text) + besides > most:  # tokenizing a megabyte takes a second
@@ -204,7 +227,43 @@ class PromptTemplate:
         """The token ids of a text alone, without control tokens."""
         return framed_ids(self.tokenizer, str, text)
 
+    def _conversation_ids(
+        self, task: Task, record: Record, budget: int, truncate: bool
+    ) -> tuple[list[int], bool]:
+        messages, cut = _conversation(task, record), False
+        most = self.most_characters(budget)
+        while True:
+            if sum(len(turn["content"]) for turn in messages) <= most:
+                try:
+                    ids = self.chat_ids(messages)
+                except DataError:
+                    raise
+                except Exception as error:  # templates refuse an order of roles by raising what they like
+                    roles = ", ".join(turn["role"] for turn in messages)
+                    raise DataError(
+                        f"The model's chat template does not take a conversation of {roles}: let user and "
+                        "assistant take turns, the user first."
+                    ) from error
+                if len(ids) <= budget:
+                    return ids, cut
+            if not truncate:
+                raise DataError(
+                    f"The {task.name} conversation does not fit the {budget} tokens that there is room for: "
+                    "shorten it, or pass --truncate to leave out its oldest turns."
+                )
+            cut = True
+            for oldest in range(2, len(messages)):
+                if messages[oldest]["role"] == "user":
+                    del messages[1:oldest]
+                    break
+            if len(messages) == 2:  # the last turn alone, as any text
+                alone = replace(record, text=messages[1]["content"], question=None, turns="")
+                ids, shortened = self.prompt_ids(task, alone, budget)
+                return ids, cut or shortened
+
     def _prompt_ids(self, task: Task, record: Record) -> list[int]:
+        if record.turns:
+            return self.chat_ids(_conversation(task, record))
         return framed_ids(self.tokenizer, self._framed, task.system(record), task.body(record))
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
@@ -215,15 +274,29 @@ class PromptTemplate:
         """
 
         def frame(*contents: str) -> str:
-            turns = [{**turn, "content": text} for turn, text in zip(messages, contents, strict=True)]
-            if self._style == "plain":
-                return "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
-            return self._render(turns)
+            return self._chat(
+                [{**turn, "content": text} for turn, text in zip(messages, contents, strict=True)]
+            )
 
         return framed_ids(self.tokenizer, frame, *(turn["content"] for turn in messages))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """The ids of the tokens that end an answer: end of text, and the end of the assistant's turn."""
+        ends = {self.tokenizer.eos_token_id}
+        if self._style != "plain":
+            turn = [{"role": "user", "content": "USER"}, {"role": "assistant", "content": "ANSWER"}]
+            with contextlib.suppress(Exception):  # a template may take no such chat, and raise anything
+                _, _, after = self._render(turn, answered=True).rpartition("ANSWER")
+                begins = [i for i in self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]]
+                control = _control_tokens(self.tokenizer, len(self.tokenizer))
+                ends |= {i for i in begins if self.tokenizer.convert_ids_to_tokens(i) in control}
+        return frozenset(ends)
+
+    def _render(self, messages: list[dict[str, str]], answered: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not answered
+        )
 
     def _find_style(self) -> str:
         """`system` if the chat template takes a system message, `user` if not, `plain` without a template."""

@@ -39,8 +39,8 @@ def test_texts_are_those_of_generate_whenever_each_of_them_ends(model, prompts, 
     with torch.no_grad():
         prefix = PrefixStore().get(model, [1, 2], adapter=True)
         packed = PackedTexts(model, prompts, prefix, row_tokens, budget)
-        found = greedy(packed, range(len(prompts)), budget, end)
-        plain = greedy(PaddedTexts(model, prompts, 0, row_tokens), range(len(prompts)), budget, end)
+        found = greedy(packed, range(len(prompts)), budget, [end])
+        plain = greedy(PaddedTexts(model, prompts, 0, row_tokens), range(len(prompts)), budget, [end])
         for prompt, own, padded in zip(prompts, found, plain, strict=True):
             ids, values = reference(model, prompt, budget, end)
             assert own.ids == padded.ids == ids
@@ -64,8 +64,8 @@ def test_a_text_that_leaves_while_prompts_are_computed_changes_nothing_for_the_o
             texts = begun(prompts, 8)
             assert texts.advance(None) is None  # a part of the first prompt, or of all
             texts.keep(left)
-            found = greedy(texts, range(3), 5, end=0)
-            whole = greedy(begun([prompts[i] for i in left], 999), range(3), 5, end=0)
+            found = greedy(texts, range(3), 5, ends=[0])
+            whole = greedy(begun([prompts[i] for i in left], 999), range(3), 5, ends=[0])
         for one, other in zip(found, whole, strict=True):
             assert one.ids == other.ids
             assert one.log_probabilities == pytest.approx(other.log_probabilities, rel=1e-6)
@@ -80,6 +80,6 @@ def test_a_constraint_chooses_among_the_allowed_tokens_of_each_text(model):
 
     with torch.no_grad():
         prefix = PrefixStore().get(model.eval(), [1, 2], adapter=True)
-        found = greedy(PackedTexts(model, prompts, prefix, 99, 9), range(2), 9, 30, allowed)
+        found = greedy(PackedTexts(model, prompts, prefix, 99, 9), range(2), 9, [30], allowed)
     assert [each.ids for each in found] == wanted
     assert all(len(each.log_probabilities) == 4 and 0 < each.probability < 1 for each in found)

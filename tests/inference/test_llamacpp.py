@@ -77,7 +77,7 @@ def test_texts_written_side_by_side_are_those_written_alone(engines):
     _, other = engines
     prompts = [other.template.prompt_ids(other.tasks["qa"], r, 200)[0] for r in some("qa", 3)]
     with other.backend.session():
-        alone = [each.ids for each in other.backend.generate(prompts, 6, -1, None)]
+        alone = [each.ids for each in other.backend.generate(prompts, 6, (), None)]
         texts = other.backend.begin(prompts[:2], 6)
         written, logits = [[], []], texts.advance(None)
         for step in range(6):

@@ -38,7 +38,7 @@ def test_what_is_written_and_scored_is_what_each_prompt_gets_alone(kind, step, m
     monkeypatch.setattr("fintune.inference.backends.builtin.ROW_TOKENS", step)
     with backend.session():
         for shared in (0, backend.shared(PROMPTS)):
-            found = backend.generate(PROMPTS, 9, END, None, shared)
+            found = backend.generate(PROMPTS, 9, [END], None, shared)
             assert [each.ids for each in found] == written
             answers = [[40, 41], [42, 43, 44], [45]]
             scores = torch.tensor(backend.log_likelihoods(PROMPTS, answers, shared))

@@ -1,6 +1,7 @@
 """Base models: the guide's numbers, GGUF conversion, precision, quantization, and what goes wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,38 @@ def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir, tiny_
     )
     assert all(abs(sum(p.probabilities.values()) - 1) < 1e-6 for p in tuned)
     assert any(a.probabilities != b.probabilities for a, b in zip(tuned, untuned, strict=True))
+
+
+def test_a_tokenizer_whose_answers_would_never_end_is_refused(tiny_base, tmp_path):
+    tokenizer = base.load_tokenizer(str(tiny_base))
+    tokenizer.eos_token = None
+    shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ModelError, match="has no end-of-text token"):
+        base.load_tokenizer(str(tmp_path / "base"))
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tiny_base):
+    import transformers
+
+    from fintune.inference.engine import Engine
+    from fintune.tasks import TaskSet, known_tasks
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base)
+    tokenizer = base.load_tokenizer(str(tiny_base))
+    tokenizer.add_tokens(["<one>", "<two>"])
+    while len(tokenizer) <= model.get_input_embeddings().weight.shape[0]:
+        tokenizer.add_tokens([f"<{len(tokenizer)}>"])
+    with pytest.raises(ModelError, match="a text with one of the others would fail"):
+        Engine(model, tokenizer, TaskSet({"qa": known_tasks()["qa"]}), 64, "base")
+
+
+@pytest.mark.parametrize("told", ["{{ strftime_now('%d %b %Y') }}", '{{strftime_now("%d %b %Y")}}'])
+def test_a_template_that_tells_the_date_is_asked_tomorrow_as_it_was_trained(tiny_base, tmp_path, told):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = base.load_tokenizer(str(tiny_base))
+    tokenizer.chat_template = told + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "base")
+    found = base.load_tokenizer(str(tmp_path / "base"))
+    asked = found.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    assert asked.startswith("26 Jul 2024<|im_start|>")

@@ -171,8 +171,8 @@ def test_a_text_written_after_passes_is_the_one_written_after_one(engine):
 
     prompts = [long_ids(engine, 700), long_ids(engine, 12), long_ids(engine, 300)[5:]]
     with engine.backend.session(False), torch.no_grad():
-        passes = greedy(engine.backend.begin(prompts, 12), range(3), 12, end=-1)
-        whole = engine.backend.generate(prompts, 12, -1, None)
+        passes = greedy(engine.backend.begin(prompts, 12), range(3), 12, ends=())
+        whole = engine.backend.generate(prompts, 12, (), None)
     assert builtin.STEP_TOKENS["cpu"] < 700
     for one, other in zip(passes, whole, strict=True):
         assert one.ids == other.ids

@@ -7,7 +7,7 @@ models and no tasks. Shapes: B texts, V tokens of the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -50,14 +50,18 @@ class Generated:
 
 
 def greedy(
-    texts: Texts, prompts: Sequence[int], max_new_tokens: int, end: int, allowed: Allowed | None = None
+    texts: Texts,
+    prompts: Sequence[int],
+    max_new_tokens: int,
+    ends: Collection[int],
+    allowed: Allowed | None = None,
 ) -> list[Generated]:
-    """The most likely next token again and again, until `end` or `max_new_tokens`; one answer a text.
+    """The most likely next token again and again, until one of `ends` or `max_new_tokens`; one answer a text.
 
     Args:
         texts: as they were begun; they are ended here, whatever happens.
         prompts: the number of each text's prompt, for `allowed`.
-        end: the id of the end-of-text token.
+        ends: the ids of the tokens that end a text.
         allowed: which tokens may come next, where not all may.
     """
     answers = [Generated() for _ in prompts]
@@ -75,9 +79,9 @@ def greedy(
                 if i not in writing:  # it waits to be dropped
                     continue
                 answers[i].log_probabilities.append(value)
-                if token != end:
+                if token not in ends:
                     answers[i].ids.append(token)
-                if token == end or len(answers[i].ids) == max_new_tokens:
+                if token in ends or len(answers[i].ids) == max_new_tokens:
                     writing.discard(i)
             if writing and len(writing) <= COMPACT * len(batch):
                 rows = [row for row, i in enumerate(batch) if i in writing]

@@ -93,6 +93,8 @@ class Engine:
         from fintune.prompts import PromptTemplate
 
         own = isinstance(model, torch.nn.Module)
+        if own:
+            _refuse_unknown_tokens(model, tokenizer, base_name)
         self.backend: Backend = Builtin(model, tokenizer.pad_token_id, keep_prefixes) if own else model
         self.tokenizer = tokenizer
         self.tasks = tasks
@@ -100,6 +102,8 @@ class Engine:
         self.adapter = adapter
         self.batch_size = batch_size
         self.template = PromptTemplate(tokenizer, min(max_length, self.backend.context or max_length))
+        self.ends = self.template.ends | (_ends_of(model) if isinstance(model, torch.nn.Module) else set())
+        """The ids of the tokens that end an answer."""
         self._lock = threading.Lock()
         self._frames: dict[Task, int] = {}
 
@@ -388,12 +392,12 @@ class Engine:
         """Greedy decoding until end of text or the task's budget, in its format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
-        budget, end = self.completion_budget(task), self.tokenizer.eos_token_id
+        budget = self.completion_budget(task)
         if allowed is None:
             choose = allowed_tokens(task.text_format, self.tokenizer, records)
         else:
             choose = lambda row, sofar: allowed[row](0, sofar)  # noqa: E731
-        found = self.backend.generate(prompts, budget, end, choose, shared)
+        found = self.backend.generate(prompts, budget, self.ends, choose, shared)
         texts = self.tokenizer.batch_decode([each.ids for each in found], skip_special_tokens=True)
         if task.text_format and task.text_format.source_numbers:
             for i, each in enumerate(found):
@@ -406,6 +410,21 @@ class Engine:
             (partial(decide, text, each.probability), len(each.ids))
             for text, each in zip(texts, found, strict=True)
         ]
+
+
+def _ends_of(model: PreTrainedModel) -> set[int]:
+    """The tokens at which the model's own generation ends."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+
+
+def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    known, size = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if size > known:
+        raise ModelError(
+            f"The tokenizer of {name} has {size:,} tokens, and its embeddings {known:,}: a text with one of "
+            "the others would fail. Give the tokenizer that the model was trained with."
+        )
 
 
 _Decision = tuple[Callable[[], Prediction], int]

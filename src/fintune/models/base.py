@@ -10,8 +10,10 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from fintune.models.placement import Process, base_device
 
 logger = logging.getLogger(__name__)
 
+DATE = datetime(2024, 7, 26)
+"""What a chat template that tells today's date tells: the date that Llama 3's falls back to."""
 EMBEDDED = "smollm2-135m-instruct"
 
 
@@ -179,10 +183,11 @@ def model_type(config: BaseModelConfig) -> str:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer, with a padding token (the end-of-text token where it has none).
+    """The tokenizer, with a padding token (the end-of-text token where it has none), and a chat template of
+    one date.
 
     Raises:
-        ModelError: nothing loads under that name.
+        ModelError: nothing loads under that name, or the tokenizer has no end-of-text token.
     """
     import transformers
 
@@ -192,9 +197,26 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         raise
     except Exception as error:
         raise ModelError(_cannot_load(name, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {name} has no end-of-text token, so no answer would end: set eos_token in its "
+            "tokenizer_config.json."
+        )
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _on_one_day(tokenizer.chat_template)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _on_one_day(chat_template: str) -> str:
+    """A chat template that tells one date where it told today's: tomorrow a model is asked as it was trained.
+
+    The template goes with every adapter and every export, so the date does too.
+    """
+    return re.sub(
+        r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda call: repr(DATE.strftime(call[2])), chat_template
+    )
 
 
 def check_base(config: BaseModelConfig) -> None:

@@ -166,7 +166,9 @@ def _record(task: Task, messages: list[dict[str, str]]) -> Record:
         asked = fields_of({"messages": messages}, "messages", answered=False)
         if isinstance(asked, str):
             raise ApiError(400, f"The chat cannot be answered: {asked}.", param="messages")
-        return Record(text=asked["text"], question=asked["question"], system=asked["system"] or "")
+        return Record(
+            asked["text"], question=asked["question"], system=asked["system"] or "", turns=asked["turns"]
+        )
     said = [each["content"] for each in messages if each["role"] == "user"]
     if not said:
         raise ApiError(400, "There is no message of the user.", param="messages")

@@ -76,6 +76,8 @@ class Task:
     """The fields of a record that its prompt needs."""
     takes_turns: ClassVar[bool] = False
     """Whether a conversation is read as a record, with its last user turn as `question`."""
+    every_answer: bool = False
+    """Whether each answer of a conversation is a record of its own, not its last one alone."""
     grounded: ClassVar[Literal["", "passage", "bullets"]] = ""
     """How an answer is found in its text again: as a passage, or bullet by bullet."""
     error_means: ClassVar[str] = "another answer than the expected one"

@@ -35,6 +35,9 @@ class Record:
     """How the target was computed, where its dataset says so; never part of a prompt."""
     system: str = ""
     """A system message of the example's own, in place of the task's instruction."""
+    turns: str = ""
+    """Of a conversation its turns before the answer, [[role, text], …] as JSON: what the model is asked.
+    `text` and `question` hold the same in one string each, by which rows are told apart."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ engine, so that every backend is asked and read in the same way.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -68,14 +68,14 @@ class Backend(Protocol):
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        end: int,
+        ends: Collection[int],
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        """Greedy decoding until `end` or `max_new_tokens`; in the prompts' order.
+        """Greedy decoding until one of `ends` or `max_new_tokens`; in the prompts' order.
 
         Args:
-            end: the id of the end-of-text token.
+            ends: the ids of the tokens that end a text.
             allowed: which tokens may come next; None allows all.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fintune.inference.prefix import Prefix, PrefixStore
@@ -114,14 +114,14 @@ class Builtin:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        end: int,
+        ends: Collection[int],
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
         from fintune.inference.decoding import greedy
 
         texts = self._begin(prompts, max_new_tokens, shared, ROW_TOKENS)
-        return greedy(texts, range(len(prompts)), max_new_tokens, end, allowed)
+        return greedy(texts, range(len(prompts)), max_new_tokens, ends, allowed)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
         step = STEP_TOKENS.get(self.model.device.type, 2_048)

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,7 +268,7 @@ class LlamaCpp:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        end: int,
+        ends: Collection[int],
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
@@ -276,7 +276,7 @@ class LlamaCpp:
 
         # One after the other: each shares the instruction that the one before it left in sequence 0.
         return [
-            greedy(_Prompt(self, prompt), [number], max_new_tokens, end, allowed)[0]
+            greedy(_Prompt(self, prompt), [number], max_new_tokens, ends, allowed)[0]
             for number, prompt in enumerate(prompts)
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
@@ -97,7 +97,7 @@ class Vllm:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        end: int,
+        ends: Collection[int],
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
@@ -110,7 +110,7 @@ class Vllm:
             )
         found = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            self._sampling(max_tokens=max_new_tokens, stop_token_ids=[end], logprobs=0, **_GREEDY),
+            self._sampling(max_tokens=max_new_tokens, stop_token_ids=[*ends], logprobs=0, **_GREEDY),
             use_tqdm=False,
             lora_request=self._request,
         )
@@ -118,7 +118,7 @@ class Vllm:
         for output in found:
             ids = list(output.outputs[0].token_ids)
             values = [row[token].logprob for row, token in zip(output.outputs[0].logprobs, ids, strict=True)]
-            answers.append(Generated([token for token in ids if token != end], values))
+            answers.append(Generated([token for token in ids if token not in ends], values))
         return answers
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:

@@ -15,7 +15,14 @@ class InstructionTask(Task):
     """A free answer.
 
     The system message is the data's own where it has one. Of a conversation the last assistant turn is the
-    target; what came before it is `text`, and the last user turn is `question`, which is never cut.
+    target, and the turns before it are asked as turns of the chat template. Of a conversation that is too
+    long the oldest turns are left out.
+
+    Args:
+        answers: `last`, or `all`: each assistant turn is an answer to learn, after the turns before it.
+
+    Raises:
+        ValueError: `answers` is something else.
     """
 
     type = "instruction"
@@ -33,6 +40,12 @@ class InstructionTask(Task):
     max_new_tokens = 128
     takes_turns = True
     error_means = "an answer with a token F1 below 0.5"
+
+    def __init__(self, name: str, instruction: str, answers: str = "last") -> None:
+        super().__init__(name, instruction)
+        if answers not in ("last", "all"):
+            raise ValueError(f"answers is {answers!r}, and may be last or all")
+        self.every_answer = answers == "all"
 
     def body(self, record: Record) -> str:
         return f"{record.text}\n\n{record.question}" if record.question else record.text

@@ -166,3 +166,20 @@ def test_the_last_question_is_never_cut():
     example = template.example(TASK, record)
     assert example.truncated and len(example) <= 96
     assert "User: Is it due in May?" in template.tokenizer.decode(example.prompt_ids)
+
+
+def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_path):
+    row = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"))
+    path = tmp_path / "f.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(chat(("user", "f"), ("assistant", "g"))))
+    task = InstructionTask("own", "Be brief.", answers="all")
+    records = list(read_own_file(*row_files(path, "file"), task, {}, "", None))
+    assert [(r.target, json.loads(r.turns)) for r in records] == [
+        ("b", [["user", "a"]]),
+        ("d", [["user", "a"], ["assistant", "b"], ["user", "c"]]),
+        ("g", [["user", "f"]]),
+    ]
+    assert records[0].group == records[1].group != records[2].group
+    assert len({r.id for r in records}) == 3
+    with pytest.raises(ValueError, match="answers is 'some'"):
+        InstructionTask("own", "Be brief.", answers="some")

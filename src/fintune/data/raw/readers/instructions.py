@@ -9,7 +9,8 @@ Knows nothing of files or tasks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fintune.data.raw.readers.cells import plain
@@ -35,7 +36,7 @@ def shape_of(names: Collection[str], answered: bool = True) -> str | None:
 
 
 def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict[str, Any] | str:
-    """`text`, `question`, `target` and `system` of a row; or why it has none.
+    """`text`, `question`, `turns`, `target` and `system` of a row; or why it has none.
 
     Of a conversation the last assistant turn is the target, the user's turn before it the question, and
     what came before that the text; a first exchange has its user's turn as text, and no question.
@@ -63,10 +64,29 @@ def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict
         return f"its {shape} have no turn of the user{' before an answer' if answered else ''}"
     if turns[-1][0] != "user":
         return f"its {shape} have two answers in a row"
+    asked_in = json.dumps(turns, ensure_ascii=False)
     question = turns.pop()[1]
     told = "\n".join(f"{_NAMES[role]}: {text}" for role, text in turns)
     asked = {"text": told, "question": f"User: {question}"} if told else {"text": question, "question": None}
-    return {**asked, "target": target, "system": system or row.get("system")}
+    return {**asked, "turns": asked_in, "target": target, "system": system or row.get("system")}
+
+
+def each_answer(row: Mapping[str, Any], shape: str) -> Iterator[Mapping[str, Any]]:
+    """The row once for each answer of its conversation, up to that answer; any other row as it is."""
+    turns = row.get(shape)
+    if shape == "instruction" or not isinstance(turns, list | tuple):
+        yield row
+        return
+    roles = [
+        _ROLES.get(str(turn.get("role") or turn.get("from")).casefold())
+        for turn in turns
+        if isinstance(turn, Mapping)
+    ]
+    ends = [i for i, role in enumerate(roles) if role == "assistant" and "user" in roles[:i]]
+    if len(roles) < len(turns) or not ends:  # `fields_of` says what is wrong with it
+        yield row
+    else:
+        yield from ({**row, shape: turns[: end + 1]} for end in ends)
 
 
 def _turns(value: Any) -> list[tuple[str, str]] | str:

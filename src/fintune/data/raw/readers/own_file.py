@@ -11,7 +11,7 @@ from typing import Any
 
 from fintune.data.raw.readers import times
 from fintune.data.raw.readers.cells import plain
-from fintune.data.raw.readers.instructions import fields_of, shape_of
+from fintune.data.raw.readers.instructions import each_answer, fields_of, shape_of
 from fintune.data.raw.readers.json_rows import cell
 from fintune.data.raw.readers.named_documents import document_text
 from fintune.data.raw.readers.row_files import Cut, RowFile, open_rows
@@ -120,6 +120,7 @@ def read_inputs(
                 question=plain(asked, "question") or None,
                 id=plain(fields.get("id"), "id") or where,
                 system=plain(fields.get("system"), "system message"),
+                turns=fields.get("turns") or "",
             )
         except ValueError as error:
             yield Dropped("malformed rows", where, str(error))
@@ -151,12 +152,13 @@ def record_of(
             text=plain(fields.get("text"), "text"),
             target=task.read_target(raw),
             question=plain(fields.get("question"), "question") or None,
-            group=plain(fields.get("group"), "group"),
+            group=plain(fields.get("group"), "group") or fields.get("conversation", ""),
             split=split,  # type: ignore[arg-type]
             time=_time(fields.get("time"), time_format),
             id=where,
             source=where.rpartition(":")[0],
             system=plain(fields.get("system"), "system message"),
+            turns=fields.get("turns") or "",
         )
     except ValueError as error:
         return Dropped("malformed rows", where, str(error))
@@ -208,8 +210,15 @@ def _fields(
         fields["id"] = row.get("id")
         if task.takes_turns:
             fields["system"] = row.get("system")
-        made = fields_of(row, shape, answered) if shape else {}
-        yield number, made if isinstance(made, str) else {**fields, **made}
+        if shape is None:
+            yield number, fields
+            continue
+        rows_made = list(each_answer(row, shape)) if answered and task.every_answer else [row]
+        for place, part in enumerate(rows_made, start=1):
+            made = fields_of(part, shape, answered)
+            own = f"{number}.{place}" if len(rows_made) > 1 else number
+            together = {"conversation": f"{file.name}:{number}"} if len(rows_made) > 1 else {}
+            yield own, made if isinstance(made, str) else {**fields, **made, **together}
 
 
 def _wanted(columns: Iterable[str]) -> set[str]:
