@@ -57,3 +57,6 @@ class InstructionTask(Task):
         self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
     ) -> list[bool]:
         return is_half_wrong(records, predictions)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), **({"answers": "all"} if self.every_answer else {})}

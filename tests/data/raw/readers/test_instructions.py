@@ -11,6 +11,7 @@ from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
 from fintune.tasks.base import Record
+from fintune.tasks.registry import task_from_dict
 from fintune.tasks.types import InstructionTask
 
 TASK = InstructionTask("advise", "Be brief.")
@@ -181,5 +182,6 @@ def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_pa
     ]
     assert records[0].group == records[1].group != records[2].group
     assert len({r.id for r in records}) == 3
+    assert task_from_dict(task.to_dict()).every_answer and "answers" not in TASK.to_dict()
     with pytest.raises(ValueError, match="answers is 'some'"):
         InstructionTask("own", "Be brief.", answers="some")
