@@ -44,7 +44,7 @@ def prepare(recipe: Any = None, data: Any = None, *, force: bool = False, verbos
 
     read = with_data(_recipe(recipe, data), data)
     prepared = Prepared(read, run(read, force=force, say=_say(verbose)))
-    for note in prepared.notes if not verbose else ():
+    for note in prepared.notes() if not verbose else ():
         logger.warning("%s", note)  # of many rows left out, say: not to be lost
     return prepared
 
@@ -124,12 +124,12 @@ def evaluate(
     from fintune.pipeline import evaluate as run
 
     given = model if isinstance(model, Model) else None
-    path = given.path if given else model
+    path = model.path if isinstance(model, Model) else model
     read = data.recipe if recipe is None and isinstance(data, Prepared) else None
     read = _recipe(recipe, data) if recipe is not None else read
     name = "results.json" if split == "test" else "results-validation.json"
     output = Path(output_file or Path(path or ".") / name)
-    asked = read or Source.read(path, given and given.recipe).recipe
+    asked = read or Source.read(path, given.recipe if given else None).recipe
     check_evaluation(output, asked.evaluation)
     prepared = data if isinstance(data, Prepared) else prepare(asked, data, verbose=verbose)
     if given is None or read is not None:  # the recipe says how a model answers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fintune.config import Recipe
 from fintune.errors import DataError
+from fintune.progress import progress_bar
 from fintune.python.given import records_of
 from fintune.python.tables import Predictions
 
@@ -28,6 +28,7 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets a bar is text
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|torch|transformers)(\.|$)")
         yield
 
@@ -80,8 +81,6 @@ class Model:
         Raises:
             DataError: an unknown task, texts of another kind, or a text that is refused.
         """
-        from tqdm.auto import tqdm
-
         from fintune.data.records import Dropped
         from fintune.tasks import Record
 
@@ -94,12 +93,10 @@ class Model:
             place, why = next(iter(lost.items()))
             raise DataError(f"Text {place + 1:,} of {len(rows):,} cannot be read: {why}.")
         asked = [row for row in rows if isinstance(row, Record)]
-        # In a notebook a bar of tqdm.auto is a widget, though nothing there is a terminal.
-        few, notebook = len(asked) <= engine.batch_size, "ipykernel" in sys.modules
-        off = True if few or not progress else False if notebook else None
-        with quiet(), tqdm(total=len(asked), desc=f"predict {task}", unit="text", disable=off) as bar:
+        many = progress and len(asked) > engine.batch_size
+        with quiet(), progress_bar(many, total=len(asked), desc=f"predict {task}", unit="text") as shown:
             replies = iter(
-                engine.replies(task, asked, truncate=truncate, strict=errors == "raise", on_done=bar.update)
+                engine.replies(task, asked, truncate=truncate, strict=errors == "raise", on_done=shown.update)
             )
         answers: list[Prediction | None] = []
         for place in range(len(rows)):
