@@ -41,7 +41,7 @@ def test_importing_the_package_imports_nothing_heavy_and_names_the_api():
         "assert {'prepare', 'train', 'evaluate', 'load', 'Recipe'} <= set(dir(fintune))\n"
         f"assert not [name for name in {HEAVY} if name in sys.modules]\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = fintune.lode
 
@@ -146,7 +146,7 @@ def test_one_preparation_serves_two_trainings_and_an_evaluation(tiny_recipe, tmp
     assert "At most 3 test examples" in repr(found) and "<table" in found._repr_html_()
 
 
-def test_the_page_is_the_notebook_and_both_run_as_written(tiny_base, tmp_path):
+def test_the_page_is_the_notebook_and_both_run_as_written(tiny_base, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install 'fintune[dev]'")
     from nbclient import NotebookClient
 
@@ -156,11 +156,14 @@ def test_the_page_is_the_notebook_and_both_run_as_written(tiny_base, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert [cell.source for cell in code] == [block.strip() for block in blocks]
     code[0].source = code[0].source.replace("smollm2-135m-instruct", str(tiny_base))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))  # this checkout's, in the kernel too
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
     shown = [output for cell in code for output in cell.outputs]
-    told = [line for output in shown for line in output.get("text", "").replace("\r", "\n").splitlines()]
-    assert not [line for line in told if line.strip() and not re.search(r"\d+%\|", line)]  # bars alone
+    told = {name: "".join(o.text for o in shown if o.get("name") == name) for name in ("stdout", "stderr")}
+    assert re.fullmatch(r"(up|down) \{.*\}\n", told["stdout"])  # what the page prints itself
+    lines = re.split(r"[\r\n]", told["stderr"])
+    assert not [line for line in lines if line.strip() and not re.search(r"\d+%\|", line)]  # bars alone
     tables = [output.data["text/html"] for output in shown if output.output_type == "execute_result"]
     assert len(tables) == 4 and all("<table" in table for table in tables)
     assert (tmp_path / "output" / "direction" / "results.html").is_file()
