@@ -1,4 +1,4 @@
-"""What OpenAI's clients may ask for besides a text: log-probabilities, choices, penalties, structure, tools."""
+"""What OpenAI's clients may ask for besides a text: log-probabilities, choices, penalties, structure."""
 
 import json
 import math
@@ -97,7 +97,7 @@ def test_log_probabilities_are_the_models_own(client, engine, stream):
     for token in tokens:
         row = scores(engine, [*prompt, *ids])[-1]
         best = int(row.argmax())
-        assert [one.token for one in token.top_logprobs][0] == token.token == engine.tokenizer.decode([best])
+        assert token.top_logprobs[0].token == token.token == engine.tokenizer.decode([best])
         assert token.logprob == pytest.approx(float(row[best]), abs=1e-3)
         assert token.top_logprobs[2].logprob == pytest.approx(float(row.topk(3).values[2]), abs=1e-3)
         ids.append(best)
