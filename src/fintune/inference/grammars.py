@@ -7,7 +7,6 @@ not supported, is refused with llguidance's own reason. Knows tokenizers and tok
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +24,6 @@ MAX_DEPTH = 64
 _LIMITS = {"max_grammar_size": 50_000, "max_lexer_states": 20_000, "verbose_errors": False}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as `json.dumps` writes it: a small model that may write white space writes it without end."""
-_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,10 @@ class Grammar:
             DataError: the grammar is not supported, has an error, or is beyond a limit.
             MissingExtraError: llguidance is not installed.
         """
-        with _lock:
-            matcher = _compiled(tokenizer, self.source)
-            if not isinstance(matcher, str):
-                return _Follower(self.field, matcher.deep_copy(), len(tokenizer))
-        raise DataError(f"{self.field} cannot be kept to: {_short(matcher)}.")
+        matcher = _compiled(tokenizer, self.source)
+        if isinstance(matcher, str):
+            raise DataError(f"{self.field} cannot be kept to: {_short(matcher)}.")
+        return _Follower(self.field, matcher.deep_copy(), len(tokenizer))
 
 
 def of_schema(field: str, schema: Any) -> Grammar:
@@ -89,7 +86,8 @@ def of_choice(field: str, choices: Sequence[str]) -> Grammar:
     """One of these texts."""
     if not choices or not all(choices):
         raise DataError(f"{field} has an empty choice: send texts of at least one character.")
-    return of_lark(field, "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in choices))
+    texts = " | ".join(json.dumps(each, ensure_ascii=False) for each in choices)
+    return of_lark(field, f"start: CHOICE\nCHOICE: {texts}")  # one lexeme: thousands of rules would not do
 
 
 def of_lark(field: str, grammar: str) -> Grammar:

@@ -23,6 +23,7 @@ from fintune.serving.schemas import CalledFunction, ChatRequest, Message, NamedT
 Form = Literal["hermes", "llama"]
 _ARGUMENTS = {"hermes": "arguments", "llama": "parameters"}
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 _PROBE = {"type": "function", "function": {"name": "p7b", "description": "", "parameters": {}}}
 
 
@@ -146,7 +147,7 @@ def grammar(form: Form, tools: Tools) -> Grammar:
     for tool in tools.given:
         function = tool["function"]
         if function["name"] in tools.names:
-            parameters = function.get("parameters") or {"type": "object", "properties": {}}
+            parameters = function.get("parameters") or _NO_PARAMETERS
             fields = {"name": {"const": function["name"]}, _ARGUMENTS[form]: parameters}
             calls.append(
                 {
