@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -113,16 +113,16 @@ class Writing:
     """What has not been sent."""
     _random: torch.Generator | None = None
 
-    def take(self, logits: torch.Tensor, end: int, decode: Callable[[list[int]], str]) -> int:
+    def take(self, logits: torch.Tensor, ends: Collection[int], decode: Callable[[list[int]], str]) -> int:
         """Choose the next token from `logits` (V,), emit what is new of the text; returns the token."""
         if self.sampling.echo is not None and not self._echoed:
             self._emit(self.sampling.echo, self._prompted)
             self._echoed, self._prompted = True, []
         if self.sampling.max_tokens == 0:
             self.finish = "length"
-            return end
+            return 0
         token = self._choose(logits)
-        if token == end:
+        if token in ends:
             self.finish = "stop"
         else:
             self.ids.append(token)
@@ -269,13 +269,13 @@ class Group:
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
 
-        end, tokens = tokenizer.eos_token_id, []
+        ends, tokens = {tokenizer.eos_token_id}, list[int]()
         for each, row in zip(self.writings, logits, strict=True):
             try:
-                tokens.append(each.take(row, end, decode))
+                tokens.append(each.take(row, ends, decode))
             except Exception as error:  # of this text alone: the others go on
                 each.finish, each.failed = "failed", error
-                tokens.append(end)
+                tokens.append(0)  # it leaves below
         self._tokens = tokens
         self._keep([i for i, each in enumerate(self.writings) if each.finish is None])
         return bool(self.writings)
