@@ -1,5 +1,6 @@
 """What OpenAI's clients may ask for besides a text: log-probabilities, choices, penalties, structure."""
 
+import asyncio
 import json
 import math
 
@@ -234,3 +235,36 @@ def test_embeddings_are_refused_and_the_root_leads_to_the_documentation(client, 
 def test_no_log_probability_is_infinite(client):
     found = complete(client, logit_bias={"1": -100}, logprobs=5, temperature=1.0, seed=3)
     assert all(map(math.isfinite, found.choices[0].logprobs.token_logprobs))
+
+
+def test_texts_of_different_options_written_together_are_those_written_alone(server):
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+    options = [
+        {},
+        {"response_format": form, "max_tokens": 40},
+        {"presence_penalty": 1.0, "temperature": 1.0, "seed": 5},
+        {"logprobs": True, "top_logprobs": 2},
+        {"extra_body": {"guided_choice": ["up", "down"]}},
+    ]
+
+    async def ask(client, more):
+        answer = await chat(client, **more)
+        return answer.choices[0].message.content
+
+    async def run():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=30) as client:
+            alone = [await ask(client, more) for more in options]
+            together = await asyncio.gather(*(ask(client, more) for more in options * 3))
+            return alone * 3, together
+
+    alone, together = asyncio.run(run())
+    assert alone == together
+
+
+def test_a_stop_text_cuts_its_tokens_off_too(client):
+    whole = chat(client, logprobs=True).choices[0]
+    stop = whole.message.content[len(whole.message.content) // 2 :][:3]
+    cut = chat(client, logprobs=True, stop=stop).choices[0]
+    told = [token.token for token in cut.logprobs.content]
+    assert told == [token.token for token in whole.logprobs.content][: len(told)]
+    assert "".join(told).startswith(cut.message.content) and len(told) < 12
