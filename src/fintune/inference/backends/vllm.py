@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.inference.decoding import Allowed, Generated, Texts, Watch
     from fintune.models.source import Source
 
 AT_ONCE = 4096
@@ -121,7 +121,12 @@ class Vllm:
             answers.append(Generated([token for token in ids if token not in ends], values))
         return answers
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
         raise ModelError("--backend vllm writes no text a token at a time: serve it with vLLM's own server.")
 
 
