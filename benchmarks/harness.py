@@ -70,9 +70,21 @@ def arguments(folder: str, **more: Any) -> dict[str, Any]:
 
 
 def fintune_trainer(
-    model: Any, tokenizer: Any, tasks: Any, examples: list[Any], common: dict[str, Any], clock: Clock
+    model: Any,
+    tokenizer: Any,
+    tasks: Any,
+    examples: list[Any],
+    common: dict[str, Any],
+    clock: Any,
+    step: int = STEP,
+    row_tokens: int = 4096,
 ) -> Any:
-    """fintune's trainer on these examples, without validation; its `meter` counts what it computes."""
+    """fintune's trainer on these examples, without validation; its `meter` counts what it computes.
+
+    Args:
+        clock: its `callback()` is told of the steps.
+        step: examples of an optimizer step, and of a row at most.
+    """
     import transformers
 
     from fintune.inference.engine import Engine
@@ -80,14 +92,14 @@ def fintune_trainer(
     from fintune.training.throughput import FlopCount, Meter, matrix_peak
     from fintune.training.trainer import MultiTaskTrainer
 
-    schedule = [list(range(i, min(i + STEP, len(examples)))) for i in range(0, len(examples), STEP)]
-    builder = StepBuilder(examples, schedule, {task.name: 1.0 for task in tasks}, STEP, 4096)
+    schedule = [list(range(i, min(i + step, len(examples)))) for i in range(0, len(examples), step)]
+    builder = StepBuilder(examples, schedule, {task.name: 1.0 for task in tasks}, step, row_tokens)
     trainer = MultiTaskTrainer(
         engine=Engine(model, tokenizer, tasks, 1024, "base"),
         validation={},
         steps_per_epoch=len(schedule),
         save_extra=lambda folder: None,
-        batch_size=STEP,
+        batch_size=step,
         meter=Meter(FlopCount(model), matrix_peak()),
         model=model,
         train_dataset=builder,

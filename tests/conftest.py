@@ -33,6 +33,7 @@ SLOW_FILES = {
     *("test_pipeline.py", "test_cluster.py", "test_repository.py", "test_base.py", "test_export.py"),
     *(
         "test_faults.py",
+        "test_gpu_benchmark.py",
         "test_average.py",
         "test_plain_twin.py",
         "test_throughput.py",

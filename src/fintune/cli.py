@@ -18,7 +18,7 @@ from fintune.commands.parsing import Parser, underscored
 from fintune.errors import FintuneError, Interrupted
 from fintune.files import disk_full
 
-COMPUTING = ("run", "train", "evaluate", "predict", "demo", "live", "serve")
+COMPUTING = ("run", "plan", "train", "evaluate", "predict", "demo", "live", "serve")
 
 
 def _doctor_flags(command: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 AUTO: Any = "auto"
-"""A setting that `training.fit` decides by the data."""
+"""A setting that `training.fit` decides by the data or the device."""
 
 
 def _or_auto(value: Any, read: Callable[[Any], Any]) -> Any:
@@ -152,7 +152,7 @@ class LoraConfig(_Section):
 class TrainingConfig(_Section):
     """The optimization; names and meanings are those of `transformers.TrainingArguments`.
 
-    `auto`, the default of four of them, fits the data: `training.fit` decides, once the data is prepared.
+    `auto`, the default of five of them, fits data and device: `training.fit` decides, once data is prepared.
     """
 
     num_train_epochs: FittedEpochs = AUTO
@@ -160,8 +160,9 @@ class TrainingConfig(_Section):
     """Stop after this many optimizer steps; -1 trains `num_train_epochs`."""
     per_device_train_batch_size: FittedCount = AUTO
     """Examples computed at once: the memory knob. It never changes the loss."""
-    row_tokens: int = Field(4096, gt=0)
-    """Tokens computed at once at most: the other memory knob. It never changes the loss either."""
+    row_tokens: FittedCount = AUTO
+    """Tokens computed at once at most: the other memory knob. It never changes the loss either. `auto` is
+    4,096 on a CPU, and on a GPU what its free memory holds."""
     gradient_accumulation_steps: FittedCount = AUTO
     """An optimizer step sees per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)
@@ -183,7 +184,8 @@ class TrainingConfig(_Section):
     """Keep these inputs in the machine's memory, not the GPU's."""
     max_grad_norm: Number = Field(1.0, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    dataloader_num_workers: int = Field(0, ge=0)
+    dataloader_num_workers: FittedSteps = AUTO
+    """Processes that pack steps ahead. `auto` is one where a GPU computes, else none."""
     torch_compile: bool = False
     """Compile what gains by it (RMS normalization): for long runs, and with a C++ compiler on a CPU."""
     seed: int = Field(42, ge=0)

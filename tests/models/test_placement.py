@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fintune.config import BaseModelConfig
+from fintune.errors import ConfigError
 from fintune.models.base import load_base_model
 from fintune.models.placement import Process, base_device
 
@@ -45,3 +46,12 @@ def test_the_base_is_loaded_where_its_process_holds_it(tiny_base):
     for process, expected in ((Process(gpu), "meta"), (Process(gpu, sharded=True), "cpu")):
         model = load_base_model(config, torch.float32, process)
         assert {p.device.type for p in model.parameters()} == {expected}
+
+
+def test_an_8_bit_base_is_not_sharded(tiny_base):
+    pytest.importorskip("bitsandbytes", reason="8 bit needs the gpu extra")
+    config = BaseModelConfig(name=str(tiny_base), load_in_8bit=True)
+    with pytest.raises(
+        ConfigError, match=r"load_in_4bit instead, or launch with configs/accelerate/ddp.yaml"
+    ):
+        load_base_model(config, torch.float32, Process(torch.device("cpu"), sharded=True))

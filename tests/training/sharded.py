@@ -26,7 +26,7 @@ def trained(recipe, out):
     train(recipe, out, progress=False)
 
 
-def main(base, examples_file, out):
+def main(base, examples_file, out, four_bit=False):
     """Three steps on a model that FSDP2 shards, its adapter saved by the first; one alone shards none.
 
     Accelerate shards on GPUs only, so this makes the calls that it makes, on a CPU with gloo.
@@ -35,13 +35,15 @@ def main(base, examples_file, out):
         dist.init_process_group("gloo")
     torch.manual_seed(0)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost.
-    process = Process(torch.device("meta"), sharded=True) if world > 1 else None
-    model = load_base_model(BaseModelConfig(name=base), torch.float32, process)
+    # PyTorch's meta device stands in for a GPU: weights that were loaded onto it would be lost. A base in 4
+    # bit is quantized where it is computed with.
+    gpu = torch.device("cpu" if four_bit else "meta")
+    process = Process(gpu, sharded=True) if world > 1 else None
+    model = load_base_model(BaseModelConfig(name=base, load_in_4bit=four_bit), torch.float32, process)
     model = add_adapter(model, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
     assert attention.enable(model)
     fast, layers = lora.enable(model)
-    assert fast == layers
+    assert four_bit or fast == layers
     head = likelihood.frozen_head(model)
     assert head is not None
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -49,6 +51,8 @@ def main(base, examples_file, out):
         for layer in model.base_model.model.model.layers:
             fully_shard(layer)
         fully_shard(model)
+        parts = [p for name, p in model.named_parameters() if "base_layer" in name]
+        assert parts and all(2 * p.to_local().numel() == p.numel() for p in parts)
     examples = [
         TokenizedExample(*entry) for entry in json.loads(Path(examples_file).read_text(encoding="utf-8"))
     ]

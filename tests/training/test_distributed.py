@@ -93,7 +93,30 @@ def test_two_processes_with_a_quantized_base_reach_the_weights_of_one(tiny_recip
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir):
+def test_qlora_in_two_processes_reaches_the_weights_of_one_which_may_go_on_alone(tiny_recipe, workdir):
+    """Each process holds the base in 4 bit, and gradients are exchanged; then one resumes what two began."""
+    pytest.importorskip("bitsandbytes", reason="4 bit needs the gpu extra")
+    recipe = tiny_recipe(
+        base_model={"load_in_4bit": True},
+        training={"max_steps": 3, "save_steps": 2, "gradient_checkpointing": True},
+        multi_task={"task_weights": {"sentiment": 1.0, "headline": 2.0}},
+    )
+    train(recipe, workdir / "one", progress=False)
+    two_processes(sharded.trained, recipe, workdir / "two")
+    train(recipe, workdir / "resumed", resume=workdir / "two" / "checkpoint-2", progress=False)
+    one, *others = (
+        load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two", "resumed")
+    )
+    for other in others:
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, workdir, four_bit):
+    if four_bit:
+        pytest.importorskip("bitsandbytes", reason="4 bit needs the gpu extra")
     draw = random.Random(0)
     examples = [
         (
@@ -105,8 +128,8 @@ def test_a_model_that_fsdp_shards_reaches_the_weights_of_one_process(tiny_base, 
     ]
     (workdir / "examples.json").write_text(json.dumps(examples))
     arguments = [str(tiny_base), workdir / "examples.json"]
-    sharded.main(*arguments, workdir / "one.safetensors")
-    two_processes(sharded.main, *arguments, workdir / "two.safetensors")
+    sharded.main(*arguments, workdir / "one.safetensors", four_bit)
+    two_processes(sharded.main, *arguments, workdir / "two.safetensors", four_bit)
     one, two = load_file(workdir / "one.safetensors"), load_file(workdir / "two.safetensors")
     assert one.keys() == two.keys() and any("lora_B" in name and one[name].abs().max() > 1e-3 for name in one)
     for name in one:  # rows cut otherwise differ by half of that: the order of sums

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from fintune.config import AUTO, Recipe
 from fintune.errors import ConfigError
 from fintune.recipes import load_recipe, recipe_from
-from fintune.training.fit import choices, epoch_size, few_steps, fitted
+from fintune.training.fit import (
+    choices,
+    epoch_size,
+    few_steps,
+    fitted,
+    row_size,
+    small_passes,
+    with_row_tokens,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 AUTOMATIC = (
@@ -96,3 +104,14 @@ def test_an_epoch_is_what_the_mix_draws():
     recipe = Recipe.model_validate({"multi_task": {"task_weights": {"qa": 0, "headline": 1}}})
     assert epoch_size(recipe, {"qa": 100, "headline": 7, "own": 5}) == 12
     assert "Only 49 optimizer steps" in few_steps(49) and not few_steps(50)
+
+
+def test_on_a_gpu_tokens_alone_decide_a_pass_unless_a_batch_is_asked_for():
+    for asked, on_gpu in ((Recipe(), 4096), (Recipe.model_validate({"training": {"batch_size": 8}}), 8)):
+        made = with_row_tokens(fitted(asked, {"qa": 9000}), "cpu")
+        assert row_size(asked, made, "cuda") == on_gpu
+        assert row_size(asked, made, "cpu") == made.training.per_device_train_batch_size < 4096
+        assert (
+            "A pass holds 8 examples, about 480 tokens of 4,096" in small_passes(asked, made, 60, "cuda")
+        ) == (on_gpu == 8)
+        assert not small_passes(asked, made, 600, "cuda") and not small_passes(asked, made, 60, "cpu")

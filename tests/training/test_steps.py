@@ -9,6 +9,7 @@ from fintune.kernels.likelihood import target_nll
 from fintune.prompts import TokenizedExample
 from fintune.training.objectives import Likelihood, Scores
 from fintune.training.steps import StepBuilder
+from fintune.training.trainer import _whole_step
 
 WEIGHTS = {"a": 1.0, "b": 2.5}
 
@@ -82,3 +83,15 @@ def test_the_loss_is_the_weighted_mean_of_each_examples_mean_nll(model):
     assert step.examples == 3
     assert step.plain_tokens == sum(len(e) - 1 for e in batch)
     assert step.tokens < step.plain_tokens
+
+
+def test_a_step_from_a_worker_is_the_step_in_one_piece_of_memory():
+    batch = [TokenizedExample([1, 2, 5 + i], [6, 7], "ab"[i % 2]) for i in range(7)]
+    builder = StepBuilder(batch, [range(7)] * 2, WEIGHTS, 2, 99)
+    loader = torch.utils.data.DataLoader(builder, batch_size=1, collate_fn=_whole_step, num_workers=1)
+    for found in loader:
+        for row, own in zip(found.rows, builder[0].rows, strict=True):
+            assert torch.equal(row.packed.input_ids, own.packed.input_ids)
+            assert torch.equal(row.weights, own.weights)
+            assert torch.equal(row.packed.layout[-1].places, own.packed.layout[-1].places)
+        assert len({row.weights.untyped_storage().data_ptr() for row in found.rows}) == 1 < len(found.rows)

@@ -269,6 +269,23 @@ def test_lora_plus_moves_b_by_the_ratio(tiny_recipe, workdir):
             torch.testing.assert_close(plus[name], 4 * plain[name], rtol=1e-3, atol=1e-6)
 
 
+def test_a_base_whose_rows_cannot_be_packed_trains_in_padded_batches_and_says_why(
+    tiny_base, tiny_recipe, workdir, capsys
+):
+    """StableLM's layers do not hand the layout on; numbers have branches, which are texts of the batch."""
+    from transformers import AutoModelForCausalLM, StableLmConfig
+
+    folder = shutil.copytree(tiny_base, workdir / "stable")
+    old = json.loads((folder / "config.json").read_text())
+    same = {key: old[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id")}
+    config = StableLmConfig(intermediate_size=64, num_attention_heads=4, num_key_value_heads=4, **same)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    steps = {"max_steps": 2, "regression_loss_weight": 0.5}
+    recipe = tiny_recipe(base_model={"name": str(folder)}, training=steps)
+    assert train(recipe, workdir / "out", progress=False)["training"]["examples"] == 16
+    assert "padded batches, not as packed rows: its layers do not hand" in capsys.readouterr().out
+
+
 def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch, wandb_anew):
     monkeypatch.setenv("NETRC", str(workdir / "no-netrc"))
     monkeypatch.setenv("HOME", str(workdir))

@@ -45,6 +45,15 @@ def _training_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--verbose", action="store_true", help="show the log on the console too, in detail")
 
 
+def _plan_flags(command: argparse.ArgumentParser) -> None:
+    recipe_flags(command)
+    command.add_argument(
+        "--measure",
+        action="store_true",
+        help="time a few steps on this machine first (20 seconds); later plans use the figures",
+    )
+
+
 def _run_flags(command: argparse.ArgumentParser) -> None:
     _training_flags(command)
     command.add_argument(
@@ -70,7 +79,13 @@ def _average_flags(command: argparse.ArgumentParser) -> None:
 def _plan(args: argparse.Namespace) -> int:
     from fintune.planning import show
 
-    show(recipe_of(args))
+    recipe = recipe_of(args)
+    if args.measure:
+        from fintune.planning.measuring import measure
+
+        print("Measuring this machine …", flush=True)
+        measure(recipe)
+    show(recipe)
     return 0
 
 
@@ -126,7 +141,7 @@ COMMANDS = (
     Command(
         "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
     ),
-    Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, recipe_flags),
+    Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, _plan_flags),
     Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
     Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
 )

@@ -31,9 +31,9 @@ SMALL = 2.0**-14
 
 
 def chunk(vocabulary: int) -> int:
-    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 64, for each chunk reads
+    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 96, for each chunk reads
     all of the head's weights."""
-    return max(64, CHUNK_BYTES // (4 * vocabulary))
+    return max(96, CHUNK_BYTES // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class _HeadNLL(torch.autograd.Function):
         wide = torch.promote_types(weight_VE.dtype, torch.float32)
         nll_N = torch.empty(len(hidden_NE), dtype=wide, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
-        step = chunk(len(weight_VE))
+        parts = -(-len(hidden_NE) // chunk(len(weight_VE)))  # rounded up
+        step = max(1, -(-len(hidden_NE) // max(1, parts)))  # alike in size
         for begin in range(0, len(hidden_NE), step):
             part = slice(begin, begin + step)
             own_C1 = targets_N[part, None]

@@ -276,18 +276,22 @@ def padded(row: PackedRow) -> tuple[Tensor, Tensor]:
     return ids_SL, row.owner * longest + row.position_ids[0, row.logit_positions]
 
 
-def moved(things: Sequence[Any], device: Any) -> list[Any]:
+def moved(things: Sequence[Any], device: Any, gather: bool = False) -> list[Any]:
     """Dataclasses of tensors on another device, whatever lists and dataclasses they are nested in.
 
     All tensors go in one copy, from pinned memory to a GPU and without waiting for it: a step has hundreds of
     small ones, and each copy of its own would cost more than their bytes do.
+
+    Args:
+        gather: into one piece of memory even where all are on that device already, for another process to map
+            once.
     """
     import torch
 
     device = torch.device(device)
     tensors: list[Tensor] = []
     _each_tensor(things, tensors.append)
-    if all(tensor.device == device for tensor in tensors):
+    if not gather and all(tensor.device == device for tensor in tensors):
         return list(things)
     raw = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     gaps = [-len(part) % ALIGNED for part in raw]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
-from fintune.errors import MissingExtraError, ModelError
+from fintune.errors import ConfigError, MissingExtraError, ModelError
 from fintune.files import atomic_folder, file_sha256, like_neighbours
 from fintune.models.placement import Process, base_device
 
@@ -220,33 +220,70 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
     Raises:
         ModelError: nothing loads under that name.
         MissingExtraError: a quantized load without bitsandbytes.
+        ConfigError: a base in 8 bit, which FSDP is to shard.
     """
     import transformers
 
     check_base(config)
+    if config.load_in_8bit and process and process.sharded:
+        raise ConfigError(
+            "base_model.load_in_8bit is true, and FSDP cannot shard what bitsandbytes keeps beside 8-bit "
+            "weights: set base_model.load_in_4bit instead, or launch with configs/accelerate/ddp.yaml."
+        )
     quantized = config.load_in_8bit or config.load_in_4bit
     device = base_device(process or Process.alone(), quantized)
-    if not sys.stderr.isatty():  # a bar in a log file is noise
-        transformers.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision, "use_safetensors": True}
-    if quantized:
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_8bit=config.load_in_8bit,
-            load_in_4bit=config.load_in_4bit,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        # Quantized as it is loaded, and never moved: every module ("") goes to this one device.
-        options["device_map"] = {"": device.index if device.type == "cuda" else device.type}
+    options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
+    if config.load_in_4bit and process and process.sharded:  # FSDP shards nothing but floating-point numbers
+        options["quantization_config"].bnb_4bit_quant_storage = dtype
     source = resolve(config.name)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:
         raise ModelError(_cannot_load(config.name, error)) from error
+    model = model if quantized else model.to(device)
+    return _frozen(model)
+
+
+def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
+    """A model of this configuration of Transformers with random weights, as `load_base_model` would have
+    loaded it: for what depends on the shape alone."""
+    import transformers
+
+    device = base_device(Process.alone(), False)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    if config.load_in_8bit or config.load_in_4bit:
+        options = _options(config, dtype, device)
+        model = type(model).from_pretrained(None, config=shape, state_dict=model.state_dict(), **options)
+    return _frozen(model)
+
+
+def _options(config: BaseModelConfig, dtype: Any, device: Any) -> dict[str, Any]:
+    """What `from_pretrained` is told of dtype, quantization and place."""
+    import transformers
+
+    if not sys.stderr.isatty():  # a bar in a log file is noise
+        transformers.utils.logging.disable_progress_bar()
+    if not (config.load_in_8bit or config.load_in_4bit):
+        return {"dtype": dtype}
+    return {
+        "dtype": dtype,
+        "quantization_config": transformers.BitsAndBytesConfig(
+            load_in_8bit=config.load_in_8bit,
+            load_in_4bit=config.load_in_4bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        # Quantized as it is loaded, and never moved: every module ("") goes to this one device.
+        "device_map": {"": device.index if device.type == "cuda" else device.type},
+    }
+
+
+def _frozen(model: Any) -> Any:
     model.config.use_cache = False
     model.requires_grad_(False)
-    return model if quantized else model.to(device)
+    return model
 
 
 def _cannot_load(name: str, error: Exception) -> str:

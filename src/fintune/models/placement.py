@@ -44,8 +44,8 @@ def base_device(process: Process, quantized: bool) -> Any:
     A process alone holds it on its CPU or GPU, and so does each of several processes with a copy each (DDP).
     With FSDP it stays on the CPU: `fully_shard` moves a layer at a time to the GPU and keeps a part of it,
     so a base that fits no single GPU can be trained. A base in 4 or 8 bit is quantized on the GPU that
-    computes with it, and Accelerate refuses one that lies on another. FSDP does not shard it, so each GPU
-    holds all of it.
+    computes with it, and Accelerate refuses one that lies on another. One in 4 bit is sharded from there: for
+    a moment each GPU holds all of it.
     """
     import torch
 

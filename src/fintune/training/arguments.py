@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from fintune.config import Recipe, TrainingConfig
+from fintune.config import AUTO, Recipe, TrainingConfig
 from fintune.models.base import Precision
 
 
@@ -35,6 +35,7 @@ def training_arguments(
         report_to: trackers of Transformers, such as `wandb`.
     """
     training = recipe.training
+    workers = training.dataloader_num_workers
     per_epoch = math.ceil(steps_per_epoch)
     arguments = transformers.TrainingArguments(
         output_dir=str(output_dir),
@@ -48,7 +49,7 @@ def training_arguments(
         max_grad_norm=training.max_grad_norm,
         fp16=precision.fp16,
         bf16=precision.dtype == torch.bfloat16,
-        dataloader_num_workers=training.dataloader_num_workers,
+        dataloader_num_workers=int(torch.cuda.is_available()) if workers == AUTO else workers,
         seed=training.seed,
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,

@@ -116,9 +116,10 @@ def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Pat
 
 
 def going_on(recipe: Recipe, checkpoint: Path) -> Recipe:
-    """The recipe with the numbers that the checkpoint's run had for each `auto`."""
+    """The recipe with the numbers that the checkpoint's run had for each `auto`, but what fits a device."""
     was = manifest.read_raw(checkpoint).get("recipe", {}).get("training", {})
-    numbers = {key: was[key] for key, value in recipe.training if value == AUTO and key in was}
+    fixed = was.keys() - {"row_tokens"}
+    numbers = {key: was[key] for key, value in recipe.training if value == AUTO and key in fixed}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=numbers)})
 
 

@@ -1,4 +1,4 @@
-"""What a recipe leaves to `auto`, decided by the data: batch, accumulation, epochs and warm-up.
+"""What a recipe leaves to `auto`: batch, accumulation, epochs, warm-up by the data; row_tokens by the device.
 
 Planning, training, `fintune data mix` and the model card all read the recipe that `fitted` returns.
 """
@@ -17,6 +17,8 @@ FEW_STEPS = 50
 EPOCHS, MOST_EPOCHS = 3, 10
 STEP_SIZES = (4, 16)
 """Examples of an optimizer step, at least and at most. docs/training.md says what larger ones lose."""
+ROW_TOKENS = 4096
+"""Tokens of a pass on a CPU, where more of them are no faster."""
 WARMUP = 0.05
 """The share of the steps in which the learning rate rises."""
 _UNKNOWN = 10_000
@@ -57,6 +59,64 @@ def fitted(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
     return recipe.model_copy(update={"training": training.model_copy(update=numbers)})
 
 
+def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
+    """The recipe with a number for `training.row_tokens`, if that is `auto`: on a GPU what its free memory
+    holds.
+
+    Args:
+        device: cpu or cuda; None is what this process computes on.
+
+    Raises:
+        ModelError: on a GPU, and the base's configuration cannot be read.
+    """
+    if recipe.training.row_tokens != AUTO:
+        return recipe
+    import torch
+
+    tokens, cuda = ROW_TOKENS, torch.cuda.is_available()
+    if cuda and device != "cpu":
+        from fintune.training.memory import row_tokens_for
+
+        tokens = row_tokens_for(recipe, torch.cuda.mem_get_info()[0])
+    training = recipe.training.model_copy(update={"row_tokens": tokens})
+    return recipe.model_copy(update={"training": training})
+
+
+def row_size(asked: Recipe, made: Recipe, device: str | None = None) -> int:
+    """Examples of a pass at most: on a GPU tokens alone decide, unless the recipe that was asked for says.
+
+    Args:
+        made: the recipe with numbers.
+        device: as in `with_row_tokens`.
+    """
+    if _on_gpu(device) and asked.training.per_device_train_batch_size == AUTO:
+        return int(made.training.row_tokens)
+    return int(made.training.per_device_train_batch_size)
+
+
+def _on_gpu(device: str | None) -> bool:
+    import torch
+
+    return device == "cuda" or (device is None and torch.cuda.is_available())
+
+
+def small_passes(asked: Recipe, made: Recipe, tokens: float, device: str | None = None) -> str:
+    """A line of a GPU that a named batch leaves idle; "" of any other run.
+
+    Args:
+        tokens: of an example, on average.
+        made, device: as in `row_size`.
+    """
+    size, room = row_size(asked, made, device), made.training.row_tokens
+    if not _on_gpu(device) or size * tokens > room / 2:
+        return ""
+    return (
+        f"A pass holds {size} examples, about {size * tokens:,.0f} tokens of {room:,} that fit, since "
+        f"training.per_device_train_batch_size is {size}. The loss does not depend on it: raise it, and "
+        "lower training.gradient_accumulation_steps as much, for larger and fewer passes."
+    )
+
+
 def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:
     """Batch and accumulation: their product is the largest power of two with which `STEPS` are reached."""
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -71,13 +131,13 @@ def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:
 
 
 def choices(asked: Recipe, recipe: Recipe) -> str:
-    """What `fitted` made of `asked`, in a line; "" where nothing was left to it."""
+    """What was made of `asked`, in a line; "" where nothing was left to it."""
     chosen = [
         f"{name} {getattr(recipe.training, name):g}"
         for name, value in asked.training
         if value == AUTO and getattr(recipe.training, name) != AUTO
     ]
-    return f"Fitted to the data (auto): {', '.join(chosen)}." if chosen else ""
+    return f"Fitted to data and device (auto): {', '.join(chosen)}." if chosen else ""
 
 
 def few_steps(steps: int) -> str:

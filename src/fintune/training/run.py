@@ -38,7 +38,7 @@ from fintune.training.checkpoints import (
     saved,
 )
 from fintune.training.class_weights import add_class_weights
-from fintune.training.fit import choices, few_steps, fitted
+from fintune.training.fit import choices, few_steps, fitted, row_size, small_passes, with_row_tokens
 from fintune.training.objectives import Objective, objective_of
 from fintune.training.steps import StepBuilder, shared_prefixes
 from fintune.training.stopping import Stopping
@@ -146,7 +146,7 @@ class _Run:
         self.template = PromptTemplate(self.tokenizer, recipe.training.max_length)
         records = {name: self.prepared.records(name, "train") for name in self.tasks.names()}
         recipe = going_on(recipe, checkpoint) if checkpoint else recipe
-        self.recipe = fitted(recipe, {name: len(own) for name, own in records.items()})
+        self.recipe = with_row_tokens(fitted(recipe, {name: len(own) for name, own in records.items()}))
         self.plan = make_plan(self.recipe, self.tasks, records, self.template)
         validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
         self.validation = {name: own for name, own in validation.items() if own}
@@ -331,8 +331,15 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "processes": run.state.num_processes,
         "dtype": str(run.precision.dtype).removeprefix("torch."),
         "data": run.prepared.manifest,
-        "warnings": list(filter(None, [few_steps(len(plan.schedule)), _long_warmup(run)])),
+        "warnings": list(
+            filter(None, [few_steps(len(plan.schedule)), _long_warmup(run), _small_passes(run)])
+        ),
     }
+
+
+def _small_passes(run: _Run) -> str:
+    lengths = [len(run.plan.examples[i]) for step in run.plan.schedule for i in step]
+    return small_passes(run.asked, run.recipe, sum(lengths) / len(lengths))
 
 
 def _long_warmup(run: _Run) -> str:
@@ -352,7 +359,7 @@ def _steps(run: _Run, engine: Engine) -> StepBuilder:
         run.plan.examples,
         run.plan.schedule,
         run.plan.loss_weights,
-        row_size=training.per_device_train_batch_size if engine.builtin.support.several else 1,
+        row_size=row_size(run.asked, run.recipe) if engine.builtin.support.several else 1,
         row_tokens=training.row_tokens,
         share=_shares_prefixes(run, engine),
         rank=run.state.process_index,

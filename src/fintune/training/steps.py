@@ -43,10 +43,10 @@ class Step:
         missing = rows - len(self.rows)
         return replace(self, rows=[*self.rows, *[_stand_in(self.rows[-1])] * missing])
 
-    def to(self, device: torch.device) -> Step:
-        """The same step on another device, by one copy."""
+    def to(self, device: torch.device | str, gather: bool = False) -> Step:
+        """The same step on another device, by one copy; arguments as of `packing.moved`."""
         names = ("packed", "tasks", "answers", "weights", "extra")
-        parts = moved([[getattr(row, name) for name in names] for row in self.rows], device)
+        parts = moved([[getattr(row, name) for name in names] for row in self.rows], device, gather)
         rows = [
             replace(row, **dict(zip(names, part, strict=True)))
             for row, part in zip(self.rows, parts, strict=True)

@@ -74,7 +74,7 @@ class MultiTaskTrainer(transformers.Trainer):
         loraplus_lr_ratio: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=lambda items: items[0], eval_dataset=dict(validation), **kwargs)
+        super().__init__(data_collator=_whole_step, eval_dataset=dict(validation), **kwargs)
         self.engine = engine
         self.validation = validation
         self.figure = figure
@@ -344,6 +344,12 @@ class MultiTaskTrainer(transformers.Trainer):
         if self.pissa_start is not None:
             pissa.export(folder, self.pissa_start)
         self.save_extra(folder)
+
+
+def _whole_step(steps: list[Step]) -> Step:
+    """The step that the data loader made; in a worker of its own its tensors go to this process as one."""
+    (step,) = steps
+    return step.to("cpu", gather=True) if torch.utils.data.get_worker_info() else step
 
 
 class _AtTheEnd(transformers.TrainerCallback):

@@ -1,0 +1,103 @@
+"""The plan as a table, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+from fintune.config import Recipe
+from fintune.planning.estimating import Estimate, estimate
+from fintune.training.fit import choices, few_steps
+from fintune.training.memory import quantized
+
+
+def _memory_of(device: str) -> str:
+    import torch
+
+    return "this machine's memory" if device == "cpu" else str(torch.cuda.get_device_name())
+
+
+def _available() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[1])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def show(recipe: Recipe) -> None:
+    """Print the estimate, and what to change where it does not fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    need = estimate(recipe)
+    table = Table(title=f"Plan for {recipe.base_model.name}", show_header=False, title_justify="left")
+    share = need.trainable_parameters / need.all_parameters
+    rows = (
+        ("trainable parameters", f"{need.trainable_parameters:,} of {need.all_parameters:,} ({share:.2%})"),
+        ("adapter on disk", _size(need.adapter_bytes)),
+        ("base model's weights", _size(need.weight_bytes)),
+        ("adapter and optimizer", _size(need.optimizer_bytes)),
+        ("activations", f"{_size(need.activation_bytes)} for {need.tokens:,} tokens at once"),
+        ("validation", _size(need.validation_bytes)),
+        ("runtime", _size(need.runtime_bytes)),
+        (
+            "peak memory",
+            f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({_memory_of(need.device)})",
+        ),
+        ("optimizer steps", _steps(need)),
+        ("time an epoch", _time(need)),
+        ("first step", _first_step(need)),
+    )
+    for name, value in rows:
+        if value:
+            table.add_row(name, value)
+    Console().print(table)
+    print(advice(recipe, need))
+    if need.steps is not None:
+        for line in filter(None, [choices(recipe, need.recipe), few_steps(need.steps)]):
+            print(line)
+
+
+def advice(recipe: Recipe, need: Estimate) -> str:
+    """One line: it fits, or the recipe's changes that save memory, the one that costs least first."""
+    if need.peak_bytes <= need.available_bytes * 0.95:
+        return "It fits."
+    options = []
+    if need.tokens > 1024:
+        options.append(f"training.row_tokens: {max(512, need.tokens // 2)}")
+    if not recipe.training.gradient_checkpointing:
+        options.append("training.gradient_checkpointing: true")
+    if not quantized(recipe.base_model):
+        options.append("base_model.load_in_8bit: true")
+    if not recipe.base_model.load_in_4bit:
+        options.append("base_model.load_in_4bit: true")
+    return f"It does not fit. Try, in this order: {'; '.join([*options, 'a smaller base model'])}."
+
+
+def _steps(need: Estimate) -> str:
+    if need.steps is None:
+        return "unknown until the data is prepared: fintune data prepare"
+    training = need.recipe.training
+    size = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return f"{need.steps:,} of {size} examples, in {training.num_train_epochs:g} epochs at most"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _time(need: Estimate) -> str:
+    if need.seconds_per_epoch is None or need.tokens_per_epoch is None:
+        return "unknown until the data is prepared: fintune data prepare"
+    found = need.calibration
+    how = f"measured here on {found.date}" if found else "estimated; fintune plan --measure measures it"
+    return (
+        f"{need.seconds_per_epoch / 60:.1f} minutes for about {need.tokens_per_epoch:,} tokens ({how}), "
+        "and validation"
+    )
+
+
+def _first_step(need: Estimate) -> str:
+    if not need.first_step_seconds:
+        return ""
+    return f"about {need.first_step_seconds:.0f} seconds more, as kernels are compiled"
