@@ -79,7 +79,7 @@ def test_a_gguf_is_scored_too_and_a_base_alone_is_a_base(random_adapter, workdir
     from fintune.models.base import load_tokenizer
 
     command = ["export", "--model_path", str(random_adapter), "--rows", "2"]
-    assert main([*command, "--format", "gguf", "--dtype", "f16", "--output_dir", "gguf"]) == 0
+    assert main([*command, "--format", "gguf", "--dtype", "f32", "--output_dir", "gguf"]) == 0
     shown = capsys.readouterr().out
     assert "ollama create gguf-sentiment -f gguf/Modelfile.sentiment" in shown
     assert json.loads((workdir / "gguf/export.json").read_text())["verdict"] == "ok"

@@ -1,4 +1,4 @@
-"""`fintune export`."""
+"""`fintune export` and `push`."""
 
 from __future__ import annotations
 
@@ -100,6 +100,36 @@ def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Reci
         )
 
 
+def _push_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "repo", metavar="REPO", help="on the hub: NAME or OWNER/NAME; made where there is none"
+    )
+    model_path_flag(command, "the folder of an adapter or of fintune export")
+    command.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
+    command.add_argument("--dry_run", action="store_true", help="show files and card, and send nothing")
+
+
+def _push(args: argparse.Namespace) -> int:
+    from fintune.models import hub
+    from fintune.models.source import newest_adapter
+
+    upload = hub.plan(args.model_path or newest_adapter())
+    for path in upload.files:
+        print(f"{path.stat().st_size:>14,}  {path.name}")
+    print(f"{len(upload.card.encode()):>14,}  README.md")
+    if upload.left_out:
+        print(f"Not sent: {', '.join(upload.left_out)}")
+    if args.dry_run:
+        seen = "public" if args.public else "private"
+        print(
+            f"\n{upload.card}\nNothing was sent. {args.repo} would be {seen}, {upload.bytes / 1e6:,.1f} MB."
+        )
+        return 0
+    print(f"Sent to {hub.push(upload, args.repo, args.public)}")
+    return 0
+
+
 COMMANDS = (
+    Command("push", "an adapter, or an export, with its card to the Hugging Face hub", _push, _push_flags),
     Command("export", "an adapter and its base as one model, and what that lost", _export, _export_flags),
 )

@@ -13,7 +13,7 @@ from typing import Any
 from fintune.config import BaseModelConfig, Recipe
 from fintune.errors import ConfigError, ModelError
 from fintune.files import atomic_folder, like_neighbours
-from fintune.models import adapters, base, gguf, manifest, merging, ollama, vllm_lora
+from fintune.models import adapters, base, card, gguf, manifest, merging, ollama, vllm_lora
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import TaskSet, task_set
 
@@ -83,8 +83,13 @@ def export(
     with atomic_folder(target) as staging:
         done = _write(staging, target, model, format, dtype, recipe, tasks, model_path)
         manifest.write(staging, recipe, tasks, **facts, exported={"format": format, "dtype": dtype})
+        card.put_export(staging, _path(model_path), format, dtype, recipe.base_model.name)
         like_neighbours(staging)
     return done
+
+
+def _path(model_path: str | Path | None) -> Path | None:
+    return None if model_path is None else Path(model_path)
 
 
 def _write(
@@ -125,6 +130,7 @@ def _for_vllm(model_path: str | Path | None, target: Path, recipe: Recipe, tasks
         base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision).save_pretrained(staging)
         if raw := manifest.read_raw(model_path):
             manifest.write(staging, recipe, tasks, **manifest.facts(raw))
+        card.put_export(staging, Path(model_path), "vllm", "f32", recipe.base_model.name)
     name, weights = target.name, base.resolve(recipe.base_model.name)
     command = (
         f"vllm serve {weights} --enable-lora --max-lora-rank {vllm_lora.room(rank)} "
