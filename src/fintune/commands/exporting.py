@@ -1,4 +1,4 @@
-"""`fintune export` and `push`."""
+"""`fintune export`, `push` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fintune.commands.common import Command, adapter_of, count, model_path_flag
-from fintune.errors import ModelError
+from fintune.commands.common import (
+    Command,
+    adapter_of,
+    count,
+    data_dir_flag,
+    model_path_flag,
+    trust_flag,
+)
+from fintune.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from fintune.config import Recipe
@@ -21,10 +28,10 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command)
     command.add_argument(
         "--format",
-        choices=("merged", "gguf", "vllm"),
+        choices=("merged", "gguf", "vllm", "bundle"),
         default="merged",
-        help="a folder of safetensors (the default), a GGUF file for llama.cpp and Ollama, or the adapter as "
-        "vLLM's server takes it",
+        help="a folder of safetensors (the default), a GGUF file for llama.cpp and Ollama, the adapter as "
+        "vLLM's server takes it, or what fintune reproduce makes it of again",
     )
     command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
     command.add_argument(
@@ -55,6 +62,8 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.format == "bundle":
+        return _bundle(args)
     from fintune.models import manifest
     from fintune.models.export import export
 
@@ -76,6 +85,45 @@ def _export(args: argparse.Namespace) -> int:
     if args.base:
         print(f"  base_model.name: {done.folder}")
     return 0
+
+
+def _bundle(args: argparse.Namespace) -> int:
+    from fintune.evaluation import bundle
+    from fintune.models.export import new_folder
+    from fintune.models.source import newest_adapter
+
+    if wrong := next((name for name in ("dtype", "base", "base_model", "force") if getattr(args, name)), ""):
+        raise ConfigError(f"--{wrong} does not go with --format bundle, which holds no weights: drop it.")
+    target = new_folder(args.output_dir)
+    bundle.write(args.model_path or newest_adapter(), target)
+    print(f"Written to {target}: fintune reproduce {target} --output_dir again")
+    return 0
+
+
+def _reproduce_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", metavar="BUNDLE", help="a folder of fintune export --format bundle")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        metavar="X",
+        help="of each metric, or of a number above 1 a share of it (default: 0.02)",
+    )
+    data_dir_flag(command)
+    trust_flag(command)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from fintune.evaluation import bundle
+    from fintune.pipeline import reproduce
+    from fintune.tasks import plugins
+
+    found = bundle.read(args.bundle)
+    plugins.check_trusted(found.recipe.plugins, args.bundle)
+    same = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
+    print("Reproduced." if same else "Not reproduced: see the lines above.")
+    return 0 if same else 1
 
 
 def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> None:
@@ -130,6 +178,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 COMMANDS = (
+    Command("reproduce", "train and evaluate by a bundle again, and compare", _reproduce, _reproduce_flags),
     Command("push", "an adapter, or an export, with its card to the Hugging Face hub", _push, _push_flags),
     Command("export", "an adapter and its base as one model, and what that lost", _export, _export_flags),
 )
