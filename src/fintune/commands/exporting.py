@@ -64,12 +64,11 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
 def _export(args: argparse.Namespace) -> int:
     if args.format == "bundle":
         return _bundle(args)
-    from fintune.models import manifest
     from fintune.models.export import export
 
     recipe, model_path = None, None if args.base and not args.model_path else adapter_of(args.model_path)
-    if args.base and model_path:
-        recipe, model_path = manifest.read_recipe(model_path), None
+    if args.base:
+        recipe, model_path = _recipe_of_base(model_path, args.base_model), None
     done = export(model_path, args.output_dir, args.format, args.dtype, recipe, args.base_model)
     if not done.vocabulary:
         print(
@@ -78,13 +77,21 @@ def _export(args: argparse.Namespace) -> int:
         )
     if not args.no_score and not (args.base and args.dtype is None and args.format == "merged"):
         _score(args, model_path, recipe)
-    backend = " --backend llama.cpp" if args.format == "gguf" else ""
-    print(f"Written to {done.folder}: fintune predict{backend} --model_path {done.folder} …")
+    print(f"Written to {done.folder}: fintune predict --model_path {done.folder} …")
     for command in done.commands:
         print(f"  {command}")
     if args.base:
         print(f"  base_model.name: {done.folder}")
     return 0
+
+
+def _recipe_of_base(model_path: str | Path | None, name: str | None) -> Recipe:
+    from fintune.config import BaseModelConfig
+    from fintune.models import manifest
+    from fintune.recipes import default_recipe_path, load_recipe
+
+    recipe = manifest.read_recipe(model_path) if model_path else load_recipe(default_recipe_path())
+    return recipe.model_copy(update={"base_model": BaseModelConfig(name=name)}) if name else recipe
 
 
 def _bundle(args: argparse.Namespace) -> int:

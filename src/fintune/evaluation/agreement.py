@@ -127,16 +127,7 @@ def exported_engine(folder: Path) -> tuple[Engine, str]:
         return Engine.load(folder), "Transformers"
     if find_spec("llama_cpp"):
         return Engine.load(folder, backend="llama.cpp"), "llama.cpp"
-    import torch
-    import transformers
-
-    (path,) = folder.glob("*.gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=path.name, dtype=torch.float32
-    )
-    model.requires_grad_(False)
-    engine = Engine.of(model.eval(), source.tokenizer, source.tasks, source.recipe, folder)
-    return engine, "Transformers, of the dequantized GGUF"
+    return Engine.load(folder), "Transformers, of the dequantized GGUF"
 
 
 def _answers(engine: Engine, records: dict[str, list[Record]]) -> dict[str, tuple[list[Prediction], float]]:

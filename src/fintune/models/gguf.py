@@ -18,6 +18,7 @@ from typing import Any
 
 from fintune.errors import ModelError
 from fintune.models.endings import begins_with_bos, end_tokens
+from fintune.models.placement import Process, base_device
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Transformers' `model_type` → what llama.cpp calls it."""
@@ -102,6 +103,34 @@ def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | N
         file.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), kinds[own]))
     file.close()
     return vocabulary_written
+
+
+def load(folder: Path) -> Any:
+    """The one GGUF file of an exported folder as a model of Transformers, dequantized to 32 bit.
+
+    Raises:
+        ModelError: there is not one file, or it cannot be read.
+    """
+    import torch
+    import transformers
+
+    file, device = only_file(folder), base_device(Process.alone(), quantized=False)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file.name, dtype=torch.float32
+        )
+    except Exception as error:  # the parser raises many kinds of errors on a damaged file
+        raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    return model.requires_grad_(False).to(device).eval()
+
+
+def only_file(folder: Path) -> Path:
+    """The one GGUF file of a folder; raises a ModelError where there is none, or several."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
+        raise ModelError(f"--model_path is {folder}, which has {found}: keep one there.")
+    return files[0]
 
 
 def _over(values: Any) -> bool:
