@@ -21,6 +21,14 @@ GEMMA = (
     "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+    "{% set s = messages[0]['content'] %}"
+    "{% else %}{% set rest = messages %}{% endif %}{% for m in rest %}"
+    "{% if m['role'] == 'user' %}[INST] "
+    "{% if loop.first and s is defined %}<<SYS>>{{ s }}<</SYS>> {% endif %}"
+    "{{ m['content'] }} [/INST]{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
 COUNTED = "{% for m in messages %}{{ loop.index }}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
 
@@ -72,8 +80,9 @@ def test_the_go_template_writes_what_the_tokenizers_own_does(tokenizer, monkeypa
     assert go(found.go(), "", chat) == own
 
 
-def test_a_template_that_is_no_frame_is_left_to_ollama(tokenizer, monkeypatch, tmp_path):
-    monkeypatch.setattr(tokenizer, "chat_template", COUNTED)
+@pytest.mark.parametrize("template", [COUNTED, LLAMA2], ids=["counted", "system-within-user"])
+def test_a_template_that_is_no_frame_is_left_to_ollama(tokenizer, monkeypatch, tmp_path, template):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     assert ollama.frame(tokenizer) is None
     (path, *_) = ollama.write(tmp_path, "model-q8_0.gguf", tokenizer, task_set(Recipe()))
     assert "has no exact form in Go" in path.read_text() and "TEMPLATE" not in path.read_text()

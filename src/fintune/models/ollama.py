@@ -26,32 +26,32 @@ class Frame:
 
     def text(self, turns: Turns) -> str:
         parts = [] if turns[0]["role"] == "system" else [self.without_system]
-        parts += [
-            "".join((before, turn["content"], after))
-            for turn in turns
-            for before, after in [self.turns[turn["role"]]]
-        ]
+        for turn in turns:
+            before, after = self.turns[turn["role"]]
+            parts.append(f"{before}{turn['content']}{after}")
         return "".join([*parts, self.generation])
 
     def go(self) -> str:
         """The same in Go's template language, with Ollama's variables."""
-        user_before, user_after = self.turns["user"]
-        cases = []
+        content, end = _act(".Content"), _act("end")
+        before, after = self.turns["user"]
+        first, user = self.without_system, f"{before}{content}{after}"
         if "system" in self.turns:
-            before, after = self.turns["system"]
-            cases.append(('if eq .Role "system"', f"{before}{{{{ .Content }}}}{after}"))
-            cases.append(('else if eq .Role "user"', f"{user_before}{{{{ .Content }}}}{user_after}"))
+            system = content.join(self.turns["system"])
+            first = f"{_act('if not .System')}{first}{end}" if first else ""
         else:
-            opening = f"{{{{ if not (and $.System (eq $i 1)) }}}}{user_before}{{{{ end }}}}"
-            cases.append(('if eq .Role "system"', f"{user_before}{{{{ .Content }}}}\n\n"))
-            cases.append(('else if eq .Role "user"', f"{opening}{{{{ .Content }}}}{user_after}"))
-        before, after = self.turns["assistant"]
-        cases.append(('else if eq .Role "assistant"', f"{before}{{{{ .Content }}}}{after}"))
-        body = "".join(f"{{{{ {test} }}}}{text}" for test, text in cases)
-        first = f"{{{{ if not .System }}}}{self.without_system}{{{{ end }}}}" if self.without_system else ""
-        if "system" not in self.turns:
-            first = self.without_system
-        return f"{first}{{{{ range $i, $m := .Messages }}}}{body}{{{{ end }}}}{{{{ end }}}}{self.generation}"
+            system = f"{before}{content}\n\n"
+            user = f"{_act('if not (and $.System (eq $i 1))')}{before}{end}{content}{after}"
+        texts = {"system": system, "user": user, "assistant": content.join(self.turns["assistant"])}
+        body = "".join(
+            _act(f'{"else " if role != "system" else ""}if eq .Role "{role}"') + text
+            for role, text in texts.items()
+        )
+        return f"{first}{_act('range $i, $m := .Messages')}{body}{end}{end}{self.generation}"
+
+
+def _act(text: str) -> str:
+    return "{{ " + text + " }}"
 
 
 def frame(tokenizer: Any) -> Frame | None:
@@ -62,7 +62,7 @@ def frame(tokenizer: Any) -> Frame | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        found = _derived(tokenizer, system=True) or _derived(tokenizer, system=False)
+        found = _derived(tokenizer, _takes_system(tokenizer))
     except Exception:  # a template may raise anything of an order of roles
         found = None
     if found is None:
@@ -73,6 +73,14 @@ def frame(tokenizer: Any) -> Frame | None:
         found.generation,
     ]
     return None if any('"""' in text or "{{" in text for text in literals) else found
+
+
+def _takes_system(tokenizer: Any) -> bool:
+    turns = [{"role": role, "content": _MARKS[role]} for role in ("system", "user")]
+    try:
+        return _MARKS["system"] in tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template without a system role may raise anything
+        return False
 
 
 def _derived(tokenizer: Any, system: bool) -> Frame | None:
@@ -88,12 +96,6 @@ def _derived(tokenizer: Any, system: bool) -> Frame | None:
         return text.rpartition(_MARKS[role])[2]
 
     head = "s" if system else ""
-    if system:
-        try:
-            if _MARKS["system"] not in render("su"):
-                return None
-        except Exception:
-            return None
     asked = render(f"{head}u", False)
     user_after = last(asked, "user")
     answered = render(f"{head}ua", False)
