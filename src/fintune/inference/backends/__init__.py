@@ -125,7 +125,7 @@ _registered = {
     spec.name: spec
     for spec in (
         BackendSpec(
-            DEFAULT, _in_module("builtin"), takes=("base", "adapter", "merged"), adapters_by_name=True
+            DEFAULT, _in_module("builtin"), takes=("base", "adapter", "merged", "gguf"), adapters_by_name=True
         ),
         BackendSpec("llama.cpp", _in_module("llamacpp"), takes=("gguf",), needs=("llama_cpp", "llamacpp")),
         BackendSpec("vllm", _in_module("vllm"), takes=("base", "adapter", "merged"), needs=("vllm", "vllm")),

@@ -25,8 +25,11 @@ DECODED_TOKENS = 4 * ROW_TOKENS
 
 def load(source: Source) -> Builtin:
     """The base with its adapter, or an exported model; see `BackendSpec.load`."""
-    from fintune.models import adapters, base
+    from fintune.models import adapters, base, gguf
 
+    if source.kind == "gguf":
+        assert source.path
+        return Builtin(gguf.load(source.path), source.tokenizer.pad_token_id, keep_prefixes=True)
     model = base.load_base_model(source.recipe.base_model, source.dtype)
     if source.adapter:
         model = adapters.load_adapter(model, source.adapter)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
 from fintune.kernels.packing import common_prefix_length
+from fintune.models import gguf
 
 if TYPE_CHECKING:
     import torch
@@ -179,11 +180,7 @@ class _Written:
 def load(source: Source) -> LlamaCpp:
     """The one GGUF file of an exported folder; see `BackendSpec.load`."""
     assert source.path
-    files = sorted(source.path.glob("*.gguf"))
-    if len(files) != 1:
-        found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
-        raise ModelError(f"--model_path is {source.path}, which has {found}: keep one there.")
-    return LlamaCpp(files[0], source.recipe.training.max_length)
+    return LlamaCpp(gguf.only_file(source.path), source.recipe.training.max_length)
 
 
 class LlamaCpp:

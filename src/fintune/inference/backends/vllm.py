@@ -16,8 +16,6 @@ AT_ONCE = 4096
 """Prompts handed over in one call: vLLM makes its own batches of them."""
 AT_MOST = 128
 """Tokens whose likelihood vLLM tells of one request."""
-RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""The ranks vLLM has room for."""
 _GREEDY = {"temperature": 0, "detokenize": False}
 
 
@@ -31,14 +29,12 @@ class Vllm:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        from fintune.models import adapters, base
+        from fintune.models import adapters, base, vllm_lora
 
         name, adapter = base.resolve(source.recipe.base_model.name), source.adapter
         options: dict[str, Any] = {"dtype": str(source.dtype).removeprefix("torch.")}
         if adapter is not None:
-            rank = adapters.rank(adapter)
-            room = min((each for each in RANKS if each >= rank), default=RANKS[-1])
-            options |= {"enable_lora": True, "max_lora_rank": room}
+            options |= {"enable_lora": True, "max_lora_rank": vllm_lora.room(adapters.rank(adapter))}
         self.context: int | None = source.recipe.training.max_length
         try:
             self._llm = vllm.LLM(
