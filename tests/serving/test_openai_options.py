@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from fintune.inference.engine import Engine
+from fintune.serving.errors import ApiError
+from fintune.serving.requests import model_and_task
 
 CHAT = [{"role": "user", "content": "What is a bond?"}]
 SCHEMA = {
@@ -224,6 +227,28 @@ def test_turns_without_content_are_empty_and_tools_are_refused_where_the_templat
     assert chat(client, tools=[tool], tool_choice="none").choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="user message needs content"):
         chat(client, messages=[{"role": "user", "content": None}])
+
+
+def test_a_task_alone_is_a_model_where_one_adapter_is_served(client):
+    def models(*adapters):
+        def check(name):
+            if name not in ("base", *adapters):
+                raise ApiError(404, "no model")
+            return name
+
+        folders, tasks = dict.fromkeys(adapters), SimpleNamespace(names=lambda: ["headline"])
+        names = lambda: ["base", *adapters]  # noqa: E731
+        found = SimpleNamespace(folders=lambda: folders, names=names, tasks=lambda name: tasks, check=check)
+        return SimpleNamespace(models=SimpleNamespace(**vars(found), default="base"))
+
+    assert model_and_task(models("one"), "headline") == ("one", "headline")
+    assert model_and_task(models(), "headline") == ("base", "headline")
+    assert model_and_task(models("headline"), "headline") == ("headline", "")
+    assert model_and_task(models("one", "two"), "two:headline") == ("two", "headline")
+    with pytest.raises(ApiError):
+        model_and_task(models("one", "two"), "headline")
+    with pytest.raises(openai.NotFoundError):
+        chat(client, model="headline")
 
 
 def test_embeddings_are_refused_and_the_root_leads_to_the_documentation(client, server):

@@ -46,6 +46,9 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
     if task:
         chosen = task_of(thread, model, task)
         options.check_task(body, written=chosen.decoding != "candidates")
+        if chosen.takes_turns and tools.needed(messages, None):
+            message = "A task takes no calls of tools and no results of them: ask the model's name alone."
+            raise ApiError(400, message, param="messages")
         record = _record(chosen, messages)
         pieces = _task_pieces(thread, model, chosen, record, sampling, asked)
         pieces = notes.text(pieces, request.app.state.recorder, model, chosen, record)
