@@ -16,6 +16,7 @@ from fintune.evaluation.measure_info import info_of
 from fintune.evaluation.results import Answer, TaskResult
 from fintune.evaluation.scores import Scored, cluster_names
 from fintune.metrics.bertscore import bertscore_measure
+from fintune.progress import progress_bar
 from fintune.tasks import Prediction, Record, Task
 from fintune.tasks.base import NONE_OF_ITS_TYPE, Answers
 
@@ -158,10 +159,9 @@ class TaskRun:
             task.configure(self.config)
 
     def _bar(self, what: str, total: int) -> Any:
-        from tqdm import tqdm
-
-        off = None if self.progress else True  # None: only on a terminal
-        return tqdm(total=total, desc=f"{self.task.name}, {what}", unit="ex", disable=off, leave=False)
+        return progress_bar(
+            self.progress, total=total, desc=f"{self.task.name}, {what}", unit="ex", leave=False
+        )
 
     def _predict(self, system: str, records: Sequence[Record]) -> tuple[list[Prediction], float]:
         begun = time.perf_counter()

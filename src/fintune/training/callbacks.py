@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 
 from fintune.errors import MissingExtraError
+from fintune.progress import progress_bar
 
 logger = logging.getLogger("fintune.train")
 
@@ -29,16 +30,14 @@ class Progress(transformers.TrainerCallback):
         self.shown = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm.auto import tqdm
-
         self.show_bar = self.show_bar and state.is_world_process_zero
-        self.bar = tqdm(
+        self.bar = progress_bar(
+            self.show_bar,
             total=state.max_steps,
             initial=state.global_step,
             desc="train",
             unit="step",
             dynamic_ncols=True,
-            disable=None if self.show_bar else True,  # None: only on a terminal
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,8 +65,8 @@ class Progress(transformers.TrainerCallback):
         self.bar.close()
 
     def write(self, text: str) -> None:
-        """A line above the bar."""
-        if self.bar is not None and not self.bar.disable:
+        """A line above the bar; to a `say` that is not the console's, as any other."""
+        if self.say is print and self.bar is not None and not self.bar.disable:
             self.bar.write(text)
         else:
             self.say(text)

@@ -35,7 +35,8 @@ class Rows:
         self.turns = turns
         self.db = duckdb.connect(str(scratch / "rows.duckdb"))
         self.db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
-        self.db.execute("SET enable_progress_bar = false")
+        if self.value("SELECT current_setting('enable_progress_bar')"):  # false cannot be set in a notebook
+            self.db.execute("SET enable_progress_bar = false")
         # Rows are numbered through all parts, so that how a source was cut changes nothing.
         self.db.execute("CREATE TABLE part (file VARCHAR, before BIGINT)")
         before = 0
