@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fintune import __version__
 from fintune.allocator import let_threads_sleep, use_mimalloc
-from fintune.commands import answering, data, serving, starting, training
+from fintune.commands import answering, data, exporting, serving, starting, training
 from fintune.commands.common import Command
 from fintune.commands.parsing import Parser, underscored
 from fintune.errors import FintuneError, Interrupted
@@ -36,6 +36,7 @@ def _doctor(args: argparse.Namespace) -> int:
 COMMANDS = (
     *starting.COMMANDS,
     *training.COMMANDS,
+    *exporting.COMMANDS,
     *answering.COMMANDS,
     *serving.COMMANDS,
     *data.COMMANDS,

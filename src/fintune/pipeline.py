@@ -15,6 +15,7 @@ from fintune.errors import Interrupted
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.prepare.dataset import PreparedDataset
+    from fintune.evaluation.bundle import Bundle
     from fintune.evaluation.evaluate import TaskDone
     from fintune.evaluation.results import Answer, Results
     from fintune.evaluation.task_run import HeldOut
@@ -108,6 +109,43 @@ def _save_profile(adapter: Path, profile: Profile) -> None:
     with contextlib.suppress(DataError):  # there is none yet, or it is of another version
         profile = profile.beside(Profile.load(adapter))
     profile.save(adapter)
+
+
+def reproduce(
+    bundle: Bundle,
+    output_dir: Path,
+    tolerance: float,
+    data_dir: str | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Run a bundle's recipe again; return whether data and metrics are the bundle's.
+
+    Args:
+        output_dir: a new folder, for the prepared data too.
+        tolerance: of a metric, or of a number above 1 a share of it.
+        data_dir: where public datasets are looked for first.
+    """
+    from fintune.data.prepare.dataset import load_prepared
+    from fintune.evaluation.bundle import compare, other_data
+    from fintune.models.export import new_folder
+
+    for line in bundle.other_versions():
+        say(f"Another version: {line}.")
+    new_folder(output_dir)
+    recipe = bundle.recipe
+    changes: dict[str, str] = {"prepared_dir": str(output_dir / "prepared")}
+    changes |= {"dir": data_dir} if data_dir else {}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+    results = run(recipe, output_dir / "model", say=say)
+    differ = other_data(bundle, load_prepared(changes["prepared_dir"]).manifest)
+    for name in differ:
+        say(f"Other data: {name} is not what the bundle's adapter was made of.")
+    lines = compare(bundle, results)
+    for each in lines:
+        mark = "✓" if each.within(tolerance) else "✗"
+        now = "missing" if each.now is None else f"{each.now:.4f}"
+        say(f"{mark} {each.task} {each.metric}: {each.then:.4f} then, {now} now")
+    return not differ and all(each.within(tolerance) for each in lines)
 
 
 def run(

@@ -154,7 +154,7 @@ def test_what_a_backend_does_not_take_is_refused_before_anything_is_loaded(rando
     merged.mkdir()
     raw = json.loads((random_adapter / "fintune.json").read_text())
     for format, backend, says in (
-        ("gguf", "builtin", "which holds a GGUF file: ask it with --backend llama.cpp"),
+        ("gguf", "vllm", "which holds a GGUF file: ask it with --backend builtin or llama.cpp"),
         ("merged", "llama.cpp", "which holds a merged model: ask it with --backend builtin or vllm"),
     ):
         (merged / "fintune.json").write_text(json.dumps({**raw, "exported": {"format": format}}))

@@ -44,3 +44,25 @@ def test_what_is_written_and_scored_is_what_each_prompt_gets_alone(kind, step, m
             scores = torch.tensor(backend.log_likelihoods(PROMPTS, answers, shared))
             alone = log_likelihoods_plain(plain, PROMPTS, [answers] * 3)
             torch.testing.assert_close(scores.flatten(), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [3, 2048])
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "lfm2", "stablelm", "bloom"])
+def test_a_watched_prompt_shows_the_logits_after_each_of_its_tokens(kind, step, monkeypatch):
+    """Beside prompts that are not watched, one of which leaves before its text begins."""
+    model = tiny(kind).requires_grad_(False)
+    backend, plain = Builtin(model, pad=0), tiny(kind)
+    monkeypatch.setattr("fintune.inference.backends.builtin.STEP_TOKENS", {"cpu": step})
+    seen, unwatched = [], [*PROMPTS, PROMPTS[1]]
+    with backend.session():
+        texts = backend.begin(unwatched, 3, watched={2: seen.append})
+        logits, place = texts.advance(None), 2
+        if logits is None:
+            texts.keep([1, 2])
+            place = 1
+        while logits is None:
+            logits = texts.advance(None)
+        wanted = plain(input_ids=torch.tensor([PROMPTS[2]])).logits[0]
+        torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[place], wanted[-1], rtol=1e-4, atol=1e-4)
+        texts.keep([])

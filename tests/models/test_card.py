@@ -31,3 +31,20 @@ def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(tmp_pa
     assert "| sentiment | financial_phrasebank | CC BY-NC-SA 3.0 | no | 7 |" in text
     assert "| headline | twitter_financial_news | MIT | yes | 7 |" in text
     assert "| notes | notes.csv | your own | yours to know | 7 |" in text
+    assert (
+        "**Not for commercial use**, as the licence of its data says: financial_phrasebank (CC BY-NC" in text
+    )
+    assert (
+        "Whoever trained it knows the licence of: notes.csv (your own)." in text
+        and "twitter" not in (text.partition("## Licence note")[2])
+    )
+    assert "license: other" in text and "## Intended use and limits" in text
+    assert "a 4-bit rounding (GGUF, Q4_1) of `HuggingFaceTB/SmolLM2-135M-Instruct`" in text
+    card.put_export(tmp_path / "out", tmp_path, "merged", "f16", "smollm2-135m-instruct")
+    exported = (tmp_path / "out/README.md").read_text()
+    assert "library_name: transformers" in exported and "library_name: peft" not in exported
+    assert (
+        "merged into its base; weights in f16" in exported
+        and "| sentiment | financial_phrasebank" in exported
+    )
+    assert card.for_hub(tmp_path / "out", {"data": {"tasks": tasks}}) == exported

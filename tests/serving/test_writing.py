@@ -19,7 +19,7 @@ def test_a_number_that_the_limit_cuts_off_is_not_sent(text):
         writing = Writing([1], Sampling(max_tokens=limit), pieces.append, lambda: False, source_numbers=True)
         for token in ids[:limit]:
             logits = torch.zeros(len(tokenizer)).index_fill(0, torch.tensor(token), 1.0)
-            writing.take(logits, tokenizer.eos_token_id, tokenizer.decode)
+            writing.take(logits, {tokenizer.eos_token_id}, tokenizer.decode)
         assert writing.finish == "length"
         assert "".join(pieces) == without_cut_number(tokenizer.decode(ids[:limit]))
     assert len(pieces) > 5

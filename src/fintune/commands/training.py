@@ -1,4 +1,4 @@
-"""`fintune run`, `plan`, `train`, `average` and `export`."""
+"""`fintune run`, `plan`, `train` and `average`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from pathlib import Path
 from fintune.commands.common import (
     OUTPUT_DIR,
     Command,
-    adapter_of,
     count,
     data_dir_flag,
-    model_path_flag,
     recipe_flags,
     recipe_of,
     trust_flag,
@@ -60,20 +58,6 @@ def _run_flags(command: argparse.ArgumentParser) -> None:
     _training_flags(command)
     command.add_argument(
         "--output_file", metavar="JSON", help="the results (default: results.json in the output folder)"
-    )
-
-
-def _export_flags(command: argparse.ArgumentParser) -> None:
-    model_path_flag(command)
-    command.add_argument(
-        "--format",
-        choices=("merged", "gguf"),
-        default="merged",
-        help="a folder of safetensors (the default), or a GGUF file for llama.cpp",
-    )
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
-    command.add_argument(
-        "--dtype", choices=("f16", "bf16", "f32"), default="f16", help="of the weights (default: f16)"
     )
 
 
@@ -153,20 +137,6 @@ def _average(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    from fintune.models.export import export
-
-    done = export(adapter_of(args.model_path), args.output_dir, args.format, args.dtype)
-    if not done.vocabulary:
-        print(
-            "llama.cpp has no name for this tokenizer, so the GGUF is without a vocabulary: "
-            "fintune needs none, other programs do."
-        )
-    backend = " --backend llama.cpp" if args.format == "gguf" else ""
-    print(f"Written to {done.folder}: fintune predict{backend} --model_path {done.folder} …")
-    return 0
-
-
 COMMANDS = (
     Command(
         "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
@@ -174,5 +144,4 @@ COMMANDS = (
     Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, _plan_flags),
     Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
     Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
-    Command("export", "an adapter and its base as one model, or as a GGUF file", _export, _export_flags),
 )

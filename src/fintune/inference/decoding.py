@@ -17,7 +17,11 @@ Choice: TypeAlias = "torch.Tensor | Sequence[int] | None"
 """The ids of the tokens that may come next; None is any token."""
 Allowed = Callable[[int, Sequence[int]], Choice]
 """(Number of the prompt, the tokens that were written after it) → what may come next."""
+Watch = Callable[[torch.Tensor], None]
+"""Is given the (T, V) logits after the next T tokens of a prompt, until it has those after its last."""
 
+_ROWS = 64
+"""Rows of log-probabilities computed at once: of a large vocabulary each takes half a megabyte."""
 COMPACT = 0.75
 """When no more than this share of the batch still writes, the others leave it: that copies the cache."""
 
@@ -107,6 +111,21 @@ def most_likely(
         )
     tokens = scores.argmax(dim=1)
     return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=1)
+
+
+def chances(
+    logits: torch.Tensor, tokens: Sequence[int], top: int
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Of each of T tokens its log-probability under (T, V) logits, and the `top` likeliest with theirs."""
+    found: list[tuple[float, list[tuple[int, float]]]] = []
+    for start in range(0, len(tokens), _ROWS):
+        part = tokens[start : start + _ROWS]
+        rows = logits[start : start + len(part)].float().log_softmax(1).cpu()
+        own = rows.gather(1, torch.tensor(part)[:, None])[:, 0].tolist()
+        values, ids = rows.topk(min(top, rows.shape[1]), dim=1)
+        best = zip(ids.tolist(), values.tolist(), strict=True)
+        found += [(value, list(zip(*pair, strict=True))) for value, pair in zip(own, best, strict=True)]
+    return found
 
 
 def restricted(logits: torch.Tensor, choice: Choice) -> torch.Tensor:

@@ -7,7 +7,7 @@ Hkv key/value heads of size D.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from fintune.inference.decoding import Watch
 from fintune.inference.prefix import Prefix
 from fintune.kernels.attention import Decode
 from fintune.kernels.forward import cache_name, row_inputs
 from fintune.kernels.packing import pack, parts
+
+WATCHED_TOKENS = 256
+"""The most tokens of a pass whose logits are all wanted: those of 49,152 tokens take 50 MB."""
 
 
 class _Slots(DynamicLayer):
@@ -62,6 +66,7 @@ class _Prompt:
     """The keys and values of each layer, each (Hkv, tokens, D), once all are there."""
     cache: DynamicCache | None = None
     """The beginning of one that is longer than a pass."""
+    watch: Watch | None = None
     logits: torch.Tensor | None = None
     """(1, V) after its last token."""
 
@@ -76,14 +81,18 @@ class PackedTexts:
         prefix: Prefix,
         row_tokens: int,
         max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
     ) -> None:
         """
         Args:
             model: with block attention (`attention.enable`).
             prefix: what all prompts begin with, as `PrefixStore.get` gave it.
             row_tokens: the most prompt tokens of one forward pass; a longer prompt takes several.
+            watched: as of `Backend.begin`; such a prompt is computed alone.
         """
         self._model, self._prompts, self._prefix = model, [_Prompt(each) for each in prompts], prefix
+        for row, watch in (watched or {}).items():
+            self._prompts[row].watch = watch
         self._row_tokens, self._room = row_tokens, max_new_tokens
         self._layers: list[_Slots] = []
         self._hidden: torch.Tensor  # (B, longest + room) bool, True at padding
@@ -120,6 +129,7 @@ class PackedTexts:
     def _prefill(self) -> torch.Tensor | None:
         """Compute a pass of the prompts; (B, V) logits once all are computed, before that None."""
         if waiting := [prompt for prompt in self._prompts if prompt.logits is None]:
+            waiting = [prompt for prompt in waiting if not prompt.watch] or waiting[:1]
             part = parts([len(prompt.ids) - self._prefix.length for prompt in waiting], self._row_tokens)[0]
             if len(part) == 1:
                 self._compute_on(waiting[0])
@@ -157,11 +167,13 @@ class PackedTexts:
             position_ids=positions,
             **{cache_name(): cache},
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=0 if prompt.watch else 1,  # 0 is all
         )
+        if prompt.watch:
+            prompt.watch(found.logits[0])
         if end == len(prompt.ids):
             prompt.states = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-            prompt.logits, prompt.cache = found.logits[0], None
+            prompt.logits, prompt.cache = found.logits[0, -1:], None
 
     def _fill(self) -> None:
         """Move the prompts' keys and values into left-padded buffers with `room` for new tokens."""
@@ -200,12 +212,14 @@ class PaddedTexts:
         prompts: Sequence[Sequence[int]],
         pad: int,
         row_tokens: int | None = None,
+        watched: Mapping[int, Watch] | None = None,
     ) -> None:
         """
         Args:
             pad: the id of the padding token.
             row_tokens: the most tokens of one forward pass, about; None is all. A model whose state is more
                 than keys and values computes its prompts in one.
+            watched: as of `Backend.begin`.
         """
         longest = max(map(len, prompts))
         rows = [[pad] * (longest - len(each)) + list(each) for each in prompts]
@@ -213,6 +227,8 @@ class PaddedTexts:
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
         split = kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
         self._model, self._cache = model, DynamicCache(config=model.config)
+        self._watched = dict(watched or {})
+        self._padding = [longest - len(each) for each in prompts]
         self._pass = max(1, row_tokens // len(prompts)) if row_tokens and split else longest
         self._ids = torch.tensor(rows, device=model.device)  # (B, new tokens): what is to be computed next
         self._mask = torch.tensor(mask, device=model.device)  # (B, T)
@@ -221,6 +237,7 @@ class PaddedTexts:
         if tokens is not None:
             self._ids = torch.tensor(tokens, device=self._model.device)[:, None]
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        watching = tokens is None and bool(self._watched)
         left = max(0, self._ids.shape[1] - self._pass)
         now, self._ids = self._ids[:, : self._pass], self._ids[:, self._pass :]
         end = self._mask.shape[1] - left
@@ -231,12 +248,17 @@ class PaddedTexts:
             position_ids=positions,
             **{cache_name(): self._cache},
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return None if left else logits
+            logits_to_keep=0 if watching else 1,  # 0 is all
+        ).logits
+        for row, watch in self._watched.items() if watching else ():
+            if (own := min(now.shape[1], end - self._padding[row])) > 0:  # those after the padding
+                watch(logits[row, -own:])
+        return None if left else logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         index = torch.tensor(rows, dtype=torch.int64, device=self._ids.device)
+        self._watched = {i: self._watched[row] for i, row in enumerate(rows) if row in self._watched}
+        self._padding = [self._padding[row] for row in rows]
         self._ids, self._mask = self._ids[index], self._mask[index]
         if rows:
             self._cache.reorder_cache(index)

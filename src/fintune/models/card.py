@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,23 @@ import yaml
 
 from fintune.config import Recipe
 from fintune.data.raw.licences import commercial_use
+from fintune.errors import ModelError
 from fintune.files import atomic_write
-from fintune.models.base import public_name
+from fintune.models.base import EMBEDDED, public_name
 from fintune.text.markdown import cell
 
 
 def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: Any) -> None:
     """Write `README.md`, the hub's model card, from the run's facts and the prepared data's manifest."""
+    data = prepared.manifest["tasks"]
     header = {
         "base_model": public_name(facts["base_model"]),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["finance", "lora", "fintune"],
     }
-    data = prepared.manifest["tasks"]
+    if any(commercial_use(entry["dataset"]) != "yes" for entry in data.values()):
+        header |= {"license": "other", "license_name": "see-the-licences-of-its-data"}
     rows = "\n".join(
         f"| {name} | {cell(d['dataset'])} | {cell(d.get('licence') or 'not stated')} "
         f"| {commercial_use(d['dataset'])} | {d['counts']['train']} |"
@@ -54,14 +57,14 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
 
 LoRA, r = {lora.r}, alpha = {lora.lora_alpha:g}, on {", ".join(lora.target_modules)}:
 {facts["trainable_parameters"]:,} parameters ({facts["trainable_parameters"] / facts["all_parameters"]:.2%}
-of the model). Tasks: {", ".join(data)}.
+of the model). Tasks: {", ".join(data)}.{_base_note(facts["base_model"])}
 
 ## Data
 
 | task | dataset | licence | commercial use | training examples |
 | --- | --- | --- | --- | --- |
 {rows}{before}
-
+{licence_note(data)}
 ## Training
 
 {_how(facts)}
@@ -72,10 +75,90 @@ of the model). Tasks: {", ".join(data)}.
 
 or in plain PEFT: `PeftModel.from_pretrained(base_model, FOLDER)`. `fintune.json` in this folder holds the
 recipe, the data's checksums, the versions and the tasks' exact instructions.
-
-Not investment advice. The adapter inherits the limits of its base model and of its training data.
-""",
+{LIMITS}""",
     )
+
+
+LIMITS = """
+## Intended use and limits
+
+For the tasks above, on texts like those of its data, with a person who checks what matters. It knows nothing
+of what happened after its data was made, may be wrong with high probability, and was not tested for other
+languages, kinds of text or decisions about people. It inherits the limits of its base model and of its
+training data. Not investment advice.
+"""
+
+
+def licence_note(data: Mapping[str, Any]) -> str:
+    """The card's section on what the licences of the data ask of whoever uses the model.
+
+    Args:
+        data: the tasks of a prepared dataset's manifest.
+    """
+    named: dict[str, list[str]] = {}
+    for entry in data.values():
+        text = f"{cell(entry['dataset'])} ({cell(entry.get('licence') or 'not stated')})"
+        named.setdefault(commercial_use(entry["dataset"]), []).append(text)
+    sentences = {
+        "no": "**Not for commercial use**, as the licence of its data says: {}.",
+        "not stated": "The licence is not stated of: {}.",
+        "yours to know": "Whoever trained it knows the licence of: {}.",
+    }
+    lines = [s.format("; ".join(dict.fromkeys(named[key]))) for key, s in sentences.items() if key in named]
+    lines = lines or ["The licences of its data allow commercial use."]
+    return (
+        "\n## Licence note\n\n"
+        + " ".join(lines)
+        + " The base model's licence holds, too. This reads licences "
+        "as they are stated, and is no legal advice.\n"
+    )
+
+
+def _base_note(name: str) -> str:
+    if name != EMBEDDED:
+        return ""
+    return (
+        "\n\nIt was trained on fintune's embedded base, which is a 4-bit rounding (GGUF, Q4_1) of "
+        f"`{public_name(name)}`. On the hub's weights its answers differ; how much was not measured here. "
+        "`fintune export --base --output_dir base` writes the embedded base as a folder of safetensors, and "
+        f"`fintune export --base_model {public_name(name)}` measures the difference."
+    )
+
+
+def put_export(folder: Path, source: Path | None, format: str, dtype: str, base: str) -> None:
+    """Write the card of an export: that of the adapter, if it has one, with what was made of it."""
+    path = source / "README.md" if source else None
+    made = {"merged": "merged into its base", "gguf": "merged into its base, as a GGUF file for llama.cpp"}
+    how = f"\n## Export\n\nThe adapter, {made.get(format, 'as vLLM takes it')}; weights in {dtype}.\n"
+    if path is None or not path.is_file():
+        header = {"base_model": public_name(base), "pipeline_tag": "text-generation", "tags": ["fintune"]}
+        title = f"# An export of {cell(public_name(base))}"
+        text = f"---\n{yaml.safe_dump(header, sort_keys=False).strip()}\n---\n\n{title}\n{how}{LIMITS}"
+    else:
+        text = path.read_text(encoding="utf-8")
+        library = {"merged": "transformers", "gguf": "gguf"}.get(format, "peft")
+        text = text.replace("library_name: peft", f"library_name: {library}", 1)
+        text = text.rstrip() + "\n" + how
+    atomic_write(folder / "README.md", text)
+
+
+def for_hub(folder: Path, raw: Mapping[str, Any]) -> str:
+    """The card that is pushed: that of the folder, with the sections that one of an earlier version lacks.
+
+    Args:
+        raw: the folder's manifest.
+
+    Raises:
+        ModelError: there is no card.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no README.md, the model card: write one that says what it is.")
+    text = path.read_text(encoding="utf-8")
+    data = (raw.get("data") or {}).get("tasks") or {}
+    if data and "\n## Licence note\n" not in text:
+        text = text.rstrip() + "\n" + licence_note(data)
+    return text if "\n## Intended use and limits\n" in text else text.rstrip() + "\n" + LIMITS
 
 
 def _warnings(facts: dict[str, Any]) -> str:

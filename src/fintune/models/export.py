@@ -1,75 +1,142 @@
-"""An adapter and its base as one model: a folder of safetensors, or a GGUF file with what asks it.
+"""An adapter and its base as one model, or the adapter as vLLM takes it, or a base alone, in a new folder.
 
-Either folder has the manifest of the adapter, so that its tasks are asked as they were trained.
+Each folder has the manifest of the adapter, so that its tasks are asked as they were trained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe
-from fintune.errors import ModelError
+from fintune.config import BaseModelConfig, Recipe
+from fintune.errors import ConfigError, ModelError
 from fintune.files import atomic_folder, like_neighbours
-from fintune.models import adapters, base, gguf, manifest
+from fintune.models import adapters, base, card, gguf, manifest, merging, ollama, vllm_lora
 from fintune.recipes import default_recipe_path, load_recipe
-from fintune.tasks import task_set
+from fintune.tasks import TaskSet, task_set
 
-FORMATS = ("merged", "gguf")
+FORMATS = ("merged", "gguf", "vllm")
+DTYPES = (*gguf.DTYPES, *gguf.BLOCKS, *gguf.K_QUANTS)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder, and whether other programs can read text with it: a GGUF may have no vocabulary."""
+    """The folder, and what to say of it."""
 
     folder: Path
     vocabulary: bool = True
+    """Whether other programs can read text with it: a GGUF may have no vocabulary."""
+    commands: tuple[str, ...] = ()
+    """How other programs load it."""
 
 
 def export(
     model_path: str | Path | None,
     output_dir: str | Path,
     format: str = "merged",
-    dtype: str = "f16",
+    dtype: str | None = None,
     recipe: Recipe | None = None,
+    base_model: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> Exported:
-    """Merge an adapter into its base, which is loaded unquantized, and write it; None is the untuned base.
+    """Write an adapter with its base; None is the untuned base.
 
     Args:
-        dtype: of the matrices: `f16`, `bf16` or `f32`.
+        dtype: of the matrices, one of `DTYPES`; None is f16, and of an untuned base that of its files.
+        base_model: another base than the adapter was trained on, such as other weights of the same model.
 
     Raises:
-        ModelError: the adapter or its base cannot be loaded, the output is not empty, or `gguf_file` does not
-            write this kind of base.
+        ConfigError: the format and the dtype do not go together.
+        ModelError: the adapter or its base cannot be loaded, the output is not empty, or the format does not
+            take this kind of base or adapter.
     """
     target = new_folder(output_dir)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype is {dtype}, but the types are {', '.join(DTYPES)}.")
+    if format != "gguf" and dtype is not None and (format == "vllm" or dtype not in gguf.DTYPES):
+        raise ConfigError(
+            f"--dtype is {dtype}, and --format {format} "
+            + ("keeps the adapter's own: leave it out." if format == "vllm" else "takes f16, bf16 or f32.")
+        )
+    if dtype is None and (model_path is not None or format == "gguf"):
+        dtype = "f16"
     facts: dict[str, Any] = {}
     if model_path is None:
         recipe = recipe or load_recipe(default_recipe_path())
         tasks = task_set(recipe)
     else:
         recipe, tasks = manifest.read(adapters.check_adapter(model_path), recipe)
-        raw = manifest.read_raw(model_path)
-        facts = {"adapter": Path(model_path).resolve().name, **manifest.facts(raw)}
+        facts = {"adapter": Path(model_path).resolve().name, **manifest.facts(manifest.read_raw(model_path))}
+    if base_model:
+        recipe = recipe.model_copy(update={"base_model": BaseModelConfig(name=base_model)})
+    if format == "vllm":
+        return _for_vllm(model_path, target, recipe, tasks)
     if format == "gguf":
-        gguf.check(base.model_type(recipe.base_model))
-    model = _merged(recipe, model_path, dtype)
-    tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-    vocabulary = True
+        gguf.check(base.model_type(recipe.base_model), dtype or "f16")
+    import torch
+
+    wide = "f32" if format == "gguf" and dtype not in gguf.DTYPES else dtype
+    model = merging.merged(recipe, model_path, getattr(torch, gguf.DTYPES[wide]) if wide else None, say)
+    dtype = dtype or str(model.dtype).removeprefix("torch.")
     with atomic_folder(target) as staging:
-        tokenizer.save_pretrained(staging)
-        if format == "gguf":
-            name = Path(model_path).resolve().name if model_path else recipe.base_model.name
-            source = base.source_gguf(recipe.base_model.name)
-            path = staging / f"model-{dtype}.gguf"
-            vocabulary = gguf.write(path, model, staging, dtype, source, name)
-            model.config.save_pretrained(staging)
-        else:
-            model.save_pretrained(staging)
+        done = _write(staging, target, model, format, dtype, recipe, tasks, model_path)
         manifest.write(staging, recipe, tasks, **facts, exported={"format": format, "dtype": dtype})
+        card.put_export(staging, _path(model_path), format, dtype, recipe.base_model.name)
         like_neighbours(staging)
-    return Exported(target, vocabulary)
+    return done
+
+
+def _path(model_path: str | Path | None) -> Path | None:
+    return None if model_path is None else Path(model_path)
+
+
+def _write(
+    staging: Path,
+    target: Path,
+    model: Any,
+    format: str,
+    dtype: str,
+    recipe: Recipe,
+    tasks: TaskSet,
+    model_path: str | Path | None,
+) -> Exported:
+    tokenizer = base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
+    tokenizer.save_pretrained(staging)
+    if format == "merged":
+        model.save_pretrained(staging)
+        return Exported(target, commands=(f"vllm serve {target}",))
+    name = Path(model_path).resolve().name if model_path else recipe.base_model.name
+    path = staging / f"model-{dtype}.gguf"
+    source = base.source_gguf(recipe.base_model.name)
+    vocabulary = gguf.write(path, model, staging, dtype, source, name)
+    model.config.save_pretrained(staging)
+    commands: tuple[str, ...] = (f"llama-server --model {target / path.name}",)
+    if vocabulary:
+        files = ollama.write(staging, path.name, tokenizer, tasks, model.generation_config)
+        plain = target.name.lower()
+        commands += tuple(
+            f"ollama create {plain}-{t.name} -f {target / f.name}" for t, f in zip(tasks, files, strict=True)
+        )
+    return Exported(target, vocabulary, commands)
+
+
+def _for_vllm(model_path: str | Path | None, target: Path, recipe: Recipe, tasks: TaskSet) -> Exported:
+    if model_path is None:
+        raise ModelError("--format vllm is of an adapter, and there is none: vLLM takes a base as it is.")
+    with atomic_folder(target) as staging:
+        rank = vllm_lora.write(Path(model_path), staging)
+        base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision).save_pretrained(staging)
+        if raw := manifest.read_raw(model_path):
+            manifest.write(staging, recipe, tasks, **manifest.facts(raw))
+        card.put_export(staging, Path(model_path), "vllm", "f32", recipe.base_model.name)
+    name, weights = target.name, base.resolve(recipe.base_model.name)
+    command = (
+        f"vllm serve {weights} --enable-lora --max-lora-rank {vllm_lora.room(rank)} "
+        f"--lora-modules {name}={target}"
+    )
+    return Exported(target, commands=(command,))
 
 
 def new_folder(output_dir: str | Path) -> Path:
@@ -78,19 +145,3 @@ def new_folder(output_dir: str | Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")
     return target
-
-
-def _merged(recipe: Recipe, model_path: str | Path | None, dtype: str) -> Any:
-    """The base in `dtype` with the adapter's products added to its weights, each rounded once."""
-    import torch
-
-    # What was trained over 4 or 8 bit is merged into the weights that these stand for.
-    plain = recipe.base_model.model_copy(update={"load_in_4bit": False, "load_in_8bit": False})
-    model = base.load_base_model(plain, getattr(torch, gguf.DTYPES[dtype][0]))
-    if model_path is not None:
-        try:
-            model = adapters.load_adapter(model, model_path).merge_and_unload(safe_merge=True)
-        except ValueError as error:  # PEFT found a weight that is no number
-            raise ModelError(f"The adapter at {model_path} cannot be merged in {dtype}: {error}") from error
-    model.config.use_cache = True
-    return model.eval()

@@ -1,4 +1,7 @@
-"""A model as a GGUF file, for llama.cpp: Llama, Mistral, Qwen2 and Qwen3, unquantized.
+"""A model as a GGUF file, for llama.cpp: Llama, Mistral, Qwen2 and Qwen3.
+
+Matrices are floats, or blocks of 4, 5 or 8 bit by the quantizers of the package gguf; where llama.cpp's tool
+is installed, its own K-quants.
 
 The vocabulary is that of the GGUF the base came from, or a byte-level BPE that llama.cpp knows by name; else
 there is none, which fintune does not need (it hands llama.cpp token ids), but other programs do.
@@ -7,20 +10,25 @@ there is none, which fintune does not need (it hands llama.cpp token ids), but o
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fintune.errors import ModelError
+from fintune.models.endings import begins_with_bos, end_tokens
+from fintune.models.placement import Process, base_device
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Transformers' `model_type` → what llama.cpp calls it."""
-DTYPES = {
-    "f16": ("float16", "F16", "MOSTLY_F16"),
-    "bf16": ("bfloat16", "BF16", "MOSTLY_BF16"),
-    "f32": ("float32", "F32", "ALL_F32"),
-}
-"""What a dtype is called → by PyTorch, by GGUF of a tensor, and of a file."""
+DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+"""What a dtype is called → by PyTorch."""
+BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Blocks of 32 numbers with a scale, and a smallest number where the name ends in 1."""
+K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
+"""What `llama-quantize` makes."""
+QUANTIZE = "llama-quantize"
 ELSEWHERE = (
     "export it with --format merged and convert that folder with llama.cpp's own convert_hf_to_gguf.py."
 )
@@ -32,8 +40,13 @@ _PATTERNS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
 """How a tokenizer splits text before its byte-level BPE → what llama.cpp calls it."""
 
 
-def check(model_type: str) -> None:
-    """Raise a ModelError for a base that cannot be written, before its weights are loaded."""
+def check(model_type: str, dtype: str) -> None:
+    """Raise a ModelError for what cannot be written, before weights are loaded."""
+    if dtype in K_QUANTS and shutil.which(QUANTIZE) is None:
+        raise ModelError(
+            f"--dtype {dtype} is made by llama.cpp's {QUANTIZE}, which is not on the PATH: install "
+            f"llama.cpp, or take {', '.join(BLOCKS)}, which need nothing."
+        )
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"The base model is of the type {model_type}, and GGUF files are written of "
@@ -47,34 +60,128 @@ def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | N
     Args:
         model: a causal LM of Transformers, with no adapter on it.
         folder: where its tokenizer is saved.
-        dtype: one of `DTYPES`, of the matrices; vectors are float32 always.
+        dtype: one of `DTYPES`, `BLOCKS` or `K_QUANTS`, of the matrices; vectors are float32 always.
         vocabulary: the GGUF whose vocabulary is taken over, where the base came from one.
 
     Raises:
-        ModelError: llama.cpp computes this model in another way than Transformers.
+        ModelError: llama.cpp computes this model in another way than Transformers, or its tool failed.
     """
+    if dtype in K_QUANTS:
+        whole = path.with_name("whole.gguf")
+        known = write(whole, model, folder, "f32", vocabulary, name)
+        _llama_quantize(whole, path, dtype)
+        return known
     import gguf
     import numpy as np
-    import torch
 
     config = model.config.get_text_config()
-    check(config.model_type)
+    check(config.model_type, dtype)
     architecture = ARCHITECTURES[config.model_type]
+    file = gguf.GGUFWriter(path, architecture)
+    factors = _described(file, model, config, dtype, name)
+    vocabulary_written = _vocabulary(file, folder, config.vocab_size, vocabulary)
+    if vocabulary_written:
+        _endings(file, folder, model.generation_config)
+
+    tensors = dict(_tensors(model, config, architecture, factors))
+    kinds = {own: _kind(own, tensor, dtype) for own, tensor in tensors.items()}
+    for own, tensor in tensors.items():
+        block, width = gguf.GGML_QUANT_SIZES[kinds[own]]
+        size = tensor.numel() // block * width
+        file.add_tensor_info(own, tensor.shape, np.dtype(np.float32), size, kinds[own])
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_ti_data_to_file()
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for own, tensor in tensors.items():  # one at a time, so that the model is not in memory twice
+        part = own.split(".")[-2]
+        if architecture == "llama" and part in heads:
+            tensor = _interleaved(tensor, heads[part])
+        values = tensor.float().cpu().numpy()
+        if not np.isfinite(values).all() or (kinds[own].name not in ("F32", "BF16") and _over(values)):
+            raise ModelError(f"The tensor {own} does not fit into {dtype}: take --dtype bf16 or f32.")
+        file.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), kinds[own]))
+    file.close()
+    return vocabulary_written
+
+
+def load(folder: Path) -> Any:
+    """The one GGUF file of an exported folder as a model of Transformers, dequantized to 32 bit.
+
+    Raises:
+        ModelError: there is not one file, or it cannot be read.
+    """
+    import torch
+    import transformers
+
+    file, device = only_file(folder), base_device(Process.alone(), quantized=False)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file.name, dtype=torch.float32
+        )
+    except Exception as error:  # the parser raises many kinds of errors on a damaged file
+        raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    return model.requires_grad_(False).to(device).eval()
+
+
+def only_file(folder: Path) -> Path:
+    """The one GGUF file of a folder; raises a ModelError where there is none, or several."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
+        raise ModelError(f"--model_path is {folder}, which has {found}: keep one there.")
+    return files[0]
+
+
+def _over(values: Any) -> bool:
+    """Whether a number is out of the range of 16-bit floats, which the scales of blocks are, too."""
+    return bool(abs(values).max() > 65504)
+
+
+def _kind(own: str, tensor: Any, dtype: str) -> Any:
+    """What a tensor is stored as. Embeddings and head keep 8 bit where others have fewer, as in llama.cpp."""
+    import gguf
+
+    name = dtype.upper()
+    if tensor.dim() == 1:
+        name = "F32"
+    elif dtype in BLOCKS and tensor.shape[-1] % 32:
+        name = "F16"
+    elif dtype in BLOCKS and own in ("token_embd.weight", "output.weight"):
+        name = "Q8_0"
+    return gguf.GGMLQuantizationType[name]
+
+
+def _llama_quantize(whole: Path, path: Path, dtype: str) -> None:
+    """Let llama.cpp's tool make a file of K-quants of a whole one, which is removed."""
+    done = subprocess.run(
+        [str(shutil.which(QUANTIZE)), str(whole), str(path), dtype.upper()], capture_output=True, text=True
+    )
+    whole.unlink()
+    if done.returncode or not path.is_file():
+        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise ModelError(f"{QUANTIZE} failed at --dtype {dtype}: {last}")
+
+
+def _described(file: Any, model: Any, config: Any, dtype: str, name: str) -> Any:
+    """Write the fields of the architecture; return what frequencies of positions are divided by, or None."""
+    import gguf
+
     if getattr(config, "hidden_act", "silu") != "silu":
         raise ModelError(
             f"The base model's activation is {config.hidden_act}, and silu is known: {ELSEWHERE}"
         )
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     factors, theta = _rope(model, config, head)
+    architecture = ARCHITECTURES[config.model_type]
     if factors is not None and architecture != "llama":
         raise ModelError(f"The base model scales its positions, and so does no {architecture}: {ELSEWHERE}")
-
-    _, kind, whole_file = DTYPES[dtype]
-    file = gguf.GGUFWriter(path, architecture)
     file.add_type(gguf.GGUFType.MODEL)
     file.add_name(name)
-    file.add_file_type(gguf.LlamaFileType[whole_file])
+    file.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
+    if dtype in BLOCKS:
+        file.add_quantization_version(gguf.GGML_QUANT_VERSION)
     file.add_vocab_size(config.vocab_size)
     # llama.cpp attends to everything before a token: within the window the two are the same.
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
@@ -83,35 +190,13 @@ def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | N
     file.add_feed_forward_length(config.intermediate_size)
     file.add_block_count(config.num_hidden_layers)
     file.add_head_count(heads)
-    file.add_head_count_kv(groups)
+    file.add_head_count_kv(config.num_key_value_heads)
     file.add_key_length(head)
     file.add_value_length(head)
     file.add_rope_dimension_count(head)
     file.add_rope_freq_base(theta)
     file.add_layer_norm_rms_eps(config.rms_norm_eps)
-    vocabulary_written = _vocabulary(file, folder, config.vocab_size, vocabulary)
-
-    tensors = dict(_tensors(model, config, architecture, factors))
-    for own, tensor in tensors.items():
-        vector = tensor.dim() == 1  # vectors are float32 always
-        size = tensor.numel() * (4 if vector or dtype == "f32" else 2)
-        stored = gguf.GGMLQuantizationType["F32" if vector else kind]
-        file.add_tensor_info(own, tensor.shape, np.dtype(np.float32), size, stored)
-    file.write_header_to_file()
-    file.write_kv_data_to_file()
-    file.write_ti_data_to_file()
-    for own, tensor in tensors.items():  # one at a time, so that the model is not in memory twice
-        if architecture == "llama" and own.endswith(("attn_q.weight", "attn_q.bias")):
-            tensor = _interleaved(tensor, heads)
-        elif architecture == "llama" and own.endswith(("attn_k.weight", "attn_k.bias")):
-            tensor = _interleaved(tensor, groups)
-        tensor = tensor.to(torch.float32 if tensor.dim() == 1 else getattr(torch, DTYPES[dtype][0]))
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"The tensor {own} does not fit into {dtype}: take --dtype bf16 or f32.")
-        # numpy has no bfloat16: its bytes are written as they are.
-        file.write_tensor_data(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    file.close()
-    return vocabulary_written
+    return factors
 
 
 def _tensors(model: Any, config: Any, architecture: str, factors: Any) -> Iterator[tuple[str, Any]]:
@@ -159,7 +244,7 @@ def _vocabulary(file: Any, folder: Path, size: int, source: Path | None) -> bool
 
     if source is not None:
         for key, field in gguf.GGUFReader(source).fields.items():
-            if key.startswith("tokenizer."):
+            if key.startswith("tokenizer.") and key != "tokenizer.chat_template":
                 value = field.contents()
                 kind = field.types[0]
                 inner = field.types[1] if kind == gguf.GGUFValueType.ARRAY else None
@@ -179,8 +264,29 @@ def _vocabulary(file: Any, folder: Path, size: int, source: Path | None) -> bool
     file.add_tokenizer_pre(name)
     file.add_token_list([tokens.get(i, f"[PAD{i}]") for i in range(size)])
     file.add_token_types([kinds.get(i, gguf.TokenType.UNUSED) for i in range(size)])
-    gguf.SpecialVocab(folder, load_merges=True, n_vocab=size).add_to_gguf(file, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=size)
+    special.chat_template = None  # `_endings` writes it
+    special.add_to_gguf(file, quiet=True)
     return True
+
+
+def _endings(file: Any, folder: Path, generation: Any) -> None:
+    """The chat template, the tokens that end a turn, and whether a text begins with a token of its own."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    known = {key: field.value for part in file.kv_data for key, field in part.items()}
+    if getattr(tokenizer, "chat_template", None):
+        file.add_chat_template(tokenizer.chat_template)
+    if "tokenizer.ggml.add_bos_token" not in known:
+        file.add_add_bos_token(begins_with_bos(tokenizer))
+    ends = end_tokens(tokenizer, generation)
+    if "tokenizer.ggml.eos_token_id" not in known and ends:
+        file.add_eos_token_id(ends[0])
+    eos = known.get("tokenizer.ggml.eos_token_id", ends[0] if ends else None)
+    others = [each for each in ends if each != eos]
+    for each, add in zip(others, (file.add_eot_token_id, file.add_eom_token_id), strict=False):
+        add(each)
 
 
 def pre_tokenizer_name(described: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -31,7 +31,7 @@ from fintune.serving.gate import Gate
 from fintune.serving.jobs import Answer, Answered
 from fintune.serving.keys import KeyRing
 from fintune.serving.queue import ModelThread
-from fintune.serving.requests import Thread, asked_of, attended, task_of
+from fintune.serving.requests import Thread, asked_of, attended, model_and_task, task_of
 from fintune.serving.schemas import (
     AdapterInfo,
     AdapterList,
@@ -280,8 +280,7 @@ async def list_models(thread: Thread) -> Any:
 @router.get("/v1/models/{model}", response_model=ModelInfo, tags=["models"])
 async def show_model(model: str, thread: Thread) -> Any:
     """One of them."""
-    name, _, task = model.partition(":")
-    name = await asyncio.to_thread(thread.models.check, name)
+    name, task = await asyncio.to_thread(model_and_task, thread, model)
     if task:
         await asyncio.to_thread(task_of, thread, name, task)
     return ModelInfo(id=model)
@@ -376,6 +375,10 @@ async def show_metrics(request: Request, thread: Thread) -> Any:
 
 def _add_docs(app: FastAPI) -> None:
     """Swagger UI from an installed package: the page loads nothing from another machine."""
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Any:

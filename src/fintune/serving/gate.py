@@ -116,7 +116,7 @@ class Gate:
         if foreign_page(scope["method"], headers, settings.hosts, settings.cors):
             message = "A page of another site sent this; --cors names the origins that may."
             raise ApiError(403, message, "permission_error", "foreign_page")
-        if scope["path"] in OPEN:
+        if scope["path"] in (*OPEN, "/"):
             return None
         if scope["path"].startswith(PUBLIC_DOCS) or scope["method"] == "OPTIONS":
             return None

@@ -6,115 +6,165 @@ The model `NAME:TASK` answers its task: a label is one of the task's, whatever t
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
 
 from fintune.data.raw.readers.instructions import fields_of
 from fintune.errors import DataError, FintuneError
 from fintune.inference.engine import Engine
 from fintune.prompts import framed_ids
-from fintune.serving import notes
-from fintune.serving.errors import ApiError, for_caller
+from fintune.serving import notes, options, tools
+from fintune.serving.errors import ApiError
 from fintune.serving.jobs import Done
+from fintune.serving.openai_answers import Asked, Pieces, answer
 from fintune.serving.queue import ModelThread
-from fintune.serving.requests import Thread, attended, task_of
-from fintune.serving.schemas import (
-    AssistantMessage,
-    ChatChoice,
-    ChatRequest,
-    ChatResponse,
-    CompletionRequest,
-    CompletionResponse,
-    TextChoice,
-    Usage,
-)
+from fintune.serving.requests import Thread, attended, model_and_task, task_of
+from fintune.serving.schemas import ChatRequest, ChatResponse, CompletionRequest, CompletionResponse
 from fintune.serving.writing import Sampling
 from fintune.tasks import Record, Task
 
 router = APIRouter(tags=["openai"])
-Pieces = AsyncIterator[str | Done]
-MAX_STOP = 256
-"""Characters of a stop text: each is looked for at every token, on the thread that writes everyone's."""
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+_Prompt = tuple[Callable[[Engine], list[int]], Sampling]
 
 
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses=_STREAM)
 async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
     """Answer a chat, or with the model `NAME:TASK` the task on the last user message."""
-    if body.response_format and body.response_format.get("type", "text") != "text":
-        raise ApiError(400, "Only the response_format text is supported.", param="response_format")
-    name, _, task = body.model.partition(":")
-    model = await asyncio.to_thread(thread.models.check, name)
+    model, task = await asyncio.to_thread(model_and_task, thread, body.model)
     asked = body.max_completion_tokens or body.max_tokens
-    sampling = _sampling(body, asked, thread)
-    messages = [
-        {"role": "system" if each.role == "developer" else each.role, "content": each.plain()}
-        for each in body.messages
-    ]
+    sampling = options.sampling(body, asked, thread.settings)
+    messages = tools.turns(body.messages)
     request.state.facts.update(model=model, **({"task": task} if task else {}))
     if thread.settings.log_text:
         request.state.facts["texts"] = [each["content"] for each in messages]
-    recorder = request.app.state.recorder
     if task:
         chosen = task_of(thread, model, task)
+        options.check_task(body, written=chosen.decoding != "candidates")
+        if chosen.takes_turns and tools.needed(messages, None):
+            message = "A task takes no calls of tools and no results of them: ask the model's name alone."
+            raise ApiError(400, message, param="messages")
         record = _record(chosen, messages)
         pieces = _task_pieces(thread, model, chosen, record, sampling, asked)
-        pieces = notes.text(pieces, recorder, model, chosen, record)
-    else:
-        pieces = thread.write(
-            model, lambda engine: _chat_prompt(engine, messages, sampling, thread), sampling
-        )
-        pieces = notes.text(pieces, recorder, model)
-    return await _answer(request, pieces, body, "chatcmpl")
+        pieces = notes.text(pieces, request.app.state.recorder, model, chosen, record)
+        return await answer(request, Asked(body, [pieces], scored=sampling.logprobs is not None))
+    given = tools.of_request(body)
+    if given and given.must and sampling.grammar:
+        message = f"{sampling.grammar.field} and a tool that must be called are given: send one of them."
+        raise ApiError(400, message, param="tool_choice")
+    result = Asked(body, [], body.n or 1, sampling.logprobs is not None, given)
+
+    def prompt(engine: Engine, own: Sampling) -> list[int]:
+        if tools.needed(messages, given):
+            result.form = tools.check(engine.tokenizer)
+            if given and given.must:
+                own.grammar = tools.grammar(result.form, given)
+        return _chat_prompt(engine, messages, given, own, thread)
+
+    result.texts = await _texts(request, thread, model, [prompt], sampling, body.n or 1)
+    return await answer(request, result)
 
 
 @router.post("/v1/completions", response_model=CompletionResponse, responses=_STREAM)
 async def completions(body: CompletionRequest, request: Request, thread: Thread) -> Any:
     """Go on from a prompt, as it is, without a chat's frame."""
     model = await asyncio.to_thread(thread.models.check, body.model)
-    sampling = _sampling(body, body.max_tokens or min(16, thread.settings.max_tokens), thread)
+    asked = min(16, thread.settings.max_tokens) if body.max_tokens is None else body.max_tokens
+    sampling = options.sampling(body, asked, thread.settings)
+    prompts, most = body.prompts(), thread.settings.max_items
+    if (count := len(prompts) * (body.n or 1)) > most:
+        raise ApiError(400, f"prompt and n ask for {count} texts, and {most} are allowed.", param="prompt")
+    if not all(prompts):
+        raise ApiError(400, "prompt has an empty text: send one of at least a token.", param="prompt")
     request.state.facts.update(model=model)
     if thread.settings.log_text:
-        request.state.facts["texts"] = [body.prompt]
+        request.state.facts["texts"] = [str(each) for each in prompts]
 
-    def prompt(engine: Engine) -> list[int]:
-        _refuse_long(engine, len(body.prompt), thread)
-        ids = framed_ids(engine.tokenizer, str, body.prompt, special=True)
-        return _fitting(engine, ids, sampling, thread)
+    def made(given: str | list[int]) -> Callable[[Engine, Sampling], list[int]]:
+        def prompt(engine: Engine, own: Sampling) -> list[int]:
+            ids = _completion_ids(engine, given, thread)
+            if body.echo:
+                own.echo = given if isinstance(given, str) else engine.tokenizer.decode(given)
+            return _fitting(engine, ids, own, thread)
 
-    pieces = notes.text(thread.write(model, prompt, sampling), request.app.state.recorder, model)
-    return await _answer(request, pieces, body, "cmpl")
+        return prompt
+
+    texts = await _texts(request, thread, model, [made(each) for each in prompts], sampling, body.n or 1)
+    return await answer(request, Asked(body, texts, body.n or 1, sampling.logprobs is not None))
+
+
+@router.post("/v1/embeddings", include_in_schema=False)
+async def embeddings() -> Any:
+    """Refused in a sentence."""
+    message = "This server has no embeddings: it writes texts and answers tasks (see /docs)."
+    raise ApiError(404, message, code="not_supported")
 
 
 # Prompts --------------------------------------------------------------------------------------------
 
 
-def _sampling(body: ChatRequest | CompletionRequest, asked: int | None, thread: ModelThread) -> Sampling:
-    limit = thread.settings.max_tokens
-    if asked is not None and asked > limit:
-        raise ApiError(400, f"max_tokens is {asked}, and {limit} are allowed.", param="max_tokens")
-    stops = body.stops()
-    if len(stops) > 4:
-        raise ApiError(400, f"stop has {len(stops)} texts, and 4 are allowed.", param="stop")
-    if (longest := max(map(len, stops), default=0)) > MAX_STOP:
-        raise ApiError(
-            400, f"stop has a text of {longest} characters, and {MAX_STOP} are allowed.", param="stop"
-        )
-    return Sampling(asked or limit, body.temperature, body.top_p, stops, body.seed)
+async def _texts(
+    request: Request,
+    thread: ModelThread,
+    model: str,
+    prompts: Sequence[Callable[[Engine, Sampling], list[int]]],
+    sampling: Sampling,
+    each: int,
+) -> list[Pieces]:
+    """Texts that begin together: `each` of every prompt, which is tokenized once."""
+    asked: list[_Prompt] = []
+    for made in prompts:
+        memo: list[tuple[list[int], Sampling]] = []
+        for number in range(each):
+            seed = None if sampling.seed is None else (sampling.seed + number + 2**63) % 2**64 - 2**63
+            own = replace(sampling, seed=seed)
+            asked.append((_once(made, own, memo), own))
+    begun = time.perf_counter()
+    try:
+        texts = await attended(request, thread.texts(model, asked))
+    except ApiError as error:
+        notes.refusal(notes.PLAIN, error, time.perf_counter() - begun)
+        raise
+    return [notes.text(text, request.app.state.recorder, model) for text in texts]
+
+
+def _once(
+    made: Callable[[Engine, Sampling], list[int]], own: Sampling, memo: list[tuple[list[int], Sampling]]
+) -> Callable[[Engine], list[int]]:
+    """Makes a prompt where no choice before this one did, and what it says of the sampling, too."""
+
+    def prompt(engine: Engine) -> list[int]:
+        if not memo:
+            memo.append((made(engine, own), own))
+        ids, first = memo[0]
+        own.max_tokens, own.echo, own.grammar = first.max_tokens, first.echo, first.grammar
+        return ids
+
+    return prompt
 
 
 def _chat_prompt(
-    engine: Engine, messages: list[dict[str, str]], sampling: Sampling, thread: ModelThread
+    engine: Engine,
+    messages: list[dict[str, Any]],
+    given: tools.Tools | None,
+    sampling: Sampling,
+    thread: ModelThread,
 ) -> list[int]:
-    _refuse_long(engine, sum(len(each["content"]) for each in messages), thread)
+    with_tools = tools.needed(messages, given)
+    said = sum(len(each["content"]) for each in messages)
+    if with_tools:
+        said = len(json.dumps([messages, given.given if given else None], ensure_ascii=False))
+    _refuse_long(engine, said, thread)
     try:
-        ids = engine.template.chat_ids(messages)
+        if with_tools:
+            ids = tools.prompt_ids(engine.tokenizer, messages, given)
+        else:
+            ids = engine.template.chat_ids(messages)
     except FintuneError:
         raise
     except Exception as error:  # templates refuse an order of roles by raising what they like
@@ -122,6 +172,17 @@ def _chat_prompt(
             400, "The model's chat template does not take these roles in this order.", param="messages"
         ) from error
     return _fitting(engine, ids, sampling, thread)
+
+
+def _completion_ids(engine: Engine, given: str | list[int], thread: ModelThread) -> list[int]:
+    """The token ids of a prompt: a text's, or those given."""
+    if isinstance(given, str):
+        _refuse_long(engine, len(given), thread)
+        return framed_ids(engine.tokenizer, str, given, special=True)
+    if max(given) >= (size := len(engine.tokenizer)):
+        message = f"prompt has the token {max(given)}, and the model's are 0 to {size - 1}."
+        raise ApiError(400, message, param="prompt")
+    return given
 
 
 def _context(engine: Engine, thread: ModelThread) -> int:
@@ -148,7 +209,7 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
         ApiError: the prompt is empty, or leaves no room.
     """
     context = _context(engine, thread)
-    if not ids or len(ids) >= context:
+    if not ids or len(ids) + min(1, sampling.max_tokens) > context:
         raise ApiError(
             400,
             f"The prompt has {len(ids)} tokens, and prompt and answer have room for {context}.",
@@ -159,7 +220,7 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     return ids
 
 
-def _record(task: Task, messages: list[dict[str, str]]) -> Record:
+def _record(task: Task, messages: list[dict[str, Any]]) -> Record:
     """What a task is asked: the chat, where its type takes one, as in training; else the last user message,
     of which the last line is the question where the task needs one."""
     if task.takes_turns:
@@ -205,104 +266,3 @@ async def _label(thread: ModelThread, model: str, task: Task, record: Record) ->
     yield str(as_dict(task.name, found.answer)["prediction"])
     prompt, cached = found.prompt_tokens or 0, found.cached_tokens
     yield Done("stop", prompt, 0, found.queue_seconds, cached, found.answer)
-
-
-# Answers --------------------------------------------------------------------------------------------
-
-
-async def _answer(request: Request, pieces: Pieces, body: ChatRequest | CompletionRequest, kind: str) -> Any:
-    own, created = f"{kind}-{secrets.token_hex(12)}", int(time.time())
-    if body.stream:
-        first = await attended(request, anext(pieces))  # what fails at once is an error with its status
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        chunk = _chat_chunk if kind == "chatcmpl" else _text_chunk
-        events = _events(pieces, first, chunk(own, created, body.model), usage)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-    text, done = await attended(request, _whole(pieces))
-    usage_ = _usage(done)
-    request.state.facts.update(tokens=usage_.total_tokens)
-    result: ChatResponse | CompletionResponse
-    common: dict[str, Any] = {"id": own, "created": created, "model": body.model, "usage": usage_}
-    common["prediction_id"] = done.prediction_id
-    if kind == "chatcmpl":
-        message = AssistantMessage(content=text)
-        result = ChatResponse(choices=[ChatChoice(message=message, finish_reason=done.finish)], **common)
-    else:
-        result = CompletionResponse(choices=[TextChoice(text=text, finish_reason=done.finish)], **common)
-    return JSONResponse(result.model_dump(exclude=set() if done.prediction_id else {"prediction_id"}))
-
-
-async def _whole(pieces: Pieces) -> tuple[str, Done]:
-    text = ""
-    async with contextlib.aclosing(pieces):  # type: ignore[type-var]
-        async for piece in pieces:
-            if isinstance(piece, Done):
-                return text, _checked(piece)
-            text += piece
-    raise AssertionError("a text ends with Done")
-
-
-def _checked(done: Done) -> Done:
-    if done.finish == "cancelled":
-        raise ApiError(504, "There was no whole answer in time.", "server_error", "timeout")
-    return done
-
-
-def _usage(done: Done) -> Usage:
-    total = done.prompt_tokens + done.completion_tokens
-    return Usage(
-        prompt_tokens=done.prompt_tokens, completion_tokens=done.completion_tokens, total_tokens=total
-    )
-
-
-Chunk = Callable[[str | None, str | None], dict[str, Any]]
-"""(A piece of text, why it ended) → an event's data."""
-
-
-def _chat_chunk(own: str, created: int, model: str) -> Chunk:
-    begun = False
-
-    def chunk(text: str | None, finish: str | None) -> dict[str, Any]:
-        nonlocal begun
-        delta = {**({} if begun else {"role": "assistant"}), **({} if text is None else {"content": text})}
-        begun = True
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        common = {"id": own, "object": "chat.completion.chunk", "created": created, "model": model}
-        return {**common, "choices": [choice]}
-
-    return chunk
-
-
-def _text_chunk(own: str, created: int, model: str) -> Chunk:
-    def chunk(text: str | None, finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text or "", "finish_reason": finish, "logprobs": None}
-        common = {"id": own, "object": "text_completion", "created": created, "model": model}
-        return {**common, "choices": [choice]}
-
-    return chunk
-
-
-async def _events(pieces: Pieces, first: str | Done, chunk: Chunk, usage: bool) -> AsyncIterator[str]:
-    """Server-sent events: a chunk a piece, the end and its reason, perhaps the usage, and [DONE]."""
-    import json
-
-    def event(data: dict[str, Any]) -> str:
-        return f"data: {json.dumps(data)}\n\n"
-
-    piece = first
-    async with contextlib.aclosing(pieces):  # type: ignore[type-var]
-        try:
-            while not isinstance(piece, Done):
-                yield event(chunk(piece, None))
-                piece = await anext(pieces)
-            _checked(piece)
-        except (ApiError, FintuneError) as error:  # the status is sent already: the error is an event
-            yield event(for_caller(error).body())
-            return
-    kept = {"prediction_id": piece.prediction_id} if piece.prediction_id else {}
-    yield event({**chunk(None, piece.finish), **kept})
-    if usage:
-        yield event({**chunk(None, None), "choices": [], "usage": _usage(piece).model_dump()})
-    yield "data: [DONE]\n\n"

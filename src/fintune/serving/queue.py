@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,7 +40,7 @@ from fintune.serving.jobs import (
 from fintune.serving.one_model import OneModel
 from fintune.serving.settings import Settings
 from fintune.serving.shares import CALLER, Limiter, Line
-from fintune.serving.writing import Group, Sampling, Writing, padded_tokens
+from fintune.serving.writing import Group, Sampling, Writing, padded_tokens, spelled
 from fintune.tasks import Record
 
 T = TypeVar("T")
@@ -158,6 +159,19 @@ class ModelThread:
         Raises:
             ApiError: 400, the backend writes no texts a token at a time; others as of `predict`.
         """
+        (text,) = await self.texts(model, [(prompt, sampling)], label, record)
+        async with contextlib.aclosing(text):  # type: ignore[type-var]
+            async for piece in text:
+                yield piece
+
+    async def texts(
+        self,
+        model: str,
+        asked: Sequence[tuple[Callable[[Engine], list[int]], Sampling]],
+        label: str = "text",
+        record: Record | None = None,
+    ) -> list[AsyncIterator[str | Done]]:
+        """Several texts that begin together, each as of `write`; none begins where one is refused."""
         if self.models.texts == 0:
             raise ApiError(
                 400,
@@ -167,25 +181,41 @@ class ModelThread:
                 param="model",
             )
         caller = CALLER.get()
-        self.limiter.check(caller, "records", 1)
-
+        self.limiter.check(caller, "records", len(asked))
         said: list[str] = []
 
-        def made(engine: Engine) -> Writing:
+        def made(engine: Engine) -> list[Writing]:
             from fintune.inference.formats import allowed_tokens
 
-            writing = Writing(prompt(engine), sampling, lambda piece: None, lambda: False)
-            if record and (wanted := engine.tasks[label].text_format):
-                writing.allowed = allowed_tokens(wanted, engine.tokenizer, [record])
-                writing.source_numbers = wanted.source_numbers
-            said.append(engine.tokenizer.decode(writing.prompt))
-            return writing
+            writings, tokenizer = [], engine.tokenizer
+            for prompt, sampling in asked:
+                writing = Writing(prompt(engine), sampling, lambda piece: None, lambda: False)
+                writing.spell = functools.partial(spelled, tokenizer)
+                sampling.check_bias(len(tokenizer))
+                if sampling.grammar:
+                    writing.allowed = sampling.grammar.allowed(tokenizer)
+                if record and (wanted := engine.tasks[label].text_format):
+                    writing.allowed = allowed_tokens(wanted, tokenizer, [record])
+                    writing.source_numbers = wanted.source_numbers
+                said.append(tokenizer.decode(writing.prompt))
+                writings.append(writing)
+            return writings
 
         deadline = time.monotonic() + self.settings.timeout
-        writing = await self.apart(model, made, deadline)
-        self.limiter.check(caller, "tokens", len(writing.prompt))
-        job = self._submit(("write", model), [len(writing.prompt)], writing, deadline, label)
-        job.said = lambda: said
+        writings = await self.apart(model, made, deadline)
+        self.limiter.check(caller, "tokens", sum(len(each.prompt) for each in writings))
+        jobs: list[Job] = []
+        try:
+            for each in writings:
+                jobs.append(self._submit(("write", model), [len(each.prompt)], each, deadline, label))
+                jobs[-1].said = lambda: said
+        except BaseException:
+            for job in jobs:
+                job.dropped = True
+            raise
+        return [self._written(job) for job in jobs]
+
+    async def _written(self, job: Job) -> AsyncIterator[str | Done]:
         try:
             while True:
                 event = await self._event(job)

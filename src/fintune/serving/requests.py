@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from fintune.errors import FintuneError
 from fintune.serving.errors import ApiError
 from fintune.serving.queue import ModelThread
 from fintune.tasks import Task
@@ -53,6 +55,22 @@ def task_of(thread: ModelThread, model: str, task: str) -> Task:
         known = ", ".join(tasks.names())
         raise ApiError(404, f"There is no such task: there are {known}.", code="task_not_found", param="task")
     return tasks[task]
+
+
+def model_and_task(thread: ModelThread, asked: str) -> tuple[str, str]:
+    """What a chat's `model` names: a model, `NAME:TASK`, or a task alone where one model alone has tasks.
+
+    Raises:
+        ApiError: 404, there is no such model.
+    """
+    models = thread.models
+    name, _, task = asked.partition(":")
+    trained = list(models.folders()) or [models.default]
+    if not task and len(trained) == 1 and name not in models.names():
+        with contextlib.suppress(FintuneError):  # its folder may be gone
+            if name in models.tasks(trained[0]).names():
+                return models.check(trained[0]), name
+    return models.check(name), task
 
 
 async def asked_of(thread: ModelThread, model: str | None, task: str) -> tuple[str, Task]:

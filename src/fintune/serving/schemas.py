@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
 _TEXT = "Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier."
 
@@ -166,28 +166,110 @@ class Part(_Lenient):
     text: str
 
 
+class CalledFunction(_Lenient):
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str = Field(description="JSON.")
+
+
+class ToolCall(_Lenient):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(_Lenient):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = Field(None, description="Null for an assistant's turn alone.")
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a {self.role} message needs content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls belong to an assistant message")
+        return self
 
     def plain(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+
+class Function(_Lenient):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Lenient):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Lenient):
+    name: str
+
+
+class NamedTool(_Lenient):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(_Lenient):
+    name: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Lenient):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, and only with it")
+        return self
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's field: one of these."""
+
+    choice: list[str] | None = Field(None, min_length=1, max_length=10_000)
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
 
 
 class StreamOptions(_Lenient):
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
-class _Writing(_Lenient):
+class _Writing(BaseModel):
+    """What is null is as if it were left out. What is not known here is refused by `options.check`."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
     model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, takes the likeliest tokens.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    n: Literal[1] | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2, description="0, the default: the likeliest tokens.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=128)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1, max_length=10_000)
+    guided_regex: str | None = None
 
     def stops(self) -> tuple[str, ...]:
         words = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -198,7 +280,6 @@ class ChatRequest(_Writing):
     """A chat. The model `NAME:TASK` takes the last user message as the task's text."""
 
     model_config = ConfigDict(
-        extra="ignore",
         json_schema_extra={
             "examples": [
                 {
@@ -213,21 +294,34 @@ class ChatRequest(_Writing):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    tools: list[Any] | None = Field(None, max_length=0, description="Not supported.")
-    response_format: dict[str, Any] | None = Field(None, description="Only `text` is supported.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class CompletionRequest(_Writing):
-    """Text that goes on from a prompt."""
+    """Text that goes on from a prompt, or from several."""
 
     model_config = ConfigDict(
-        extra="ignore",
         json_schema_extra={
             "examples": [{"model": "smollm2-135m-instruct", "prompt": "Net sales rose", "max_tokens": 16}]
         },
     )
 
-    prompt: str = Field(min_length=1)
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(min_length=1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    best_of: int | None = Field(None, ge=1)
+
+    def prompts(self) -> list[str | list[int]]:
+        given: Any = self.prompt
+        several = isinstance(given, list) and not isinstance(given[0], int)
+        return list(given) if several else [given]
 
 
 class Usage(BaseModel):
@@ -238,14 +332,37 @@ class Usage(BaseModel):
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Likely(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class LikelyToken(Likely):
+    top_logprobs: list[Likely]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[LikelyToken]
+    refusal: None = None
+
+
+class TextLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
 
 
 class ChatChoice(BaseModel):
     index: int = 0
     message: AssistantMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatResponse(BaseModel):
@@ -263,7 +380,7 @@ class TextChoice(BaseModel):
     index: int = 0
     text: str
     finish_reason: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
 
 
 class CompletionResponse(BaseModel):

@@ -7,16 +7,20 @@ each piece of a text is sent as soon as it cannot change any more. Knows engines
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fintune.inference.engine import Engine
+from fintune.serving.errors import ApiError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
-    from fintune.inference.decoding import Allowed
+    from fintune.inference.decoding import Allowed, Watch
+    from fintune.inference.grammars import Grammar
 
 COLDEST = 1e-4
 """Temperatures below it take the likeliest token: divided by less, logits overflow into no probabilities."""
@@ -33,6 +37,51 @@ class Sampling:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    presence_penalty: float = 0.0
+    """Taken off the logits of the tokens that were written."""
+    frequency_penalty: float = 0.0
+    """The same, as often as each was."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    """Each token's log-probability is told, with this many of the likeliest; None is none."""
+    grammar: Grammar | None = None
+    """What the text is kept to."""
+    echo: str | None = None
+    """The prompt's text, which the text begins with."""
+
+    def check_bias(self, tokens: int) -> None:
+        """Raises an ApiError for an id beyond the vocabulary."""
+        if wrong := [token for token in self.logit_bias if not 0 <= token < tokens]:
+            message = f"logit_bias names the token {wrong[0]}, and the model's are 0 to {tokens - 1}."
+            raise ApiError(400, message, param="logit_bias")
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A token's text and its log-probability, before penalties, biases, temperature and grammar; a prompt's
+    first token has none."""
+
+    text: str
+    value: float | None
+    top: tuple[tuple[str, float], ...] = ()
+    start: int = 0
+    """Where the token begins in the text."""
+
+
+class Scored(str):
+    """A piece of a text, with the tokens that are in it."""
+
+    chances: tuple[Chance, ...] = ()
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token's text: half a character, and a space that decoding drops, are those of the vocabulary."""
+    text: str = tokenizer.decode([token])
+    if "\ufffd" in text:
+        return str(tokenizer.convert_ids_to_tokens(token))
+    if not text.startswith(" ") and str(tokenizer.convert_ids_to_tokens(token)).startswith("▁"):
+        return f" {text}"
+    return text
 
 
 @dataclass
@@ -53,16 +102,32 @@ class Writing:
     """`stop`, `length`, `cancelled` or `failed` once it is at its end."""
     failed: Exception | None = None
     """What was raised when its next token was chosen."""
+    spell: Callable[[int], str] = str
+    """A token's text, for log-probabilities."""
     _sent: int = 0
+    _length: int = 0
+    """Characters of the text before the next token."""
+    _echoed: bool = False
+    _prompted: list[Chance] = field(default_factory=list)
+    _chances: list[Chance] = field(default_factory=list)
+    """What has not been sent."""
     _random: torch.Generator | None = None
 
-    def take(self, logits: torch.Tensor, end: int, decode: Callable[[list[int]], str]) -> int:
+    def take(self, logits: torch.Tensor, ends: Collection[int], decode: Callable[[list[int]], str]) -> int:
         """Choose the next token from `logits` (V,), emit what is new of the text; returns the token."""
+        if self.sampling.echo is not None and not self._echoed:
+            self._emit(self.sampling.echo, self._prompted)
+            self._echoed, self._prompted = True, []
+        if self.sampling.max_tokens == 0:
+            self.finish = "length"
+            return 0
         token = self._choose(logits)
-        if token == end:
+        if token in ends:
             self.finish = "stop"
         else:
             self.ids.append(token)
+            if self.sampling.logprobs is not None:
+                self._chances += self._scored(logits[None], [token], self._length)
             if len(self.ids) >= self.sampling.max_tokens:
                 self.finish = "length"
         text = decode(self.ids)
@@ -74,10 +139,44 @@ class Writing:
 
             text = without_cut_number(text)
         ready = len(text) if self.finish else len(text) - self._held(text)
-        if ready > self._sent:
-            self.emit(text[self._sent : ready])
+        self._length = len(text.rstrip("\ufffd"))
+        whole = self.finish is not None and not found
+        chances = [each for each in self._chances if whole or each.start < ready]
+        if ready > self._sent or (self.finish and chances):
+            self._chances = self._chances[len(chances) :]
+            self._emit(text[self._sent : ready], chances)
             self._sent = ready
         return token
+
+    def begin(self) -> Watch | None:
+        """Called before the prompt is computed, perhaps again: what is to see its logits, if anything."""
+        self._prompted = []
+        if self.sampling.echo is None or self.sampling.logprobs is None or self._echoed:
+            return None
+        self._prompted = [Chance(self.spell(self.prompt[0]), None)]
+        return self._watch
+
+    def _watch(self, logits: torch.Tensor) -> None:
+        begin = len(self._prompted)
+        self._prompted += self._scored(logits, self.prompt[begin : begin + len(logits)], 0)
+
+    def _scored(self, logits: torch.Tensor, tokens: Sequence[int], start: int) -> list[Chance]:
+        from fintune.inference.decoding import chances
+
+        return [
+            Chance(self.spell(token), value, tuple((self.spell(i), each) for i, each in top), start)
+            for token, (value, top) in zip(
+                tokens, chances(logits, tokens, self.sampling.logprobs or 0), strict=True
+            )
+        ]
+
+    def _emit(self, text: str, chances: Sequence[Chance]) -> None:
+        if self.sampling.logprobs is None:
+            self.emit(text)
+            return
+        piece = Scored(text)
+        piece.chances = tuple(chances)
+        self.emit(piece)
 
     def _held(self, text: str) -> int:
         """Characters at the end that may change yet: half a character, the beginning of a stop word, or a
@@ -97,6 +196,7 @@ class Writing:
 
         from fintune.inference.decoding import restricted
 
+        logits = self._shifted(logits)
         if self.allowed:
             logits = restricted(logits, self.allowed(0, self.ids))
         if self.sampling.temperature < COLDEST:
@@ -114,6 +214,22 @@ class Writing:
             outside[0] = False  # a top_p that is 0 in 32 bit keeps the likeliest, too
             shares = shares.index_fill(0, order[outside], 0.0)
         return int(torch.multinomial(shares, 1, generator=self._random))
+
+    def _shifted(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits with biases and penalties; themselves where there are none."""
+        import torch
+
+        sampling, shifts = self.sampling, dict[int, float]()
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            for token, count in Counter(self.ids).items():
+                shifts[token] = -sampling.presence_penalty - count * sampling.frequency_penalty
+        for token, bias in sampling.logit_bias.items():
+            shifts[token] = shifts.get(token, 0.0) + bias
+        if not shifts:
+            return logits
+        ids = torch.tensor(list(shifts), device=logits.device)
+        values = torch.tensor(list(shifts.values()), device=logits.device)
+        return logits.float().index_add(0, ids, values)
 
 
 def padded_tokens(writings: Sequence[Writing]) -> int:
@@ -134,7 +250,10 @@ class Group:
         self._tokens: list[int] | None = None
         longest = max(each.sampling.max_tokens - len(each.ids) for each in writings)
         # One that was begun in another group goes on.
-        self._texts = engine.backend.begin([[*each.prompt, *each.ids] for each in writings], longest)
+        prompts = [[*each.prompt, *each.ids] for each in writings]
+        watched = {i: watch for i, each in enumerate(writings) if (watch := each.begin())}
+        more = {"watched": watched} if watched else {}
+        self._texts = engine.backend.begin(prompts, longest, **more)
 
     def step(self) -> bool:
         """A pass of the prompts, or one token for every text; False when all are at their end."""
@@ -150,13 +269,13 @@ class Group:
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
 
-        end, tokens = tokenizer.eos_token_id, []
+        ends, tokens = self.engine.ends, list[int]()
         for each, row in zip(self.writings, logits, strict=True):
             try:
-                tokens.append(each.take(row, end, decode))
+                tokens.append(each.take(row, ends, decode))
             except Exception as error:  # of this text alone: the others go on
                 each.finish, each.failed = "failed", error
-                tokens.append(end)
+                tokens.append(0)  # it leaves below
         self._tokens = tokens
         self._keep([i for i, each in enumerate(self.writings) if each.finish is None])
         return bool(self.writings)

@@ -7,7 +7,7 @@ engine, so that every backend is asked and read in the same way.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from fintune.errors import ConfigError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.inference.decoding import Allowed, Generated, Texts, Watch
     from fintune.models.source import Kind, Source
 
 DEFAULT = "builtin"
@@ -79,11 +79,18 @@ class Backend(Protocol):
             allowed: which tokens may come next; None allows all.
         """
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
         """Texts after these prompts that the caller writes a token at a time, other work in between.
 
         Args:
             max_new_tokens: the most tokens that will be added to any of them.
+            watched: row → what is given the (T, V) logits after each of its prompt's tokens, in several
+                parts, in order. It is passed only where a caller asks for a prompt's log-probabilities.
         """
 
 
@@ -118,7 +125,7 @@ _registered = {
     spec.name: spec
     for spec in (
         BackendSpec(
-            DEFAULT, _in_module("builtin"), takes=("base", "adapter", "merged"), adapters_by_name=True
+            DEFAULT, _in_module("builtin"), takes=("base", "adapter", "merged", "gguf"), adapters_by_name=True
         ),
         BackendSpec("llama.cpp", _in_module("llamacpp"), takes=("gguf",), needs=("llama_cpp", "llamacpp")),
         BackendSpec("vllm", _in_module("vllm"), takes=("base", "adapter", "merged"), needs=("vllm", "vllm")),

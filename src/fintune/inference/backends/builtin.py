@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fintune.inference.prefix import Prefix, PrefixStore
@@ -12,7 +12,7 @@ from fintune.kernels.packing import common_prefix_length
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.inference.decoding import Allowed, Generated, Texts, Watch
     from fintune.models.source import Source
 
 ROW_TOKENS = 8192
@@ -25,8 +25,11 @@ DECODED_TOKENS = 4 * ROW_TOKENS
 
 def load(source: Source) -> Builtin:
     """The base with its adapter, or an exported model; see `BackendSpec.load`."""
-    from fintune.models import adapters, base
+    from fintune.models import adapters, base, gguf
 
+    if source.kind == "gguf":
+        assert source.path
+        return Builtin(gguf.load(source.path), source.tokenizer.pad_token_id, keep_prefixes=True)
     model = base.load_base_model(source.recipe.base_model, source.dtype)
     if source.adapter:
         model = adapters.load_adapter(model, source.adapter)
@@ -123,19 +126,35 @@ class Builtin:
         texts = self._begin(prompts, max_new_tokens, shared, ROW_TOKENS)
         return greedy(texts, range(len(prompts)), max_new_tokens, ends, allowed)
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
-        step = STEP_TOKENS.get(self.model.device.type, 2_048)
-        return self._begin(prompts, max_new_tokens, 0, step)
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
+        from fintune.inference.texts import WATCHED_TOKENS
 
-    def _begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, shared: int, step: int) -> Texts:
+        step = STEP_TOKENS.get(self.model.device.type, 2_048)
+        return self._begin(
+            prompts, max_new_tokens, 0, min(step, WATCHED_TOKENS) if watched else step, watched
+        )
+
+    def _begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        shared: int,
+        step: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
         from fintune.inference.texts import PackedTexts, PaddedTexts
 
         # PEFT's wrapper may be made anew while a text is written: when a server unloads its adapter and loads
         # it again. The model under it stays, and has the adapter's layers in it.
         model = getattr(self.model, "get_base_model", lambda: self.model)()
         if not self.by_blocks:
-            return PaddedTexts(model, prompts, self.pad, step)
-        return PackedTexts(model, prompts, self._prefix(prompts, shared), step, max_new_tokens)
+            return PaddedTexts(model, prompts, self.pad, step, watched)
+        return PackedTexts(model, prompts, self._prefix(prompts, shared), step, max_new_tokens, watched)
 
     def _prefix(self, prompts: Sequence[Sequence[int]], shared: int) -> Prefix:
         return self.prefixes.get(self.model, prompts[0][:shared], self._use_adapter)

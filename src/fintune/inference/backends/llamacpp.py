@@ -9,17 +9,18 @@ import contextlib
 import ctypes
 import logging
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
 from fintune.kernels.packing import common_prefix_length
+from fintune.models import gguf
 
 if TYPE_CHECKING:
     import torch
 
-    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.inference.decoding import Allowed, Generated, Texts, Watch
     from fintune.models.source import Source
 
 TEXTS = 2
@@ -127,9 +128,15 @@ class _Prompt:
 class _Written:
     """Texts in sequences of their own, out of the numbers in `free`, to which they return."""
 
-    def __init__(self, context: _Context, free: list[int], prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        context: _Context,
+        free: list[int],
+        prompts: Sequence[Sequence[int]],
+        watched: Mapping[int, Watch],
+    ) -> None:
         self._context, self._free = context, free
-        self._prompts = list(prompts)
+        self._prompts, self._watched = list(prompts), [watched.get(i) for i in range(len(prompts))]
         self._sequences = [free.pop() for _ in prompts]
         self._lengths = [0] * len(prompts)  # tokens computed
         self._first: list[torch.Tensor | None] = [None] * len(prompts)  # (1, V) logits after the prompts
@@ -150,9 +157,13 @@ class _Written:
         """A pass of a prompt."""
         prompt, begin, own = self._prompts[row], self._lengths[row], self._sequences[row]
         end = self._lengths[row] = min(begin + BATCH, len(prompt))
-        last = len(prompt) - 1
-        logits = self._context.decode([(prompt[i], i, own, i == last) for i in range(begin, end)])
-        self._first[row] = logits if end == len(prompt) else None
+        last, watch = len(prompt) - 1, self._watched[row]
+        logits = self._context.decode(
+            [(prompt[i], i, own, bool(watch) or i == last) for i in range(begin, end)]
+        )
+        if watch:
+            watch(logits)
+        self._first[row] = logits[-1:] if end == len(prompt) else None
 
     def keep(self, rows: Sequence[int]) -> None:
         kept = [self._sequences[i] for i in rows]
@@ -160,6 +171,7 @@ class _Written:
             self._context.forget(sequence)
             self._free.append(sequence)
         self._prompts = [self._prompts[i] for i in rows]
+        self._watched = [self._watched[i] for i in rows]
         self._lengths = [self._lengths[i] for i in rows]
         self._first = [self._first[i] for i in rows]
         self._sequences = kept
@@ -168,11 +180,7 @@ class _Written:
 def load(source: Source) -> LlamaCpp:
     """The one GGUF file of an exported folder; see `BackendSpec.load`."""
     assert source.path
-    files = sorted(source.path.glob("*.gguf"))
-    if len(files) != 1:
-        found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
-        raise ModelError(f"--model_path is {source.path}, which has {found}: keep one there.")
-    return LlamaCpp(files[0], source.recipe.training.max_length)
+    return LlamaCpp(gguf.only_file(source.path), source.recipe.training.max_length)
 
 
 class LlamaCpp:
@@ -280,8 +288,13 @@ class LlamaCpp:
             for number, prompt in enumerate(prompts)
         ]
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
         if self._written is None:
             assert self.context
             self._written = _Context(self._model, TEXTS * self.context, TEXTS)
-        return _Written(self._written, self._free, prompts)
+        return _Written(self._written, self._free, prompts, watched or {})

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
 
 if TYPE_CHECKING:
-    from fintune.inference.decoding import Allowed, Generated, Texts
+    from fintune.inference.decoding import Allowed, Generated, Texts, Watch
     from fintune.models.source import Source
 
 AT_ONCE = 4096
 """Prompts handed over in one call: vLLM makes its own batches of them."""
 AT_MOST = 128
 """Tokens whose likelihood vLLM tells of one request."""
-RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""The ranks vLLM has room for."""
 _GREEDY = {"temperature": 0, "detokenize": False}
 
 
@@ -31,14 +29,12 @@ class Vllm:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        from fintune.models import adapters, base
+        from fintune.models import adapters, base, vllm_lora
 
         name, adapter = base.resolve(source.recipe.base_model.name), source.adapter
         options: dict[str, Any] = {"dtype": str(source.dtype).removeprefix("torch.")}
         if adapter is not None:
-            rank = adapters.rank(adapter)
-            room = min((each for each in RANKS if each >= rank), default=RANKS[-1])
-            options |= {"enable_lora": True, "max_lora_rank": room}
+            options |= {"enable_lora": True, "max_lora_rank": vllm_lora.room(adapters.rank(adapter))}
         self.context: int | None = source.recipe.training.max_length
         try:
             self._llm = vllm.LLM(
@@ -121,7 +117,12 @@ class Vllm:
             answers.append(Generated([token for token in ids if token not in ends], values))
         return answers
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Texts:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        watched: Mapping[int, Watch] | None = None,
+    ) -> Texts:
         raise ModelError("--backend vllm writes no text a token at a time: serve it with vLLM's own server.")
 
 

@@ -1,0 +1,191 @@
+"""`fintune export`, `push` and `reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fintune.commands.common import (
+    Command,
+    adapter_of,
+    count,
+    data_dir_flag,
+    model_path_flag,
+    trust_flag,
+)
+from fintune.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from fintune.config import Recipe
+
+ROWS = 200
+
+
+def _export_flags(command: argparse.ArgumentParser) -> None:
+    model_path_flag(command)
+    command.add_argument(
+        "--format",
+        choices=("merged", "gguf", "vllm", "bundle"),
+        default="merged",
+        help="a folder of safetensors (the default), a GGUF file for llama.cpp and Ollama, the adapter as "
+        "vLLM's server takes it, or what fintune reproduce makes it of again",
+    )
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        help="of the weights: f16 (the default), bf16 or f32; of a GGUF also q8_0, q5_1, q5_0, q4_1, q4_0, "
+        "and with llama.cpp's llama-quantize q6_k, q5_k_m, q4_k_m, …",
+    )
+    command.add_argument(
+        "--base",
+        action="store_true",
+        help="write the base model alone, of --model_path or of the default recipe",
+    )
+    command.add_argument(
+        "--base_model",
+        metavar="NAME",
+        help="merge the adapter into other weights of its base, such as the hub's, and see what that costs",
+    )
+    command.add_argument(
+        "--rows",
+        type=count,
+        default=ROWS,
+        metavar="N",
+        help=f"held-out rows of each task, answered by adapter and export (default: {ROWS})",
+    )
+    command.add_argument("--no_score", action="store_true", help="compare no answers")
+    command.add_argument("--force", action="store_true", help="keep an export that answers otherwise")
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.format == "bundle":
+        return _bundle(args)
+    from fintune.models.export import export
+
+    recipe, model_path = None, None if args.base and not args.model_path else adapter_of(args.model_path)
+    if args.base:
+        recipe, model_path = _recipe_of_base(model_path, args.base_model), None
+    done = export(model_path, args.output_dir, args.format, args.dtype, recipe, args.base_model)
+    if not done.vocabulary:
+        print(
+            "llama.cpp has no name for this tokenizer, so the GGUF is without a vocabulary: "
+            "fintune needs none, other programs do."
+        )
+    if not args.no_score and not (args.base and args.dtype is None and args.format == "merged"):
+        _score(args, model_path, recipe)
+    print(f"Written to {done.folder}: fintune predict --model_path {done.folder} …")
+    for command in done.commands:
+        print(f"  {command}")
+    if args.base:
+        print(f"  base_model.name: {done.folder}")
+    return 0
+
+
+def _recipe_of_base(model_path: str | Path | None, name: str | None) -> Recipe:
+    from fintune.config import BaseModelConfig
+    from fintune.models import manifest
+    from fintune.recipes import default_recipe_path, load_recipe
+
+    recipe = manifest.read_recipe(model_path) if model_path else load_recipe(default_recipe_path())
+    return recipe.model_copy(update={"base_model": BaseModelConfig(name=name)}) if name else recipe
+
+
+def _bundle(args: argparse.Namespace) -> int:
+    from fintune.evaluation import bundle
+    from fintune.models.export import new_folder
+    from fintune.models.source import newest_adapter
+
+    if wrong := next((name for name in ("dtype", "base", "base_model", "force") if getattr(args, name)), ""):
+        raise ConfigError(f"--{wrong} does not go with --format bundle, which holds no weights: drop it.")
+    target = new_folder(args.output_dir)
+    bundle.write(args.model_path or newest_adapter(), target)
+    print(f"Written to {target}: fintune reproduce {target} --output_dir again")
+    return 0
+
+
+def _reproduce_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", metavar="BUNDLE", help="a folder of fintune export --format bundle")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        metavar="X",
+        help="of each metric, or of a number above 1 a share of it (default: 0.02)",
+    )
+    data_dir_flag(command)
+    trust_flag(command)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from fintune.evaluation import bundle
+    from fintune.pipeline import reproduce
+    from fintune.tasks import plugins
+
+    found = bundle.read(args.bundle)
+    plugins.check_trusted(found.recipe.plugins, args.bundle)
+    same = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
+    print("Reproduced." if same else "Not reproduced: see the lines above.")
+    return 0 if same else 1
+
+
+def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> None:
+    """Print and keep what the export lost; remove one that lost too much, unless it is forced."""
+    from fintune.evaluation import agreement
+    from fintune.reports.exports import print_agreement
+
+    folder = Path(args.output_dir)
+    found = agreement.measure(model_path, folder, args.rows, recipe)
+    found.write()
+    print_agreement(found)
+    worst = ", ".join(task.task for task in found.tasks if task.verdict == found.verdict)
+    if found.verdict == "refuse" and not args.force:
+        shutil.rmtree(folder)
+        raise ModelError(
+            f"The export answers otherwise than its adapter ({worst}), and was removed: take a --dtype of "
+            "more bits, or keep it with --force."
+        )
+    if found.verdict != "ok":
+        print(
+            f"The export differs from its adapter: {worst}. Evaluate it before it is used.", file=sys.stderr
+        )
+
+
+def _push_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "repo", metavar="REPO", help="on the hub: NAME or OWNER/NAME; made where there is none"
+    )
+    model_path_flag(command, "the folder of an adapter or of fintune export")
+    command.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
+    command.add_argument("--dry_run", action="store_true", help="show files and card, and send nothing")
+
+
+def _push(args: argparse.Namespace) -> int:
+    from fintune.models import hub
+    from fintune.models.source import newest_adapter
+
+    upload = hub.plan(args.model_path or newest_adapter())
+    for path in upload.files:
+        print(f"{path.stat().st_size:>14,}  {path.name}")
+    print(f"{len(upload.card.encode()):>14,}  README.md")
+    if upload.left_out:
+        print(f"Not sent: {', '.join(upload.left_out)}")
+    if args.dry_run:
+        seen = "public" if args.public else "private"
+        print(
+            f"\n{upload.card}\nNothing was sent. {args.repo} would be {seen}, {upload.bytes / 1e6:,.1f} MB."
+        )
+        return 0
+    print(f"Sent to {hub.push(upload, args.repo, args.public)}")
+    return 0
+
+
+COMMANDS = (
+    Command("reproduce", "train and evaluate by a bundle again, and compare", _reproduce, _reproduce_flags),
+    Command("push", "an adapter, or an export, with its card to the Hugging Face hub", _push, _push_flags),
+    Command("export", "an adapter and its base as one model, and what that lost", _export, _export_flags),
+)

@@ -1,0 +1,217 @@
+"""Tools in a chat: given to the chat template, and calls read from what the model writes in its form.
+
+Two forms are known: `<tool_call>{"name", "arguments"}</tool_call>` (Hermes, Qwen) and a bare
+`{"name", "parameters"}` (Llama 3.1 and later).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from fintune.inference import grammars
+from fintune.inference.grammars import Grammar
+from fintune.prompts import framed_ids
+from fintune.serving.errors import ApiError
+from fintune.serving.schemas import CalledFunction, ChatRequest, Message, NamedTool, ToolCall
+
+Form = Literal["hermes", "llama"]
+_ARGUMENTS = {"hermes": "arguments", "llama": "parameters"}
+_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+_PROBE = {"type": "function", "function": {"name": "p7b", "description": "", "parameters": {}}}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The tools of a request, and whether one has to be called."""
+
+    given: tuple[dict[str, Any], ...]
+    names: tuple[str, ...]
+    must: bool
+    """Whether one of `names` has to be called."""
+    several: bool
+    """Whether several may be called at once."""
+
+
+def of_request(body: ChatRequest) -> Tools | None:
+    """The tools that may be called; None where there are none.
+
+    Raises:
+        ApiError: `tool_choice` goes with no tool.
+    """
+    choice, given = body.tool_choice, body.tools or []
+    if not given:
+        if choice not in (None, "none", "auto"):
+            raise ApiError(400, "tool_choice is given without tools: send some.", param="tool_choice")
+        return None
+    if choice == "none":
+        return None
+    names = tuple(tool.function.name for tool in given)
+    if isinstance(choice, NamedTool):
+        if choice.function.name not in names:
+            message = f"tool_choice names none of the tools, which are {', '.join(names)[:200]}."
+            raise ApiError(400, message, param="tool_choice")
+        names = (choice.function.name,)
+    must = choice == "required" or isinstance(choice, NamedTool)
+    shown = tuple(tool.model_dump(exclude_none=True) for tool in given)
+    return Tools(shown, names, must, body.parallel_tool_calls is not False)
+
+
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates take them.
+
+    Raises:
+        ApiError: the arguments of a call are no JSON object.
+    """
+    made = []
+    for each in messages:
+        turn: dict[str, Any] = {"role": "system" if each.role == "developer" else each.role}
+        turn["content"] = each.plain()
+        if each.tool_calls:
+            turn["tool_calls"] = [_call_turn(call) for call in each.tool_calls]
+        if each.role == "tool":
+            turn |= {name: value for name in ("tool_call_id", "name") if (value := getattr(each, name))}
+        made.append(turn)
+    return made
+
+
+def _call_turn(call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ApiError(400, "The arguments of a tool call are no JSON object.", param="messages")
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"type": "function", "function": function, **({"id": call.id} if call.id else {})}
+
+
+def needed(messages: Sequence[dict[str, Any]], tools: Tools | None) -> bool:
+    """Whether the chat template has to know tools."""
+    return bool(tools) or any(each["role"] == "tool" or "tool_calls" in each for each in messages)
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: Tools | None) -> list[int]:
+    """The token ids of a chat with tools, in which control tokens are the template's alone.
+
+    Raises:
+        Exception: what the chat template raises of an order of roles that it does not take.
+    """
+    whole = [messages, list(tools.given) if tools else None]
+
+    def frame(*texts: str) -> str:
+        said, given = _with(whole, iter(texts))
+        return _render(tokenizer, said, given)
+
+    return framed_ids(tokenizer, frame, *_texts(whole))
+
+
+@lru_cache(maxsize=8)
+def form_of(tokenizer: Any) -> Form | None:
+    """The form in which the chat template asks for calls; None where it has no tools, or another form."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return None
+    try:
+        shown = _render(tokenizer, [{"role": "user", "content": "?"}], [_PROBE])
+    except Exception:  # a template may raise anything
+        return None
+    if "p7b" not in shown:
+        return None
+    if "<tool_call>" in shown:
+        return "hermes"
+    return "llama" if '"parameters"' in shown and "<function" not in shown else None
+
+
+def check(tokenizer: Any) -> Form:
+    """The form, or an ApiError that says that there is none."""
+    if form := form_of(tokenizer):
+        return form
+    message = "This model's chat template has no tools in a form that is known here: leave tools out."
+    raise ApiError(400, message, code="not_supported", param="tools")
+
+
+def grammar(form: Form, tools: Tools) -> Grammar:
+    """One call of one of the tools, in the template's form.
+
+    Raises:
+        DataError: the parameters of a tool are no schema, or beyond a limit.
+    """
+    calls = []
+    for tool in tools.given:
+        function = tool["function"]
+        if function["name"] in tools.names:
+            parameters = function.get("parameters") or _NO_PARAMETERS
+            fields = {"name": {"const": function["name"]}, _ARGUMENTS[form]: parameters}
+            calls.append(
+                {
+                    "type": "object",
+                    "properties": fields,
+                    "required": list(fields),
+                    "additionalProperties": False,
+                }
+            )
+    schema = grammars.inner("tools", calls[0] if len(calls) == 1 else {"anyOf": calls})
+    around = '"<tool_call>\\n" call "\\n</tool_call>"' if form == "hermes" else "call"
+    return grammars.of_lark("tools", f"start: {around}\ncall: %json {schema}")
+
+
+def parsed(form: Form, text: str, tools: Tools) -> tuple[str | None, list[ToolCall]]:
+    """What was said besides calls, and the calls; a call of no tool that was given is left in the text."""
+    found: list[ToolCall] = []
+    if form == "hermes":
+        rest = _CALL.sub(lambda match: "" if _read(form, match[1], tools, found) else match[0], text)
+    else:
+        rest = "" if _read(form, text.strip().removeprefix("<|python_tag|>"), tools, found) else text
+    if not found:
+        return text, []
+    return rest.strip() or None, found if tools.several else found[:1]
+
+
+def _read(form: Form, text: str, tools: Tools, found: list[ToolCall]) -> bool:
+    """Whether a text is a call, which is then put among `found`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    arguments = value.get(_ARGUMENTS[form], {}) if isinstance(value, dict) else None
+    if not isinstance(arguments, dict) or value.get("name") not in tools.names:
+        return False
+    function = CalledFunction(name=value["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+    found.append(ToolCall(id=f"call_{secrets.token_hex(12)}", function=function))
+    return True
+
+
+def _render(tokenizer: Any, messages: Any, tools: Any) -> str:
+    rendered: str = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=True
+    )
+    return rendered
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys too, in the order of `_with`."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for key in value:
+            yield from _texts(key)
+            if isinstance(value, dict):
+                yield from _texts(value[key])
+
+
+def _with(value: Any, texts: Iterator[str]) -> Any:
+    """The same value with other texts. Keys that a template reads, such as `role`, hold no control token."""
+    if isinstance(value, str):
+        return next(texts)
+    if isinstance(value, list):
+        return [_with(each, texts) for each in value]
+    if isinstance(value, dict):
+        return {_with(key, texts): _with(each, texts) for key, each in value.items()}
+    return value
