@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fintune.data.raw.readers.instructions import fields_of
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
+from fintune.models.endings import end_tokens
 from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, known_tasks
 from fintune.tasks.types import InstructionTask
@@ -226,6 +227,6 @@ def test_of_a_conversation_that_is_too_long_the_oldest_turns_are_left_out():
 def test_an_answer_is_over_at_the_end_of_text_and_at_the_end_of_the_assistants_turn():
     base = copy.copy(TOKENIZER)
     base.eos_token = "<|endoftext|>"
-    names = {base.convert_ids_to_tokens(i) for i in template(tokenizer=base).ends}
+    names = {base.convert_ids_to_tokens(i) for i in end_tokens(base)}
     assert names == {"<|endoftext|>", "<|im_end|>"}
-    assert template(tokenizer=tokenizer_of("plain")).ends == {TOKENIZER.eos_token_id}
+    assert end_tokens(tokenizer_of("plain")) == [TOKENIZER.eos_token_id]

@@ -7,7 +7,6 @@ as the end of a turn, are the frame's alone: in a text their names are plain tex
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
@@ -280,23 +279,8 @@ class PromptTemplate:
 
         return framed_ids(self.tokenizer, frame, *(turn["content"] for turn in messages))
 
-    @functools.cached_property
-    def ends(self) -> frozenset[int]:
-        """The ids of the tokens that end an answer: end of text, and the end of the assistant's turn."""
-        ends = {self.tokenizer.eos_token_id}
-        if self._style != "plain":
-            turn = [{"role": "user", "content": "USER"}, {"role": "assistant", "content": "ANSWER"}]
-            with contextlib.suppress(Exception):  # a template may take no such chat, and raise anything
-                _, _, after = self._render(turn, answered=True).rpartition("ANSWER")
-                begins = [i for i in self.tokenizer(after, add_special_tokens=False)["input_ids"][:1]]
-                control = _control_tokens(self.tokenizer, len(self.tokenizer))
-                ends |= {i for i in begins if self.tokenizer.convert_ids_to_tokens(i) in control}
-        return frozenset(ends)
-
-    def _render(self, messages: list[dict[str, str]], answered: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not answered
-        )
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _find_style(self) -> str:
         """`system` if the chat template takes a system message, `user` if not, `plain` without a template."""

@@ -19,6 +19,7 @@ from fintune.errors import DataError, ModelError
 from fintune.inference import backends
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
+from fintune.models.endings import end_tokens
 from fintune.models.source import Source
 from fintune.tasks import Prediction, Record, Task, TaskSet
 from fintune.tasks.base import softmax
@@ -102,7 +103,7 @@ class Engine:
         self.adapter = adapter
         self.batch_size = batch_size
         self.template = PromptTemplate(tokenizer, min(max_length, self.backend.context or max_length))
-        self.ends = self.template.ends | (_ends_of(model) if isinstance(model, torch.nn.Module) else set())
+        self.ends = frozenset(end_tokens(tokenizer, getattr(model, "generation_config", None)))
         """The ids of the tokens that end an answer."""
         self._lock = threading.Lock()
         self._frames: dict[Task, int] = {}
@@ -410,12 +411,6 @@ class Engine:
             (partial(decide, text, each.probability), len(each.ids))
             for text, each in zip(texts, found, strict=True)
         ]
-
-
-def _ends_of(model: PreTrainedModel) -> set[int]:
-    """The tokens at which the model's own generation ends."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return set(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
 
 
 def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
