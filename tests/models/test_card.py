@@ -1,18 +1,30 @@
 """The model card says what went in, under which licence, and whether it may be used commercially."""
 
+import shutil
+
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import PreparedDataset
 from fintune.models import card
+from fintune.models.base import load_tokenizer
+from fintune.prompts import PromptTemplate
+from fintune.tasks import Record, known_tasks
 
 
-def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(tmp_path):
+def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(
+    tmp_path, tiny_base, random_adapter
+):
     entries = {
         "sentiment": ("financial_phrasebank", "CC BY-NC-SA 3.0"),
         "headline": ("twitter_financial_news", "MIT"),
         "notes": ("notes.csv", "your own"),
     }
     tasks = {
-        name: {"dataset": dataset, "licence": licence, "counts": {"train": 7}}
+        name: {
+            "dataset": dataset,
+            "licence": licence,
+            "counts": {"train": 7},
+            "task": known_tasks()["headline" if name == "notes" else name].to_dict(),
+        }
         for name, (dataset, licence) in entries.items()
     }
     facts = {
@@ -47,4 +59,14 @@ def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(tmp_pa
         "merged into its base; weights in f16" in exported
         and "| sentiment | financial_phrasebank" in exported
     )
+    own = shutil.copytree(random_adapter, tmp_path / "own")
+    load_tokenizer(str(tiny_base)).save_pretrained(own)
+    program = text.partition("```python\n")[2].partition("```")[0]
+    assert '"BASE", "FOLDER"' in program
+    program = program.replace('"BASE"', repr(str(tiny_base))).replace('"FOLDER"', repr(str(own)))
+    found = {}
+    exec(program, found)
+    template = PromptTemplate(load_tokenizer(str(tiny_base)), 256)
+    ids, _ = template.prompt_ids(known_tasks()["sentiment"], Record("TEXT"), 256)
+    assert found["asked"]["input_ids"][0].tolist() == ids and len(found["answer"])
     assert card.for_hub(tmp_path / "out", {"data": {"tasks": tasks}}) == exported

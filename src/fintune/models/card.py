@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fintune.data.raw.licences import commercial_use
 from fintune.errors import ModelError
 from fintune.files import atomic_write
 from fintune.models.base import EMBEDDED, public_name
+from fintune.tasks.base import Record
 from fintune.text.markdown import cell
 
 
@@ -73,10 +75,54 @@ of the model). Tasks: {", ".join(data)}.{_base_note(facts["base_model"])}
 
     fintune predict --model_path FOLDER --task sentiment "Operating profit rose to EUR 13.1 mn."
 
-or in plain PEFT: `PeftModel.from_pretrained(base_model, FOLDER)`. `fintune.json` in this folder holds the
-recipe, the data's checksums, the versions and the tasks' exact instructions.
-{LIMITS}""",
+`fintune.json` in this folder holds the recipe, the data's checksums, the versions and the tasks.
+{_asked(prepared)}{LIMITS}""",
     )
+
+
+def _asked(prepared: Any) -> str:
+    """The card's section on what the model is sent elsewhere: the frame that it was trained in."""
+    tasks = [task for task in prepared.task_set() if not task.takes_turns]
+    if not tasks:
+        return ""
+    rows = []
+    for task in tasks:
+        body = task.body(Record("TEXT", question="QUESTION")).replace("\n", "⏎")
+        answers = ", ".join(task.one_of) or "free text"
+        rows.append(f"| {task.name} | {cell(task.instruction)} | {cell(body)} | {cell(answers)} |")
+    table = "\n".join(rows)
+    return f"""
+## What it is asked
+
+Each task is two messages of the base's chat template, then the answer and the end of text; ⏎ is a line break.
+
+| task | system message | user message | answer |
+| --- | --- | --- | --- |
+{table}
+
+In plain Transformers and PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, folder = "BASE", "FOLDER"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+messages = [
+    {{"role": "system", "content": {json.dumps(tasks[0].instruction)}}},
+    {{"role": "user", "content": {json.dumps(tasks[0].body(Record("TEXT", question="QUESTION")))}}},
+]
+asked = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**asked, max_new_tokens=64, do_sample=False)[0, asked["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+
+vLLM's and llama.cpp's servers take the same two messages at `/v1/chat/completions`, with `temperature: 0`.
+fintune scores each of a task's answers instead of writing one, so that no other can come out.
+"""
 
 
 LIMITS = """
