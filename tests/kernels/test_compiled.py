@@ -50,3 +50,19 @@ def test_compiled_layers_are_the_layers_and_are_compiled_once(kind, dora):
     with torch.no_grad():  # answers are not compiled
         target_nll(ours, row_of(1, 40))
     assert counters["stats"]["unique_graphs"] == graphs[0]
+
+
+def test_a_layer_that_cannot_be_compiled_runs_as_usual_and_says_so(caplog):
+    torch._dynamo.reset()
+    model = add_adapter(tiny("llama").requires_grad_(False), LoraConfig(r=4, lora_dropout=0.0))
+    assert attention.enable(model)
+    lora.enable(model)
+    plain = target_nll(model, row_of(2, 3))
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such card")
+
+    compiled.enable(model, backend=broken)
+    torch.testing.assert_close(target_nll(model, row_of(2, 3)), plain)
+    (line,) = (r.getMessage() for r in caplog.records if r.name == compiled.__name__)
+    assert line.startswith("training.torch_compile: LlamaDecoderLayer cannot be compiled")

@@ -20,7 +20,7 @@ from fintune.kernels import attention, lora
 _log = logging.getLogger(__name__)
 
 
-def enable(model: Any, backend: str = "inductor") -> int:
+def enable(model: Any, backend: Any = "inductor") -> int:
     """Compile the forward and backward passes of the model's decoder layers; returns how many they are.
 
     Passes without gradients (validation, answers) stay as they are: their shapes are others, and each would
@@ -49,12 +49,15 @@ def enable(model: Any, backend: str = "inductor") -> int:
 
 
 def _forward_of(own: Any, compiled: dict[Any, Any]) -> Any:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if own in compiled and torch.is_grad_enabled():
             try:
                 return compiled[own](self, *args, **kwargs)
-            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-                del compiled[own]
+            except (TorchDynamoException, InductorError) as error:
+                compiled.pop(own, None)
                 _log.warning(
                     "training.torch_compile: %s cannot be compiled, so it runs uncompiled: %s",
                     type(self).__name__,
