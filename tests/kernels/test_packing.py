@@ -1,12 +1,16 @@
 """A packed row computes what separate sequences compute: losses and their gradients."""
 
+import gc
 import tracemalloc
+import weakref
+from unittest.mock import patch
 
 import torch
 from copies import Copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fintune.kernels import flex, packing
 from fintune.kernels.likelihood import (
     log_likelihoods_plain,
     span_log_likelihoods,
@@ -129,9 +133,35 @@ def test_things_that_are_moved_keep_their_values(monkeypatch):
     assert all(map(torch.equal, tensors_of(again), tensors_of(row)))
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 4), st.integers(1, 9))
+def test_a_part_of_a_mask_is_the_same_kept_or_made_anew(lengths, prefix, window):
+    prompts = [[1] * prefix + [5 + i] + [2] * n for i, n in enumerate(lengths)]
+    (block,) = pack(prompts, ANSWERED[: len(prompts)], prefix=prefix).layout
+    for in_prefix in (False, True)[: 1 + bool(prefix)]:
+        mask = block.mask(window, in_prefix)
+        middle = mask.queries // 2
+        kept = mask.hidden(middle, mask.queries)
+        with patch.object(packing, "WHOLE", 0):
+            assert torch.equal(mask.hidden(middle, mask.queries), kept)
+
+
 def test_a_long_text_is_packed_without_a_mask_of_its_pairs():
     tracemalloc.start()
     pack([list(range(16_384))], [[[1, 2]]])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16_384 * 300
+
+
+def test_a_rows_masks_go_when_it_goes():
+    """Without waiting for Python to look for circles: on a GPU they hold its memory."""
+    row = pack([[1, 1, 2], [1, 1, 3, 4]], ANSWERED[:2])
+    assert row.layout[0].mask().whole.any()
+    flex.block_mask(row.layout)
+    gone = weakref.ref(row.layout[0])
+    gc.disable()
+    try:
+        del row
+        assert gone() is None
+    finally:
+        gc.enable()

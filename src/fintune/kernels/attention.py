@@ -16,7 +16,7 @@ and q, k, v queries, keys and values, w attention's probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +33,16 @@ from fintune.kernels.rule import Rule
 NAME = "fintune_shared_prefix"
 
 
-def register() -> str:
+def register(forward: Callable[..., tuple[Tensor, None]] | None = None) -> str:
     """Make the attention known to Transformers; return its name for `config._attn_implementation`."""
     from transformers.masking_utils import sdpa_mask
 
-    return probing.register(NAME, attention_forward, sdpa_mask)
+    return probing.register(NAME, forward or attention_forward, sdpa_mask)
 
 
 def stay_outside_graphs() -> None:
     """Have compiled layers (`compiled`) call attention as it is: a layout is new in each pass."""
-    from transformers.masking_utils import sdpa_mask
-
-    probing.register(NAME, torch.compiler.disable(attention_forward), sdpa_mask)
+    register(torch.compiler.disable(attention_forward))
 
 
 def enable(model: Any) -> probing.Support:

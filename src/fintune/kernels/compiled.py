@@ -39,25 +39,27 @@ def enable(model: Any, backend: Any = "inductor") -> int:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     attention.stay_outside_graphs()
     lora.stay_outside_graphs(model)
-    compiled: dict[Any, Any] = {}
+    kinds: set[Any] = set(map(type, layers))
+    forwards = {kind: _compiled(kind.forward, backend) for kind in kinds}
     for layer in layers:
-        own = type(layer).forward
-        if own not in compiled:
-            compiled[own] = torch.compile(own, dynamic=True, backend=backend)
-        layer.forward = types.MethodType(_forward_of(own, compiled), layer)
+        layer.forward = types.MethodType(forwards[type(layer)], layer)
     return len(layers)
 
 
-def _forward_of(own: Any, compiled: dict[Any, Any]) -> Any:
+def _compiled(own: Any, backend: Any) -> Any:
+    """A layer's forward pass, compiled where it has gradients, until that fails."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
+    compiled = torch.compile(own, dynamic=True, backend=backend)
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if own in compiled and torch.is_grad_enabled():
+        nonlocal compiled
+        if compiled and torch.is_grad_enabled():
             try:
-                return compiled[own](self, *args, **kwargs)
+                return compiled(self, *args, **kwargs)
             except (TorchDynamoException, InductorError) as error:
-                compiled.pop(own, None)
+                compiled = None
                 _log.warning(
                     "training.torch_compile: %s cannot be compiled, so it runs uncompiled: %s",
                     type(self).__name__,

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -29,8 +28,9 @@ from fintune.kernels.rule import Rule
 TILE = 128
 """Queries and keys of a tile, as FlexAttention's kernels cut them by default."""
 
-_masks: WeakKeyDictionary[Block, list[tuple[tuple[Block, ...], int | None, Any]]] = WeakKeyDictionary()
-"""By a row's first block: its blocks, a window, and FlexAttention's mask, made once for all layers."""
+_masks: WeakKeyDictionary[Block, list[tuple[list[ref[Block]], int | None, Any]]] = WeakKeyDictionary()
+"""By a row's first block: its blocks, a window, and FlexAttention's mask, made once for all layers. The
+blocks are weak, too: one of them is the key, which else would never go."""
 _failures: list[Exception] = []
 _log = logging.getLogger(__name__)
 
@@ -90,10 +90,10 @@ def block_mask(layout: Sequence[Block], window: int | None = None) -> Any:
         window = None
     known = _masks.setdefault(blocks[0], [])
     for those, width, mask in known:
-        if width == window and all(map(operator.is_, those, blocks)) and len(those) == len(blocks):
+        if width == window and [each() for each in those] == list(blocks):  # blocks are equal to themselves
             return mask
     mask = _block_mask(blocks, window)
-    known.append((blocks, window, mask))
+    known.append(([ref(block) for block in blocks], window, mask))
     return mask
 
 

@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
 ALIGNED = 16
 """Bytes: where `moved` may begin a tensor."""
+WHOLE = 1 << 24
+"""Bytes of a mask that is kept whole; the parts of a larger one are made anew for each layer."""
 
 
 @dataclass(eq=False)
 class Block:
     """How the attention of one prefix with its suffixes is cut.
 
-    It holds numbers for each token, never for each pair of them. Kernels that want a mask ask for the part
+    It holds numbers for each token. Kernels that want a mask, with one for each pair, ask for the part that
     they compute. Attention works on the suffixes padded to (B, L); `places` leads from the row's tokens there
     and back.
 
@@ -81,13 +83,12 @@ class Block:
     def mask(self, window: int | None = None, in_prefix: bool = False) -> Mask:
         """What the suffixes' tokens, or the prefix's own, may not attend to; arguments as of `Mask`."""
         reach = self.prefix_length if in_prefix else self.reach
-        key = (window if window is not None and window < reach else None, in_prefix)
-        if key not in self._masks:
-            self._masks[key] = Mask(self, *key)
-        return self._masks[key]
+        return Mask(self, window if window is not None and window < reach else None, in_prefix)
 
     @cached_property
-    def _masks(self) -> dict[tuple[int | None, bool], Mask]:
+    def wholes(self) -> dict[tuple[int | None, bool], Tensor]:
+        """`Mask.whole` of the masks that were asked for. A mask kept here would hold its block, and the two
+        would stay in memory until Python looks for circles."""
         return {}
 
     @cached_property
@@ -135,10 +136,13 @@ class Mask:
         """The number of keys before the queries' own."""
         return 0 if self.in_prefix else self.block.prefix_length
 
-    @cached_property
+    @property
     def whole(self) -> Tensor:
-        """`hidden` of all queries and keys."""
-        return self.hidden(0, self.queries)
+        """`hidden` of all queries and keys, made once for all layers."""
+        key = (self.window, self.in_prefix)
+        if key not in self.block.wholes:
+            self.block.wholes[key] = self._made(0, self.queries)
+        return self.block.wholes[key]
 
     def hidden(self, begin: int, end: int) -> Tensor:
         """(B, 1, end − begin, before + end) bool, True where a query may not attend.
@@ -147,6 +151,12 @@ class Mask:
         `end`. Padding attends to the trunk's first token at least, so its softmax is finite; nothing attends
         to padding.
         """
+        texts = 1 if self.in_prefix else len(self.block.lengths)
+        if texts * self.queries * (self.before + self.queries) <= WHOLE:
+            return self.whole[:, :, begin:end, : self.before + end]
+        return self._made(begin, end)
+
+    def _made(self, begin: int, end: int) -> Tensor:
         import torch
 
         after = self.block.places.new_ones(end - begin, end, dtype=torch.bool).triu_(begin + 1)

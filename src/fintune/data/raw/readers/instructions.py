@@ -77,11 +77,7 @@ def each_answer(row: Mapping[str, Any], shape: str) -> Iterator[Mapping[str, Any
     if shape == "instruction" or not isinstance(turns, list | tuple):
         yield row
         return
-    roles = [
-        _ROLES.get(str(turn.get("role") or turn.get("from")).casefold())
-        for turn in turns
-        if isinstance(turn, Mapping)
-    ]
+    roles = [_role(turn)[1] for turn in turns if isinstance(turn, Mapping)]
     ends = [i for i, role in enumerate(roles) if role == "assistant" and "user" in roles[:i]]
     if len(roles) < len(turns) or not ends:  # `fields_of` says what is wrong with it
         yield row
@@ -97,8 +93,7 @@ def _turns(value: Any) -> list[tuple[str, str]] | str:
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, Mapping):
             return f"turn {number} of its conversation is not an object"
-        named = turn.get("role") or turn.get("from")
-        role = _ROLES.get(str(named).casefold())
+        named, role = _role(turn)
         text = _text(turn["content"] if "content" in turn else turn.get("value"))
         if role is None:
             return f"turn {number} of its conversation has the role {named!r}, which is none of a chat's"
@@ -106,6 +101,12 @@ def _turns(value: Any) -> list[tuple[str, str]] | str:
             return f"turn {number} of its conversation has no text"
         turns.append((role, text))
     return turns
+
+
+def _role(turn: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """A turn's role as the row has it, and as a chat does, if it is one."""
+    named = turn.get("role") or turn.get("from")
+    return named, _ROLES.get(str(named).casefold())
 
 
 def _text(content: Any) -> str:
