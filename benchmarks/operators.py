@@ -16,7 +16,7 @@ from collections import Counter
 from typing import Any
 from unittest.mock import patch
 
-from harness import save
+from harness import Clock, arguments, fintune_trainer, save
 
 LAYERS = 32
 KINDS = ("mm", "mul", "copy_", "add", "cat", "other", "fused")
@@ -25,48 +25,29 @@ KINDS = ("mm", "mul", "copy_", "add", "cat", "other", "fused")
 def counts(layers: int, dtype: Any, compile_layers: bool) -> Counter[str]:
     """The operators of one step of a model with so many layers, by kind."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from fintune.config import LoraConfig
-    from fintune.inference.engine import Engine
     from fintune.kernels import attention
     from fintune.models.adapters import add_adapter
     from fintune.models.base import load_tokenizer
     from fintune.prompts import TokenizedExample
     from fintune.tasks import TaskSet, known_tasks
-    from fintune.training.steps import StepBuilder
-    from fintune.training.throughput import FlopCount, Meter
-    from fintune.training.trainer import MultiTaskTrainer
 
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 512}
-    config = AutoConfig.for_model("llama", num_hidden_layers=layers, num_key_value_heads=4, **shape)
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "llama", num_hidden_layers=layers, num_key_value_heads=4, vocab_size=len(tokenizer), **shape
+    )
     base = AutoModelForCausalLM.from_config(config).to(dtype).requires_grad_(False)
     model = add_adapter(base, LoraConfig(r=8, lora_dropout=0.0))
     examples = [
         TokenizedExample([1] * 40 + [3 + i % 99] * (i % 30 + 5), [7, 2], "headline") for i in range(128)
     ]
-    task = known_tasks()["headline"]
+    tasks = TaskSet({"headline": known_tasks()["headline"]})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = MultiTaskTrainer(
-            engine=Engine(
-                model, load_tokenizer("smollm2-135m-instruct"), TaskSet({"headline": task}), 256, "base"
-            ),
-            validation={},
-            steps_per_epoch=1,
-            save_extra=lambda folder: None,
-            batch_size=1,
-            meter=Meter(FlopCount(model), 1.0),
-            model=model,
-            train_dataset=StepBuilder(examples, [range(128)], {"headline": 1.0}, 128, 65_536),
-            args=TrainingArguments(
-                folder,
-                max_steps=1,
-                use_cpu=True,
-                report_to=[],
-                bf16=dtype == torch.bfloat16,
-                disable_tqdm=True,
-            ),
-        )
+        common = arguments(folder, bf16=dtype == torch.bfloat16, use_cpu=True)
+        trainer = fintune_trainer(model, tokenizer, tasks, examples, common, Clock(), 128, 65_536)
     if compile_layers:
         from fintune.kernels import compiled
 

@@ -26,11 +26,10 @@ from fintune.tasks import Prediction, Record, Task, TaskSet
 from fintune.text.answers import rouge
 
 NAME = "export.json"
-ROWS = 200
-"""Of each task, at most."""
 WARN = {"equal": 0.98, "rouge": 0.9, "distance": 0.02, "difference": 0.1}
 REFUSE = {"equal": 0.9, "rouge": 0.5, "distance": 0.1, "difference": 0.5}
-"""Shares and ROUGE-L at least, distances at most."""
+AT_LEAST = ("equal", "rouge")
+"""The bounds that are at least; distances are at most."""
 Verdict = Literal["ok", "warn", "refuse"]
 
 
@@ -58,10 +57,10 @@ class TaskAgreement:
         return "refuse" if self._beyond(REFUSE) else "warn" if self._beyond(WARN) else "ok"
 
     def _beyond(self, bounds: dict[str, float]) -> bool:
-        least = any((v := getattr(self, key)) is not None and v < bounds[key] for key in ("equal", "rouge"))
-        most = (getattr(self, key) for key in ("distance", "difference"))
-        keys = ("distance", "difference")
-        return least or any(v is not None and v > bounds[k] for k, v in zip(keys, most, strict=True))
+        figures = {key: value for key in bounds if (value := getattr(self, key)) is not None}
+        return any(
+            value < bounds[key] if key in AT_LEAST else value > bounds[key] for key, value in figures.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,11 @@ class Agreement:
 def measure(
     model_path: str | Path | None,
     folder: Path,
-    rows: int = ROWS,
+    rows: int,
     recipe: Recipe | None = None,
     say: Callable[[str], None] = print,
 ) -> Agreement:
-    """Ask the adapter (None: the untuned base) and what was exported of it the same rows.
+    """Ask the adapter (None: the untuned base) and what was exported of it the same rows: of each task `rows`.
 
     Raises:
         ModelError: one of the two cannot be loaded.

@@ -27,8 +27,6 @@ from fintune.models import adapters, card, manifest
 from fintune.recipes import load_recipe
 
 SUMS = "SHA256SUMS"
-TOLERANCE = 0.02
-"""Of a metric, or of a number above 1 a share of it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from fintune.models import adapters, base, card, gguf, manifest, merging, ollama
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import TaskSet, task_set
 
-FORMATS = ("merged", "gguf", "vllm")
 DTYPES = (*gguf.DTYPES, *gguf.BLOCKS, *gguf.K_QUANTS)
 
 
