@@ -100,7 +100,7 @@ def measure(
     recipe: Recipe | None = None,
     say: Callable[[str], None] = print,
 ) -> Agreement:
-    """Ask the adapter (None: the untuned base) and what was exported of it the same rows: of each task `rows`.
+    """Ask the adapter (None: the untuned base) and what was exported of it the same rows, `rows` a task.
 
     Raises:
         ModelError: one of the two cannot be loaded.
