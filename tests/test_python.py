@@ -157,6 +157,7 @@ def test_the_page_is_the_notebook_and_both_run_as_written(tiny_base, tmp_path, m
     assert [cell.source for cell in code] == [block.strip() for block in blocks]
     code[0].source = code[0].source.replace("smollm2-135m-instruct", str(tiny_base))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))  # this checkout's, in the kernel too
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Transformers prints a line about it
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
     shown = [output for cell in code for output in cell.outputs]

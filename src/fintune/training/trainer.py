@@ -33,8 +33,11 @@ from fintune.training.steps import Step
 from fintune.training.throughput import SUMS, Meter, speeds
 from fintune.training.validating import GENERATED, Best, Figure, Intervals
 
+with contextlib.redirect_stdout(None):  # it prints a line where WANDB_MODE is "offline"
+    from transformers import Trainer
 
-class MultiTaskTrainer(transformers.Trainer):
+
+class MultiTaskTrainer(Trainer):
     """Trains an adapter on a `StepBuilder`; `training/run.py` puts it together.
 
     Args:
