@@ -11,10 +11,10 @@ from packaging.requirements import Requirement
 PAGE = Path(__file__).parents[1] / "docs" / "licences.md"
 HEAD = """# Licences of dependencies
 
-This table lists the packages that fintune asks for itself, with the extra that brings each. `make release` writes
-it, and puts a list of every package of the environment (an SBOM in CycloneDX form) into `dist/`. fintune contains
-no code of these packages. The extra `filings` brings edgartools, which brings Unidecode (GPL 2 or later): leave
-this extra out where that matters.
+This table lists the packages that fintune asks for itself, with the extra that brings each. `make release`
+writes it, and puts a list of every package of the environment (an SBOM in CycloneDX form) into `dist/`.
+fintune contains no code of these packages. The extra `filings` brings edgartools, and that Unidecode
+(GPL 2 or later): leave this extra out where that matters.
 
 | package | version | licence | extra |
 |---|---|---|---|
