@@ -41,7 +41,7 @@ def ask(task: str) -> Callable[[Page, Path], None]:
         page.locator(f"#{task}-examples button").first.click()
         page.wait_for_function(f"document.querySelector('#{task}-text textarea').value.length > 10")
         page.click(f"#{task}-run")
-        page.locator(f"#{task}-answer .ft-answer").wait_for(timeout=120_000)
+        page.locator(f"#{task}-answer .ft-answer").wait_for()
 
     return use
 
@@ -51,7 +51,7 @@ def compare(page: Page, folder: Path) -> None:
     page.click("#compare-example")
     page.wait_for_function("document.querySelector('#compare-text textarea').value.length > 10")
     page.click("#compare-run")
-    page.locator("#compare-tuned .ft-answer").wait_for(timeout=120_000)
+    page.locator("#compare-tuned .ft-answer").wait_for()
 
 
 def batch(page: Page, folder: Path) -> None:
@@ -60,7 +60,7 @@ def batch(page: Page, folder: Path) -> None:
     page.set_input_files("#batch-file input[type=file]", path)
     page.locator("#batch-file").get_by_label("statements.csv").wait_for()
     page.click("#batch-run")
-    page.locator("#batch-result").get_by_label("statements-sentiment.csv").wait_for(timeout=120_000)
+    page.locator("#batch-result").get_by_label("statements-sentiment.csv").wait_for()
 
 
 def report(page: Page, folder: Path) -> None:
@@ -148,7 +148,9 @@ def new_page(browser: Browser, setting: str, height: int | None = None) -> Page:
     device, scheme = setting.split("-")
     width, usual = DESK if device == "desk" else PHONE
     size: ViewportSize = {"width": width, "height": height or usual}
-    return browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    page.set_default_timeout(120_000)
+    return page
 
 
 def shoot_pages(pages: list[Path], folder: Path) -> None:
@@ -178,13 +180,8 @@ def wait(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def open_tab(page: Page, name: str) -> None:
-    """Go to a tab, through the menu of those that do not fit."""
-    page.wait_for_selector("#sentiment-run")
-    entry = page.get_by_role("tab", name=name, exact=True)
-    if not entry.is_visible():
-        page.get_by_role("button", name="More tabs").first.click()
-        entry = page.locator(".overflow-dropdown button").get_by_text(name, exact=True)
-    entry.click()
+    """Go to a tab."""
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def shoot(page: Page, path: Path, full_page: bool = True) -> None:

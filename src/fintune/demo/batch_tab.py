@@ -12,7 +12,6 @@ from fintune.data.raw.readers.own_file import usual_column
 from fintune.data.raw.readers.row_files import KINDS, open_rows, row_files
 from fintune.data.raw.readers.streams import PACKED
 from fintune.demo import batch, render, scratch, texts
-from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.tasks import Task
@@ -69,12 +68,12 @@ def add(gr: Any, engine: Engine) -> None:
                 shown = gr.update(value=_preview(progress), visible=bool(progress.rows))
                 yield _status(progress), hidden, shown, gr.update(visible=True)
         except FintuneError as error:
-            said = str(error).replace(str(path), Path(path).name)
+            said = error.plain.replace(str(path), Path(path).name)
             yield render.failure(said), hidden, hidden, hidden
             return
         except Exception:
             logger.exception("The batch failed")
-            yield render.failure(UNEXPECTED), hidden, hidden, hidden
+            yield render.failure(render.UNEXPECTED), hidden, hidden, hidden
             return
         if progress is not None:
             yield _status(progress), gr.update(value=str(target), visible=True), gr.skip(), hidden

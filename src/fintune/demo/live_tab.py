@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from fintune.demo import render, texts
 from fintune.errors import FintuneError
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 10
 """Between two looks at the folder."""
@@ -34,8 +37,11 @@ def page(folder: Path) -> str:
 
             rows, sources = live.rows(folder, SHOWN), live.sources(folder)
             card = live.scorecard(folder)
-        except (FintuneError, ImportError, OSError, ValueError, KeyError) as error:
-            return render.failure(f"The live items in {folder} cannot be read: {error}")
+        except FintuneError as error:
+            return render.failure(f"The live items in {folder} cannot be read: {error.plain}")
+        except Exception:  # another process writes there
+            logger.exception("The live items cannot be read")
+            return render.failure(f"The live items in {folder} cannot be read. {render.UNEXPECTED}")
     if not rows:
         sentence = f"There are no live items in {folder} yet. They appear here while this runs:"
         return render.missing(sentence, f"fintune live --feed URL --output {folder}")
