@@ -45,8 +45,7 @@ def pages(results_file, quality, drifted, tmp_path_factory):
 def _silent(page):
     """The boxes of tables that scroll and do not say so, or say so and do not scroll."""
     boxes = page.evaluate("""[...document.querySelectorAll('.scroll')].map(box => {
-        const before = box.previousElementSibling;
-        const said = before !== null && before.className == 'hint' && before.checkVisibility();
+        const said = box.querySelector('.hint').checkVisibility();
         return {label: box.ariaLabel, scrolls: box.scrollWidth > box.clientWidth, said};
     })""")
     assert boxes
@@ -76,8 +75,13 @@ def test_a_page_without_a_script_allows_none(pages, open_page, name):
     assert page.locator("nav a").count() and "Made by fintune" in page.inner_text("footer")
 
 
-def test_a_wide_screen_does_not_speak_of_scrolling(pages, open_page):
-    assert not open_page(pages["quality"]).locator(".hint:visible").count()
+def test_on_a_wide_screen_only_a_table_that_is_wider_speaks_of_scrolling(pages, open_page):
+    page = open_page(pages["quality"])
+    assert not page.locator(".hint:visible").count()
+    page.evaluate("document.querySelector('.scroll table').style.width = '1500px'")
+    page.locator(".hint").first.wait_for()
+    page.emulate_media(media="print")
+    assert not page.locator(".hint:visible").count()
 
 
 def test_texts_of_data_never_become_markup(quality, drifted, open_page, tmp_path):
@@ -105,3 +109,5 @@ def test_the_page_of_drift_shows_each_signal_beside_its_thresholds(pages, open_p
     dot, limit = (row.locator(f"svg {mark}").bounding_box()["x"] for mark in (".dot", ".drift"))
     assert dot > limit
     assert page.locator("tbody tr", has_text="median length").count() == 1
+    summary = page.inner_text("#summary")
+    assert "sentiment have changed: check some answers" in summary and "labels" in summary

@@ -49,7 +49,8 @@ def build(engine: Engine, live_dir: str | Path = LIVE_DIR, public: bool = False)
         gr.HTML(about.header(engine))
         warnings = about.below_baseline(engine.adapter)
         examples = {
-            task.name: texts.examples(task) or ([] if public else texts.held_out(engine, task))
+            task.name: texts.examples(task)
+            or ([] if public else texts.held_out(engine.adapter, engine.recipe, task))
             for task in engine.tasks
         }
         with gr.Tabs(overflow_behavior="wrap"):

@@ -105,7 +105,7 @@ def _upload(gr: Any, task: Task) -> Any:
     return gr.File(
         label="Or a document (HTML, PDF, Markdown, text)",
         file_types=list(ENDINGS),
-        height=120,
+        height=150,
         elem_id=f"{task.name}-document",
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from pathlib import Path
 
+from fintune.config import Recipe
 from fintune.data.prepare.dataset import first_held_out
 from fintune.errors import DataError
-from fintune.inference.engine import Engine
 from fintune.models import manifest
 from fintune.tasks.base import Record, Task
 
@@ -64,16 +65,16 @@ def examples(task: Task) -> list[Record]:
     return list(labels.values())[::-1] if task.name in ("sentiment", "headline") else records[:EXAMPLES]
 
 
-def held_out(engine: Engine, task: Task) -> list[Record]:
+def held_out(adapter: Path | None, recipe: Recipe | None, task: Task) -> list[Record]:
     """Up to three texts of the test set of a user's own task, of different labels where it has labels.
 
     They come from the prepared data that the adapter was trained on; [] where that is not there any more.
     """
-    if engine.adapter is None or engine.recipe is None:
+    if adapter is None or recipe is None:
         return []
     try:
-        key = manifest.read_raw(engine.adapter).get("data", {}).get("key")
-        found = first_held_out(engine.recipe.data.prepared_dir, key, task.name, LOOKED_AT) if key else []
+        key = manifest.read_raw(adapter).get("data", {}).get("key")
+        found = first_held_out(recipe.data.prepared_dir, key, task.name, LOOKED_AT) if key else []
     except Exception:  # of a damaged file; the demo works without examples
         logger.warning("The test set of %s cannot be read", task.name, exc_info=True)
         return []
