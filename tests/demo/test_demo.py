@@ -100,7 +100,7 @@ def make_adapter(folder, tiny_base):
     import peft
     from transformers import AutoModelForCausalLM
 
-    from fintune.config import Recipe
+    from fintune.config import BUILT_IN_TASKS, Recipe
     from fintune.data.prepare.dataset import prepare
     from fintune.data.raw.sample import sample_records
     from fintune.models import manifest
@@ -126,9 +126,9 @@ def make_adapter(folder, tiny_base):
         "custom_task": custom,
         "data": data,
     }
-    weights = {"multi_task": {"task_weights": {"flows": 1.0}}}
-    prepared = prepare(Recipe.model_validate(raw | weights), say=lambda line: None)
-    recipe = Recipe.model_validate(raw)
+    prepared = prepare(Recipe.model_validate(raw), say=lambda line: None)
+    weights = dict.fromkeys((*BUILT_IN_TASKS, "flows"), 1.0)
+    recipe = Recipe.model_validate({**raw, "multi_task": {"task_weights": weights}})
     tasks = task_set(recipe)
     tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
     for name in ("summarization", "qa"):

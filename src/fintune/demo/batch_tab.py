@@ -25,9 +25,9 @@ def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
     tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     gr.HTML(
-        '<p class="ft-about">A CSV, TSV, JSON, Parquet or Excel file with a column of texts, for Q&amp;A '
-        f"also one of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own "
-        "columns. <code>.gz</code> and <code>.zst</code> are unpacked.</p>"
+        '<p class="ft-about">Upload a CSV, TSV, JSON, Parquet or Excel file with a column of texts (for '
+        f"Q&amp;A also one of questions) and at most {batch.MAX_ROWS:,} rows, packed as <code>.gz</code> or "
+        "<code>.zst</code> if you like. You get a CSV: the file's own columns, then the answers.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):

@@ -110,7 +110,10 @@ def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
     if task.numeric:
         change = float(tuned.value) - float(base.value)
         unit = "percentage points" if getattr(task, "unit", "") == "%" else getattr(task, "unit", "")
-        return f"The adapter's number is {change:+.2f} {unit}".rstrip() + " from the base's."
+        if not round(change, 2):
+            return "Both gave the same number."
+        than = "higher" if change > 0 else "lower"
+        return " ".join(f"The adapter's number is {abs(change):.2f} {unit} {than} than the base's.".split())
     if str(base.value).strip() != str(tuned.value).strip():
         if not tuned.probabilities:
             return "Their texts differ."

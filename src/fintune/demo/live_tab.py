@@ -20,7 +20,7 @@ SHOWN = 50
 
 def add(gr: Any, tab: Any, folder: Path) -> None:
     """Fill the tab that is open; the folder is read when the tab is opened, and every few seconds after."""
-    gr.HTML('<p class="ft-about">News as it comes, scored by <code>fintune live</code>.</p>')
+    gr.HTML('<p class="ft-about">The newest items that <code>fintune live</code> has scored.</p>')
     html = gr.HTML(render.empty("Loading …"), elem_id="live-items")
     timer = gr.Timer(SECONDS)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
