@@ -1,4 +1,4 @@
-"""Take the pictures of docs/demo.md, or look at a whole page: `python scripts/screenshots.py`.
+"""Take the pictures of README and docs/demo.md, or look at a whole page: `python scripts/screenshots.py`.
 
 Needs a trained adapter, the extras `demo` and `dev` (Playwright) and Debian's `chromium`. `--all` takes every
 tab on desk and phone, light and dark, into `--output_dir`. `--pages results.html drift.html` takes the first
@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-DESK, PHONE = (1100, 700), (390, 844)
+SIZES = {"desk": (1100, 700), "phone": (390, 844), "wide": (1200, 660)}
 SETTINGS = ("desk-light", "desk-dark", "phone-light", "phone-dark")
 ROWS = """id,text
 r1,Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier.
@@ -84,7 +84,7 @@ def live(page: Page, folder: Path) -> None:
 # name: the tab, what is done there, and in which settings it is part of the documentation
 SHOTS = {
     "sentiment": ("Sentiment", ask("sentiment"), ["desk-light"]),
-    "headline": ("Headline", ask("headline"), []),
+    "headline": ("Headline", ask("headline"), ["wide-light"]),
     "summary": ("Summary", ask("summarization"), ["desk-light", "phone-light"]),
     "qa": ("Q&A", ask("qa"), ["desk-dark"]),
     "move": ("Price move", ask("regression"), ["phone-dark"]),
@@ -120,9 +120,7 @@ def main() -> None:
             browser = launch(playwright)
             for name in arguments.only.split(","):
                 tab, use, kept = SHOTS[name]
-                for setting in SETTINGS:
-                    if not (arguments.all or setting in kept):
-                        continue
+                for setting in dict.fromkeys((*kept, *(SETTINGS if arguments.all else ()))):
                     page = new_page(browser, setting)
                     page.goto(url)
                     open_tab(page, tab)
@@ -146,7 +144,7 @@ def launch(playwright: Playwright) -> Browser:
 def new_page(browser: Browser, setting: str, height: int | None = None) -> Page:
     """A page of the size and colours that a setting names, such as `phone-dark`."""
     device, scheme = setting.split("-")
-    width, usual = DESK if device == "desk" else PHONE
+    width, usual = SIZES[device]
     size: ViewportSize = {"width": width, "height": height or usual}
     page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
     page.set_default_timeout(120_000)
