@@ -84,7 +84,8 @@ def live(page: Page, folder: Path) -> None:
 # name: the tab, what is done there, and in which settings it is part of the documentation
 SHOTS = {
     "sentiment": ("Sentiment", ask("sentiment"), ["desk-light"]),
-    "headline": ("Headline", ask("headline"), ["wide-light"]),
+    "readme": ("Headline", ask("headline"), ["wide-light"]),
+    "headline": ("Headline", ask("headline"), []),
     "summary": ("Summary", ask("summarization"), ["desk-light", "phone-light"]),
     "qa": ("Q&A", ask("qa"), ["desk-dark"]),
     "move": ("Price move", ask("regression"), ["phone-dark"]),
@@ -127,7 +128,8 @@ def main() -> None:
                     use(page, Path(tempfile.mkdtemp()))
                     page.mouse.move(0, 0)
                     page.wait_for_timeout(700)
-                    shoot(page, arguments.output_dir / f"demo-{name}-{setting}.png")
+                    file = "readme.png" if name == "readme" else f"demo-{name}-{setting}.png"
+                    shoot(page, arguments.output_dir / file)
                     page.close()
             browser.close()
     finally:

@@ -54,7 +54,8 @@ def missing(sentence: str, command: str = "") -> str:
 
 def progress(done: int, total: int, failed: int, seconds_left: float | None) -> str:
     """How far a batch is."""
-    text = f"{done:,} of {total:,} rows" if done < total else f"All {total:,} rows are done"
+    whole = f"All {total:,} rows are done" if total > 1 else "The row is done"
+    text = f"{done:,} of {total:,} rows" if done < total else whole
     if failed:
         text += f", {failed:,} without an answer"
     if seconds_left is not None and done < total:
