@@ -183,10 +183,8 @@ class PromptTemplate:
             if len(ids) <= budget:
                 return ids, True
             keep -= max(1, len(ids) - budget)  # a cut text may need more tokens than were kept of it
-        raise DataError(
-            f"The {task.name} instruction and question alone fill the {budget} tokens there are: "
-            "raise training.max_length."
-        )
+        full = f"The {task.name} instruction and question alone fill the {budget} tokens there are"
+        raise DataError(f"{full}: raise training.max_length.", f"{full}: shorten the question.")
 
     def most_characters(self, tokens: int) -> int:
         """More characters than so many tokens of text hold: each of them the longest of the vocabulary."""
