@@ -1,4 +1,4 @@
-"""The recipe as `transformers.TrainingArguments`; a batch there is a whole optimizer step here."""
+"""Turns a recipe into `transformers.TrainingArguments`; one batch there is one optimizer step here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fintune.models.base import Precision
 
 
 def warmup_of(training: TrainingConfig, steps: int) -> int:
-    """The steps of a fitted recipe's run in which the learning rate rises."""
+    """The number of warm-up steps of a fitted recipe's run."""
     return round(training.warmup_ratio * steps) if training.warmup_ratio else training.warmup_steps
 
 
@@ -29,9 +29,9 @@ def training_arguments(
     """The settings of Transformers' trainer for a run of `steps` optimizer steps.
 
     Args:
-        eval_steps: of them between two validations.
-        steps_per_epoch: optimizer steps in an epoch; a checkpoint comes at the end of each, where the recipe
-            names no interval.
+        eval_steps: optimizer steps between two validations.
+        steps_per_epoch: optimizer steps per epoch; without an interval in the recipe, each epoch ends with a
+            checkpoint.
         report_to: trackers of Transformers, such as `wandb`.
     """
     training = recipe.training
@@ -66,6 +66,6 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=[],
     )
-    # DataParallel would cut packed rows apart; several GPUs use DDP.
+    # DataParallel would split packed rows; DDP handles several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

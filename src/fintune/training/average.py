@@ -1,8 +1,8 @@
-"""The mean of several adapters of one recipe, such as those of several seeds, as one adapter.
+"""Averages several adapters of one recipe, such as those of several seeds, into one adapter.
 
 Weights that were fine-tuned from the same model often lie in one basin of the loss, where their mean is
-better than each of them and no slower (model soups: Wortsman et al., ICML 2022). Here it is the mean of the
-changes B·A, exactly, in an adapter whose rank is the sum of theirs; means of A and of B would not be that.
+better than each of them and no slower (model soups: Wortsman et al., ICML 2022). This averages the updates
+B·A exactly: the rank of the result is the sum of the ranks. Averaging A and B separately would differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fintune.provenance import stamp
 CALIBRATED = ("normalization", "temperature", "interval_margin")
 """Fields of a task that `calibrate` sets for one adapter."""
 OF_ONE = ("training", "validation", "kept", "warnings", "seed", "resumed_from")
-"""Facts of a manifest that differ between the members."""
+"""Manifest keys that differ between the members."""
 
 
 def average(
@@ -35,29 +35,29 @@ def average(
     data_dir: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write the mean of adapters to a new folder, calibrated on their validation data; return its facts.
+    """Average adapters into a new folder, calibrate the mean on their validation data, and return its facts.
 
     Args:
-        rank: of the mean, less its smallest singular values; None keeps all of them, and the mean is exact.
-        data_dir: folder of public datasets, should the adapters' data have to be prepared again.
+        rank: rank of the mean, whose smallest singular values are dropped; None keeps all: the mean is exact.
+        data_dir: folder of public datasets, in case the adapters' data must be prepared again.
 
     Raises:
-        ModelError: the adapters do not belong together, one is no LoRA that fintune trained, or the output is
-            not empty.
-        DataError: the data of the adapters cannot be had.
+        ModelError: the adapters do not match, one is not a LoRA adapter that fintune trained, or the output
+            folder is not empty.
+        DataError: the adapters' data is not available.
     """
     target = new_folder(output_dir)
     raws = [_read(folder) for folder in folders]
     _check_alike(folders, raws)
     recipe, tasks = manifest.read(folders[0])
-    # Training seeds differ, splits do not: with the latter named, the recipe makes each member again.
+    # Members differ in their training seed but share the splits, so fix the data seed for each of them.
     data = {"seed": recipe.data_seed} | ({"dir": data_dir} if data_dir else {})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
     prepared = prepare(recipe, say=say)
     if prepared.manifest["files"] != raws[0]["data"]["files"]:
         raise ModelError(
-            f"{folders[0]} was trained on other data than is prepared in {prepared.folder} now: the mean is "
-            "calibrated on validation examples, which must be theirs. Prepare the same data again."
+            f"{folders[0]} was trained on other data than {prepared.folder} holds now, but the mean must be "
+            "calibrated on the adapters' own validation examples. Prepare the same data again."
         )
     say(f"Loading {recipe.base_model.name} and {len(folders)} adapters …")
     precision = base.choose_precision(recipe.training)
@@ -85,32 +85,32 @@ def average(
         adapters.save(model, tokenizer, staging)
         manifest.write(staging, recipe, tasks, **facts)
         card.write(staging, facts, _shaped(recipe, config.r), prepared)
-    say(f"The mean of {len(folders)} adapters, of rank {config.r}: {target}")
+    say(f"Averaged {len(folders)} adapters into one of rank {config.r}: {target}")
     return facts
 
 
 def _read(folder: str | Path) -> dict[str, Any]:
-    """The manifest of an adapter that a mean can be taken of."""
+    """The manifest of an adapter that can be averaged."""
     config = adapter_files.read(adapters.check_adapter(folder)).config
     raw = manifest.read_raw(folder)
     if not raw.get("data") or "recipe" not in raw:
         raise ModelError(
-            f"{folder} has no {manifest.NAME} of a training: a mean takes fintune's own adapters."
+            f"{folder} has no {manifest.NAME} of a training run: average adapters that fintune trained."
         )
     if config.use_dora:
-        raise ModelError(f"{folder} is a DoRA adapter: a mean takes LoRA alone.")
+        raise ModelError(f"{folder} is a DoRA adapter: only LoRA adapters can be averaged.")
     if config.bias != "none":
-        raise ModelError(f"{folder} holds more than LoRA matrices (bias): a mean takes none.")
+        raise ModelError(f"{folder} has trained biases: only plain LoRA matrices can be averaged.")
     return raw
 
 
 def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) -> None:
-    """Raise a ModelError unless all have one base, the same tasks and the same data.
+    """Raise a ModelError unless all share one base, the same tasks and the same data.
 
     With other splits one adapter's test examples may be another's training examples.
     """
     if len(folders) < 2:
-        raise ModelError(f"A mean takes at least two adapters, got {len(folders)}.")
+        raise ModelError(f"Averaging needs at least two adapters, got {len(folders)}.")
 
     def asked(raw: dict[str, Any]) -> Any:
         return [{k: v for k, v in task.items() if k not in CALIBRATED} for task in raw["tasks"]]
@@ -123,15 +123,15 @@ def _check_alike(folders: Sequence[str | Path], raws: Sequence[dict[str, Any]]) 
             ("tasks", asked(raw) == asked(first)),
         ):
             if not same:
-                raise ModelError(f"{folder} has other {what} than {folders[0]}: they have no mean.")
+                raise ModelError(f"{folder} has other {what} than {folders[0]}: they cannot be averaged.")
 
 
 def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
-    """The base with the mean of the adapters as its only one, `default`."""
+    """The base with the mean as its only adapter, `default`."""
     names = [f"member{i}" for i in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         model = adapters.load_adapter(model, folder, name=name)
-    # PEFT copies the first one's settings; each layer has its members' scalings already.
+    # PEFT copies the first adapter's settings; each layer already has its members' scalings.
     model.peft_config[names[0]].use_rslora = False
     how: dict[str, Any] = {"combination_type": "cat"}
     if rank:
@@ -144,12 +144,12 @@ def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
 
 
 def _shaped(recipe: Recipe, rank: int) -> Recipe:
-    """The members' recipe, but with the shape that the mean has."""
+    """The members' recipe with the mean's rank and alpha."""
     lora = recipe.lora_config.model_copy(update={"r": rank, "lora_alpha": rank})
     return recipe.model_copy(update={"lora_config": lora})
 
 
 def _member(folder: str | Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """What the mean's manifest keeps of one adapter."""
+    """What the mean's manifest records about one member."""
     keys = ("seed", "optimizer_steps", "created", "git_commit", "training")
     return {"name": Path(folder).name, **{key: raw.get(key) for key in keys}}

@@ -1,4 +1,4 @@
-"""What a user sees of a run: the progress bar, the log file, the trackers."""
+"""Shows a run's progress: the progress bar, the log file, the trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ONLY_IN_THE_LOG = ("grad_norm", "plain_tokens_per_second", "sharing", "padding"
 
 
 class Progress(transformers.TrainerCallback):
-    """A bar with the loss, the speed and the time left; a line for each validation."""
+    """A bar with loss, speed and time left; one line per validation."""
 
     def __init__(self, say: Any, bar: bool = True) -> None:
         self.say = say
@@ -65,7 +65,7 @@ class Progress(transformers.TrainerCallback):
         self.bar.close()
 
     def write(self, text: str) -> None:
-        """A line above the bar; to a `say` that is not the console's, as any other."""
+        """Write a line above the bar; a custom `say` gets it as an ordinary line."""
         if self.say is print and self.bar is not None and not self.bar.disable:
             self.bar.write(text)
         else:
@@ -73,9 +73,9 @@ class Progress(transformers.TrainerCallback):
 
 
 def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
-    """Send the log of fintune, and the errors of Transformers and PEFT, to a new file; return its path.
+    """Log fintune's messages, and errors of Transformers and PEFT, to a new file; return its path.
 
-    With `verbose` debugging details are logged too, and go to the console as well.
+    With `verbose` debugging details are logged too, and also go to the console.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
 
 
 def tensorboard(output_dir: Path) -> list[transformers.TrainerCallback]:
-    """Curves in `output_dir/tensorboard`, where TensorBoard is installed."""
+    """Curves in `output_dir/tensorboard`, if TensorBoard is installed."""
     if not importlib.util.find_spec("tensorboard"):
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -106,7 +106,7 @@ def tensorboard(output_dir: Path) -> list[transformers.TrainerCallback]:
 
 
 def wandb() -> list[str]:
-    """The name for `TrainingArguments.report_to`; W&B logs offline where it has no credentials.
+    """The name for `TrainingArguments.report_to`; without credentials W&B logs offline.
 
     Raises:
         MissingExtraError: W&B is not installed.

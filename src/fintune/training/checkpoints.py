@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, and whether a run can go on from one."""
+"""Finds a run's checkpoints and checks whether a run can resume from one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MAY_CHANGE = (
     "save_total_limit",
     "row_tokens",
 )
-"""Keys of `training` that may differ when a run goes on: they change no weight."""
+"""Keys of `training` that may differ on resume, because they change no weight."""
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a folder, the one written last at the end."""
+    """The checkpoints in a folder, oldest first."""
     found = [p for p in Path(output_dir).glob("checkpoint-[0-9]*") if p.is_dir()]
     return sorted(found, key=lambda p: (os.path.getmtime(p), int(p.name.rpartition("-")[2])))
 
@@ -37,11 +37,11 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 def origin(
     recipe: Recipe, output_dir: Path, resume: str | Path | None = None, overwrite: bool = False
 ) -> tuple[Path | None, Path | None]:
-    """The checkpoint to resume, or the adapter to go on from; checked before data and model are loaded.
+    """The checkpoint to resume, or the adapter to continue from; checked before data and model are loaded.
 
     Raises:
-        ConfigError: what stands in the folder would be lost, or the recipe is another than the checkpoint's.
-        ModelError: there is no such checkpoint, adapter or base, or it is not whole.
+        ConfigError: training would destroy what the folder holds, or the checkpoint has another recipe.
+        ModelError: the checkpoint, adapter or base is missing or incomplete.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"output_dir is {output_dir}, which is a file: name a folder.")
@@ -50,7 +50,7 @@ def origin(
         return find_checkpoint(resume, output_dir, recipe), None
     if not overwrite and (what := occupant(output_dir)):
         raise ConfigError(
-            f"{output_dir} holds {what}: go on with it by --resume_from_checkpoint, replace it by "
+            f"{output_dir} holds {what}: continue it with --resume_from_checkpoint, replace it with "
             "--overwrite, or name another --output_dir."
         )
     if recipe.lora_config.init_adapter:
@@ -59,35 +59,35 @@ def origin(
 
 
 def occupant(output_dir: Path) -> str:
-    """What of an earlier run stands in a folder, in words; "" where nothing does."""
+    """What an earlier run left in the folder, in words; "" if nothing."""
     if (weights := output_dir / WEIGHTS).is_file():
         return f"a finished adapter, of {datetime.fromtimestamp(weights.stat().st_mtime):%Y-%m-%d %H:%M}"
     if found := checkpoints(output_dir):
-        return f"{found[-1].name} of a run that did not end"
+        return f"{found[-1].name} of an unfinished run"
     return ""
 
 
 def saved(output_dir: Path) -> str:
-    """What of a stopped run is on disk, and how it goes on, in a sentence."""
+    """What a stopped run left on disk and how to resume it, in one sentence."""
     if found := checkpoints(output_dir):
-        return f"{found[-1]} is whole: the same command with --resume_from_checkpoint goes on from it."
-    return "No checkpoint was written yet: the same command begins anew."
+        return f"{found[-1]} is complete: repeat the command with --resume_from_checkpoint to continue."
+    return "No checkpoint was written yet: the same command starts again from the beginning."
 
 
 def checkpoint_bytes(model: Any, copies: int = 4) -> int:
-    """The size of a checkpoint, about: the trained weights, AdamW's two moments and the best weights are four
-    `copies` of the trained ones; of the adapter alone it is one. The rest is mostly the tokenizer."""
+    """The approximate size of a checkpoint. A full one holds four `copies` of the trained weights (weights,
+    AdamW's two moments, best weights), the adapter alone one. The rest is mostly the tokenizer."""
     return 8_000_000 + copies * sum(
         p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
     )
 
 
 def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Path:
-    """The checkpoint to resume from: `resume`, or with "latest" the newest in `output_dir`.
+    """The checkpoint to resume from: `resume`, or the newest in `output_dir` for "latest".
 
     Raises:
-        ConfigError: it was trained by another recipe.
-        ModelError: there is none, or it is not whole.
+        ConfigError: it was trained with another recipe.
+        ModelError: it is missing or incomplete.
     """
     if str(resume) == "latest":
         found = checkpoints(output_dir)
@@ -99,7 +99,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Pat
         if not folder.is_dir():
             raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
     _check_whole(folder)
-    # A key that the checkpoint's recipe lacks is newer than the checkpoint: it was trained with the default.
+    # A key that the checkpoint's recipe lacks is newer: the checkpoint was trained with its default.
     was, defaults, now = (
         manifest.read_raw(folder).get("recipe", {}),
         Recipe().model_dump(),
@@ -116,7 +116,7 @@ def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Pat
 
 
 def going_on(recipe: Recipe, checkpoint: Path) -> Recipe:
-    """The recipe with the numbers that the checkpoint's run had for each `auto`, but what fits a device."""
+    """The recipe with the checkpoint's numbers for each `auto`, except those that depend on the device."""
     was = manifest.read_raw(checkpoint).get("recipe", {}).get("training", {})
     fixed = was.keys() - {"row_tokens"}
     numbers = {key: was[key] for key, value in recipe.training if value == AUTO and key in fixed}
@@ -124,9 +124,9 @@ def going_on(recipe: Recipe, checkpoint: Path) -> Recipe:
 
 
 def _check_whole(folder: Path) -> None:
-    """Raise a ModelError unless adapter, optimizer, schedule and random states are all there and readable."""
+    """Raise a ModelError unless adapter, optimizer, schedule and random states are present and readable."""
     check_adapter(folder)
-    random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]  # one a process
+    random_states = sorted(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]  # one per process
     for path in (folder / "optimizer.pt", folder / "scheduler.pt", *random_states):
         if not path.is_file():
             raise ModelError(f"{folder} is no checkpoint to resume from: it has no {path.name}.")
@@ -140,7 +140,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def check_same_data(checkpoint: Path, prepared: PreparedDataset) -> None:
-    """Raise a DataError where the checkpoint was trained on other data: its schedule names examples."""
+    """Raise a DataError if the checkpoint was trained on other data: its schedule refers to examples."""
     was = manifest.read_raw(checkpoint).get("data", {})
     if was and was.get("files") != prepared.manifest["files"]:
         raise DataError(

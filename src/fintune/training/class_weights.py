@@ -1,4 +1,4 @@
-"""The weight of an example's label in the loss, so that rare labels may count as much as frequent ones."""
+"""Weights examples by their label in the loss, so that rare labels can count as much as frequent ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def label_weights(task: Task, records: Sequence[Record], wish: Wish) -> dict[str
     2001; scikit-learn's "balanced"): the mean weight of the records is 1.
 
     Raises:
-        ConfigError: the task has no labels, or `wish` names one that is not the task's.
+        ConfigError: the task has no labels, or `wish` names an unknown label.
     """
     where = f"multi_task.class_weights.{task.name}"
     labels = task.one_of
@@ -32,7 +32,7 @@ def label_weights(task: Task, records: Sequence[Record], wish: Wish) -> dict[str
         return {label: len(records) / (len(counts) * count) for label, count in counts.items()}
     unknown = [label for label in wish if label not in labels]
     if unknown:
-        raise ConfigError(f"{where} names the label '{unknown[0]}', which is none of {', '.join(labels)}")
+        raise ConfigError(f"{where} names the label '{unknown[0]}', but the labels are {', '.join(labels)}")
     return {label: wish.get(label, 1.0) for label in labels}
 
 
@@ -42,7 +42,7 @@ def add_class_weights(
     tasks: TaskSet,
     wishes: Mapping[str, Wish],
 ) -> list[TokenizedExample]:
-    """The examples of the records, in the same order, with the weights of the tasks in `wishes`."""
+    """The records' examples, in the same order, with the weights of the tasks in `wishes`."""
     both = list(zip(examples, records, strict=True))
     weights = {
         name: label_weights(tasks[name], [record for example, record in both if example.task == name], wish)

@@ -1,6 +1,6 @@
-"""What a recipe leaves to `auto`: batch, accumulation, epochs, warm-up by the data; row_tokens by the device.
+"""Replaces a recipe's `auto`: batch, accumulation, epochs, warm-up fit the data, row_tokens the device.
 
-Planning, training, `fintune data mix` and the model card all read the recipe that `fitted` returns.
+Planning, training, `fintune data mix` and the model card all use the recipe that `fitted` returns.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Mapping
 from fintune.config import AUTO, Recipe, TrainingConfig
 
 STEPS = 150
-"""Optimizer steps that a small set is brought to, by smaller steps and then by more epochs."""
+"""Optimizer steps that a small dataset should reach: first by smaller steps, then by more epochs."""
 FEW_STEPS = 50
-"""A run of fewer is warned of."""
+"""Runs with fewer steps get a warning."""
 EPOCHS, MOST_EPOCHS = 3, 10
 STEP_SIZES = (4, 16)
-"""Examples of an optimizer step, at least and at most. docs/training.md says what larger ones lose."""
+"""Least and most examples per optimizer step. docs/training.md says what larger steps cost."""
 ROW_TOKENS = 4096
-"""Tokens of a pass on a CPU, where more of them are no faster."""
+"""Tokens per pass on a CPU, where larger passes are no faster."""
 WARMUP = 0.05
-"""The share of the steps in which the learning rate rises."""
+"""The share of the steps used for warm-up."""
 _UNKNOWN = 10_000
 
 
 def epoch_size(recipe: Recipe, sizes: Mapping[str, int]) -> int:
-    """Examples of an epoch, with these numbers of training examples of each task."""
+    """Examples per epoch, given each task's number of training examples."""
     weights = recipe.multi_task.task_weights
     drawn = sum(size for name, size in sizes.items() if weights.get(name, 1.0) > 0)
     return recipe.multi_task.samples_per_epoch or drawn
 
 
 def fitted(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
-    """The recipe with a number for each `auto`; what it sets itself stays.
+    """The recipe with a number for each `auto`; explicit settings stay.
 
     Args:
-        sizes: each task's number of training examples; none of data that is not prepared yet, and is taken
-            for large.
+        sizes: each task's number of training examples; data that is not prepared yet has none and counts
+            as large.
     """
     training = recipe.training
     examples = epoch_size(recipe, sizes) or _UNKNOWN
@@ -60,14 +60,13 @@ def fitted(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
 
 
 def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
-    """The recipe with a number for `training.row_tokens`, if that is `auto`: on a GPU what its free memory
-    holds.
+    """The recipe with a number for `training.row_tokens: auto`: on a GPU as many as its free memory holds.
 
     Args:
-        device: cpu or cuda; None is what this process computes on.
+        device: cpu or cuda; None is this process's device.
 
     Raises:
-        ModelError: on a GPU, and the base's configuration cannot be read.
+        ModelError: on a GPU, if the base's configuration cannot be read.
     """
     if recipe.training.row_tokens != AUTO:
         return recipe
@@ -83,10 +82,10 @@ def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
 
 
 def row_size(asked: Recipe, made: Recipe, device: str | None = None) -> int:
-    """Examples of a pass at most: on a GPU tokens alone decide, unless the recipe that was asked for says.
+    """The most examples per pass: on a GPU only tokens limit it, unless the user's recipe sets a batch size.
 
     Args:
-        made: the recipe with numbers.
+        made: the fitted recipe.
         device: as in `with_row_tokens`.
     """
     if _on_gpu(device) and asked.training.per_device_train_batch_size == AUTO:
@@ -101,24 +100,24 @@ def _on_gpu(device: str | None) -> bool:
 
 
 def small_passes(asked: Recipe, made: Recipe, tokens: float, device: str | None = None) -> str:
-    """A line of a GPU that a named batch leaves idle; "" of any other run.
+    """A line if an explicit batch size leaves a GPU underused, else "".
 
     Args:
-        tokens: of an example, on average.
+        tokens: mean tokens per example.
         made, device: as in `row_size`.
     """
     size, room = row_size(asked, made, device), made.training.row_tokens
     if not _on_gpu(device) or size * tokens > room / 2:
         return ""
     return (
-        f"A pass holds {size} examples, about {size * tokens:,.0f} tokens of {room:,} that fit, since "
-        f"training.per_device_train_batch_size is {size}. The loss does not depend on it: raise it, and "
-        "lower training.gradient_accumulation_steps as much, for larger and fewer passes."
+        f"A pass holds only {size} examples, about {size * tokens:,.0f} of {room:,} tokens that fit, because "
+        f"training.per_device_train_batch_size is {size}. For fewer, larger passes raise it and lower "
+        "training.gradient_accumulation_steps by the same factor; the loss does not change."
     )
 
 
 def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:
-    """Batch and accumulation: their product is the largest power of two with which `STEPS` are reached."""
+    """Batch and accumulation: their product is the largest power of two that still gives `STEPS` steps."""
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     epochs = EPOCHS if training.num_train_epochs == AUTO else training.num_train_epochs
     low, high = STEP_SIZES
@@ -131,7 +130,7 @@ def _step(training: TrainingConfig, examples: int) -> tuple[int, int]:
 
 
 def choices(asked: Recipe, recipe: Recipe) -> str:
-    """What was made of `asked`, in a line; "" where nothing was left to it."""
+    """One line on the numbers chosen for `auto`; "" if there are none."""
     chosen = [
         f"{name} {getattr(recipe.training, name):g}"
         for name, value in asked.training
@@ -141,12 +140,12 @@ def choices(asked: Recipe, recipe: Recipe) -> str:
 
 
 def few_steps(steps: int) -> str:
-    """A warning of a run with too few steps; "" of any other."""
+    """A warning if the run has too few steps, else ""."""
     if steps >= FEW_STEPS:
         return ""
     return (
-        f"Only {steps} optimizer steps: with fewer than {FEW_STEPS} an adapter learns little, often one "
+        f"Only {steps} optimizer steps: with fewer than {FEW_STEPS} an adapter learns little, often just one "
         "answer to everything. Add rows, raise training.num_train_epochs, or lower "
-        "training.gradient_accumulation_steps and training.per_device_train_batch_size; left out, or auto, "
-        "all three fit the data."
+        "training.gradient_accumulation_steps and training.per_device_train_batch_size; set to auto (or left "
+        "out), all three fit the data."
     )

@@ -1,10 +1,10 @@
-"""What a training step holds in memory, term by term, and the tokens of a pass that fit what is free.
+"""Estimates a training step's memory, term by term, and the tokens per pass that fit free memory.
 
-On a GPU every term but the fixed ones grows with the tokens of a pass, so the model can be turned round
-(`row_tokens_for`). On a CPU attention's blocks are padded, and `planning` sums over the rows themselves.
+On a GPU every term but the fixed ones grows with the tokens per pass, so the sum can be solved for them
+(`row_tokens_for`). On a CPU attention's blocks are padded, and `planning` sums over the actual rows.
 
-In the formulas: h, m hidden and intermediate size; q, k the widths of a token's queries and of its keys, all
-heads together.
+In the formulas, h and m are the hidden and intermediate size; q and k the widths of a token's queries and
+keys over all heads.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 ADAPTER_BYTES = 16
 """Bytes of a trainable parameter: its fp32 weight and gradient, and AdamW's two moments."""
 BEST_BYTES = 4
-"""Of the weight that validation found best, which is kept beside."""
+"""Bytes per trainable parameter of the copy of the best weights so far."""
 RUNTIME_BYTES = {"cpu": 750 * 2**20, "cuda": 900 * 2**20}
 """Bytes of Python with its libraries, or of a CUDA context."""
 LOGIT_BYTES = 10
-"""Bytes of a logit of the chunk being computed: in fp32 twice, and once in the model's dtype."""
+"""Bytes per logit of the chunk being computed: two copies in fp32, one in the model's dtype."""
 NF4_BYTES = 0.5 + 0.016
-"""A weight in 4 bit, its scales quantized too (Dettmers et al., 2023, section 3)."""
+"""Bytes of a 4-bit weight whose scales are quantized too (Dettmers et al., 2023, section 3)."""
 USED = 0.9
-"""The part of a GPU's free memory that a pass is planned for: the rest is its allocator's waste."""
+"""The share of a GPU's free memory planned for a pass; the allocator wastes the rest."""
 LEAST, MOST = 1024, 65_536
-"""Tokens of a pass on a GPU: what is decided by free memory is a multiple of the first."""
+"""Tokens per pass on a GPU; a number derived from free memory is a multiple of the first."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a base with its adapter decides memory; numbers of weights, widths of a token's tensors.
+    """What decides the memory of a base with its adapter: numbers of weights, widths of a token's tensors.
 
     Attributes:
-        linear: weights in linear layers but the head, which quantization covers.
-        largest: of one of them.
+        linear: weights in linear layers except the head; quantization applies to these.
+        largest: weights of the largest one.
         other: all other weights of the base.
         trainable: weights of the adapter.
     """
@@ -63,7 +63,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any) -> Shape:
-        """Of a PEFT model, whose weights may lie on PyTorch's meta device."""
+        """The shape of a PEFT model, whose weights may be on PyTorch's meta device."""
         import torch
 
         from fintune.models.adapters import count_parameters
@@ -117,8 +117,8 @@ def base_config(recipe: Recipe) -> Any:
 
 
 def laid_out(recipe: Recipe) -> tuple[Any, Support]:
-    """The base with the recipe's adapter on PyTorch's meta device, without weights; and how it computes
-    several examples at once."""
+    """The base with the recipe's adapter on PyTorch's meta device (no weights), and its support for packed
+    rows."""
     import torch
     import transformers
 
@@ -136,13 +136,13 @@ def quantized(base: BaseModelConfig) -> bool:
 
 
 def value_bytes(recipe: Recipe, device: str) -> int:
-    """Bytes of an activation: 2, but 4 on a CPU that computes in fp32."""
+    """Bytes per activation: 2, or 4 on a CPU that computes in fp32."""
     return 2 if device == "cuda" else choose_precision(recipe.training).dtype.itemsize
 
 
 def weight_bytes(shape: Shape, recipe: Recipe, width: int) -> int:
-    """The base's weights. Embeddings, head and norms are never quantized; of the quantized layers one at a
-    time stands beside in full."""
+    """Bytes of the base's weights. Embeddings, head and norms are never quantized; one quantized layer at a
+    time is also held unquantized."""
     base = recipe.base_model
     each = NF4_BYTES if base.load_in_4bit else 1 if base.load_in_8bit else width
     in_full = shape.largest * width if quantized(base) else 0
@@ -150,12 +150,12 @@ def weight_bytes(shape: Shape, recipe: Recipe, width: int) -> int:
 
 
 def adapter_bytes(shape: Shape, recipe: Recipe) -> int:
-    """The adapter with its gradient and the optimizer's state."""
+    """Bytes of the adapter with its gradients and the optimizer's state."""
     return (ADAPTER_BYTES + BEST_BYTES * recipe.training.load_best_model_at_end) * shape.trainable
 
 
 def token_bytes(shape: Shape, recipe: Recipe) -> int:
-    """Bytes that a pass on a GPU holds for each of its tokens, in a Llama-like decoder in 2-byte values.
+    """Bytes that a GPU pass holds per token, for a Llama-like decoder with 2-byte values.
 
     A layer keeps: the residual stream before both normalizations, in fp32, and their outputs (12 h); rotated
     queries, keys, values, attention's output as it comes and as a row (6 q + 4 k); gate, up, silu(gate) and
@@ -174,19 +174,19 @@ def token_bytes(shape: Shape, recipe: Recipe) -> int:
 
 
 def logit_bytes(shape: Shape, targets: int) -> int:
-    """Logits of a chunk of targets."""
+    """Bytes of the logits of a chunk of targets."""
     from fintune.kernels.likelihood import chunk
 
     return min(targets, chunk(shape.vocabulary)) * shape.vocabulary * LOGIT_BYTES
 
 
 def row_bytes(row: PackedRow, shape: Shape, recipe: Recipe) -> int:
-    """Bytes that a pass on a CPU keeps for its backward pass, in 2-byte values.
+    """Bytes that a CPU pass keeps for its backward pass, with 2-byte values.
 
     For each token and layer: the residual stream before both normalizations and their outputs (8 h),
-    attention's output (2 h), and gate, up, silu(gate) and their product (8 m). For each place of attention's
-    blocks: padded queries (2 q), keys and values with the prefix's before them (4 k), and the probabilities,
-    if the block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), and the logits.
+    attention's output (2 h), and gate, up, silu(gate) and their product (8 m). For each position of
+    attention's blocks: padded queries (2 q), keys and values including the prefix's (4 k), and the
+    probabilities if the block is short enough to keep them. Once: gradients of one layer (8 m + 8 h), logits.
     """
     from fintune.kernels.attention_cpu import CHUNK
 
@@ -208,8 +208,8 @@ def row_bytes(row: PackedRow, shape: Shape, recipe: Recipe) -> int:
 
 
 def row_tokens_for(recipe: Recipe, free_bytes: int) -> int:
-    """The token budget of a pass with which the recipe's training fits so many free bytes of a GPU: a
-    multiple of 1,024 between 1,024 and 65,536.
+    """The token budget per pass with which the recipe's training fits `free_bytes` of a GPU: a multiple of
+    1,024 between 1,024 and 65,536.
 
     Raises:
         ModelError: the base's configuration cannot be read.

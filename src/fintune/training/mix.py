@@ -1,6 +1,6 @@
-"""What a recipe's sampling strategy feeds the model: how a run draws from its tasks, and what that comes to.
+"""Computes a run's task mix: how the sampling strategy draws from tasks, and how much of each is trained.
 
-`draw` and `steps` are the ones that training follows, so what is shown here is what will be trained on.
+Training uses the same `draw` and `steps`, so the mix shown here is the mix that is trained on.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from fintune.data.prepare.dataset import PreparedDataset
 
 SAMPLED = 2000
-"""Training examples of a task that are tokenized; their mean length stands for all."""
+"""Training examples per task that are tokenized; their mean length stands for all."""
 MANY = 10
-"""A task whose examples are seen more often than this in a run is warned of."""
+"""A task whose examples are seen more often than this in a run gets a warning."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What an epoch takes of each task (one it takes nothing of is left out), and each task's loss weight."""
+    """The examples that an epoch takes of each task (tasks without any are left out), and loss weights."""
 
     per_epoch: dict[str, int]
     loss_weights: dict[str, float]
     step_size: int
-    """Examples of an optimizer step."""
+    """Examples per optimizer step."""
 
 
 def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
-    """How a fitted recipe mixes tasks with these numbers of training examples.
+    """How a fitted recipe mixes tasks, given each task's number of training examples.
 
     Raises:
         DataError: no task has both examples and a weight.
@@ -72,16 +72,16 @@ class TaskMix:
     examples: int
     """Its training examples."""
     per_epoch: int
-    """How many an epoch takes of them."""
+    """Examples that an epoch takes of them."""
     tokens: float
-    """Mean tokens of an example, prompt and completion together, after cutting to `training.max_length`."""
+    """Mean tokens per example (prompt and completion), after truncation to `training.max_length`."""
     sampled: int
-    """Examples that `tokens` is the mean of."""
+    """Number of examples that `tokens` averages."""
     cut: float
-    """The share of those whose text did not fit."""
+    """The share of these that were truncated."""
     loss_weight: float
     seen: int
-    """How many the whole run takes."""
+    """Examples that the whole run takes."""
 
     @property
     def repeats(self) -> float:
@@ -98,14 +98,14 @@ class Mix:
     step_size: int
 
     def share(self, task: TaskMix, of: Callable[[TaskMix], float]) -> float:
-        """The task's share of a quantity of an epoch, such as `tokens`."""
+        """The task's share of a quantity per epoch, such as `tokens`."""
         return of(task) / sum(of(other) for other in self.tasks)
 
     def warnings(self) -> list[str]:
-        """A sentence for each task that is seen too often, and for too few steps, with what to change."""
+        """A warning for each task that is seen too often, and one for too few steps, with what to change."""
         often = [
             f"{task.name}: each of its {task.examples:,} training examples is seen {task.repeats:.1f} times "
-            f"(over {MANY} they are learnt by heart). Add data, lower its part "
+            f"(over {MANY} the model memorizes them). Add data, lower its share "
             "(multi_task.sampling_strategy: proportional or temperature, or its sampling weight), "
             "or train less (training.num_train_epochs, multi_task.samples_per_epoch)."
             for task in self.tasks
@@ -178,6 +178,6 @@ def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     )
     part = [f"{t.sampled:,} of {t.examples:,} {t.name}" for t in mix.tasks if t.sampled < t.examples]
     if part:
-        say(f"Tokens are estimated from a part of the examples: {', '.join(part)}.")
+        say(f"Tokens are estimated from a sample of the examples: {', '.join(part)}.")
     for warning in mix.warnings():
         say(f"Warning: {warning}")

@@ -1,7 +1,7 @@
-"""What is learnt from an example: its completions in a row, the loss on them, and what is shown of it.
+"""Defines training objectives: an example's completions in a row, the loss on them, the figures logged.
 
-An objective is one object. It sees a row's log-likelihoods and returns a loss for each example; the trainer
-only weighs and adds these. Shapes: N target tokens of a row, S spans (completions, numbered through the row),
+An objective is one object. It turns a row's log-likelihoods into one loss per example; the trainer only
+weights and sums these. Shapes: N target tokens of a row, S spans (completions, numbered within the row),
 E examples, K levels of a number.
 
 Direct Preference Optimization (Rafailov et al., 2023, equation 7) would be written like this, for records
@@ -52,7 +52,7 @@ from fintune.tasks import Record, Task
 
 @dataclass
 class Row:
-    """The examples of one forward pass. Its tensors come to the model's device with the step's, in one copy.
+    """The examples of one forward pass. One copy per step moves all its tensors to the model's device.
 
     Attributes:
         packed: their tokens.
@@ -61,8 +61,8 @@ class Row:
         answers: (E,) int64, the span of each example's answer.
         weights: (E,) float32, each example's part of the step's loss: w_i / Σ w over the whole step.
         extra: what `Objective.prepare` made of them.
-        counted: False of a row that only stands in, so that every process makes as many forward passes: its
-            weights are 0, and nothing is shown of it.
+        counted: False for a stand-in row, which only makes every process run equally many forward passes:
+            its weights are 0, and its figures are not logged.
     """
 
     packed: PackedRow
@@ -76,17 +76,17 @@ class Row:
 
 @dataclass
 class Scores:
-    """What the model says of a row's completions: the likelihood of their own tokens.
+    """The model's likelihoods of a row's completions.
 
     Logits of other tokens are not kept (`kernels/likelihood.py`), so a loss that needs them, such as label
-    smoothing, changes `head_nll` too.
+    smoothing, must change `head_nll` too.
 
     Attributes:
         token_nll: (N,) −log p of each target token, in nats, with its gradient.
-        owner: (N,) int64, the span each of them belongs to.
+        owner: (N,) int64, the span of each target token.
         spans: S.
-        reference: computes the same without the adapter, and without a gradient, for objectives that compare
-            the model with its untuned base.
+        reference: computes the same without adapter and gradients, for objectives that compare with the
+            untuned base.
     """
 
     token_nll: Tensor
@@ -101,18 +101,18 @@ class Scores:
 
     @cached_property
     def mean_nll(self) -> Tensor:
-        """(S,) the mean NLL of each completion's tokens: long answers weigh no more than short ones."""
+        """(S,) each completion's mean NLL per token, so that long answers weigh no more than short ones."""
         return span_mean_nll(self.token_nll, self.owner, self.spans)
 
 
 class Objective(ABC):
-    """What training minimizes. `objective_of` chooses the one a recipe asks for."""
+    """What training minimizes. `objective_of` returns the one a recipe asks for."""
 
     shown: ClassVar[tuple[str, ...]] = ("loss",)
-    """The keys of `figures`, with `loss` among them, whose mean over tasks is `eval_loss`. The log has
+    """The keys of `figures`, including `loss`, whose mean over tasks is `eval_loss`. Training logs
     `<task>_<key>`, validation `eval_<task>_<key>`."""
     asks_for_branches: str = ""
-    """Where a row holds several completions of a prompt: the setting that asks for it, as `key is value`."""
+    """If a row holds several completions of a prompt: the setting that causes it, as `key is value`."""
 
     def examples(
         self, task: Task, records: Sequence[Record], template: PromptTemplate
@@ -123,7 +123,7 @@ class Objective(ABC):
     def held_out(
         self, task: Task, records: Sequence[Record], template: PromptTemplate
     ) -> list[TokenizedExample]:
-        """The examples that validation computes `figures` of."""
+        """The examples on which validation computes `figures`."""
         return self.examples(task, records, template)
 
     def branches(self, example: TokenizedExample) -> list[list[int]]:
@@ -131,14 +131,14 @@ class Objective(ABC):
         return [example.completion_ids]
 
     def answer(self, example: TokenizedExample) -> int:
-        """The place of the example's answer among its `branches`."""
+        """The index of the example's answer in its `branches`."""
         return 0
 
     def prepare(self, examples: Sequence[TokenizedExample], answers: Tensor) -> Any:
-        """What the loss needs of a row's examples beside their tokens: a dataclass of tensors, or None.
+        """What the loss needs besides the tokens of a row's examples: a dataclass of tensors, or None.
 
-        It is made on the CPU, where rows are packed. A tensor made in `loss` would be copied to the GPU by
-        itself, in each pass.
+        It is made on the CPU, where rows are packed. A tensor made in `loss` would need its own copy to the
+        GPU in each pass.
 
         Args:
             answers: (E,), `Row.answers`.
@@ -151,17 +151,17 @@ class Objective(ABC):
 
     @abstractmethod
     def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
-        """For each of `shown` an (E,) tensor, whose mean over a task's examples is logged."""
+        """For each key in `shown` an (E,) tensor, whose mean over a task's examples is logged."""
 
 
 class Likelihood(Objective):
-    """Supervised fine-tuning: the mean negative log-likelihood of the answer's tokens, with end of text."""
+    """Supervised fine-tuning: the mean negative log-likelihood of the answer's tokens and end of text."""
 
     def loss(self, scores: Scores, row: Row) -> Tensor:
         return scores.mean_nll[row.answers]
 
     def figures(self, scores: Scores, row: Row) -> dict[str, Tensor]:
-        # Not self.loss: of subclasses too, the plain loss is shown.
+        # Not self.loss: subclasses log the plain loss too.
         return {"loss": Likelihood.loss(self, scores, row)}
 
 
@@ -171,10 +171,10 @@ class Number:
 
     Attributes:
         completions: the token ids of its K levels.
-        own: the place of the example's answer among them.
+        own: the index of the example's own level.
         means: (K,) the number each level stands for.
-        target: the number itself, as far from its level as it is.
-        variance: of the task's training targets: the unit of the squared error.
+        target: the exact number, which may differ from its level.
+        variance: variance of the task's training targets, the unit of the squared error.
     """
 
     completions: tuple[list[int], ...]
@@ -186,14 +186,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Levels:
-    """What `RegressionAware` needs of a row's R numbers, with K the most levels of one.
+    """What `RegressionAware` needs of a row's R numbers; K is their largest number of levels.
 
     Attributes:
-        examples: (R,) int64, the examples' places in the row.
+        examples: (R,) int64, the examples' indices in the row.
         spans: (R, K) int64, the spans of their levels.
         missing: (R, K) bool, True after the last level of a number with fewer.
-        means: (R, K) float32, as of `Number`, 0 where missing.
-        targets, variances: (R,) float32, as of `Number`.
+        means: (R, K) float32, as in `Number`, 0 where missing.
+        targets, variances: (R,) float32, as in `Number`.
     """
 
     examples: Tensor
@@ -205,12 +205,12 @@ class Levels:
 
 
 class RegressionAware(Likelihood):
-    """Regression-aware fine-tuning (RAIL, Lukasik et al., 2025): the expected number is trained too.
+    """Regression-aware fine-tuning (RAIL, Lukasik et al., 2025): also trains the expected number.
 
-    The loss of an example whose task answers with an expectation over levels is
+    If a task answers with an expectation over levels, the loss of its examples is
     meanNLL + λ · (E − y)² / Var y, with E = Σ p(level) · mean(level) under the model's distribution over the
-    levels, and λ `training.regression_loss_weight`. All levels stand in the row: for 15 levels of 5 tokens
-    about 60 tokens more an example. Other examples, and validation's, have the plain loss.
+    levels, and λ `training.regression_loss_weight`. All levels stand in the row: 15 levels of 5 tokens add
+    about 60 tokens per example. Other examples, and validation, use the plain loss.
     """
 
     def __init__(self, weight: float) -> None:

@@ -1,4 +1,4 @@
-"""A recipe in, an adapter folder out: prepares, plans, trains and saves."""
+"""Trains an adapter from a recipe: prepares data, plans, trains and saves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ logger = logging.getLogger("fintune.train")
 
 Say = Callable[[str], None]
 PARTS = (".json", ".md", ".html", "-predictions.jsonl")
-"""The ends of the names of what an evaluation writes beside an adapter."""
+"""File name endings of the evaluation results beside an adapter."""
 
 
 @dataclasses.dataclass
@@ -58,14 +58,14 @@ class Plan:
     """What a run will do, decided before the model is loaded.
 
     Attributes:
-        objective: what is learnt from an example.
-        examples: every training example that the schedule draws from, tokenized.
+        objective: what the run minimizes.
+        examples: all training examples that the schedule draws from, tokenized.
         schedule: the optimizer steps, each a list of indices into `examples`.
         per_epoch: examples of each task in one epoch.
         loss_weights: each task's weight in the loss.
-        step_size: examples of an optimizer step.
-        steps_per_epoch: optimizer steps in one epoch (a fraction where the last step is short).
-        truncated: the number of examples whose text was cut to `training.max_length`.
+        step_size: examples per optimizer step.
+        steps_per_epoch: optimizer steps per epoch (a fraction if the last step is short).
+        truncated: the number of examples whose text was truncated to `training.max_length`.
     """
 
     objective: Objective
@@ -120,12 +120,12 @@ class _Run:
         say: Say,
         state: PartialState,
     ) -> None:
-        """Prepare the data where that is left to do, and lay out the steps.
+        """Prepare the data unless it is prepared, and lay out the steps.
 
         Args:
             checkpoint: the one to resume from.
-            start: the adapter that a new run goes on from (`lora_config.init_adapter`).
-            state: this process among those of the run.
+            start: the adapter that a new run continues from (`lora_config.init_adapter`).
+            state: this process's place among the run's processes.
         """
         self.asked = recipe
         self.output_dir = output_dir
@@ -150,7 +150,7 @@ class _Run:
         self.plan = make_plan(self.recipe, self.tasks, records, self.template)
         validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
         self.validation = {name: own for name, own in validation.items() if own}
-        """The validation records of each task that is trained and has some."""
+        """The validation records of each trained task that has some."""
         held_out = {name: own[: recipe.evaluation.max_validation] for name, own in self.validation.items()}
         self.baselines = verdict.baselines(self.tasks, records, held_out)
         shown = self.plan.objective.shown
@@ -174,16 +174,16 @@ def train(
     say: Say = print,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train an adapter into `output_dir`; return the run's facts, as its manifest keeps them.
+    """Train an adapter into `output_dir`; return the run's facts as they stand in its manifest.
 
     Args:
-        prepared: the recipe's data, where the caller has prepared it already.
+        prepared: the recipe's data, if the caller has prepared it already.
         resume: a checkpoint folder, or "latest" for the newest one in `output_dir`.
-        overwrite: replace an adapter or checkpoints that stand in `output_dir`, once there are new ones.
+        overwrite: replace an adapter or checkpoints in `output_dir` once new ones are written.
 
     Raises:
-        ConfigError, DataError, ModelError: what the user can mend.
-        Interrupted: by Ctrl-C or SIGTERM; it says what is saved.
+        ConfigError, DataError, ModelError: errors that the user can fix.
+        Interrupted: by Ctrl-C or SIGTERM; the message says what is saved.
     """
     output_dir = Path(output_dir)
     recomputation.check(recipe.training)
@@ -209,7 +209,7 @@ def train(
         found = [
             path for path in checkpoints(output_dir) if path not in former or path.stat().st_mtime > since
         ]
-        told = f"Stopped. {f'{found[-1]} is whole' if found else 'No checkpoint was written yet'}."
+        told = f"Stopped. {f'{found[-1]} is complete' if found else 'No checkpoint was written yet'}."
         told, flag = told if state.is_main_process else "", "--resume_from_checkpoint" if found else ""
         raise Interrupted(told, stop, flag=flag, number=stopping.signal) from None
     finally:
@@ -237,7 +237,7 @@ def _train(
         facts["label_scoring"] = calibrate(engine, run.validation, run.recipe.evaluation)
         found = verdict.warnings(run.tasks, trainer.answers, run.prepared.manifest, run.baselines)
         facts["warnings"] += found
-    finally:  # whatever fails after the last step, its weights are kept
+    finally:  # keep the weights even if something fails after the last step
         _save(run, trainer)
     say(
         f"Trained in {speed['seconds'] / 60:.1f} min ({speed['examples_per_second']:.1f} examples/s, "
@@ -250,11 +250,11 @@ def _train(
 
 
 def _silent(line: str) -> None:
-    """`say` of every process but the first."""
+    """`say` in every process but the first."""
 
 
 def _model(run: _Run) -> tuple[Any, Any]:
-    """The base with the adapter that is trained; and, with PiSSA, A₀ and B₀, which saving needs."""
+    """The base with the adapter to train; with PiSSA also A₀ and B₀, which saving needs."""
     recipe = run.recipe
     run.say(f"Loading {recipe.base_model.name} …")
     model = base.load_base_model(recipe.base_model, run.precision.dtype, Process.of(run.state))
@@ -272,25 +272,25 @@ def _model(run: _Run) -> tuple[Any, Any]:
 
 
 def _adapted(run: _Run, model: Any) -> tuple[Any, Any]:
-    """The base with a new adapter, the checkpoint's, or that of `start`; and PiSSA's A₀ and B₀ or None."""
+    """The base with a new adapter, the checkpoint's, or `start`; and PiSSA's A₀ and B₀ or None."""
     lora, seed = run.recipe.lora_config, run.recipe.training.seed
     if lora.pissa and run.checkpoint:
         model = adapters.add_adapter(model, lora.plain(), seed)
         return model, pissa.resume(model, run.checkpoint)
     if lora.pissa:
-        run.say("Singular values of the base's weights (PiSSA) …")
+        run.say("Computing singular values of the base's weights (PiSSA) …")
         model = adapters.add_adapter(model, lora, seed)
         return model, pissa.initial_state(model)
     if run.checkpoint:
         return adapters.load_adapter(model, run.checkpoint, trainable=True), None
     if run.start:
-        run.say(f"Going on from the adapter {run.start}.")
+        run.say(f"Continuing from the adapter {run.start}.")
         return adapters.start_from(model, lora, run.start, seed), None
     return adapters.add_adapter(model, lora, seed), None
 
 
 def _engine(run: _Run, model: Any) -> Engine:
-    """The engine that asks the model under training; making it switches the model to packed rows."""
+    """The engine of the model under training; creating it switches the model to packed rows."""
     training, name = run.recipe.training, run.recipe.base_model.name
     engine = Engine(model, run.tokenizer, run.tasks, training.max_length, name)
     logger.info("%d of %d LoRA layers take the fast path", *engine.builtin.fast_layers)
@@ -311,7 +311,7 @@ def _shares_prefixes(run: _Run, engine: Engine) -> bool:
 
 
 def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
-    """What the manifest says of the run, as far as it is known before training."""
+    """The manifest's facts about the run that are known before training."""
     refuse_small_disk(run.output_dir, checkpoint_bytes(engine.model), "a checkpoint")
     trainable, total = adapters.count_parameters(engine.model)
     plan = run.plan
@@ -347,13 +347,13 @@ def _long_warmup(run: _Run) -> str:
     if (warmup := warmup_of(training, steps)) < steps:
         return ""
     return (
-        f"training.warmup_steps is {warmup}, and the run has {steps} optimizer steps: the learning rate "
-        f"never gets to {training.learning_rate:g}. Leave it out to fit it to the run."
+        f"training.warmup_steps is {warmup}, but the run has {steps} optimizer steps: the learning rate "
+        f"never reaches {training.learning_rate:g}. Leave it out to fit it to the run."
     )
 
 
 def _steps(run: _Run, engine: Engine) -> StepBuilder:
-    """The plan's optimizer steps, of which this process computes its part."""
+    """The plan's optimizer steps; this process computes its part of each."""
     training = run.recipe.training
     return StepBuilder(
         run.plan.examples,
@@ -376,7 +376,7 @@ def _trainer(
     report_to: list[str],
     callbacks: list[transformers.TrainerCallback],
 ) -> MultiTaskTrainer:
-    """The trainer of the plan's steps. What it saves has manifest and card, with `facts` as they then are."""
+    """The trainer of the plan's steps. With each adapter it saves a manifest and a card from `facts`."""
     plan, training, recipe = run.plan, run.recipe.training, run.recipe
 
     def save_manifest(folder: Path) -> None:
@@ -392,7 +392,7 @@ def _trainer(
     every = intervals(
         training, run.figure, run.tasks, examples, seen / steps / run.state.num_processes, steps
     )
-    with run.state.local_main_process_first():  # measured by one process alone, and read by the others
+    with run.state.local_main_process_first():  # one process measures, the others read its result
         peak = matrix_peak()
     trainer = MultiTaskTrainer(
         engine=engine,
@@ -422,7 +422,7 @@ def _trainer(
 
 
 def _announce(run: _Run, facts: dict[str, Any]) -> None:
-    """Say what will be trained, before the bar starts."""
+    """Print what will be trained, before the bar starts."""
     plan, training = run.plan, run.recipe.training
     trainable, total = facts["trainable_parameters"], facts["all_parameters"]
     run.say(
@@ -441,7 +441,7 @@ def _announce(run: _Run, facts: dict[str, Any]) -> None:
 
 
 def _speed(trainer: MultiTaskTrainer, seconds: float) -> dict[str, Any]:
-    """The manifest's `training`: time, counts and speeds of the whole run."""
+    """The manifest's `training` section: time, counts and speeds of the whole run."""
     figures = trainer.speeds()
     return {
         "seconds": round(seconds, 1),
@@ -455,29 +455,29 @@ def _speed(trainer: MultiTaskTrainer, seconds: float) -> dict[str, Any]:
 
 
 def _kept(run: _Run, trainer: MultiTaskTrainer) -> dict[str, Any]:
-    """Which step's weights the adapter has, and why; a line on it."""
+    """The manifest's facts on which step's weights the adapter has, and why; print a line on it."""
     last, best = trainer.state.global_step, trainer.best
     chosen = trainer.keeps_best and best.step
     kept = {"step": chosen or last, "last_step": last, "stopped_early": trainer.stopped_early}
     if chosen:
         kept |= {"metric": run.figure.title, "value": best.value}
         early = (
-            f" No later validation of {trainer.patience} was better: stopped."
+            f" The next {trainer.patience} validations were no better: stopped early."
             if trainer.stopped_early
             else ""
         )
         run.say(
-            f"Kept: the weights of step {best.step} of {last}, the best by validation "
+            f"Kept the weights of step {best.step} of {last}, the best on validation "
             f"({run.figure.title} {best.value:.4g}).{early}"
         )
     return kept
 
 
 def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
-    """Write the adapter beside its place, and move it there whole: its manifest first, its weights last.
+    """Write the adapter to a staging folder, then move it into place: manifest first, weights last.
 
-    Killed between the two, the folder has a manifest of other weights, and nothing loads it. What was
-    measured of an earlier adapter goes.
+    If the process dies between the two, manifest and weights do not match, and nothing loads the adapter.
+    An earlier adapter's results are removed.
     """
     staging = run.output_dir / ".adapter-in-writing"
     first = run.state.is_main_process
@@ -497,7 +497,7 @@ def _save(run: _Run, trainer: MultiTaskTrainer) -> None:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the results and the reference profile of the adapter that stood here before."""
+    """Remove the previous adapter's results and reference profile."""
     results = (f"results{split}{part}" for split in ("", "-validation") for part in PARTS)
     for name in (*results, "profile.json"):
         (folder / name).unlink(missing_ok=True)

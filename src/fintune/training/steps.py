@@ -1,9 +1,9 @@
-"""The schedule's optimizer steps as packed rows, each example with its share of the step's loss.
+"""Builds the schedule's optimizer steps as packed rows; each example has its share of the step's loss.
 
-The loss of a step is Σ w_i · loss_i / Σ w_i over its examples i: loss_i is the objective's (`objectives.py`),
-w_i the weight of the example's task (times that of its label, where `multi_task.class_weights` has one).
-Rows are only how it is computed: every row carries w_i / Σ w, so the sum over rows is the step's loss
-however the step is cut.
+The loss of a step is Σ w_i · loss_i / Σ w_i over its examples i. The objective computes loss_i
+(`objectives.py`); w_i is the weight of the example's task, times that of its label if
+`multi_task.class_weights` has one. Every row carries w_i / Σ w, so the sum over rows is the step's loss
+however the step is cut into rows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Step:
         rows: the forward passes.
         examples: the number of examples.
         tokens: tokens computed.
-        plain_tokens: tokens that training without shared prefixes would compute (no padding counted).
-        targets: tokens the loss is over.
-        slots: places of attention's blocks, padding included.
+        plain_tokens: tokens that training without shared prefixes would compute (padding not counted).
+        targets: tokens in the loss.
+        slots: positions in attention's blocks, padding included.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -39,12 +39,12 @@ class Step:
     slots: int = 0
 
     def padded(self, rows: int) -> Step:
-        """The same step in `rows` forward passes at least: the last row stands in for the missing ones."""
+        """The same step in at least `rows` forward passes: the last row stands in for the missing ones."""
         missing = rows - len(self.rows)
         return replace(self, rows=[*self.rows, *[_stand_in(self.rows[-1])] * missing])
 
     def to(self, device: torch.device | str, gather: bool = False) -> Step:
-        """The same step on another device, by one copy; arguments as of `packing.moved`."""
+        """The same step on another device, by one copy; arguments as in `packing.moved`."""
         names = ("packed", "tasks", "answers", "weights", "extra")
         parts = moved([[getattr(row, name) for name in names] for row in self.rows], device, gather)
         rows = [
@@ -55,15 +55,15 @@ class Step:
 
 
 def _stand_in(row: Row) -> Row:
-    """The row as one that only keeps other processes company: no weight, and nothing shown of it."""
+    """A stand-in for the row that keeps processes in step: zero weights, no figures logged."""
     return replace(row, weights=torch.zeros_like(row.weights), counted=False)
 
 
 class StepBuilder:
     """Cuts a list of examples into the rows of a step. Also a map-style dataset of the schedule's steps.
 
-    Among `world` processes each builds the rows of its own part of a step, and the loss's denominator is
-    that of the whole step, so the sum of the processes' losses is the step's.
+    With `world` processes each builds the rows of its own part of a step. The loss's denominator is that
+    of the whole step, so the processes' losses sum to the step's loss.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class StepBuilder:
         Args:
             schedule: the optimizer steps, each a list of indices into `examples`.
             task_weights: each task's weight in the loss; a row knows a task by its number here.
-            row_size, row_tokens: examples and tokens of a row at most (one example may be longer).
-            share: compute what the prompts of a task begin with once a row.
+            row_size, row_tokens: the most examples and tokens per row (a single example may be longer).
+            share: compute the common beginning of a task's prompts once per row.
             objective: decides which completions stand in a row; None is `Likelihood`.
         """
         self.examples = examples
@@ -108,7 +108,7 @@ class StepBuilder:
         own = parts_of([self._length(example) for example in step], self.world)[self.rank]
         if own:
             return self.build([step[i] for i in own], total)
-        # Fewer examples than processes: every process must take part in the step, this one without effect.
+        # Fewer examples than processes: this process takes part in the step without effect.
         return Step([_stand_in(row) for row in self.build(step[:1]).rows])
 
     def build(self, examples: Sequence[TokenizedExample], total: float = 1.0) -> Step:
@@ -129,11 +129,11 @@ class StepBuilder:
         return step
 
     def weight(self, example: TokenizedExample) -> float:
-        """w_i of the example."""
+        """The example's weight w_i."""
         return self.task_weights[example.task] * example.weight
 
     def _length(self, example: TokenizedExample) -> int:
-        """Tokens of the example in a row: the last one of a completion is a target, and never an input."""
+        """Tokens of the example in a row: a completion's last token is only a target, never an input."""
         return len(example.prompt_ids) + 1 + sum(len(ids) - 1 for ids in self.objective.branches(example))
 
     def _row(self, group: list[tuple[PackedRow, list[TokenizedExample]]], total: float) -> Row:
@@ -157,7 +157,7 @@ class StepBuilder:
         groups: list[list[tuple[PackedRow, list[TokenizedExample]]]] = []
         tokens = count = 0
         for part in parts:
-            more, spans = part[0].input_ids.shape[1], len(part[1])  # examples, however many levels they have
+            more, spans = part[0].input_ids.shape[1], len(part[1])  # counts examples, not their levels
             if not groups or tokens + more > self.row_tokens or count + spans > self.row_size:
                 groups.append([])
                 tokens = count = 0
@@ -167,7 +167,7 @@ class StepBuilder:
 
 
 def parts_of(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Deal a step's examples to `world` processes, the longest first, each to the one with fewest tokens."""
+    """Distribute a step's examples over `world` processes: longest first, to the one with fewest tokens."""
     parts: list[list[int]] = [[] for _ in range(world)]
     loads = [0] * world
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -178,7 +178,7 @@ def parts_of(lengths: Sequence[int], world: int) -> list[list[int]]:
 
 
 def shared_prefixes(examples: Sequence[TokenizedExample]) -> dict[str, int]:
-    """For each task the number of tokens with which all its prompts begin."""
+    """The number of tokens that all prompts of a task begin with, by task."""
     prompts: dict[str, list[list[int]]] = {}
     for example in examples:
         prompts.setdefault(example.task, []).append(example.prompt_ids)

@@ -1,4 +1,4 @@
-"""Ending a run early at no loss: by Ctrl-C or a signal, and by the clock for what ends it without one."""
+"""Stops a run without losing work: on Ctrl-C or SIGTERM, and by timed checkpoints in case it is killed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import transformers
 from accelerate.utils import reduce
 
 SHARE = 50
-"""One comes by time after so many times what the last one took, at the earliest."""
+"""A timed checkpoint waits at least this many times as long as the last one took to write."""
 
 
 class Stopping(transformers.TrainerCallback):
-    """Saves when the last checkpoint is `minutes` old; in its `with` block a signal ends the run well.
+    """Saves when the last checkpoint is `minutes` old; in its `with` block a signal stops the run cleanly.
 
-    The first Ctrl-C or SIGTERM lets the step end and saves; another one ends at once. What one of several
-    processes is told, all do.
+    After the first Ctrl-C or SIGTERM the step ends and is saved; the second stops at once. A signal to one
+    of several processes stops them all.
     """
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
         self.signal: int = 0
-        """The one that came."""
+        """The signal that came, if any."""
         self.stepping = False
         self.ended = False
-        """Whether it ended the run between two steps, with a checkpoint."""
+        """Whether the signal stopped the run between two steps, with a checkpoint."""
         self._before: dict[int, Any] = {}
         self._saved = self._begun = time.monotonic()
         self._received = self._took = 0.0
@@ -50,9 +50,9 @@ class Stopping(transformers.TrainerCallback):
         if not self.stepping or (last and now - last > 1):
             raise KeyboardInterrupt
         self._received = now
-        if last:  # a launcher passes on what the terminal has sent already
+        if last:  # a launcher forwards what the terminal has sent already
             return
-        print("\nStopping after this step, with a checkpoint. Once more to stop at once.", file=sys.stderr)
+        print("\nStopping after this step and saving a checkpoint. Repeat to stop at once.", file=sys.stderr)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stepping = True

@@ -1,4 +1,4 @@
-"""How fast a run computes: examples, tokens, and the share of the machine's matrix peak."""
+"""Measures how fast a run computes: examples, tokens, and the share of the machine's matrix peak."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fintune.provenance import machine
 from fintune.training.steps import Step
 
 SUMS = ("examples", "tokens", "plain_tokens", "targets", "slots")
-"""What is counted of each step; the fields of `Step`."""
+"""What is counted per step; the fields of `Step`."""
 SPEEDS = (
     "examples_per_second",
     "tokens_per_second",
@@ -30,10 +30,10 @@ SPEEDS = (
 
 
 class FlopCount:
-    """Floating-point operations that training needs: 4 for each frozen weight of a layer and computed token
-    (forward, and the gradient of the input), 6 for each trained one, 4 for each of the LM head's weights and
-    target. Attention, normalization and recomputation under gradient checkpointing are not counted, so the
-    share of the peak is that of useful products.
+    """Floating-point operations that training needs: per computed token 4 for each frozen weight of a layer
+    (forward and input gradient) and 6 for each trained one; per target 4 for each weight of the LM head.
+    Attention, normalization and recomputation under gradient checkpointing are not counted: the share
+    of the peak covers useful products only.
     """
 
     def __init__(self, model: Any) -> None:
@@ -48,26 +48,26 @@ class FlopCount:
 
 
 def _numel(parameter: Any) -> int:
-    """Numbers a parameter stands for: 4-bit weights are packed two to a byte."""
+    """The number of weights in a parameter: 4-bit weights are packed two to a byte."""
     packed = type(parameter).__name__ == "Params4bit"
     return int(parameter.numel()) * (2 if packed else 1)
 
 
 _SMALL = 512
-"""A matrix whose product takes milliseconds."""
+"""Size of a matrix whose product takes milliseconds."""
 
 
 @functools.cache
 def matrix_peak() -> float:
     """The best rate of a large matrix product in fp32 or bfloat16, in FLOP/s.
 
-    It is measured once a machine and kept in `matrix_peak.json` of the user's cache folder, by processor,
-    threads, PyTorch's version and dtype. It is measured again where a small product is already faster than
-    what is kept, for then the machine did other work when that was measured.
+    It is measured once per machine and cached in `matrix_peak.json` in the user's cache folder, by processor,
+    threads, PyTorch's version and dtype. If a small product is already faster than the cached value, the
+    machine was busy when that was measured, and it is measured again.
     """
     path = cache_dir() / "matrix_peak.json"
     known: dict[str, float] = {}
-    with contextlib.suppress(DataError, OSError, TypeError, ValueError):  # absent or damaged: measured anew
+    with contextlib.suppress(DataError, OSError, TypeError, ValueError):  # absent or damaged: measure again
         known = dict(read_json(path))
     unit = machine()["gpu"] or machine()["processor"]
     on = f"{unit}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -75,21 +75,21 @@ def matrix_peak() -> float:
     for dtype in (torch.float32, torch.bfloat16):
         key = f"{on}, {str(dtype).removeprefix('torch.')}"
         kept = known.get(key)
-        # Of a dtype without hardware a small product takes long, and its rate matters to nobody.
+        # Without hardware for a dtype even a small product is slow, and nobody needs its rate.
         useful = isinstance(kept, float) and kept > best / 8
         if not isinstance(kept, float) or (useful and _rate(_SMALL, dtype) > kept):
             known[key], changed = _measured_peak(dtype, best), True
         best = max(best, known[key])
     if changed:
-        with contextlib.suppress(OSError):  # a folder that cannot be written to costs a measurement each time
+        with contextlib.suppress(OSError):  # a read-only folder costs a measurement each time
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, known)
     return best
 
 
 def _measured_peak(dtype: torch.dtype, best: float) -> float:
-    """FLOP/s of the fastest of three sizes. Given up where it is far slower than `best`, the best so far:
-    without hardware for it, a CPU computes bfloat16 a hundred times slower than fp32."""
+    """FLOP/s of the fastest of three sizes. Stops early if far below `best`, the best so far: without
+    hardware for it, a CPU computes bfloat16 a hundred times slower than fp32."""
     found = 0.0
     for size in (_SMALL, 4096, 8192) if torch.cuda.is_available() else (_SMALL, 1024, 2048):
         rate = _rate(size, dtype)
@@ -114,10 +114,10 @@ def _rate(size: int, dtype: torch.dtype) -> float:
 
 
 class Meter(transformers.TrainerCallback):
-    """Counts what the optimizer steps compute and how long they take, without validation and saving.
+    """Counts what the optimizer steps compute and how long they take, excluding validation and saving.
 
     Args:
-        flops: what a token costs.
+        flops: the cost of a token.
         peak: the machine's matrix peak in FLOP/s.
     """
 
@@ -125,7 +125,7 @@ class Meter(transformers.TrainerCallback):
         self.flops = flops
         self.peak = peak
         self.totals: dict[str, float] = dict.fromkeys((*SUMS, "seconds"), 0)
-        """Of this process since it started, however often the run resumed before."""
+        """Counted in this process since it started; the parts before a resume are not included."""
         self._shown = dict(self.totals)
         self._begun: Any = None
         self._pending: list[tuple[Any, Any]] = []
@@ -141,7 +141,7 @@ class Meter(transformers.TrainerCallback):
         self._pending.append((self._begun, self._now()))
 
     def _now(self) -> Any:
-        """A moment; on a GPU an event in its queue, for what was queued there is not done yet."""
+        """The current time; on a GPU an event in its queue, because queued work is not done yet."""
         if not torch.cuda.is_available():
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -149,7 +149,7 @@ class Meter(transformers.TrainerCallback):
         return event
 
     def settle(self) -> None:
-        """Bring the seconds up to the last step, which waits for a GPU to be done with it."""
+        """Add the seconds up to the last step; this waits until a GPU has finished it."""
         for begun, ended in self._pending:
             if isinstance(ended, float):
                 self.totals["seconds"] += ended - begun
@@ -159,7 +159,7 @@ class Meter(transformers.TrainerCallback):
         self._pending.clear()
 
     def window(self) -> dict[str, float]:
-        """What was counted since the last call."""
+        """The counts since the last call."""
         self.settle()
         done = {name: value - self._shown[name] for name, value in self.totals.items()}
         self._shown = dict(self.totals)
@@ -167,11 +167,11 @@ class Meter(transformers.TrainerCallback):
 
 
 def speeds(sums: dict[str, float], flops: FlopCount, peak: float, processes: int = 1) -> dict[str, float]:
-    """The figures of a run, from sums over its steps (of all processes; `seconds` are those of one).
+    """The speeds of a run, from sums over its steps (of all processes; `seconds` are those of one).
 
-    `tokens_per_second` counts tokens that are computed, `plain_tokens_per_second` those that training without
-    shared prefixes would have had to compute; `sharing` is their ratio; `padding` the share of attention's
-    places that hold no token; `utilisation` the share of the matrix peak. All are 0 of a run without steps.
+    `tokens_per_second` counts computed tokens, `plain_tokens_per_second` those that training without shared
+    prefixes would compute; `sharing` is their ratio; `padding` the share of attention's positions without a
+    token; `utilisation` the share of the matrix peak. All are 0 for a run without steps.
     """
     seconds = sums["seconds"]
     if not seconds:  # resumed from the last step

@@ -1,8 +1,8 @@
-"""`transformers.Trainer` with multi-task steps: one item of its dataset is a whole optimizer step.
+"""Extends `transformers.Trainer` with multi-task steps: one dataset item is a whole optimizer step.
 
-The Trainer keeps what it does well (optimizer, schedule, clipping, checkpoints, trackers); what is ours
-is the step (rows with shared prefixes, examples weighted), validation by task, and atomic checkpoints.
-What an example's loss is, and what is shown of it, is the objective's (`objectives.py`).
+The Trainer does optimizer, schedule, clipping, checkpoints and trackers. Our own are the step (rows with
+shared prefixes, weighted examples), validation by task, and atomic checkpoints. The objective
+(`objectives.py`) defines an example's loss and its logged figures.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class MultiTaskTrainer(Trainer):
     """Trains an adapter on a `StepBuilder`; `training/run.py` puts it together.
 
     Args:
-        engine: asks the model under training; it scores the validation records.
-        validation: for each task the records and tokenized examples that are validated on.
+        engine: scores the validation records with the model under training.
+        validation: each task's validation records and tokenized examples.
         steps_per_epoch: optimizer steps in one epoch of the recipe.
         save_extra: called with each folder an adapter is saved to, to add the manifest.
         meter: counts the steps.
-        batch_size: validation examples computed at once.
-        figure: decides which weights are best; None does not ask.
-        keeps_best: the adapter has those in the end, not the last ones.
-        intervals: when validation asks for answers, too; None is always.
-        patience: validations without a better step after which training ends; None is never.
-        best: what an earlier part of the run has kept.
-        pissa_start: with PiSSA what `pissa.initial_state` returned; adapters are saved as plain LoRA.
-        loraplus_lr_ratio: with LoRA+ the learning rate of B over that of A.
+        batch_size: validation examples per batch.
+        figure: decides which weights are best; None never decides.
+        keeps_best: end with the best weights instead of the last ones.
+        intervals: how often validation also computes answers; None is always.
+        patience: stop after this many validations without a better one; None never stops.
+        best: what an earlier part of the run kept.
+        pissa_start: with PiSSA, the result of `pissa.initial_state`; adapters are saved as plain LoRA.
+        loraplus_lr_ratio: with LoRA+, the learning rate of B divided by that of A.
     """
 
     control: Any
@@ -87,11 +87,11 @@ class MultiTaskTrainer(Trainer):
         self.best = best or Best()
         self.stopped_early = False
         self.answers: dict[str, tuple[Sequence[Record], Sequence[Prediction]]] = {}
-        """Of the weights that are kept: each task's validation records and what it answers to them."""
+        """Each task's validation records and its answers with the kept weights."""
         self.answered_at = -1
-        """The step whose answers they are."""
+        """The step that these answers belong to."""
         self.former = checkpoints(self.args.output_dir)
-        """Of an earlier run, which go when this one has its first."""
+        """Checkpoints of an earlier run, removed when this run has its first."""
         self.steps_per_epoch = steps_per_epoch
         self.save_extra = save_extra
         self.pissa_start = pissa_start
@@ -101,7 +101,7 @@ class MultiTaskTrainer(Trainer):
         self.batch_size = batch_size
         self.add_callback(meter)
         self.validated: dict[str, float] = {}
-        """What validation says of the weights that are kept."""
+        """Validation figures of the kept weights."""
         self.callback_handler.callbacks.insert(0, _AtTheEnd(self))  # before trackers close
         self._sums = torch.zeros(
             len(self.train_dataset.tasks), len(self.objective.shown), device=self.args.device
@@ -113,18 +113,18 @@ class MultiTaskTrainer(Trainer):
     # The step -----------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one optimizer step; returns its loss (among processes, this one's part
-        times their number, for what is averaged over them is then the step's loss and gradient)."""
+        """Forward and backward of one optimizer step; returns its loss. With several processes it is this
+        one's part times their number, because loss and gradients are then averaged over processes."""
         if not model.training:
             model.train()
-        if self.is_fsdp_enabled:  # every forward pass gathers weights: all processes must make as many
+        if self.is_fsdp_enabled:  # each forward pass gathers weights, so all processes make equally many
             rows = torch.tensor([len(inputs.rows)], device=self.args.device)
             inputs = inputs.padded(int(self.accelerator.gather(rows).max()))
         # No number is read back below: that would wait for the GPU, which would then wait for the next pass.
         step = inputs.to(self.args.device)
         total = torch.zeros((), device=self.args.device)
         for i, row in enumerate(step.rows):
-            last = i == len(step.rows) - 1  # gradients are exchanged once, after the last row
+            last = i == len(step.rows) - 1  # exchange gradients once, after the last row
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 scores = self._scores(model, row)
                 losses = self.objective.loss(scores, row)  # (E,)
@@ -140,14 +140,14 @@ class MultiTaskTrainer(Trainer):
         return total
 
     def _scores(self, model: Any, row: Row) -> Scores:
-        """What the model, perhaps wrapped by DDP or FSDP, says of the row's completions."""
+        """The model's scores of the row's completions; DDP or FSDP may wrap the model."""
         spans, packed = row.packed.spans, row.packed
 
         def token_nll() -> torch.Tensor:
             with mixed_precision(self.model, self.engine.builtin.peft_forwards):
                 return target_nll(model, packed, self.engine.builtin.by_blocks, self.engine.builtin.head)
 
-        @functools.cache  # loss and figures may both ask: one pass, and as many in every process
+        @functools.cache  # loss and figures may both ask: compute it once, equally often in every process
         def reference() -> Scores:
             with torch.no_grad(), without_adapter(self.model):
                 return Scores(token_nll(), packed.owner, spans, reference)
@@ -168,7 +168,7 @@ class MultiTaskTrainer(Trainer):
         return None  # every step carries its own denominator
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # reported by the run itself, from the tokens computed
+        return 0  # the run reports it, from the tokens computed
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.loraplus_lr_ratio is None or self.optimizer is not None:
@@ -188,7 +188,7 @@ class MultiTaskTrainer(Trainer):
     # Validation and logs ------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The objective's figures of every task on its validation examples; where due, its metrics too."""
+        """Each task's figures on its validation examples and, where due, its metrics."""
         logs: dict[str, float] = {}
         losses = []
         for task, (_, examples) in self.validation.items():
@@ -217,7 +217,7 @@ class MultiTaskTrainer(Trainer):
         return logs
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Keep the weights if they are the best so far: of equals the earliest, in every process the same."""
+        """Keep the weights if they are the best so far; the earliest wins a tie. All processes agree."""
         if self.figure is None or not self.validation:
             return False
         value = torch.tensor(metrics.get(self.figure.name, math.nan), device=self.args.device)
@@ -234,7 +234,7 @@ class MultiTaskTrainer(Trainer):
         return sum(step > self.best.step for step in steps)
 
     def keep_best(self) -> None:
-        """Put the best weights into the model, once it is trained, and validate them with answers."""
+        """Load the best weights into the trained model, and validate them with answers."""
         last = self.state.global_step
         step = self.best.step if self.keeps_best and self.best.step else last
         if step != last:
@@ -272,20 +272,20 @@ class MultiTaskTrainer(Trainer):
         super().log(logs, start_time)
 
     def speeds(self) -> dict[str, float]:
-        """The figures of the whole run (`throughput.speeds`) and their sums, of all processes."""
+        """The speeds of the whole run (`throughput.speeds`) and the sums behind them, over all processes."""
         self.meter.settle()
         sums = self._summed(self.meter.totals)
         return {**sums, **speeds(sums, self.meter.flops, self.meter.peak, self.args.world_size)}
 
     def _summed(self, counts: dict[str, float]) -> dict[str, float]:
-        """What the steps counted, over all processes; `seconds` are this one's, for all wait for all."""
+        """The steps' counts, summed over processes; `seconds` are this one's, since each waits for all."""
         if self.args.world_size == 1:
             return dict(counts)
         values = torch.tensor([counts[name] for name in SUMS], device=self.args.device)
         return {**counts, **dict(zip(SUMS, self.accelerator.reduce(values, "sum").tolist(), strict=True))}
 
     def _means(self) -> dict[str, float]:
-        """`<task>_<figure>` of the examples since the last call, of all processes."""
+        """`<task>_<figure>`: means over the examples of all processes since the last call."""
         table = torch.cat(
             [self._sums, self._seen.to(self._sums.device)[:, None]], dim=1
         )  # (tasks, figures + 1)
@@ -304,7 +304,7 @@ class MultiTaskTrainer(Trainer):
     # Checkpoints --------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place and move it there whole."""
+        """Write a checkpoint to a staging folder, then move it into place."""
         output_dir = Path(self.args.output_dir)
         staging = output_dir / ".checkpoint-in-writing"
         first = self.is_world_process_zero()
@@ -318,7 +318,7 @@ class MultiTaskTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 for folder in staging.iterdir() if first else ():
-                    if not self.is_fsdp_enabled:  # each process has a part of the weights, and none goes on
+                    if not self.is_fsdp_enabled:  # each process has only a part of the weights
                         self.best.save(folder)
                     like_neighbours(folder)
                     replace_folder(folder, output_dir / folder.name)
@@ -335,7 +335,7 @@ class MultiTaskTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the model came with the checkpoint's adapter."""
+        """Do nothing: the model already has the checkpoint's adapter."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A plain PEFT adapter, its tokenizer and its manifest (and no pickled arguments)."""
@@ -350,13 +350,13 @@ class MultiTaskTrainer(Trainer):
 
 
 def _whole_step(steps: list[Step]) -> Step:
-    """The step that the data loader made; in a worker of its own its tensors go to this process as one."""
+    """The data loader's step; a worker process sends its tensors to this process as one."""
     (step,) = steps
     return step.to("cpu", gather=True) if torch.utils.data.get_worker_info() else step
 
 
 class _AtTheEnd(transformers.TrainerCallback):
-    """Has the trainer keep the best weights when all steps are done, or when no better ones came."""
+    """Makes the trainer restore the best weights when training is done or stopped early."""
 
     def __init__(self, trainer: MultiTaskTrainer) -> None:
         self.trainer = trainer

@@ -1,8 +1,8 @@
-"""When a run validates, and which weights it keeps.
+"""Decides when a run validates, and which weights it keeps.
 
-Validation costs a set share of the run whatever the data: its interval follows from the tokens of the
-held-out examples and those of a step, and so does not depend on the machine. The loss comes more often than
-answers, of which texts have to be generated.
+Validation costs a fixed share of the run whatever the data: its interval follows from the tokens of the
+held-out examples and of a step, so it does not depend on the machine. The loss is computed more often than
+answers, because the answers of text tasks must be generated.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from fintune.prompts import TokenizedExample
 from fintune.tasks import TaskSet
 
 GENERATED = 8
-"""Validation examples of a text task that are generated and scored; the loss uses all of them."""
+"""Validation examples per text task that are generated and scored; the loss uses all of them."""
 LOSS_SHARE, ANSWERS_SHARE = 0.08, 0.04
-"""The parts of a run's computing that go into validation, about, where the recipe names no interval."""
+"""Approximate shares of a run's computing for validation if the recipe sets no interval."""
 AT_MOST = 20
-"""Validations of such a run."""
+"""The most validations of such a run."""
 _FORWARD, _GENERATED_TOKEN = 0.5, 10
-"""What a token costs in a forward pass, and one that is written, beside a token of training."""
+"""Cost of a token in a forward pass, and of a generated token, relative to a training token."""
 FILE = "best.safetensors"
-"""In a checkpoint: the weights that were best until then."""
+"""The file of the best weights so far, in a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """The figure of validation that says which weights are better."""
+    """The validation figure that decides which weights are better."""
 
     name: str
-    """As validation logs it, such as `eval_loss`."""
+    """Its name in validation's logs, such as `eval_loss`."""
     higher: bool = False
     of_answers: bool = False
-    """Whether the model has to answer for it; losses come without."""
+    """Whether it needs answers; losses do not."""
 
     @property
     def title(self) -> str:
@@ -46,7 +46,7 @@ class Figure:
 
 
 def figure_of(training: TrainingConfig, tasks: TaskSet, names: Sequence[str], shown: Sequence[str]) -> Figure:
-    """What `training.metric_for_best_model` means.
+    """Resolve `training.metric_for_best_model`.
 
     Args:
         names: the tasks that have validation examples.
@@ -65,7 +65,7 @@ def figure_of(training: TrainingConfig, tasks: TaskSet, names: Sequence[str], sh
     asked = training.metric_for_best_model
     if (found := known.get(asked.removeprefix("eval_"))) is None:
         raise ConfigError(
-            f"training.metric_for_best_model is {asked}, which validation does not have"
+            f"training.metric_for_best_model is {asked}, which validation does not compute"
             f"{hint(asked, list(known))}"
         )
     return found
@@ -73,7 +73,7 @@ def figure_of(training: TrainingConfig, tasks: TaskSet, names: Sequence[str], sh
 
 @dataclass(frozen=True)
 class Intervals:
-    """Optimizer steps between two validations, and between two that ask for answers too."""
+    """Optimizer steps between two validations, and between two that also compute answers."""
 
     loss: int
     answers: int
@@ -87,10 +87,10 @@ def intervals(
     step_tokens: float,
     steps: int,
 ) -> Intervals:
-    """The recipe's interval, or those that keep to the shares.
+    """The recipe's interval, or else intervals that keep validation within its shares.
 
     Args:
-        step_tokens: of a step, in one process.
+        step_tokens: tokens of a step in one process.
     """
     if training.eval_steps:
         return Intervals(training.eval_steps, training.eval_steps)
@@ -117,21 +117,21 @@ def _tokens(examples: Sequence[TokenizedExample]) -> int:
 
 @dataclass
 class Best:
-    """The trained weights of the best step so far, and its value of the figure; step 0 is none yet."""
+    """The trained weights of the best step so far and its figure; step 0 means none yet."""
 
     step: int = 0
     value: float = math.nan
     weights: dict[str, Any] = field(default_factory=dict)
 
     def is_worse_than(self, value: float, figure: Figure) -> bool:
-        """Whether a later step with this value takes its place: of equals the earliest stays."""
+        """Whether a later step with this value replaces it; the earliest wins a tie."""
         if not math.isfinite(value):
             return False
         return not self.step or (value > self.value if figure.higher else value < self.value)
 
     def take(self, model: Any, step: int, value: float) -> None:
-        """Keep a copy of the model's trained weights (where they are sharded, of this process's part); of no
-        model, the step and its value alone."""
+        """Keep a copy of the model's trained weights (if sharded, this process's part). With None as model,
+        keep only step and value."""
         for name, parameter in _trained(model) if model else ():
             kept = self.weights.get(name)
             if kept is None:
@@ -141,7 +141,7 @@ class Best:
         self.step, self.value = step, value
 
     def give_back(self, model: Any) -> None:
-        """Put the weights kept into the model."""
+        """Copy the kept weights back into the model."""
         import torch
 
         with torch.no_grad():
@@ -149,7 +149,7 @@ class Best:
                 parameter.copy_(self.weights[name])
 
     def save(self, checkpoint: Path) -> None:
-        """Write them beside a checkpoint's own weights, so that a run that goes on has them."""
+        """Write them beside a checkpoint's own weights, so that a resumed run has them."""
         from safetensors.torch import save_file
 
         if self.step:
@@ -158,7 +158,7 @@ class Best:
 
     @classmethod
     def load(cls, checkpoint: Path | None) -> Best:
-        """What `save` wrote; nothing yet where the checkpoint has none."""
+        """Read what `save` wrote; empty if the checkpoint has none."""
         from safetensors import safe_open
 
         if checkpoint is None or not (checkpoint / FILE).is_file():

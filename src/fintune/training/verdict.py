@@ -1,4 +1,4 @@
-"""What a trained adapter's answers to validation examples warn of, in sentences."""
+"""Warns, in sentences, of what a trained adapter's validation answers show."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from fintune.tasks import Prediction, Record, Task, TaskSet
 
 FEW = 50
-"""A task with fewer validation examples is warned of."""
+"""A task with fewer validation examples gets a warning."""
 ALIKE = 5
-"""Answers from which on it means something that all are the same."""
+"""From this many answers on, identical answers get a warning."""
 
 Answers = tuple[Sequence[Record], Sequence[Prediction]]
 Baselines = Mapping[str, tuple[str, Sequence[Prediction]]]
@@ -19,7 +19,7 @@ Split = Mapping[str, Sequence[Record]]
 
 
 def baselines(tasks: TaskSet, train: Split, validation: Split) -> Baselines:
-    """The simplest system's name and answers by task, made before training: the data may be gone after it."""
+    """The simplest baseline's name and answers by task, computed before training: data may be gone later."""
     return {
         name: tasks[name].baseline(train[name], rows)
         for name, rows in validation.items()
@@ -30,12 +30,12 @@ def baselines(tasks: TaskSet, train: Split, validation: Split) -> Baselines:
 def warnings(
     tasks: TaskSet, answers: Mapping[str, Answers], manifest: Mapping[str, Any], plain: Baselines
 ) -> list[str]:
-    """A sentence for each task that answers one label, or less well than its simplest baseline; and one for
-    all that have few validation examples.
+    """A warning for each task that gives one label only or is worse than its simplest baseline, and one for
+    all tasks with few validation examples.
 
     Args:
-        manifest: of the prepared data.
-        plain: of the records answered, and perhaps more that come after them.
+        manifest: the prepared data's manifest.
+        plain: the baselines' answers to at least the records answered, in the same order.
     """
     found: list[str] = []
     counts = {name: manifest["tasks"][name]["counts"]["validation"] for name in answers}
@@ -47,8 +47,9 @@ def warnings(
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW)
     if few:
         found.append(
-            f"Fewer than {FEW} validation examples: {few}. Which step is best, and what validation says, are "
-            "uncertain, and no temperature is fitted to so few. Add rows, or raise data.validation_fraction."
+            f"Fewer than {FEW} validation examples: {few}. The choice of the best step and the validation "
+            "figures are uncertain, and no temperature is fitted. Add rows, or raise "
+            "data.validation_fraction."
         )
     return found
 
@@ -58,9 +59,8 @@ def _one_label(task: Task, predictions: Sequence[Prediction], records: Sequence[
     if not task.labels or len(predictions) < ALIKE or len(given) > 1 or given == wanted:
         return ""
     return (
-        f"{task.name}: all of {len(predictions)} validation examples are answered {given.pop()!r}, whatever "
-        "they say. Train for more steps, or see in fintune data report whether texts and labels belong "
-        "together."
+        f"{task.name}: the adapter answers all {len(predictions)} validation examples with {given.pop()!r}. "
+        "Train for more steps, or check with fintune data report that texts and labels belong together."
     )
 
 
@@ -71,7 +71,7 @@ def _below_baseline(
     system: str,
     plain: Sequence[Prediction],
 ) -> str:
-    """Compared by the measure that ranks the type's answers, on the same examples."""
+    """Compare by the measure that ranks the type's answers, on the same examples."""
     measure = task.ranking
     if measure is None:
         return ""
