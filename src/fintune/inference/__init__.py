@@ -1,1 +1,1 @@
-"""Asking the model: the one engine under evaluation, prediction, the demo and serving."""
+"""Asking the model: one engine behind evaluation, prediction, the demo and serving."""

@@ -1,7 +1,7 @@
-"""Where the answers to a file go: JSON lines, CSV, Excel or Parquet. A run that was stopped goes on.
+"""Writes answers to JSON lines, CSV, Excel or Parquet; a stopped run can continue.
 
-Answers are first kept as JSON lines in a journal beside the output, whose name ends in `.part`. Its first
-line says what was asked: the same question asked again goes on after the last whole line.
+Answers first go as JSON lines into a journal beside the output, whose name ends in `.part`. Its first line
+records what was asked: a run that asks the same continues after the journal's last whole line.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fintune.tasks import Task
 from fintune.text.encoding import HALF
 
 Line = dict[str, Any]
-"""An answer as JSON has it: `id`, `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
+"""An answer as JSON: `id`, `task`, and then `error`, or `prediction` and perhaps `probabilities`."""
 Kind = Literal["lines", "csv", "xlsx", "parquet"]
 
 EXCEL_ROWS = 2**20 - 1
-"""Below the header, at most: Excel's own limit, as the next one."""
+"""The most rows below the header: Excel's own limit, like the next one."""
 EXCEL_CHARACTERS = 32_767
 PARQUET_LINES = 1_024
 _NUMBER = re.compile(r"[+-]?[\d.,]+ ?%?")
@@ -39,18 +39,18 @@ _NUMBER = re.compile(r"[+-]?[\d.,]+ ?%?")
 
 @dataclass(frozen=True)
 class Output:
-    """A file, or a folder of Parquet files, that answers are written to."""
+    """A file, or a folder of Parquet files, to which answers are written."""
 
     place: Location
     kind: Kind
 
     @classmethod
     def at(cls, path: str | Path, source: str | Path) -> Output:
-        """The output at a path: Parquet for a folder or a path that ends in `/`, else by the file's ending.
+        """The output at a path: Parquet for a folder or a path ending in `/`, else by the file's ending.
 
         Raises:
-            DataError: it would cost another file (the input `source`, or what a folder holds), is in no
-                folder, or ends in what is not written.
+            DataError: it would overwrite another file (the input `source`, or the contents of a folder), its
+                folder does not exist, or its ending is not supported.
         """
         asked, place = locate(source), locate(path)
         inside = (
@@ -58,18 +58,18 @@ class Output:
         )
         same = asked.local and place.local and place.local.exists() and place.local.samefile(asked.local)
         if same or inside:
-            raise DataError(f"output_file is {place.shown}, the input itself: name another.")
+            raise DataError(f"output_file is {place.shown}, the input itself: name another file.")
         if str(path).endswith("/") or place.is_folder():
             refuse_full(place, "output_file")
             return cls(place, "parquet")
         if place.local and not place.local.parent.is_dir():
-            raise DataError(f"output_file is {place.shown}, which is in no folder: make its folder first.")
+            raise DataError(f"output_file is {place.shown}, whose folder does not exist: create it first.")
         if place.suffix in (".parquet", ".xls", ".ods"):
             instead = (
                 "a folder, such as answers/" if place.suffix == ".parquet" else "a file that ends in .xlsx"
             )
             raise DataError(
-                f"output_file is {place.shown}, a kind of file that is not written: name {instead}."
+                f"output_file is {place.shown}, and this format cannot be written: name {instead}."
             )
         if place.suffix == ".xlsx":
             return cls(place, "xlsx")
@@ -77,10 +77,10 @@ class Output:
 
     @contextmanager
     def journal(self, asked: Mapping[str, Any]) -> Iterator[Journal]:
-        """The journal of this output's answers: beside it, or for a remote one on this disk for the time.
+        """The journal of this output's answers: beside the output, or on this disk if the output is remote.
 
         Args:
-            asked: what must be the same for a run to go on where another stopped.
+            asked: what must match for a run to continue a stopped one.
         """
         if self.place.local:
             path = Path(f"{self.place.path.rstrip('/')}.part")
@@ -91,7 +91,7 @@ class Output:
             yield Journal.open(Path(folder) / "answers.part", asked)
 
     def write(self, lines: Iterable[Line], task: Task, parts: Sequence[RowFile]) -> None:
-        """Write answers, in the order of the rows of `parts`; a file appears whole or not at all."""
+        """Write answers in the order of the rows of `parts`; a file appears whole or not at all."""
         if self.kind == "parquet":
             tables = (table(batch, task) for batch in _batches(lines, PARQUET_LINES))
             write_parquet(self.place, schema(task), tables)
@@ -120,15 +120,15 @@ class Output:
 
 @dataclass
 class Journal:
-    """Answers on disk as they come, one JSON object a line, below a line that says what was asked."""
+    """Answers on disk as they come: a line on what was asked, then one JSON object per line."""
 
     path: Path
     done: int
-    """Answers that an earlier run left."""
+    """Number of answers left by an earlier run."""
 
     @classmethod
     def open(cls, path: Path, asked: Mapping[str, Any]) -> Journal:
-        """The journal at a path: with what it holds where the same was asked, else a new one."""
+        """The journal at a path: the existing one if it was asked the same, else a new one."""
         head = json.dumps(asked, sort_keys=True, default=str).encode() + b"\n"
         done = 0
         if path.is_file():
@@ -140,9 +140,9 @@ class Journal:
                             break  # cut where the run was stopped
                         done, end = done + 1, end + len(line)
                     stream.truncate(end)
-                    print(f"Going on after the {done:,} rows that {path} holds.", file=sys.stderr)
+                    print(f"Continuing after the {done:,} rows that {path} holds.", file=sys.stderr)
                     return cls(path, done)
-            print(f"{path} holds answers to another question: starting anew.", file=sys.stderr)
+            print(f"{path} holds answers to another question: starting again.", file=sys.stderr)
         path.write_bytes(head)
         return cls(path, done)
 
@@ -161,12 +161,12 @@ class Journal:
 
 
 class Sheet:
-    """Answers as a person reads them: the input's own columns, then the answer's, then `error`."""
+    """Answers as people read them: the input's own columns, the answer's columns, then `error`."""
 
     def __init__(self, task: Task, names: Sequence[str]) -> None:
         """
         Args:
-            names: the input's columns; one that is called as a column of answers gets `input_` before it.
+            names: the input's columns; one named like an answer column gets the prefix `input_`.
         """
         self.task = task
         own = [*(name for name in task.answer_columns() if name != "probabilities"), "error"]
@@ -174,23 +174,23 @@ class Sheet:
         self.columns = [*map(_cell, self.inputs.values()), *own]
 
     def row(self, raw: Mapping[str, Any] | str, line: Line) -> dict[str, Any]:
-        """The cells of one row; of a row that could not be read (`raw` says why) the answer's alone."""
+        """The cells of one row; a row that could not be read (`raw` says why) has only the answer's."""
         given = {} if isinstance(raw, str) else raw
         cells = {_cell(shown): _cell(given.get(name)) for name, shown in self.inputs.items()}
         return {**cells, **self.task.answer_cells(line), "error": line.get("error")}
 
 
 def _cell(value: Any) -> Any:
-    """A cell of the input: lists and objects as JSON, half a character as «�»."""
+    """A cell of the input: lists and objects as JSON, broken characters as «�»."""
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False, default=str)
     return HALF.sub("�", value) if isinstance(value, str) else value
 
 
 def safe(value: Any) -> Any:
-    """A cell that a spreadsheet shows and does not compute: a text that looks like a formula gets a quote.
+    """A cell that a spreadsheet shows but never computes: text that looks like a formula gets a quote.
 
-    Numbers, and a summary's dashes as bullets, stay readable.
+    Numbers, and a summary's dashes as bullets, stay as they are.
     """
     if not isinstance(value, str):
         return value
@@ -199,9 +199,9 @@ def safe(value: Any) -> Any:
 
 
 def _like_formula(text: str) -> bool:
-    """Whether a spreadsheet may take a text for a formula. See OWASP, «CSV injection».
+    """Whether a spreadsheet may read a text as a formula. See OWASP, «CSV injection».
 
-    What stands before its first sign and is not seen counts for nothing, and full-width signs are signs.
+    Invisible characters at the start are skipped, and full-width signs count as signs.
     """
     first = next((i for i, sign in enumerate(text) if unicodedata.category(sign)[0] not in "CZ"), len(text))
     seen = text[first:]
@@ -212,7 +212,7 @@ def _like_formula(text: str) -> bool:
 def write_csv(
     stream: BinaryIO, sheet: Sheet, rows: Iterable[Mapping[str, Any]], delimiter: str = ","
 ) -> None:
-    """Write a sheet as CSV that spreadsheets open: UTF-8 with its mark, no formulas."""
+    """Write a sheet as CSV that spreadsheets open: UTF-8 with a byte order mark, no formulas."""
     import io
 
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="", write_through=True)
@@ -228,7 +228,7 @@ def _write_excel(stream: BinaryIO, sheet: Sheet, rows: Iterable[Mapping[str, Any
     """Write a sheet as an Excel workbook.
 
     Raises:
-        DataError: there are more rows than Excel takes.
+        DataError: there are more rows than Excel allows.
     """
     import openpyxl
     from openpyxl.cell import WriteOnlyCell
@@ -248,25 +248,25 @@ def _write_excel(stream: BinaryIO, sheet: Sheet, rows: Iterable[Mapping[str, Any
             cut += 1
             shown = shown[: EXCEL_CHARACTERS - 1] + "…"
         made = WriteOnlyCell(page, shown)
-        made.data_type = "s"  # a text is never a formula, and none when somebody edits it
+        made.data_type = "s"  # a text is never a formula, even after someone edits it
         made.quotePrefix = _like_formula(shown)
         return made
 
     page.append([cell(name) for name in sheet.columns])
     for count, row in enumerate(rows, start=1):
         if count > EXCEL_ROWS:
-            raise DataError(f"Excel takes {EXCEL_ROWS:,} rows, and there are more: name a .csv file instead.")
+            raise DataError(f"Excel allows {EXCEL_ROWS:,} rows, and there are more: name a .csv file.")
         page.append([cell(row.get(name)) for name in sheet.columns])
     book.save(stream)
     if cut:
         print(
-            f"{cut:,} cells of more than {EXCEL_CHARACTERS:,} characters, Excel's limit, were cut.",
+            f"{cut:,} cells of more than {EXCEL_CHARACTERS:,} characters, Excel's limit, were truncated.",
             file=sys.stderr,
         )
 
 
 def schema(task: Task) -> Any:
-    """The Parquet columns of a task's answers: `id`, `task`, those of its type, `error`."""
+    """The Parquet columns of a task's answers: `id`, `task`, the type's columns, `error`."""
     import pyarrow as pa
 
     types = {"text": pa.string(), "number": pa.float64()}

@@ -1,4 +1,4 @@
-"""`fintune predict`: one text answered on the console, or the rows of files, each in its place."""
+"""Implements `fintune predict`: answers one text on the console, or the rows of files in order."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fintune.tasks import Prediction, Record, Task
 from fintune.text.encoding import HALF
 
 Checked = tuple[list[RowFile], Output | None]
-"""The files of rows, and where their answers go; None is standard output."""
+"""The input files, and where their answers go; None is standard output."""
 
 
 def as_dict(task: str, prediction: Prediction) -> Line:
-    """A prediction as JSON has it: numbers rounded to 4 decimals, probabilities to 6."""
+    """A prediction as JSON: numbers rounded to 4 decimals, probabilities to 6."""
     answer: Line = {"task": task, "prediction": prediction.value}
     if isinstance(prediction.value, float):
         answer["prediction"] = round(prediction.value, 4)
@@ -58,15 +58,15 @@ def predict_file(
 ) -> int:
     """Answer every row of a file or folder at any path, in order; return the number of answers.
 
-    A row that cannot be answered has a line with `error` in its place. A run that was stopped goes on.
+    A row that cannot be answered gets a line with `error` in its place. A stopped run continues.
 
     Args:
-        columns: field (`text`, `question`) → column, where the names differ; others as in training.
-        reading: `encoding` and `sheet`, as `row_files` takes them.
-        checked: what `check_files` gave, where the caller has asked it already: it reads whole files.
+        columns: field (`text`, `question`) → column if the names differ; other fields as in training.
+        reading: `encoding` and `sheet`, as in `row_files`.
+        checked: the result of `check_files`, if the caller has it already: the check reads whole files.
 
     Raises:
-        DataError: the input cannot be read or lacks a column, or the output would cost another file.
+        DataError: the input cannot be read or lacks a column, or the output would overwrite another file.
     """
     chosen = engine.tasks[task]
     trained = engine.columns(task)
@@ -89,10 +89,10 @@ def check_files(
     trained: Mapping[str, str],
     reading: Mapping[str, str | None] | None = None,
 ) -> Checked:
-    """The files of rows, and where their answers go; None is standard output. Needs no model.
+    """The input files, and where their answers go; None is standard output. Needs no model.
 
     Args:
-        trained: field → column of the task's training file.
+        trained: field → column in the task's training file.
 
     Raises:
         DataError: see `predict_file`.
@@ -104,7 +104,7 @@ def check_files(
 
 
 def answers(engine: Engine, task: str, rows: list[Record | Dropped], truncate: bool) -> list[Line]:
-    """A line for each row: its prediction, or why there is none."""
+    """A line for each row: its prediction, or why it has none."""
     records = [row for row in rows if isinstance(row, Record)]
     replies = iter(engine.replies(task, records, truncate=truncate))
     lines = []
@@ -126,12 +126,12 @@ def write_answers(
     output: Output | None,
     asked: Mapping[str, Any],
 ) -> int:
-    """Write chunks of answers as they come; return the number of answers that are no errors.
+    """Write chunks of answers as they come; return the number of answers without errors.
 
     Args:
-        ask: the number of rows that an earlier run answered → chunks of answers to the others, in order.
+        ask: maps the number of rows that an earlier run answered to chunks of answers to the rest, in order.
         output: None is standard output.
-        asked: see `Output.journal`; the files' state is added.
+        asked: see `Output.journal`; the state of the files is added.
     """
     if output is None:
         total = 0
@@ -150,7 +150,7 @@ def write_answers(
 def _with_bar(
     chunks: Iterable[list[Line]], task: Task, parts: Sequence[RowFile], journal: Journal
 ) -> Iterator[list[Line]]:
-    """The same chunks, with a bar that knows how many rows there are; on a terminal alone."""
+    """The same chunks, with a bar that knows the number of rows; only on a terminal."""
     seen = sys.stderr.isatty()
     total = sum(1 for part in parts for _ in open_rows(part)[1]) if seen else None
     with tqdm(

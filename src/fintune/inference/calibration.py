@@ -1,4 +1,4 @@
-"""What validation decides of each task's answers: how labels are compared, how sure the model is."""
+"""Sets, from validation data, how each task compares labels and how sure the model is."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fintune.inference.engine import Engine
 from fintune.tasks import Record
 
 CALIBRATION_EXAMPLES = 300
-"""Validation examples of a task that are scored, at most."""
+"""The most validation examples scored per task."""
 
 
 def calibrate(
     engine: Engine, validation: Mapping[str, Sequence[Record]], config: EvaluationConfig
 ) -> dict[str, dict[str, str | float]]:
-    """Let each task set what its type takes from validation (`Task.calibrate`); return that by task.
+    """Let each task set what its type fits on validation data (`Task.calibrate`); return that by task.
 
-    The first `CALIBRATION_EXAMPLES` records of each are scored.
+    The first `CALIBRATION_EXAMPLES` records of each task are scored.
     """
     chosen: dict[str, dict[str, str | float]] = {}
     for name, records in validation.items():

@@ -1,7 +1,7 @@
-"""Greedy decoding of many texts at once, over whatever computes their next logits.
+"""Greedy decoding of many texts at once, with any model that computes next-token logits.
 
-Texts that are at their end leave the batch, so that the long ones do not wait for them. Knows token ids, no
-models and no tasks. Shapes: B texts, V tokens of the vocabulary.
+Finished texts leave the batch, so that they do not slow down the long ones. Knows token ids, no models and
+no tasks. Shapes: B texts, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from typing import Protocol, TypeAlias
 import torch
 
 Choice: TypeAlias = "torch.Tensor | Sequence[int] | None"
-"""The ids of the tokens that may come next; None is any token."""
+"""Ids of the tokens that may come next; None is any token."""
 Allowed = Callable[[int, Sequence[int]], Choice]
-"""(Number of the prompt, the tokens that were written after it) → what may come next."""
+"""(index of the prompt, tokens written after it) → what may come next."""
 Watch = Callable[[torch.Tensor], None]
-"""Is given the (T, V) logits after the next T tokens of a prompt, until it has those after its last."""
+"""Receives the (T, V) logits after the next T tokens of a prompt, repeatedly, up to its last token."""
 
 _ROWS = 64
-"""Rows of log-probabilities computed at once: of a large vocabulary each takes half a megabyte."""
+"""Log-probability rows computed at once: with a large vocabulary each takes half a megabyte."""
 COMPACT = 0.75
-"""When no more than this share of the batch still writes, the others leave it: that copies the cache."""
+"""Finished texts leave the batch once this share or less still writes: dropping them copies the cache."""
 
 
 class Texts(Protocol):
-    """B texts that are written together, a token a step, over one cache."""
+    """B texts written together, one token per step, over one cache."""
 
     def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
         """Add each text's next token and return the (B, V) logits after it.
 
         Args:
-            tokens: None computes the prompts: a part of them where it returns None, to be called again.
+            tokens: None computes the prompts; call again with None while it returns None (prompts in parts).
         """
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these of the B texts alone, in this order; free what the others take. [] ends all."""
+        """Keep only these of the B texts, in this order, and free the others' memory. [] ends all."""
 
 
 @dataclass
 class Generated:
-    """The tokens of one answer, end of text left out, and the log-probability of each (end included)."""
+    """One answer's tokens without end of text, and the log-probability of each (end included)."""
 
     ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -60,17 +60,17 @@ def greedy(
     ends: Collection[int],
     allowed: Allowed | None = None,
 ) -> list[Generated]:
-    """The most likely next token again and again, until one of `ends` or `max_new_tokens`; one answer a text.
+    """Write the most likely next token until one of `ends` or `max_new_tokens`; one answer per text.
 
     Args:
-        texts: as they were begun; they are ended here, whatever happens.
-        prompts: the number of each text's prompt, for `allowed`.
-        ends: the ids of the tokens that end a text.
-        allowed: which tokens may come next, where not all may.
+        texts: texts just begun; they are ended here, whatever happens.
+        prompts: the index of each text's prompt, for `allowed`.
+        ends: ids of the tokens that end a text.
+        allowed: which tokens may come next; None allows all.
     """
     answers = [Generated() for _ in prompts]
-    batch = list(range(len(answers)))  # the answer that each row of the batch belongs to
-    writing = set(batch)  # the answers that are not at their end
+    batch = list(range(len(answers)))  # the answer of each row of the batch
+    writing = set(batch)  # the unfinished answers
     tokens: list[int] | None = None
     try:
         while writing:
@@ -80,7 +80,7 @@ def greedy(
             chosen, log_probabilities = most_likely(logits, [prompts[i] for i in batch], sofar, allowed)
             tokens = chosen.tolist()
             for i, token, value in zip(batch, tokens, log_probabilities.tolist(), strict=True):
-                if i not in writing:  # it waits to be dropped
+                if i not in writing:  # finished, but still in the batch
                     continue
                 answers[i].log_probabilities.append(value)
                 if token not in ends:
@@ -99,7 +99,7 @@ def greedy(
 def most_likely(
     logits: torch.Tensor, prompts: Sequence[int], sofar: Sequence[Sequence[int]], allowed: Allowed | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) the likeliest of the tokens that may come next, and (B,) its log-probability among all tokens."""
+    """(B,) the likeliest allowed next token, and (B,) its log-probability among all tokens."""
     logits = logits.float()
     scores = logits
     if allowed is not None:
@@ -116,7 +116,7 @@ def most_likely(
 def chances(
     logits: torch.Tensor, tokens: Sequence[int], top: int
 ) -> list[tuple[float, list[tuple[int, float]]]]:
-    """Of each of T tokens its log-probability under (T, V) logits, and the `top` likeliest with theirs."""
+    """For each of T tokens its log-probability under (T, V) logits, and the `top` likeliest with theirs."""
     found: list[tuple[float, list[tuple[int, float]]]] = []
     for start in range(0, len(tokens), _ROWS):
         part = tokens[start : start + _ROWS]
@@ -129,7 +129,7 @@ def chances(
 
 
 def restricted(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
-    """(V,) logits, −inf outside the token ids of `choice`; None leaves them as they are."""
+    """(V,) logits with −inf outside the token ids of `choice`; None changes nothing."""
     if choice is None:
         return logits
     chosen = torch.as_tensor(choice, device=logits.device)

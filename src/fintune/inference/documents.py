@@ -1,7 +1,7 @@
-"""An answer from documents: what of them stands before the model, and where the answer comes from.
+"""Answers from documents: selects what the model reads, and cites where the answer comes from.
 
-A question is answered from the passages that BM25 ranks highest, the best first; any other task from the
-sentences that its salience chooses of all passages. What fits whole is read whole.
+A question is answered from the passages that BM25 ranks highest, best first; any other task from the most
+salient sentences of all passages. If everything fits, everything is read.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from fintune.text.salience import Salience
 from fintune.text.sentences import bullet_lines
 
 FOUND = 0.35
-"""The share of the question's words, weighed by rarity, that one passage must have (docs/documents.md)."""
+"""The share of the question's words, weighted by rarity, that a passage must contain (docs/documents.md)."""
 NOT_FOUND = "not in this document"
 SEARCHED = 60
-"""Passages that are ranked at most."""
+"""The most passages that are ranked."""
 TOKENS_A_PASSAGE = 340
-"""Of the model's context for each passage that is read: 3 of 1,024. More distract a small model."""
+"""The share of the model's context per passage read: 3 of 1,024. More passages distract a small model."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of documents, with their passages by rank. It needs no model."""
+    """A question about documents, with their passages by rank. Needs no model."""
 
     documents: tuple[Document, ...]
     question: str | None
     ranked: tuple[int, ...] = ()
-    """Places of the passages, the best first; () where no passage is about the question."""
+    """Indices of the passages, best first; () if no passage is about the question."""
 
     @property
     def passages(self) -> list[Passage]:
@@ -49,22 +49,22 @@ class Question:
 
 @dataclass(frozen=True)
 class Reading:
-    """What of the documents the model reads."""
+    """The part of the documents that the model reads."""
 
     asked: Question
     record: Record
     pieces: tuple[tuple[Span, Passage], ...]
-    """Where in the record's text a passage, or a sentence of one, stands."""
+    """Where in the record's text each passage, or sentence of one, stands."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A passage that an answer comes from, and where in it."""
+    """A passage that supports an answer, and the place in it."""
 
     passage: Passage
     spans: tuple[Span, ...]
     bullet: int | None = None
-    """Which line of a summary, from 1."""
+    """The line of the summary that it supports, from 1."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DocumentAnswer:
 
     asked: Question
     prediction: Prediction | None
-    """None: no passage is about the question."""
+    """None if no passage is about the question."""
     sources: tuple[Source, ...] = ()
     text: str = ""
     """What the model read."""
@@ -89,7 +89,7 @@ class DocumentAnswer:
 
     @property
     def unsupported(self) -> list[str]:
-        """The figures of the answer that what was read does not have."""
+        """The answer's figures that do not occur in what was read."""
         said = str(self.prediction.value) if self.prediction else ""
         return list(dict.fromkeys(f"{each.figure:g}" for each in unsupported_figures(said, self.text)))
 
@@ -112,7 +112,7 @@ class DocumentAnswer:
         return f"Read: {share} of {what}, {where}: {how}. All were searched."
 
     def to_dict(self, task: str) -> dict[str, Any]:
-        """As JSON has it."""
+        """The answer as a JSON object."""
         head = as_dict(task, self.prediction) if self.prediction else {"task": task, "error": NOT_FOUND}
         sources = []
         for source in self.sources:
@@ -136,7 +136,7 @@ class DocumentAnswer:
 
 
 def ask(task: Task, documents: Sequence[Document], question: str | None) -> Question:
-    """The passages by rank, for a task that takes a question."""
+    """Rank the passages, for a task that takes a question."""
     asked = Question(tuple(documents), question if "question" in task.inputs else None)
     if not asked.question:
         return asked
@@ -149,10 +149,10 @@ def ask(task: Task, documents: Sequence[Document], question: str | None) -> Ques
 
 
 def read(engine: Engine, task: Task, asked: Question) -> Reading | DocumentAnswer:
-    """As much as fits the model's context; where nothing is about the question, the answer that says so.
+    """As much as fits the model's context; if no passage is about the question, the answer that says so.
 
     Raises:
-        DataError: the task refuses the question, or it alone does not fit.
+        DataError: the task refuses the question, or the question alone does not fit.
     """
     if asked.question and not asked.ranked:
         return DocumentAnswer(asked, None)
@@ -169,7 +169,7 @@ def read(engine: Engine, task: Task, asked: Question) -> Reading | DocumentAnswe
 
 
 def fitting(engine: Engine, task: Task, asked: Question, places: Sequence[int]) -> list[int]:
-    """Those of the passages that fit the prompt together, the first ones first."""
+    """As many of these passages as fit the prompt together, the first ones first."""
     room = engine.template.max_length - engine.completion_budget(task)
     empty = engine.template.prompt_text(task, Record("", question=asked.question))
     left = room - engine.template.count_tokens(empty)
@@ -180,8 +180,8 @@ def fitting(engine: Engine, task: Task, asked: Question, places: Sequence[int]) 
             chosen.append(place)
             left -= tokens
     while len(chosen) > 1 and not _fits(engine, task, joined(asked, chosen), room):
-        chosen.pop()  # joined, they may have more tokens than apart
-    return chosen or [places[0]]  # a passage longer than the room is cut
+        chosen.pop()  # joined, they may have more tokens than separately
+    return chosen or [places[0]]  # a passage that is too long is truncated
 
 
 def _fits(engine: Engine, task: Task, reading: Reading, room: int) -> bool:
@@ -204,7 +204,7 @@ def _reading(asked: Question, parts: Iterator[tuple[str, Passage]] | Any) -> Rea
 
 
 def _salient(engine: Engine, task: Task, asked: Question, room: int) -> Reading:
-    """The sentences that stand for all passages."""
+    """The sentences chosen to represent all passages."""
     salience = task.salience or Salience("score")
     template, passages = engine.template, asked.passages
     left = room - template.count_tokens(template.prompt_text(task, Record("")))
@@ -229,7 +229,7 @@ def _placed(lines: Sequence[str], passages: Sequence[Passage]) -> Iterator[tuple
 def answer(
     engine: Engine, name: str, documents: Sequence[Document], question: str | None = None
 ) -> DocumentAnswer:
-    """One answer of a task from documents, with its sources.
+    """One task's answer from documents, with its sources.
 
     Raises:
         DataError: there is no such task, or it refuses the question.
@@ -242,7 +242,7 @@ def answer(
 
 
 def cited(task: Task, reading: Reading, prediction: Prediction) -> DocumentAnswer:
-    """A prediction with the passages that it comes from."""
+    """A prediction with the passages that support it."""
     if task.grounded == "bullets":
         sources = list(_of_bullets(reading, str(prediction.value)))
     elif task.grounded == "passage":
@@ -254,7 +254,7 @@ def cited(task: Task, reading: Reading, prediction: Prediction) -> DocumentAnswe
 
 
 def _of_answer(reading: Reading, said: str) -> list[Source]:
-    """The passage that has most of the answer, the higher ranked of equals; without marks where none has."""
+    """The passage that contains most of the answer, on ties the higher ranked; unmarked if none does."""
     rank = {id(reading.asked.passages[place]): k for k, place in enumerate(reading.asked.ranked)}
     pieces = sorted((p for _, p in reading.pieces), key=lambda p: rank.get(id(p), len(rank)))
     found = [(answer_spans(passage.text, said), passage) for passage in pieces]
@@ -263,7 +263,7 @@ def _of_answer(reading: Reading, said: str) -> list[Source]:
 
 
 def _of_bullets(reading: Reading, summary: str) -> Iterator[Source]:
-    """For each line of a summary the passages of the sentences that it comes from."""
+    """For each line of a summary, the passages whose sentences support it."""
     text = reading.record.text
     for number, spans in enumerate(bullet_sources(text, bullet_lines(summary)), 1):
         marks: dict[int, tuple[Passage, list[Span]]] = {}
@@ -285,7 +285,7 @@ def predict_files(
     output: Output | None,
     question: str | None = None,
 ) -> int:
-    """An answer for each file; return the number of answers that are no errors.
+    """An answer for each file; return the number of answers without errors.
 
     Raises:
         DataError: there is no such task.
@@ -304,7 +304,7 @@ def predict_files(
 
 
 def shown(given: DocumentAnswer) -> None:
-    """Print an answer for people: its sources with what it comes from marked, and how much was read."""
+    """Print an answer for people: its sources with the supporting text marked, and how much was read."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
@@ -324,7 +324,7 @@ def shown(given: DocumentAnswer) -> None:
             place = max(place, end)
         console.print(Padding(passage.append(source.passage.text[place:]), (0, 0, 0, 4)))
     if given.prediction and not any(source.spans for source in given.sources):
-        console.print("\nThe passages that were read do not have the words of this answer.")
+        console.print("\nThe passages that were read do not contain the words of this answer.")
     if given.unsupported:
         console.print(f"\nNot in what was read: {', '.join(given.unsupported)}.", style="bold red")
     console.print(f"\n{given.extent}")

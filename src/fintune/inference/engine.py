@@ -1,6 +1,6 @@
-"""Records in, predictions out: labels and numbers scored by likelihood, texts generated in batches.
+"""Turns records into predictions: labels and numbers are scored by likelihood, texts generated in batches.
 
-The engine knows tasks and asks a backend with token ids; nothing of files of data, metrics or web servers.
+The engine knows tasks and gives a backend token ids; it knows no data files, metrics or web servers.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from fintune.inference.decoding import Allowed
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
-"""The inputs of contextual calibration, as Zhao et al. (2021) chose them."""
+"""The content-free inputs of contextual calibration, as in Zhao et al. (2021)."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one record got: a prediction, or the sentence that says why there is none."""
+    """The result for one record: a prediction, or the sentence that says why there is none."""
 
     answer: Prediction | str
     prompt_tokens: int | None = None
-    """None where there is no prediction."""
+    """None if there is no prediction."""
     shared_tokens: int = 0
-    """Of the prompt: those that every prompt of the task begins with."""
+    """The number of prompt tokens that every prompt of the task begins with."""
     completion_tokens: int = 0
 
 
 class _Refusals(dict[int, str]):
-    """Places of the records that were refused, and why; with `strict` the first refusal is raised."""
+    """Indices of the refused records, and why; with `strict` the first refusal is raised."""
 
     def __init__(self, strict: bool) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class _Refusals(dict[int, str]):
 
     @contextlib.contextmanager
     def of(self, place: int) -> Iterator[None]:
-        """Keep a DataError raised inside as the refusal of the record at `place`."""
+        """Record a DataError raised inside as the refusal of the record at `place`."""
         try:
             yield
         except DataError as error:
             if self.strict:
                 raise
-            self[place] = error.plain  # also for readers of an answers file or of the API
+            self[place] = error.plain  # readers of an answers file or of the API see it too
 
 
 class Engine:
@@ -68,9 +68,9 @@ class Engine:
 
     backend_name = backends.DEFAULT
     no_untuned_base = ""
-    """Why `use_adapter=False` is refused; "" where it is not."""
+    """Why `use_adapter=False` is refused; "" if it is allowed."""
     recipe: Recipe | None = None
-    """What the model was trained by."""
+    """The recipe that the model was trained with."""
 
     def __init__(
         self,
@@ -86,8 +86,8 @@ class Engine:
         """
         Args:
             model: a causal LM of Transformers, or a `Backend`.
-            adapter: the folder of what was trained: an adapter, or one that was merged into its base.
-            keep_prefixes: of earlier calls, which needs weights that do not change.
+            adapter: the folder of the trained adapter, or of one merged into its base.
+            keep_prefixes: keep prefixes between calls, which is right only if the weights do not change.
         """
         import torch
 
@@ -104,7 +104,7 @@ class Engine:
         self.batch_size = batch_size
         self.template = PromptTemplate(tokenizer, min(max_length, self.backend.context or max_length))
         self.ends = frozenset(end_tokens(tokenizer, getattr(model, "generation_config", None)))
-        """The ids of the tokens that end an answer."""
+        """Ids of the tokens that end an answer."""
         self._lock = threading.Lock()
         self._frames: dict[Task, int] = {}
 
@@ -115,15 +115,15 @@ class Engine:
         recipe: Recipe | None = None,
         backend: str = backends.DEFAULT,
     ) -> Engine:
-        """An adapter folder with its base model, an exported folder, or else the recipe's untuned base.
+        """Load an adapter folder with its base, an exported folder, or else the recipe's untuned base.
 
-        What was trained keeps its own recipe; only `evaluation` is taken from the one given.
+        A trained model keeps its own recipe; only `evaluation` is taken from the one given.
 
         Args:
             backend: one of `backends.names()`.
 
         Raises:
-            ModelError: the folder is missing, damaged or not what the backend takes, or the base cannot be
+            ModelError: the folder is missing, damaged or unfit for the backend, or the base cannot be
                 loaded.
             ConfigError: there is no such backend.
             MissingExtraError: the backend is not installed.
@@ -145,7 +145,7 @@ class Engine:
         recipe: Recipe,
         adapter: Path | None,
     ) -> Engine:
-        """The engine that answers as the recipe says, with a model that will not change."""
+        """The engine that answers as the recipe says, for a model whose weights will not change."""
         configure(tasks, recipe.evaluation)
         engine = cls(
             model,
@@ -161,18 +161,18 @@ class Engine:
         return engine
 
     def columns(self, task: str) -> dict[str, str]:
-        """Field → column of the file that a task was trained on; {} where it is not known."""
+        """Field → column of the file that a task was trained on; {} if unknown."""
         return self.recipe.columns(task) if self.recipe else {}
 
     @property
     def builtin(self) -> Builtin:
-        """The backend, where it is the built-in one: what training, and adapters by name, work on."""
+        """The built-in backend, if that is in use: training, and adapters by name, need it."""
         assert isinstance(self.backend, Builtin)
         return self.backend
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model of Transformers that the built-in backend asks."""
+        """The Transformers model of the built-in backend."""
         return self.builtin.model
 
     def answer(self, task: str, text: str, question: str | None = None, truncate: bool = True) -> Prediction:
@@ -189,12 +189,12 @@ class Engine:
         truncate: bool = True,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Prediction]:
-        """Predictions in the order of `records`; arguments as of `replies`.
+        """Predictions in the order of `records`; arguments as in `replies`.
 
         Raises:
-            DataError: an unknown task, a number task without levels, or a record that is refused. One that
-                is refused for its prompt is found before the model is asked.
-            ModelError: there is no untuned base to ask.
+            DataError: an unknown task, a number task without levels, or a refused record. Records that are
+                refused for their prompt are found before the model computes anything.
+            ModelError: there is no untuned base.
         """
         replies = self.replies(
             task,
@@ -220,24 +220,24 @@ class Engine:
         prompts: Sequence[list[int] | str] | None = None,
         allowed: Sequence[Allowed] | None = None,
     ) -> list[Reply]:
-        """What each record gets, in the order of `records`. One that is refused costs only its own answer,
-        and no call of the backend. A DataError refuses a record; any other error ends the call.
+        """The result for each record, in the order of `records`. A refused record costs only its own answer
+        and no call of the backend. A DataError refuses one record; any other error ends the call.
 
         Args:
             use_adapter: False answers with the untuned base model.
             batch_size: None is the recipe's `evaluation.batch_size`.
             truncate: cut texts that do not fit the context; False refuses them.
-            on_done: called with the number of records done since the last call.
+            on_done: called with the number of records finished since the last call.
             strict: raise the first refusal.
-            prompts: what `prompts` gave for the records, where it was asked before.
-            allowed: what `formats.allowed_tokens` gave for each of them, likewise.
+            prompts: the records' result of `prompts`, if the caller has it already.
+            allowed: the same for `formats.allowed_tokens`.
 
         Raises:
-            DataError: an unknown task; or a refusal.
-            ModelError: there is no untuned base to ask.
+            DataError: an unknown task; with `strict` a refusal.
+            ModelError: there is no untuned base.
         """
         if not use_adapter and self.no_untuned_base:
-            raise ModelError(f"The untuned base cannot be asked: {self.no_untuned_base}.")
+            raise ModelError(f"The untuned base cannot answer: {self.no_untuned_base}.")
         chosen, refusals = self.tasks[task], _Refusals(strict)
         scores = chosen.decoding == "candidates"
         found: dict[int, Reply] = {}
@@ -266,8 +266,8 @@ class Engine:
     def prompts(
         self, task: str, records: Sequence[Record], truncate: bool = True, strict: bool = False
     ) -> list[list[int] | str]:
-        """The token ids of each record's prompt, or why it is refused. It asks no backend, so another thread
-        may make them while the model computes; arguments and errors as of `replies`."""
+        """The token ids of each record's prompt, or why it is refused. No backend is used, so another thread
+        may prepare prompts while the model computes. Arguments and errors as in `replies`."""
         chosen, refusals = self.tasks[task], _Refusals(strict)
         found: dict[int, list[int]] = {}
         budget: int | None = None
@@ -278,7 +278,7 @@ class Engine:
         return [found[i] if i in found else refusals[i] for i in range(len(records))]
 
     def cost(self, task: str, prompt: Sequence[int] | str) -> int:
-        """About how many tokens are computed for a prompt: its own, and what may be written after it."""
+        """About how many tokens a prompt costs: its own, and those that may be generated after it."""
         if isinstance(prompt, str):
             return 1
         chosen = self.tasks[task]
@@ -286,14 +286,14 @@ class Engine:
         return max(1, len(prompt) - self._frame_tokens(chosen)) + written
 
     def _frame_tokens(self, task: Task) -> int:
-        """The tokens of a prompt of next to nothing, which the prompts of a task share about."""
+        """Tokens of a nearly empty prompt: about those that all prompts of a task share."""
         if task not in self._frames:
             empty = Record(text="?", question="?")
             self._frames[task] = len(self.template.prompt_ids(task, empty, self.template.max_length)[0])
         return self._frames[task]
 
     def rows_at_once(self, task: str) -> int:
-        """How many records the backend would like to be given in one call of `predict`."""
+        """How many records per call of `predict` suit the backend best."""
         return self.backend.batch_limits(self.batch_size, self.tasks[task].decoding == "candidates")[0]
 
     def prompt(
@@ -302,7 +302,7 @@ class Engine:
         """The token ids of a record's prompt.
 
         Args:
-            budget: tokens to leave for the answer; None is `completion_budget(task)`.
+            budget: tokens reserved for the answer; None is `completion_budget(task)`.
 
         Raises:
             DataError: the task refuses the record, or the prompt does not fit.
@@ -314,7 +314,7 @@ class Engine:
         return self.template.prompt_ids(task, record, room, truncate)[0]
 
     def completion_budget(self, task: Task) -> int:
-        """The most tokens of an answer, at most half of what the model was trained with.
+        """The most tokens of an answer; at most half of the length that the model was trained with.
 
         Raises:
             DataError: a number task has no levels.
@@ -324,15 +324,15 @@ class Engine:
         return max(len(self.template.completion_ids(c)) for c in task.candidates())
 
     def _shared(self, task: Task, prompts: list[list[int]]) -> int:
-        """How many tokens every prompt of the task begins with, where the backend computes them once."""
+        """How many common first tokens of the task's prompts the backend computes only once."""
         other = self.template.prompt_ids(task, Record(text="?", question="?"), self.template.max_length)[0]
         return self.backend.shared([*prompts, other])
 
     def _batches(
         self, prompts: Mapping[int, list[int]], size: int, task: Task, shared: int
     ) -> list[list[int]]:
-        """Places grouped by similar length, at most `size` a batch and as many tokens as may be computed
-        together (the `shared` ones of the prefix are not)."""
+        """Group indices by similar length, with at most `size` prompts and the backend's limit of tokens per
+        batch (the `shared` prefix does not count)."""
         scoring = task.decoding == "candidates"
         size, limit = self.backend.batch_limits(size, scoring)
         answers = 0
@@ -350,7 +350,7 @@ class Engine:
         return batches
 
     def _score(self, task: Task, prompts: list[list[int]], shared: int) -> list[_Decision]:
-        """Decide by log p(candidate | prompt), calibrated where the task says so; no token is written."""
+        """Decide by log p(candidate | prompt), calibrated if the task says so; generates no token."""
         free = self._content_free(task)
         heat = task.temperature if self._tuned else 1.0  # it was fitted to the adapter's answers
 
@@ -361,7 +361,7 @@ class Engine:
         return [(partial(decide, each), 0) for each in self._log_likelihoods(task, prompts, shared)]
 
     def _log_likelihoods(self, task: Task, prompts: list[list[int]], shared: int = 0) -> list[list[float]]:
-        """For each prompt that of each candidate; its mean over tokens where the task is normalized."""
+        """For each prompt the log-likelihood of each candidate; per token if the task is normalized."""
         answers = [self.template.completion_ids(candidate) for candidate in task.candidates()]
         scores = self.backend.log_likelihoods(prompts, answers, shared)
         if task.normalization == "none":
@@ -369,8 +369,8 @@ class Engine:
         return [[s / len(a) for s, a in zip(each, answers, strict=True)] for each in scores]
 
     def _content_free(self, task: Task) -> list[float]:
-        """For each candidate the log of its mean probability over inputs without content; 0s without
-        calibration. Subtracting it is Zhao et al.'s W = diag(p)⁻¹ (2021), up to the sum of probabilities."""
+        """The log of each candidate's mean probability over content-free inputs; 0s without calibration.
+        Subtracting it is W = diag(p)⁻¹ of Zhao et al. (2021), up to the sum of probabilities."""
         count = len(task.candidates())
         if task.calibration == "none":
             return [0.0] * count
@@ -390,7 +390,7 @@ class Engine:
         shared: int,
         allowed: Sequence[Allowed] | None,
     ) -> list[_Decision]:
-        """Greedy decoding until end of text or the task's budget, in its format."""
+        """Greedy decoding until end of text or the task's budget, constrained to the task's format."""
         from fintune.inference.formats import allowed_tokens, without_cut_number
 
         budget = self.completion_budget(task)
@@ -417,20 +417,20 @@ def _refuse_unknown_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenize
     known, size = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     if size > known:
         raise ModelError(
-            f"The tokenizer of {name} has {size:,} tokens, and its embeddings {known:,}: a text with one of "
-            "the others would fail. Give the tokenizer that the model was trained with."
+            f"The tokenizer of {name} has {size:,} tokens, but the model embeds only {known:,}: a text with "
+            "another token would fail. Use the tokenizer that the model was trained with."
         )
 
 
 _Decision = tuple[Callable[[], Prediction], int]
-"""What makes a prediction of the backend's output, and the tokens that were written for it."""
+"""Makes a prediction from the backend's output; and the tokens generated for it."""
 
 
 def configure(tasks: TaskSet, config: EvaluationConfig) -> None:
-    """Make tasks answer as the recipe's `evaluation` says.
+    """Apply the recipe's `evaluation` section to the tasks.
 
     Raises:
-        ConfigError: `formats` names a task that writes no text.
+        ConfigError: `formats` names a task that generates no text.
     """
     for task in tasks:
         task.configure(config)

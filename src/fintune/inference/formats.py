@@ -1,4 +1,4 @@
-"""Formats of generated text as the tokens that may come next: bullets, a passage of the text, its numbers.
+"""Constrains generated text to a format: bullets, a passage of the input text, or the input's numbers.
 
 Knows tokenizers and token ids, no models.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def allowed_tokens(
     text_format: TextFormat | None, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record]
 ) -> Allowed | None:
-    """What `decoding.greedy` asks before each token; None where nothing is constrained.
+    """The callback that `decoding.greedy` asks before each token; None if nothing is constrained.
 
     Args:
-        records: the ones that are answered, in the order of their prompts: passages and numbers are copied
+        records: the records answered, in the order of their prompts: passages and numbers are copied
             from their texts.
     """
     if text_format is None:
@@ -52,12 +52,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token of the vocabulary."""
+    """The text of each vocabulary token."""
     return tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
 
 
 class _Bullets:
-    """Lines that begin with a dash, at most `count` of them, each of at most `tokens` tokens."""
+    """Lines that begin with a dash: at most `count` of them, each with at most `tokens` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int | None) -> None:
         import torch
@@ -67,13 +67,13 @@ class _Bullets:
         self.line = _ids(tokenizer, "\n")[-1]  # SentencePiece writes a space before it
         if tokenizer.decode([self.line]) != "\n":
             raise ConfigError(
-                "evaluation.formats: bullets need a tokenizer with a token that is the end of a line alone, "
-                "and this base has none: leave `bullets` out.",
-                "This base model cannot be kept to bullet points: its tokenizer has no token for a line end.",
+                "evaluation.formats: bullets need a tokenizer with a token for the line end alone, "
+                "and this base has none: remove `bullets`.",
+                "This base model cannot be constrained to bullets: its tokenizer has no line-end token.",
             )
         self.dash = _ids(tokenizer, "-")[0]
         pieces = _pieces(tokenizer)
-        # Tokens with a line end inside another text would begin lines that are not counted.
+        # A token that contains a line end inside other text would begin lines that are not counted.
         hidden = {i for i, piece in enumerate(pieces) if "\n" in piece and i != self.line}
         special = set(tokenizer.all_special_ids) - {self.end}
         inside = [i for i in range(len(pieces)) if i not in hidden and i not in special]
@@ -81,7 +81,7 @@ class _Bullets:
         self.no_line = torch.tensor([i for i in inside if i != self.line])
         word = [i for i in inside if i not in (self.line, self.end)]
         self.word = torch.tensor(word)
-        # After the dash comes a space, alone or before a word: «-3.05» would be a number, and no point.
+        # A space follows the dash, alone or before a word: «-3.05» would be a number, not a bullet.
         signs = tokenizer.convert_ids_to_tokens(word)
         spaced = [i for i, sign in zip(word, signs, strict=True) if sign.startswith((" ", "Ġ", "▁"))]
         self.spaced = torch.tensor(spaced or word)
@@ -101,18 +101,18 @@ class _Bullets:
             return [self.end] if final else [self.line, self.end]
         if begun == 1:
             return self.spaced
-        if set(sofar[-(begun - 1) :]) <= self.blank:  # a dash alone is no point
+        if set(sofar[-(begun - 1) :]) <= self.blank:  # a dash alone is no bullet
             return self.word
         return self.no_line if final else self.any
 
 
 class _Passage:
-    """A run of the text's tokens, from any of them on, to any end."""
+    """A run of the text's tokens, from any start to any end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self.end = tokenizer.eos_token_id
         self.ids = _ids(tokenizer, text)
-        # An answer begins without the space that its first word has inside the text.
+        # An answer's first word has no leading space, unlike inside the text.
         bare = {i: _ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in set(self.ids)}
         self.starts = [ids[0] if len(ids := bare[i]) == 1 else None for i in self.ids]
 
@@ -135,8 +135,8 @@ _CUT = re.compile(r"\S*\d\S*$")
 def _by_digits(
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[torch.Tensor, dict[int, str], dict[int, float], torch.Tensor]:
-    """(V,) which tokens are no part of a number; the pieces of those that may be; the scale of each that is a
-    unit (million); and (V,) which begin with a letter, and so end a number inside a word (2nd)."""
+    """(V,) mask of the tokens that are no part of a number; the pieces of those that may be; the scale of
+    each unit token (million); (V,) mask of the tokens that begin with a letter, which end a number (2nd)."""
     import torch
 
     pieces = _pieces(tokenizer)
@@ -148,8 +148,8 @@ def _by_digits(
 
 
 class _Numbers:
-    """Texts of which each number, with its scale, is one that the source states (as
-    `text.numbers.supported_numbers` reads it), in the source's digits; thousands' commas may be left out."""
+    """Texts whose every number, with its scale, is stated in the source (as `text.numbers.supported_numbers`
+    reads it), in the source's digits; thousands separators may be left out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self.tokenizer = tokenizer
@@ -161,9 +161,9 @@ class _Numbers:
         self.masks: dict[str, torch.Tensor] = {}
 
     def next(self, sofar: Sequence[int], among: Choice = None) -> torch.Tensor:
-        """The tokens that may come next, of those in `among` where it is given.
+        """The tokens that may come next, restricted to those in `among` if given.
 
-        Where none of them may (a bullet of its full length that ends inside a number), `among` itself.
+        If none may (a bullet of full length ends inside a number), return `among` itself.
         """
         import torch
 
@@ -179,10 +179,10 @@ class _Numbers:
         return kept if len(kept) else among
 
     def _may_follow(self, before: str) -> torch.Tensor:
-        """(V,) which tokens may follow a word that has begun like this."""
+        """(V,) mask of the tokens that may follow a word that has begun like this."""
         if any(c.isdigit() for c in before):
             return self._mask(before)
-        # Only the kind of its end counts then: most steps look one of four masks up.
+        # Only the kind of the word's end matters then: most steps look up one of four masks.
         end = before[-1:]
         kind = "a" if end.isalpha() else end if end in (".", ",") else ""
         if kind not in self.masks:
@@ -202,7 +202,7 @@ class _Numbers:
         return mask
 
     def _fits(self, text: str) -> bool:
-        """Whether each number of the text is the source's, or one that ends the text the beginning of one."""
+        """Whether each number of the text is in the source; the last one may be only a beginning of such."""
         for number in _NUMBER.finditer(text):
             after = text[number.end() :]
             ahead = text[: number.start()][-1:]
@@ -215,7 +215,7 @@ class _Numbers:
         return True
 
     def _begins(self, text: str) -> bool:
-        """Whether a number of the source begins so: of those in order, the first that is not before it."""
+        """Whether a number of the source begins like this: bisects the sorted numbers."""
         place = bisect_left(self.in_order, text)
         return place < len(self.in_order) and self.in_order[place].startswith(text)
 
@@ -228,5 +228,5 @@ class _Numbers:
 
 
 def without_cut_number(text: str) -> str:
-    """The text without a last word that has digits, which the limit of tokens may have cut."""
+    """The text without a last word that has digits, which the token limit may have truncated."""
     return _CUT.sub("", text).rstrip()

@@ -1,7 +1,7 @@
-"""Text kept to a JSON schema, a regular expression, a choice or a grammar, by llguidance.
+"""Constrains text to a JSON schema, a regular expression, a choice or a grammar, with llguidance.
 
-A schema may be anyone's: size, depth and the work of the parser have limits, and what is beyond them, or is
-not supported, is refused with llguidance's own reason. Knows tokenizers and token ids, no models.
+A schema may come from anyone, so its size, its depth and the parser's work are limited. Anything beyond the
+limits, or unsupported, is refused with llguidance's own reason. Knows tokenizers and token ids, no models.
 """
 
 from __future__ import annotations
@@ -19,84 +19,84 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_CHARACTERS = 100_000
-"""Of a schema or a grammar."""
+"""The most characters of a schema or a grammar."""
 MAX_DEPTH = 64
 _LIMITS = {"max_grammar_size": 50_000, "max_lexer_states": 20_000, "verbose_errors": False}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as `json.dumps` writes it: a small model that may write white space writes it without end."""
+"""JSON as `json.dumps` writes it: a small model that may write white space writes it endlessly."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text has to be; `field` is what it is called in the request."""
+    """The grammar that a text must follow; `field` is its name in the request."""
 
     field: str
     source: str
     """llguidance's own form."""
 
     def allowed(self, tokenizer: PreTrainedTokenizerBase) -> _Follower:
-        """What may come next in one text.
+        """The constraint on the next token of one text.
 
         Raises:
-            DataError: the grammar is not supported, has an error, or is beyond a limit.
+            DataError: the grammar is unsupported, has an error, or exceeds a limit.
             MissingExtraError: llguidance is not installed.
         """
         matcher = _compiled(tokenizer, self.source)
         if isinstance(matcher, str):
-            raise DataError(f"{self.field} cannot be kept to: {_short(matcher)}.")
+            raise DataError(f"{self.field} cannot be followed: {_short(matcher)}.")
         return _Follower(self.field, matcher.deep_copy(), len(tokenizer))
 
 
 def of_schema(field: str, schema: Any) -> Grammar:
-    """JSON of this schema.
+    """A grammar for JSON that follows this schema.
 
     Raises:
-        DataError: it is no schema, too long or too deep.
+        DataError: it is not a schema, too long or too deep.
     """
     return Grammar(field, _llguidance(field).LLMatcher.grammar_from_json_schema(inner(field, schema)))
 
 
 def inner(field: str, schema: Any) -> str:
-    """A schema as the JSON that a grammar holds after `%json`; errors as of `of_schema`."""
+    """A schema as the JSON that follows `%json` in a grammar; errors as in `of_schema`."""
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise DataError(f"{field} is no JSON schema: send an object.")
+        raise DataError(f"{field} is not a JSON schema: send an object.")
     if _depth(schema) > MAX_DEPTH:
-        raise DataError(f"{field} is nested more than {MAX_DEPTH} deep: send a flatter schema.")
+        raise DataError(f"{field} is nested more than {MAX_DEPTH} levels deep: send a flatter schema.")
     return _bounded(field, json.dumps({**schema, "x-guidance": _COMPACT}))
 
 
 def parsed(field: str, schema: Any) -> Any:
-    """A schema that is a text, or the object itself."""
+    """A schema given as text or as an object."""
     if not isinstance(schema, str):
         return schema
     try:
         return json.loads(_bounded(field, schema))
     except (ValueError, RecursionError):
-        raise DataError(f"{field} is no JSON.") from None
+        raise DataError(f"{field} is not valid JSON.") from None
 
 
 def of_regex(field: str, pattern: str) -> Grammar:
-    """Text that a regular expression matches as a whole."""
+    """A grammar for text that matches a regular expression as a whole."""
     return Grammar(field, _llguidance(field).LLMatcher.grammar_from_regex(_bounded(field, pattern)))
 
 
 def of_choice(field: str, choices: Sequence[str]) -> Grammar:
-    """One of these texts."""
+    """A grammar for one of these texts."""
     if not choices or not all(choices):
         raise DataError(f"{field} has an empty choice: send texts of at least one character.")
     texts = " | ".join(json.dumps(each, ensure_ascii=False) for each in choices)
-    return of_lark(field, f"start: CHOICE\nCHOICE: {texts}")  # one lexeme: thousands of rules would not do
+    return of_lark(field, f"start: CHOICE\nCHOICE: {texts}")  # one lexeme: thousands of rules would be slow
 
 
 def of_lark(field: str, grammar: str) -> Grammar:
-    """Text of a grammar in llguidance's dialect of Lark."""
+    """A grammar in llguidance's dialect of Lark."""
     return Grammar(field, _llguidance(field).LLMatcher.grammar_from_lark(_bounded(field, grammar)))
 
 
 class _Follower:
-    """An `Allowed` of one text: it is told of the tokens as they are written."""
+    """An `Allowed` for one text, which follows the tokens as they are written."""
 
     def __init__(self, field: str, matcher: Any, size: int) -> None:
         self._field, self._matcher, self._size, self._seen = field, matcher, size, 0
@@ -111,24 +111,24 @@ class _Follower:
         found = np.unpackbits(mask, bitorder="little")[: self._size].nonzero()[0]
         if self._matcher.is_error() or not len(found):
             reason = _short(self._matcher.get_error()) or "no token may come next"
-            raise DataError(f"{self._field} cannot be kept to: {reason}.")
+            raise DataError(f"{self._field} cannot be followed: {reason}.")
         return torch.from_numpy(found)
 
 
 @lru_cache(maxsize=16)
 def _compiled(tokenizer: PreTrainedTokenizerBase, source: str) -> Any:
-    """A matcher at the beginning, or why there is none."""
+    """A matcher at the start of the text, or the reason why there is none."""
     library = _llguidance("response_format")
     limits = library.LLParserLimits(**_LIMITS)
     matcher = library.LLMatcher(_tokens(tokenizer), source, log_level=0, limits=limits)
     if not matcher.is_error():
-        matcher.compute_bitmask()  # what no first token fits is found here
+        matcher.compute_bitmask()  # finds grammars that no first token fits
     return matcher.get_error() if matcher.is_error() else matcher
 
 
 @lru_cache(maxsize=2)
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The tokenizer as llguidance has it, which takes it a second."""
+    """The tokenizer in llguidance's form, which takes a second to build."""
     from llguidance.hf import from_tokenizer
 
     try:
@@ -147,12 +147,12 @@ def _llguidance(field: str) -> Any:
 
 def _bounded(field: str, text: str) -> str:
     if len(text) > MAX_CHARACTERS:
-        raise DataError(f"{field} has {len(text):,} characters, and {MAX_CHARACTERS:,} are allowed.")
+        raise DataError(f"{field} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed.")
     return text
 
 
 def _depth(value: Any) -> int:
-    """How deep a JSON value is nested, without recursion; what is deeper than allowed is not followed."""
+    """The nesting depth of a JSON value, without recursion; stops below the allowed depth."""
     layer, depth = [value], 0
     while layer and depth <= MAX_DEPTH:
         layer = [

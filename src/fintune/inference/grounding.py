@@ -1,6 +1,6 @@
-"""Where in its text an answer comes from: an answer and a text in, character spans out.
+"""Finds where in its text an answer comes from: returns character spans.
 
-Works on what is written alone; it knows nothing of models, and a span is evidence, not proof.
+Compares the written words only; it uses no model, and a span is evidence, not proof.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from fintune.text.numbers import figures, stated_values
 from fintune.text.sentences import sentences
 
 Span = tuple[int, int]
-"""The first character and the one after the last."""
+"""Index of the first character, and of the one after the last."""
 
 SHARED_WORDS = 0.5
-"""A sentence is a bullet's source if it has this share of its words, or one of its figures."""
+"""A sentence supports a bullet if it has this share of its words, or one of its figures."""
 LONGEST_ANSWER = 120
-"""Words of an answer that are aligned with its text."""
+"""The most words of an answer that are aligned with its text."""
 _WORD = re.compile(r"\d[\d,.]*\d|\w+")
 _COMMON = frozenset(
     "a an and are as at be been by for from has have in is it its of on or our that the their this to was we "
@@ -27,7 +27,7 @@ _COMMON = frozenset(
 
 
 def sentence_spans(text: str) -> list[Span]:
-    """Where each sentence stands."""
+    """The span of each sentence."""
     spans, start = [], 0
     for sentence in sentences(text):
         start = text.index(sentence, start)
@@ -37,10 +37,10 @@ def sentence_spans(text: str) -> list[Span]:
 
 
 def bullet_sources(text: str, lines: Sequence[str]) -> list[list[Span]]:
-    """For each bullet the sentences that its figures and words stand in, in the text's order.
+    """For each bullet, the sentences that contain its figures and words, in the text's order.
 
-    First the sentence that shares most, a figure counting as much as all words together; then, for each
-    figure that is not in it, the sentence that has it and shares most words. [] where nothing is shared.
+    First the sentence that shares most; a figure counts as much as all words together. Then, for each figure
+    missing in it, the sentence that has the figure and shares most words. [] if nothing is shared.
     """
     spans = sentence_spans(text)
     words = [_words(text[start:end]) for start, end in spans]
@@ -67,10 +67,10 @@ def _sources(line: str, words: Sequence[set[str]], values: Sequence[set[str]]) -
 
 
 def answer_spans(text: str, answer: str) -> list[Span]:
-    """Where an answer stands in its text.
+    """The places in the text that an answer comes from.
 
-    The answer word for word, whatever its case and spacing; else the longest runs of three or more words, or
-    with a figure, that both have; [] where there are none.
+    The answer word for word, ignoring case and spacing; otherwise the longest common runs of three or more
+    words, or with a figure; [] if there are none.
     """
     found = [match.group() for match in _WORD.finditer(answer)]
     if not found:
@@ -90,7 +90,7 @@ def answer_spans(text: str, answer: str) -> list[Span]:
 
 
 def _with_signs(text: str, start: int, end: int) -> Span:
-    """The span with the currency before it and the percent sign after it."""
+    """The span extended by the currency sign before it and the percent sign after it."""
     return start - (text[start - 1 : start] in ("$", "€", "£")), end + (text[end : end + 1] == "%")
 
 

@@ -1,4 +1,4 @@
-"""What all prompts of a task begin with (its instruction), computed once and kept as keys and values.
+"""Computes the common beginning of a task's prompts (its instruction) once and keeps its keys and values.
 
 Knows token ids and models, no tasks.
 """
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 KEPT = 16
-"""Prefixes kept at once: a task has one with the adapter and one without."""
+"""Prefixes kept at once: each task has one with the adapter and one without."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The keys and values of `length` tokens, (1, Hkv, length, D) of each layer; no layers if length is 0.
+    """The keys and values of `length` tokens, (1, Hkv, length, D) per layer; no layers if length is 0.
 
     Hkv is the number of key/value heads, D their size.
     """
@@ -37,7 +37,7 @@ class Prefix:
 class PrefixStore:
     """The prefixes of one model.
 
-    With `keep` a prefix stays from session to session, which is right only while the weights do not change.
+    With `keep` prefixes survive the session, which is right only while the weights do not change.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -51,10 +51,10 @@ class PrefixStore:
             self._known.clear()
 
     def get(self, model: PreTrainedModel, ids: Sequence[int], adapter: bool) -> Prefix:
-        """The prefix of these tokens, which `model` computes where it is not known yet.
+        """The prefix of these tokens; `model` computes it if it is not cached yet.
 
         Args:
-            adapter: whether the adapter is in use: it changes the keys and values.
+            adapter: whether the adapter is active, because it changes the keys and values.
         """
         import torch
         from transformers import DynamicCache
@@ -69,7 +69,7 @@ class PrefixStore:
         else:
             self.misses += 1
             row = torch.tensor([key[1]], device=model.device)  # (1, length)
-            cache = DynamicCache()  # the model's own would keep no more of a layer than its window
+            cache = DynamicCache()  # the model's own would keep only a layer's window
             model(input_ids=row, **{cache_name(): cache}, use_cache=True, logits_to_keep=1)
             if len(self._known) >= KEPT:  # the oldest makes room
                 del self._known[next(iter(self._known))]

@@ -1,4 +1,4 @@
-"""The log-likelihood of every candidate answer after every prompt, in few forward passes.
+"""Computes the log-likelihood of every candidate answer after every prompt, in few forward passes.
 
 Knows token ids and models, no tasks.
 """
@@ -24,17 +24,17 @@ def log_likelihoods(
     head: Head | None,
     prefix: Prefix,
 ) -> list[list[float]]:
-    """For each of B prompts log p(answer | prompt) of each of K answers: the sum over its tokens, in nats.
+    """For each of B prompts, log p(answer | prompt) of each of K answers: the sum over its tokens, in nats.
 
     Args:
         model: with block attention (`attention.enable`).
-        head: the LM head that `likelihood.frozen_head` found, or None.
-        prefix: what all prompts begin with, as `PrefixStore.get` gave it.
+        head: the LM head from `likelihood.frozen_head`, or None.
+        prefix: the common beginning of all prompts, from `PrefixStore.get`.
     """
     from fintune.kernels.packing import pack
 
     cache = None
-    # One row of B prompts, after each of them its K answers as branches: B · K spans, prompt by prompt.
+    # One row of B prompts, each followed by its K answers as branches: B · K spans, prompt by prompt.
     row = pack(prompts, [answers] * len(prompts), prefix=prefix.length or None)
     if prefix.length:
         row, cache = row.after_prefix(), prefix.cache()
@@ -48,10 +48,10 @@ def log_likelihoods_unpacked(
     head: Head | None,
     row_tokens: int,
 ) -> list[list[float]]:
-    """The same of a model without block attention, in padded batches.
+    """The same for a model without block attention, in padded batches.
 
     Args:
-        row_tokens: about the most tokens of a batch; 0 gives each pair a pass of its own.
+        row_tokens: about the most tokens per batch; 0 gives each pair its own pass.
     """
     from fintune.kernels.packing import pack, parts
 
@@ -70,7 +70,7 @@ def _scores(
     from fintune.kernels.likelihood import span_log_likelihoods, target_nll
 
     row = row.to(model.device)
-    nll = target_nll(model, row, by_blocks, head, cache)  # (targets,), of every answer's every token
+    nll = target_nll(model, row, by_blocks, head, cache)  # (targets,): each token of each answer
     scores: list[float] = span_log_likelihoods(nll, row.owner, row.spans).tolist()
     return scores
 

@@ -1,7 +1,7 @@
-"""Texts that a Transformers model writes a token at a time: their keys and values, and the next logits.
+"""Lets a Transformers model write texts token by token: their keys and values, and the next logits.
 
-`PackedTexts` is for models with block attention, `PaddedTexts` for any other; both compute the same. They
-know token ids and models, no tasks. Shapes: B texts, T places of the longest, V tokens of the vocabulary,
+`PackedTexts` is for models with block attention, `PaddedTexts` for all others; both compute the same. They
+know token ids and models, no tasks. Shapes: B texts, T positions of the longest, V tokens of the vocabulary,
 Hkv key/value heads of size D.
 """
 
@@ -22,13 +22,13 @@ from fintune.kernels.forward import cache_name, row_inputs
 from fintune.kernels.packing import pack, parts
 
 WATCHED_TOKENS = 256
-"""The most tokens of a pass whose logits are all wanted: those of 49,152 tokens take 50 MB."""
+"""The most tokens of a pass that needs all logits: with 49,152 vocabulary tokens these take 50 MB."""
 
 
 class _Slots(DynamicLayer):
-    """A layer's keys and values in buffers (B, Hkv, room, D) of which the first `used` places are filled.
+    """A layer's keys and values in buffers (B, Hkv, room, D), of which the first `used` positions are filled.
 
-    Transformers' own layer concatenates, which copies everything at every step.
+    Transformers' own layer concatenates, which copies everything in every step.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, used: int) -> None:
@@ -51,7 +51,7 @@ class _Slots(DynamicLayer):
         return self.keys, self.values
 
     def narrow(self, rows: torch.Tensor, begin: int) -> None:
-        """Keep these rows, from place `begin` on."""
+        """Keep these rows, from position `begin` on."""
         used = self.keys.shape[2] - begin
         self._keys, self._values = self._keys[rows, :, begin:], self._values[rows, :, begin:]
         self._show(used)
@@ -63,16 +63,16 @@ class _Prompt:
 
     ids: Sequence[int]
     states: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """The keys and values of each layer, each (Hkv, tokens, D), once all are there."""
+    """Each layer's keys and values, (Hkv, tokens, D), once all are computed."""
     cache: DynamicCache | None = None
-    """The beginning of one that is longer than a pass."""
+    """The computed beginning of a prompt that is longer than a pass."""
     watch: Watch | None = None
     logits: torch.Tensor | None = None
-    """(1, V) after its last token."""
+    """(1, V) logits after its last token."""
 
 
 class PackedTexts:
-    """Prompts are computed as packed rows, their common beginning once; tokens go into buffers in place."""
+    """Computes prompts as packed rows, their common beginning once; writes tokens into buffers in place."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class PackedTexts:
         """
         Args:
             model: with block attention (`attention.enable`).
-            prefix: what all prompts begin with, as `PrefixStore.get` gave it.
-            row_tokens: the most prompt tokens of one forward pass; a longer prompt takes several.
-            watched: as of `Backend.begin`; such a prompt is computed alone.
+            prefix: the common beginning of all prompts, from `PrefixStore.get`.
+            row_tokens: the most prompt tokens per forward pass; a longer prompt takes several passes.
+            watched: as in `Backend.begin`; such a prompt is computed alone.
         """
         self._model, self._prompts, self._prefix = model, [_Prompt(each) for each in prompts], prefix
         for row, watch in (watched or {}).items():
@@ -96,17 +96,17 @@ class PackedTexts:
         self._row_tokens, self._room = row_tokens, max_new_tokens
         self._layers: list[_Slots] = []
         self._hidden: torch.Tensor  # (B, longest + room) bool, True at padding
-        self._positions: torch.Tensor  # (B,) of the next token
+        self._positions: torch.Tensor  # (B,) position of the next token
 
     def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
         if tokens is None:
             return self._prefill()
         ids = torch.tensor(tokens, device=self._model.device)[:, None]  # (B, 1)
-        used = self._layers[0].keys.shape[2] + 1  # with the place of the new token
+        used = self._layers[0].keys.shape[2] + 1  # including the new token
         logits: torch.Tensor = self._model(
             input_ids=ids,
             position_ids=self._positions[:, None],
-            attention_mask=ids.new_zeros(1, 1, 1, 1),  # a 4-d mask is passed through untouched
+            attention_mask=ids.new_zeros(1, 1, 1, 1),  # a 4-d mask is used unchanged
             **{cache_name(): self._cache},
             use_cache=True,
             layout=Decode(self._hidden[:, None, None, :used]),
@@ -120,14 +120,14 @@ class PackedTexts:
             return
         index = torch.tensor(rows, dtype=torch.int64, device=self._model.device)
         self._hidden, self._positions = self._hidden[index], self._positions[index]
-        # Texts are left-padded: places that none of those which stay has written are dropped.
+        # Texts are left-padded: drop the positions that are padding in all remaining texts.
         begin = int(self._hidden.sum(dim=1).min()) if rows else 0
         self._hidden = self._hidden[:, begin:]
         for layer in self._layers:
             layer.narrow(index, begin)
 
     def _prefill(self) -> torch.Tensor | None:
-        """Compute a pass of the prompts; (B, V) logits once all are computed, before that None."""
+        """Compute one pass of the prompts; (B, V) logits once all are computed, None before."""
         if waiting := [prompt for prompt in self._prompts if prompt.logits is None]:
             waiting = [prompt for prompt in waiting if not prompt.watch] or waiting[:1]
             part = parts([len(prompt.ids) - self._prefix.length for prompt in waiting], self._row_tokens)[0]
@@ -141,10 +141,10 @@ class PackedTexts:
         return torch.cat([prompt.logits for prompt in self._prompts if prompt.logits is not None])
 
     def _compute(self, prompts: Sequence[_Prompt]) -> None:
-        """Prompts as one packed row, whose keys are the prefix's, the first prompt's rest, the second's, …"""
+        """Compute prompts as one packed row: first the prefix's keys, then the rest of each prompt."""
         p = begin = self._prefix.length
         ids = [prompt.ids for prompt in prompts]
-        row = pack(ids, [[[0]]] * len(ids), prefix=p).to(self._model.device)  # any target: none is read
+        row = pack(ids, [[[0]]] * len(ids), prefix=p).to(self._model.device)  # any target: it is never read
         found = self._model(**row_inputs(row.after_prefix() if p else row, cache=self._prefix.cache()))
         layers = getattr(found, cache_name()).layers
         for prompt, logits in zip(prompts, found.logits[0].split(1), strict=True):
@@ -156,7 +156,7 @@ class PackedTexts:
             prompt.logits, begin = logits, end
 
     def _compute_on(self, prompt: _Prompt) -> None:
-        """The next tokens of one prompt, as many as a pass takes."""
+        """Compute the next tokens of one prompt, as many as fit one pass."""
         cache = prompt.cache = prompt.cache or self._prefix.cache()
         begin = cache.get_seq_length()
         ids = torch.tensor([prompt.ids[begin : begin + self._row_tokens]], device=self._model.device)
@@ -167,7 +167,7 @@ class PackedTexts:
             position_ids=positions,
             **{cache_name(): cache},
             use_cache=True,
-            logits_to_keep=0 if prompt.watch else 1,  # 0 is all
+            logits_to_keep=0 if prompt.watch else 1,  # 0 keeps all
         )
         if prompt.watch:
             prompt.watch(found.logits[0])
@@ -180,7 +180,7 @@ class PackedTexts:
         prompts, device = self._prompts, self._model.device
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
         longest = int(lengths.max())
-        while prompts[0].states:  # a layer at a time, which is freed from the prompts then
+        while prompts[0].states:  # layer by layer; each is then freed from the prompts
             own = [prompt.states.pop(0) for prompt in prompts]
             buffers = []
             for kind in (0, 1):
@@ -199,7 +199,7 @@ class PackedTexts:
 
 
 def _ends(states: torch.Tensor, prefix: int, begin: int, end: int) -> torch.Tensor:
-    """(Hkv, tokens, D): the first `prefix` places and those from `begin` to `end`, copied."""
+    """(Hkv, tokens, D): a copy of the first `prefix` positions and of those from `begin` to `end`."""
     return torch.cat([states[:, :prefix], states[:, begin:end]], dim=1)
 
 
@@ -216,10 +216,10 @@ class PaddedTexts:
     ) -> None:
         """
         Args:
-            pad: the id of the padding token.
-            row_tokens: the most tokens of one forward pass, about; None is all. A model whose state is more
-                than keys and values computes its prompts in one.
-            watched: as of `Backend.begin`.
+            pad: id of the padding token.
+            row_tokens: about the most tokens per forward pass; None is no limit. If a model's state is more
+                than keys and values, its prompts are computed in one pass.
+            watched: as in `Backend.begin`.
         """
         longest = max(map(len, prompts))
         rows = [[pad] * (longest - len(each)) + list(each) for each in prompts]
@@ -230,7 +230,7 @@ class PaddedTexts:
         self._watched = dict(watched or {})
         self._padding = [longest - len(each) for each in prompts]
         self._pass = max(1, row_tokens // len(prompts)) if row_tokens and split else longest
-        self._ids = torch.tensor(rows, device=model.device)  # (B, new tokens): what is to be computed next
+        self._ids = torch.tensor(rows, device=model.device)  # (B, new tokens): to be computed next
         self._mask = torch.tensor(mask, device=model.device)  # (B, T)
 
     def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
@@ -248,7 +248,7 @@ class PaddedTexts:
             position_ids=positions,
             **{cache_name(): self._cache},
             use_cache=True,
-            logits_to_keep=0 if watching else 1,  # 0 is all
+            logits_to_keep=0 if watching else 1,  # 0 keeps all
         ).logits
         for row, watch in self._watched.items() if watching else ():
             if (own := min(now.shape[1], end - self._padding[row])) > 0:  # those after the padding

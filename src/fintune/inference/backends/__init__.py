@@ -1,7 +1,7 @@
-"""What computes for the engine: one interface, and a registry of the libraries behind it.
+"""The interface through which the engine runs a model, and the registry of backends behind it.
 
-A backend knows token ids and nothing of tasks: prompts, label decisions, calibration and parsing stay in the
-engine, so that every backend is asked and read in the same way.
+A backend knows token ids but no tasks: prompts, label decisions, calibration and parsing stay in the engine,
+so that every backend is asked and read in the same way.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
 
 DEFAULT = "builtin"
 GROUP = "fintune.backends"
-"""The entry points of other packages: NAME = "package.module:SPEC", a `BackendSpec` of that name."""
+"""Entry points of other packages: NAME = "package.module:SPEC", a `BackendSpec` of that name."""
 _HOLDS = {"adapter": "an adapter", "merged": "a merged model", "gguf": "a GGUF file"}
 
 
 class Backend(Protocol):
-    """One model, perhaps with an adapter; all but `context` and `texts` is asked within a `session`."""
+    """One model, perhaps with an adapter. Every method but `context` and `texts` needs an open `session`."""
 
     @property
     def context(self) -> int | None:
-        """The most tokens of a prompt and its answer together; None where it is not known."""
+        """The most tokens of a prompt with its answer; None if unknown."""
 
     @property
     def texts(self) -> int | None:
-        """How many texts `begin` can have under way at once; None is any number, 0 is none."""
+        """How many texts `begin` can have in progress at once; None is any number, 0 is none."""
 
     def session(self, use_adapter: bool = True) -> AbstractContextManager[None]:
         """A context in which the model computes. Two sessions are never open at once.
 
         Args:
-            use_adapter: False computes with the untuned base. The engine asks for that only where the
-                backend's `BackendSpec` and the model's `Source` allow it.
+            use_adapter: False computes with the untuned base. The engine does that only if the backend's
+                `BackendSpec` and the model's `Source` allow it.
         """
 
     def batch_limits(self, size: int, scoring: bool) -> tuple[int, int]:
-        """The most prompts, and the most of their tokens, of one call below.
+        """The most prompts, and the most prompt tokens, for one call below.
 
         Args:
             size: the recipe's `evaluation.batch_size`, which a backend may exceed.
-            scoring: the limits of `log_likelihoods`; False is those of `generate`.
+            scoring: True for `log_likelihoods`, False for `generate`.
         """
 
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        """How many tokens that all `prompts` begin with are computed once; passed to the calls below."""
+        """How many common first tokens of `prompts` are computed only once; passed to the calls below."""
 
     def lookups(self) -> tuple[int, int]:
-        """How often a shared beginning was found computed, and how often it was not, since the start."""
+        """Prefix cache hits and misses since the start."""
 
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
@@ -72,10 +72,10 @@ class Backend(Protocol):
         allowed: Allowed | None,
         shared: int = 0,
     ) -> list[Generated]:
-        """Greedy decoding until one of `ends` or `max_new_tokens`; in the prompts' order.
+        """Greedy decoding until one of `ends` or `max_new_tokens`; results in the prompts' order.
 
         Args:
-            ends: the ids of the tokens that end a text.
+            ends: ids of the tokens that end a text.
             allowed: which tokens may come next; None allows all.
         """
 
@@ -85,12 +85,12 @@ class Backend(Protocol):
         max_new_tokens: int,
         watched: Mapping[int, Watch] | None = None,
     ) -> Texts:
-        """Texts after these prompts that the caller writes a token at a time, other work in between.
+        """Start texts after these prompts; the caller writes them token by token, with other work in between.
 
         Args:
             max_new_tokens: the most tokens that will be added to any of them.
-            watched: row → what is given the (T, V) logits after each of its prompt's tokens, in several
-                parts, in order. It is passed only where a caller asks for a prompt's log-probabilities.
+            watched: row → callback for the (T, V) logits after each of its prompt's tokens, in several parts,
+                in order. Passed only if a caller asks for a prompt's log-probabilities.
         """
 
 
@@ -100,11 +100,11 @@ class BackendSpec:
 
     name: str
     load: Callable[[Source], Backend]
-    """Loads the weights; raises ModelError where it cannot."""
+    """Loads the weights; raises ModelError on failure."""
     takes: tuple[Kind, ...]
-    """What it loads (`Source.kind`)."""
+    """The kind of model that it loads (`Source.kind`)."""
     needs: tuple[str, str] | None = None
-    """The Python package that it needs, and the extra of fintune that installs it."""
+    """The Python package that it needs, and fintune's extra that installs it."""
     untuned_base: bool = True
     """Whether it can also compute without the adapter (`session(use_adapter=False)`)."""
     adapters_by_name: bool = False
@@ -112,7 +112,7 @@ class BackendSpec:
 
 
 def _in_module(name: str) -> Callable[[Source], Backend]:
-    """The `load` of one of our modules, which is imported when it is called: each imports a large library."""
+    """The `load` of one of our modules, imported only when called: each imports a large library."""
 
     def load(source: Source) -> Backend:
         backend: Backend = importlib.import_module(f"{__name__}.{name}").load(source)
@@ -134,24 +134,24 @@ _registered = {
 
 
 def register(spec: BackendSpec) -> BackendSpec:
-    """Make a backend known by its name, such as from a module that the recipe's `plugins` names.
+    """Register a backend by its name, for example from a module that the recipe's `plugins` names.
 
-    The other way is an entry point of the group `fintune.backends`.
+    Alternatively, a package declares an entry point in the group `fintune.backends`.
     """
     _registered[spec.name] = spec
     return spec
 
 
 def names() -> list[str]:
-    """The backends that are registered, and those of other packages, which are not imported."""
+    """The registered backends, and those of other packages, without importing them."""
     return list(dict.fromkeys([*_registered, *(point.name for point in entry_points(group=GROUP))]))
 
 
 def find(name: str) -> BackendSpec:
-    """The backend of this name.
+    """The backend with this name.
 
     Raises:
-        ConfigError: there is none, or the package that brings it cannot be imported.
+        ConfigError: there is none, or its package cannot be imported.
     """
     for point in entry_points(group=GROUP) if name not in _registered else ():
         if point.name != name:
@@ -160,7 +160,7 @@ def find(name: str) -> BackendSpec:
             register(point.load())
         except Exception as error:  # another package's code may raise anything
             raise ConfigError(
-                f"--backend is {name} ({point.value}), which cannot be loaded: {error}; mend or uninstall "
+                f"--backend is {name} ({point.value}), which cannot be loaded: {error}; repair or uninstall "
                 "its package."
             ) from error
     if name not in _registered:
@@ -169,12 +169,12 @@ def find(name: str) -> BackendSpec:
 
 
 def check(name: str, source: Source) -> BackendSpec:
-    """The backend of this name, once it is plain that it is installed and takes such a model.
+    """The backend with this name, after checking that it is installed and takes such a model.
 
     Raises:
-        ConfigError: as `find`.
-        MissingExtraError: what it needs is not installed.
-        ModelError: it does not load what `source` holds.
+        ConfigError: as in `find`.
+        MissingExtraError: its package is not installed.
+        ModelError: it cannot load what `source` holds.
     """
     spec = find(name)
     if source.kind not in spec.takes:
@@ -198,12 +198,12 @@ def check(name: str, source: Source) -> BackendSpec:
 
 
 def untuned_base_problem(spec: BackendSpec, source: Source) -> str:
-    """Why the model cannot answer as its untuned base; "" where it can."""
+    """Why the model cannot answer as its untuned base; "" if it can."""
     if not source.tuned:
         return ""
     if source.kind != "adapter":
         return (
-            f"{source.path} is an adapter merged into its base, which cannot be asked without it: ask the "
-            "adapter itself, or the base apart"
+            f"{source.path} is an adapter merged into its base, which cannot be separated: use the "
+            "unmerged adapter, or the base itself"
         )
     return "" if spec.untuned_base else f"the backend {spec.name} cannot answer without the adapter"

@@ -1,4 +1,4 @@
-"""The backend of a Transformers model in this process, with its packed rows and kept prefixes."""
+"""The built-in backend: a Transformers model in this process, with packed rows and cached prefixes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from fintune.models.source import Source
 
 ROW_TOKENS = 8192
-"""Prompt tokens computed in one forward pass at most (one prompt of labels may be longer)."""
+"""The most prompt tokens per forward pass (a single prompt with its labels may be longer)."""
 STEP_TOKENS = {"cpu": 256}
-"""The same of texts that are written a token at a time, for other work waits so long; 2,048 elsewhere."""
+"""The same for texts written token by token, because other work waits for the pass; 2,048 elsewhere."""
 DECODED_TOKENS = 4 * ROW_TOKENS
-"""Prompt tokens of the texts that are written together at most: their keys and values stand in memory."""
+"""The most prompt tokens of the texts written together: their keys and values stay in memory."""
 
 
 def load(source: Source) -> Builtin:
@@ -38,15 +38,15 @@ def load(source: Source) -> Builtin:
 
 
 class Builtin:
-    """A causal LM of Transformers, perhaps with adapters of PEFT on it."""
+    """A causal LM of Transformers, perhaps with PEFT adapters."""
 
     texts = None
 
     def __init__(self, model: PreTrainedModel, pad: int, keep_prefixes: bool = False) -> None:
         """
         Args:
-            pad: the id of the padding token.
-            keep_prefixes: of earlier calls, which needs weights that do not change.
+            pad: id of the padding token.
+            keep_prefixes: keep prefixes between calls, which is right only if the weights do not change.
         """
         from fintune.kernels import attention, likelihood, lora, norm
         from fintune.models import adapters
@@ -68,7 +68,7 @@ class Builtin:
 
     @property
     def peft_forwards(self) -> bool:
-        """Whether some LoRA layers are not on the fast path."""
+        """Whether some LoRA layers do not use the fast path."""
         fast, layers = self.fast_layers
         return fast < layers
 
@@ -149,8 +149,8 @@ class Builtin:
     ) -> Texts:
         from fintune.inference.texts import PackedTexts, PaddedTexts
 
-        # PEFT's wrapper may be made anew while a text is written: when a server unloads its adapter and loads
-        # it again. The model under it stays, and has the adapter's layers in it.
+        # PEFT's wrapper may be replaced while a text is written: when a server unloads its adapter and loads
+        # it again. The model under it stays, and contains the adapter's layers.
         model = getattr(self.model, "get_base_model", lambda: self.model)()
         if not self.by_blocks:
             return PaddedTexts(model, prompts, self.pad, step, watched)

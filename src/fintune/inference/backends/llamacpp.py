@@ -1,4 +1,4 @@
-"""The backend of llama.cpp, through llama-cpp-python's bindings: one GGUF file, that `fintune export` wrote.
+"""The llama.cpp backend, through llama-cpp-python: runs one GGUF file that `fintune export` wrote.
 
 Token ids go in and logits come out; llama.cpp's own tokenizer, sampler and chat formats are not used.
 """
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from fintune.models.source import Source
 
 TEXTS = 2
-"""Texts written a token a step at once: each has keys and values for a whole context."""
+"""Texts written token by token at once; each has keys and values for a whole context."""
 TEXT_TOKENS = 4096
-"""Tokens of such a text and its prompt at most (of a task's, as many as the recipe trained with)."""
+"""The most tokens of such a text with its prompt (for a task: as many as the recipe trained with)."""
 BATCH = 512
-"""Tokens of one forward pass."""
+"""Tokens per forward pass."""
 SEQUENCES = 32
-"""Answers scored at once, and the prompt they share."""
+"""Answers scored at once, with the prompt they share."""
 
 
 class _Model:
-    """The weights, freed when no context is left that uses them."""
+    """The weights, freed when the last context that uses them is gone."""
 
     def __init__(self, library: Any, path: Path) -> None:
         self.library = library
@@ -44,8 +44,8 @@ class _Model:
         )
         if not self.own:
             raise ModelError(
-                f"{path} cannot be read by llama.cpp: it is damaged, or of an architecture that this "
-                "llama-cpp-python does not know yet (pip install --upgrade llama-cpp-python)."
+                f"{path} cannot be read by llama.cpp: the file is damaged, or this llama-cpp-python does not "
+                "know its architecture yet (pip install --upgrade llama-cpp-python)."
             )
         weakref.finalize(self, library.llama_model_free, self.own)
         self.context: int = library.llama_model_n_ctx_train(self.own)
@@ -56,7 +56,7 @@ class _Model:
 
 
 class _Context:
-    """Keys and values of several sequences, and what is computed over them."""
+    """Keys and values of several sequences, and the computations on them."""
 
     def __init__(self, model: _Model, size: int, sequences: int) -> None:
         import torch
@@ -66,8 +66,8 @@ class _Context:
         settings = library.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = size, sequences
         settings.n_batch = settings.n_ubatch = BATCH
-        settings.kv_unified = True  # sequences share what they begin with
-        if model.exact:  # else keys and values, and what flash attention reads, have 16 bit
+        settings.kv_unified = True  # sequences share a common beginning
+        if model.exact:  # otherwise keys, values and flash attention's inputs have 16 bits
             settings.type_k = settings.type_v = library.GGML_TYPE_F32
             settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
@@ -80,10 +80,10 @@ class _Context:
         weakref.finalize(self, library.llama_batch_free, self._batch)
 
     def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> torch.Tensor:
-        """(N, V) float32 logits after those tokens that want them.
+        """(N, V) float32 logits after the tokens for which they are wanted.
 
         Args:
-            tokens: of each its id, its place, its sequence, and whether its logits are wanted.
+            tokens: each token's id, position and sequence, and whether its logits are wanted.
         """
         import numpy as np
         import torch
@@ -104,16 +104,16 @@ class _Context:
         return torch.from_numpy(np.stack(found)) if found else torch.empty(0, self.model.vocabulary)
 
     def forget(self, sequence: int, start: int = 0) -> None:
-        """Drop a sequence from its place `start` on."""
+        """Drop a sequence's tokens from position `start` on."""
         self.library.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def fork(self, source: int, target: int) -> None:
-        """Let `target` begin with all of `source`, without a copy."""
+        """Let `target` begin with all of `source`, without copying."""
         self.library.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
 
 class _Prompt:
-    """One text in sequence 0 of the task context, which keeps what the next prompt may begin with, too."""
+    """One text in sequence 0 of the task context, which also keeps what the next prompt may begin with."""
 
     def __init__(self, backend: LlamaCpp, prompt: Sequence[int]) -> None:
         self._backend, self._prompt = backend, prompt
@@ -126,7 +126,7 @@ class _Prompt:
 
 
 class _Written:
-    """Texts in sequences of their own, out of the numbers in `free`, to which they return."""
+    """Texts in sequences of their own; their numbers come from `free` and return to it."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class _Written:
         return self._context.decode([(*each, True) for each in wanted])
 
     def _compute(self, row: int) -> None:
-        """A pass of a prompt."""
+        """Compute one pass of a prompt."""
         prompt, begin, own = self._prompts[row], self._lengths[row], self._sequences[row]
         end = self._lengths[row] = min(begin + BATCH, len(prompt))
         last, watch = len(prompt) - 1, self._watched[row]
@@ -191,7 +191,7 @@ class LlamaCpp:
     def __init__(self, path: Path, max_length: int) -> None:
         """
         Args:
-            max_length: tokens of a task's prompt and answer.
+            max_length: the most tokens of a task's prompt with its answer.
 
         Raises:
             ModelError: llama.cpp cannot read the file.
@@ -239,7 +239,7 @@ class LlamaCpp:
         return scores
 
     def _rest(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
-        """Of each answer log p of its tokens after the first."""
+        """For each answer, log p of its tokens after the first."""
         tokens = [
             (token, len(prompt) + place, sequence, True)
             for sequence, answer in enumerate(answers, 1)
@@ -257,10 +257,10 @@ class LlamaCpp:
         return [sum(float(next(rows)[token]) for token in answer[1:]) for answer in answers]
 
     def _read(self, prompt: Sequence[int]) -> torch.Tensor:
-        """(1, V) logits after a prompt; what it begins with as the one before it is not computed again."""
+        """(1, V) logits after a prompt; tokens shared with the previous prompt are not computed again."""
         known = common_prefix_length([self._held, prompt])
         self._tasks.forget(0, known)
-        del self._held[known:]  # of a pass that fails nothing is held
+        del self._held[known:]  # if the pass fails, none of its tokens count as held
         last = len(prompt) - 1
         logits = self._tasks.decode([(prompt[i], i, 0, i == last) for i in range(known, len(prompt))])
         self._held = list(prompt)
@@ -282,7 +282,7 @@ class LlamaCpp:
     ) -> list[Generated]:
         from fintune.inference.decoding import greedy
 
-        # One after the other: each shares the instruction that the one before it left in sequence 0.
+        # One after the other: each shares the instruction that the previous one left in sequence 0.
         return [
             greedy(_Prompt(self, prompt), [number], max_new_tokens, ends, allowed)[0]
             for number, prompt in enumerate(prompts)

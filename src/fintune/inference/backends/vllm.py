@@ -1,4 +1,4 @@
-"""The backend of vLLM, for GPUs: the base on vLLM's engine, the adapter as its LoRA request."""
+"""The vLLM backend, for GPUs: the base on vLLM's engine, the adapter as a LoRA request."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from fintune.models.source import Source
 
 AT_ONCE = 4096
-"""Prompts handed over in one call: vLLM makes its own batches of them."""
+"""Prompts per call: vLLM batches them itself."""
 AT_MOST = 128
-"""Tokens whose likelihood vLLM tells of one request."""
+"""Tokens whose likelihoods vLLM returns for one request."""
 _GREEDY = {"temperature": 0, "detokenize": False}
 
 
@@ -60,7 +60,7 @@ class Vllm:
         return AT_ONCE, AT_ONCE * (self.context or 0)
 
     def shared(self, prompts: Sequence[Sequence[int]]) -> int:
-        return 0  # vLLM finds common beginnings by itself
+        return 0  # vLLM finds common prefixes by itself
 
     def lookups(self) -> tuple[int, int]:
         return 0, 0
@@ -68,7 +68,7 @@ class Vllm:
     def log_likelihoods(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], shared: int = 0
     ) -> list[list[float]]:
-        # Not by prompt_logprobs: vLLM gets those wrong, or stops, with a LoRA (its issues 16668, 29955), and
+        # Not prompt_logprobs: with a LoRA, vLLM gets those wrong or stops (its issues 16668, 29955), and it
         # computes the prompt again for every answer.
         wanted = next_tokens(answers)
         found = self._llm.generate(
@@ -101,7 +101,7 @@ class Vllm:
 
         if allowed is not None:
             raise ModelError(
-                "--backend vllm cannot keep texts to a format: take the task out of evaluation.formats, or "
+                "--backend vllm cannot constrain texts to a format: remove it from evaluation.formats, or "
                 "use --backend builtin."
             )
         found = self._llm.generate(
@@ -123,14 +123,14 @@ class Vllm:
         max_new_tokens: int,
         watched: Mapping[int, Watch] | None = None,
     ) -> Texts:
-        raise ModelError("--backend vllm writes no text a token at a time: serve it with vLLM's own server.")
+        raise ModelError("--backend vllm cannot write token by token: serve it with vLLM's own server.")
 
 
 load = Vllm
 
 
 def next_tokens(answers: Sequence[Sequence[int]]) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Every beginning of an answer, the empty one too, and up to `AT_MOST` of the tokens that come next."""
+    """Every prefix of an answer, the empty one too, with up to `AT_MOST` of the tokens that follow it."""
     found: dict[tuple[int, ...], dict[int, None]] = {}
     for answer in answers:
         for i, token in enumerate(answer):
