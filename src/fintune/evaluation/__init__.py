@@ -1,1 +1,1 @@
-"""How good the predictions are: scores, intervals, comparisons, errors; formulas are in `metrics`."""
+"""Evaluates predictions: scores, intervals, comparisons, errors; formulas are in `metrics`."""

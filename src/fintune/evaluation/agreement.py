@@ -1,7 +1,7 @@
-"""What an export lost: its answers to held-out rows beside those of the adapter that it was made of.
+"""Measures what an export lost: compares its answers to held-out rows with those of its adapter.
 
-Both are asked by the one engine. A GGUF is computed by llama.cpp where its bindings are installed, else by
-Transformers in 32 bit after it is dequantized.
+The same engine runs both. llama.cpp computes a GGUF if its bindings are installed; otherwise Transformers
+computes it in 32 bit after dequantization.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ NAME = "export.json"
 WARN = {"equal": 0.98, "rouge": 0.9, "distance": 0.02, "difference": 0.1}
 REFUSE = {"equal": 0.9, "rouge": 0.5, "distance": 0.1, "difference": 0.5}
 AT_LEAST = ("equal", "rouge")
-"""The bounds that are at least; distances are at most."""
+"""Lower bounds; bounds on distances are upper bounds."""
 Verdict = Literal["ok", "warn", "refuse"]
 
 
 @dataclass(frozen=True)
 class TaskAgreement:
-    """One task's rows, answered by both; None where the task's type has no such figure."""
+    """One task's rows, answered by both models; figures that the task's type lacks are None."""
 
     task: str
     rows: int
@@ -46,7 +46,7 @@ class TaskAgreement:
     difference: float | None
     """Numbers: the mean absolute difference, in standard deviations of the adapter's answers."""
     rouge: float | None
-    """Texts: ROUGE-L between the two, on average."""
+    """Texts: mean ROUGE-L between the two."""
     identical: float | None
     """Texts: the share of rows with the same text."""
     seconds: float
@@ -65,7 +65,7 @@ class TaskAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """An export's tasks; `skipped` says of others why they have no figures."""
+    """An export's tasks; `skipped` says why other tasks have no figures."""
 
     folder: Path
     bytes: int
@@ -100,7 +100,7 @@ def measure(
     recipe: Recipe | None = None,
     say: Callable[[str], None] = print,
 ) -> Agreement:
-    """Ask the adapter (None: the untuned base) and what was exported of it the same rows, `rows` a task.
+    """Give the adapter (None: the untuned base) and its export the same rows, `rows` per task.
 
     Raises:
         ModelError: one of the two cannot be loaded.
@@ -109,7 +109,7 @@ def measure(
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     with _held_out(source, rows, say) as (data, records, skipped):
         say(f"Comparing with {model_path or 'the untuned base'} on {data} …")
-        # One after the other: two models would need twice the memory.
+        # One after the other: two models at once would need twice the memory.
         wanted = _answers(Engine.load(model_path, recipe), records)
         engine, computed_by = exported_engine(folder)
         found = _answers(engine, records)
@@ -120,7 +120,7 @@ def measure(
 
 
 def exported_engine(folder: Path) -> tuple[Engine, str]:
-    """What `fintune export` wrote, and what computes it here."""
+    """The engine of an export written by `fintune export`, and the name of the library that runs it here."""
     source = Source.read(folder)
     if source.kind != "gguf":
         return Engine.load(folder), "Transformers"
@@ -142,7 +142,7 @@ def _answers(engine: Engine, records: dict[str, list[Record]]) -> dict[str, tupl
 def _held_out(
     source: Source, rows: int, say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, list[Record]], dict[str, str]]]:
-    """What the rows are, those of each task, and why a task has none: the recipe's data, else the sample."""
+    """What the rows are, each task's rows, and why a task has none: the recipe's data, else the sample."""
     names = source.tasks.names()
     try:
         prepared = load_prepared(source.recipe.data.prepared_dir)
@@ -152,7 +152,7 @@ def _held_out(
     except DataError:
         known = [name for name in names if name in BUILT_IN_TASKS]
         if not known:
-            why = f"there is no prepared data in {source.recipe.data.prepared_dir}, nor a sample of it"
+            why = f"there is no prepared data in {source.recipe.data.prepared_dir}, and no sample of it"
             yield "no data", {}, dict.fromkeys(names, why)
             return
         with tempfile.TemporaryDirectory(prefix="fintune-export-") as scratch:
@@ -174,13 +174,13 @@ def _read(
     records, skipped = {}, {}
     for task in tasks:
         if task.name not in prepared.manifest["tasks"]:
-            skipped[task.name] = f"{what} have none of it"
+            skipped[task.name] = f"{what} have none for it"
         elif why := task.obstacle():
             skipped[task.name] = why
         elif found := prepared.records(task.name, "test")[:rows]:
             records[task.name] = found
         else:
-            skipped[task.name] = "there are no test rows of it"
+            skipped[task.name] = "it has no test rows"
     return what, records, skipped
 
 
@@ -191,7 +191,7 @@ def compare(
     found: Sequence[Prediction],
     seconds: float,
 ) -> TaskAgreement:
-    """Two systems' answers to the same rows."""
+    """Compare two systems' answers to the same rows."""
     pairs = list(zip(wanted, found, strict=True))
     figures: dict[str, Any] = dict.fromkeys(("equal", "distance", "difference", "rouge", "identical"))
     distances = [

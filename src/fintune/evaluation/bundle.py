@@ -1,10 +1,10 @@
-"""What makes an adapter again, in a folder: recipe, versions, the data's checksums, and what it scored.
+"""Writes a folder from which an adapter can be reproduced: recipe, versions, data checksums and scores.
 
-bundle.json       what is compared: metrics of each task, checksums of the prepared data, commit, machine
-recipe.yaml       the recipe, whole
+bundle.json       the figures compared: metrics per task, checksums of the prepared data, commit, machine
+recipe.yaml       the complete recipe
 constraints.txt   the packages that fintune used, with the versions of this machine
 README.md         the model card
-SHA256SUMS        of the files above, as `sha256sum -c` reads them
+SHA256SUMS        checksums of the files above, as `sha256sum -c` reads them
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle's recipe, and what a run of it is compared with."""
+    """A bundle's recipe, and the figures that a new run is compared with."""
 
     folder: Path
     recipe: Recipe
     metrics: dict[str, dict[str, float]]
-    """Task → metric → value of the adapter."""
+    """Task → metric → the adapter's value."""
     data: dict[str, str]
     """Prepared file → SHA-256."""
     constraints: dict[str, str]
 
     def other_versions(self) -> list[str]:
-        """Packages that are here in another version, or absent."""
+        """Packages that are installed here in another version, or not at all."""
         here = {name: _version(name) for name in self.constraints}
         return [
             f"{name} {here[name] or 'is not installed'} (then {then})"
@@ -53,13 +53,13 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric, then and now."""
+    """One metric in the bundle and in a new run."""
 
     task: str
     metric: str
     then: float
     now: float | None
-    """None where it is missing."""
+    """None if it is missing."""
 
     def within(self, tolerance: float) -> bool:
         return self.now is not None and abs(self.now - self.then) <= tolerance * max(1.0, abs(self.then))
@@ -69,17 +69,17 @@ def write(model_path: str | Path, target: Path) -> None:
     """Write the bundle of an evaluated adapter.
 
     Raises:
-        ModelError: it was not made by one run of a recipe, or was not evaluated on all of its test examples.
+        ModelError: no single run of a recipe made it, or it was not evaluated on all of its test examples.
     """
     folder = adapters.check_adapter(model_path)
     raw = manifest.read_raw(folder)
     recipe = manifest.read_recipe(folder)
     if not raw.get("data") or raw.get("average_of") or recipe.lora_config.init_adapter:
-        raise ModelError(f"{folder} was not made by one run of one recipe: there is nothing to run again.")
+        raise ModelError(f"{folder} was not made by one run of one recipe, so no run can reproduce it.")
     results = _results(folder)
     if results.settings.get("max_test") or results.split != "test" or not results.complete:
         raise ModelError(
-            f"{folder}/results.json is not of all test examples: run  fintune evaluate --model_path {folder}"
+            f"{folder}/results.json lacks some test examples: run  fintune evaluate --model_path {folder}"
         )
     trained = raw["recipe"]
     trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
@@ -107,15 +107,15 @@ def _results(folder: Path) -> Results:
 
 
 def read(folder: str | Path) -> Bundle:
-    """A bundle, once its files are those that were written.
+    """Read a bundle after checking that its files are unchanged.
 
     Raises:
-        DataError: it is none, or a file was changed.
+        DataError: the folder is not a bundle, or a file was changed.
     """
     folder = Path(folder)
     if not (folder / SUMS).is_file():
         raise DataError(
-            f"{folder} is no bundle: it has no {SUMS}. fintune export --format bundle writes one."
+            f"{folder} is not a bundle: it has no {SUMS}. fintune export --format bundle writes one."
         )
     named = {}
     for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
@@ -123,7 +123,7 @@ def read(folder: str | Path) -> Bundle:
         named[name] = wanted
     for name in ("bundle.json", "recipe.yaml", "constraints.txt", "README.md"):
         if not (folder / name).is_file() or file_sha256(folder / name) != named.get(name):
-            raise DataError(f"{folder / name} is not as {SUMS} has it: copy the bundle again.")
+            raise DataError(f"{folder / name} does not match {SUMS}: copy the bundle again.")
     content = read_json(folder / "bundle.json")
     pins = (folder / "constraints.txt").read_text(encoding="utf-8").split()
     constraints = dict(pin.split("==", 1) for pin in pins)
@@ -141,7 +141,7 @@ def metrics(results: Results) -> dict[str, dict[str, float]]:
 
 
 def compare(bundle: Bundle, results: Results) -> list[Line]:
-    """Each metric of the bundle beside that of a new run."""
+    """Each metric of the bundle with that of a new run."""
     now = metrics(results)
     return [
         Line(task, metric, then, now.get(task, {}).get(metric))
@@ -151,13 +151,13 @@ def compare(bundle: Bundle, results: Results) -> list[Line]:
 
 
 def other_data(bundle: Bundle, prepared: Mapping[str, Any]) -> list[str]:
-    """Prepared files that are not the bundle's, by a prepared dataset's manifest."""
+    """Prepared files that differ from the bundle's, according to a prepared dataset's manifest."""
     files = prepared["files"]
     return sorted(name for name in {*files, *bundle.data} if files.get(name) != bundle.data.get(name))
 
 
 def packages() -> dict[str, str]:
-    """fintune's requirements, and theirs, as they are installed; no extras."""
+    """The installed versions of fintune's requirements and of theirs; no extras."""
     found: dict[str, str] = {}
     waiting = ["fintune"]
     while waiting:

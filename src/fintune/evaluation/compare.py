@@ -1,6 +1,6 @@
-"""Two runs example by example, or several runs of one recipe: differences, intervals, tests, spread.
+"""Compares two runs example by example, or several runs of one recipe: differences, intervals, tests, spread.
 
-Takes `Run`s that answered the same examples; returns a `Comparison` or a `Spread`, which a JSON file holds.
+Takes `Run`s on the same examples; returns a `Comparison` or a `Spread`, which can be saved as JSON.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fintune.evaluation.runs import Run, TaskAnswers, common_tasks
 from fintune.evaluation.scores import metrics_of_rows
 
 NAMED = 3
-"""Examples shown of those won and of those lost."""
+"""Examples shown of those won, and of those lost."""
 TEXT_CHARACTERS = 200
 
 
 class Side(BaseModel):
-    """A run that is compared."""
+    """One of the runs compared."""
 
     path: str
     model: str
@@ -48,14 +48,14 @@ class CompareSettings(BaseModel):
 
 
 class Units(BaseModel):
-    """What the intervals draw together."""
+    """The units that the intervals resample."""
 
     by: Literal["example", "cluster"]
     n: int
 
 
 class Change(BaseModel):
-    """One metric of A and B; what is not defined is None."""
+    """One metric of A and B; None if it is not defined."""
 
     measure: MeasureInfo = Field(exclude=True)
     a: float | None
@@ -69,7 +69,7 @@ class Change(BaseModel):
 
 
 class WonOrLost(BaseModel):
-    """An example that one of the two answered better."""
+    """An example that one of the two runs answered better."""
 
     id: str
     text: str
@@ -86,12 +86,12 @@ class TaskComparison(BaseModel):
     clusters: Units
     metrics: dict[str, Change]
     measure: str | None = None
-    """The column of `scores` by which B wins, loses or ties an example; None where none ranks answers."""
+    """The column of `scores` by which B wins, loses or ties an example; None if no column ranks answers."""
     won: int = 0
     lost: int = 0
     tied: int = 0
     won_examples: list[WonOrLost] = []
-    """Those with the largest gaps."""
+    """The ones with the largest gaps."""
     lost_examples: list[WonOrLost] = []
 
 
@@ -112,7 +112,7 @@ class Values(BaseModel):
     """One a run."""
     mean: float
     sd: float
-    """The sample's, with n - 1 in the denominator."""
+    """The sample standard deviation, with n - 1 in the denominator."""
     low: float
     high: float
     n: int
@@ -144,10 +144,10 @@ def compare(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> Comparison:
-    """B against A on every task both evaluated (or `task`), in every metric (or `metric`).
+    """Compare B with A on every task that both evaluated (or `task`), in every metric (or `metric`).
 
     Raises:
-        DataError: the test examples differ, or the task or metric is in none.
+        DataError: the test examples differ, or no task or metric has this name.
     """
     names = common_tasks([a, b], task)
     found = {
@@ -166,7 +166,7 @@ def _side(run: Run) -> Side:
 def _keep_metric(tasks: dict[str, TaskComparison] | dict[str, TaskSpread], metric: str) -> None:
     known = sorted({name for entry in tasks.values() for name in entry.metrics})
     if metric not in known:
-        raise DataError(f"--metric is {metric}, which none of the tasks has; they have: {', '.join(known)}.")
+        raise DataError(f"--metric is {metric}, but the tasks have only: {', '.join(known)}.")
     for name in [name for name, entry in tasks.items() if metric not in entry.metrics]:
         del tasks[name]
     for entry in tasks.values():
@@ -214,7 +214,7 @@ def _count_wins(
     order: Sequence[str],
     scores: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
-    """Fill in the examples that B wins, loses and ties; nothing where no column ranks two answers."""
+    """Fill in the examples that B wins, loses and ties; nothing if no column ranks two answers."""
     ranking = b.result.ranking()
     if ranking is None or any(ranking[0] not in side for side in scores.values()):
         return
@@ -243,7 +243,7 @@ def spread(runs: Sequence[Run], *, task: str | None = None, metric: str | None =
     """Several runs of one recipe: mean and standard deviation of each metric that all of them have.
 
     Raises:
-        DataError: fewer than two runs, different test examples, or the task or metric is in none.
+        DataError: fewer than two runs, different test examples, or no task or metric has this name.
     """
     if len(runs) < 2:
         raise DataError(f"--seeds needs at least two runs, got {len(runs)}: name their results files.")

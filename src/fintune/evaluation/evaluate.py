@@ -1,9 +1,9 @@
-"""Evaluate an engine on held-out records: predictions, metrics, baselines and errors, on disk.
+"""Evaluates an engine on held-out records and saves predictions, metrics, baselines and errors.
 
-Systems stand side by side on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see
-`references`), the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Two
-files are written, anew after every task, each whole or not at all: `results.json` (its format is in
-`results`) and every prediction as JSONL.
+Systems are compared on the same examples: `baseline` (no model), `tfidf` and `lexicon` (see `references`),
+the recipe's `other_models` by their names, `base` (the untuned model) and `adapter`. Two files are rewritten
+after every task, each whole or not at all: `results.json` (its format is in `results`) and every prediction
+as JSONL.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A task of an evaluation, when its figures are there."""
+    """A finished task of an evaluation."""
 
     task: Task
     records: Sequence[Record]
-    """The held-out records that were asked."""
+    """The held-out records that were answered."""
     rows: Sequence[Answer]
     """The answers to all tasks so far."""
     results: Results
     """The results so far."""
     fresh: bool
-    """False where the task stands from an evaluation that was stopped."""
+    """False if the task comes from an evaluation that was stopped."""
 
 
 OnTask = Callable[[TaskDone], None]
@@ -81,17 +81,17 @@ def evaluate(
 ) -> Results:
     """Evaluate every prepared task, write results and predictions and return the results as written.
 
-    The keys are listed in docs/evaluation.md. A metric that is not defined is null. An
-    evaluation that was stopped goes on where it was: tasks whose results stand in `output_file` under the
-    same key (`resume_key`) are not asked again.
+    The keys are listed in docs/evaluation.md. An undefined metric is null. A stopped evaluation continues
+    where it was: tasks with results in `output_file` under the same key (`resume_key`) are not answered
+    again.
 
     Args:
-        max_test: examples per task at most, drawn by a fixed seed; None is all of them.
-        split: `validation` is for choosing among recipes: neither the card nor the profile is written then,
-            and no published figure, all of which are of test sets, stands beside.
-        say: receives one line a task.
+        max_test: the most examples per task, drawn with a fixed seed; None is all of them.
+        split: `validation` is for choosing among recipes: it writes neither card nor profile, and shows no
+            published figures, because these are on test sets.
+        say: receives one line per task.
         progress: show a bar per task and system.
-        on_task: called after each task, kept ones included: `fintune.pipeline` writes the reports there.
+        on_task: called after each task, also for resumed ones: `fintune.pipeline` writes the reports there.
 
     Raises:
         ConfigError: the output file, the BERTScore encoder or one of the other models cannot be used.
@@ -120,7 +120,7 @@ def evaluate(
     )
     results.tasks, rows, before = _kept(output, results.key)
     if results.tasks:
-        say(f"Going on with {output}: {', '.join(results.tasks)} stand from the run that was stopped.")
+        say(f"Continuing with {output}: {', '.join(results.tasks)} are done already.")
     try:
         for task in tasks:
             runner = TaskRun(engine, prepared, config, task, split, max_test, progress, others)
@@ -139,7 +139,7 @@ def evaluate(
                 on_task(TaskDone(task, runner.test, rows, results, fresh))
     except KeyboardInterrupt as stop:
         done = f"{len(results.tasks)} of {len(tasks)} tasks are in {output}" if results.tasks else ""
-        raise Interrupted(f"Stopped. {done or 'No task was done yet'}.", stop) from None
+        raise Interrupted(f"Stopped. {done or 'No task was finished'}.", stop) from None
     return results
 
 
@@ -152,7 +152,7 @@ def _others(config: EvaluationConfig) -> list[OtherModel]:
 
 
 def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path | None, str]:
-    """What can be refused before data and model are loaded: the output and BERTScore's encoder.
+    """Check output and BERTScore's encoder before data and model are loaded.
 
     Returns:
         The output path; the encoder's folder, or None and the reason why BERTScore is skipped.
@@ -176,8 +176,8 @@ def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
 
 
 def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:
-    """What two evaluations must share for one to go on with the other's results: adapter and how it answers,
-    base, other models, data, settings and the version of fintune's code."""
+    """What two evaluations must share for one to continue the other: the adapter and how it answers, base,
+    other models, data, settings and the version of fintune's code."""
     adapter = [str(engine.adapter)]
     if engine.adapter is not None:
         kept = (engine.adapter / name for name in (WEIGHTS, manifest.NAME))
@@ -194,7 +194,7 @@ def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str,
 
 
 def _versions_of(name: str) -> list[Any]:
-    """A model's name, with its files' sizes and times where it is a folder or a file here."""
+    """A model's name, with the sizes and times of its files if it is a local folder or file."""
     path = Path(name).expanduser()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file.name, file.stat()) for file in files if file.is_file()]
@@ -202,11 +202,11 @@ def _versions_of(name: str) -> list[Any]:
 
 
 def _kept(output: Path, key: str) -> tuple[dict[str, TaskResult], list[Answer], float]:
-    """The tasks, answers and seconds of a stopped evaluation with this key; none of any other."""
+    """The tasks, answers and seconds of a stopped evaluation with this key; empty for any other."""
     files = output_files(output)
     try:
         old, rows = read_results(files["results"]), read_predictions(files["predictions"])
-    except DataError:  # none, or of another format
+    except DataError:  # missing, or in another format
         return {}, [], 0.0
     if old.complete or old.key != key:
         return {}, [], 0.0
@@ -214,14 +214,14 @@ def _kept(output: Path, key: str) -> tuple[dict[str, TaskResult], list[Answer], 
 
 
 def _source(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a task's examples come from, by the prepared data's manifest."""
+    """The source of a task's examples, from the prepared data's manifest."""
     about = {key: entry[key] for key in ("licence", "counts", "dropped") if entry.get(key)}
     data = TaskData(**about, home=entry.get("source") or "")
     return {"dataset": entry.get("dataset", ""), "data": data}
 
 
 def _training(adapter: Path | None) -> dict[str, Any]:
-    """How the adapter was made, by its own manifest; {} where there is none."""
+    """How the adapter was made, from its manifest; {} if it has none."""
     facts = manifest.read_raw(adapter) if adapter else {}
     kept = "recipe created seed optimizer_steps git_commit training average_of machine adapter exported"
     return {key: facts[key] for key in kept.split() if key in facts}

@@ -1,9 +1,9 @@
-"""How sure a figure is: percentile bootstrap intervals (Efron, 1979) and paired tests of a task's metrics.
+"""Uncertainty of a task's metrics: percentile bootstrap intervals (Efron, 1979) and paired tests.
 
-Every metric here is a function of sums over examples, and a resample is a vector of counts: so all
-resamples of all metrics are one matrix product, (resamples, clusters) @ (clusters, sums). Examples that are
-not independent are drawn together, by cluster (Field and Welsh, 2007). A metric that is no function of such
-sums (ECE, AURC) has no interval.
+Every metric here is a function of sums over examples, and a resample is a vector of counts. One matrix
+product therefore computes all resamples of all metrics: (resamples, clusters) @ (clusters, sums). Dependent
+examples are drawn together, by cluster (Field and Welsh, 2007). A metric that is not a function of such sums
+(ECE, AURC) has no interval.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _COUNTS_AT_A_TIME = 4_000_000
 """32 MB of float64."""
 
 Metric = tuple[Any, Callable[[Any], Any]]
-"""The values to sum, (examples, k), and the metric of such sums: (resamples, k) -> (resamples,)."""
+"""The values to sum, (examples, k), and the metric of the sums: (resamples, k) -> (resamples,)."""
 
 
 def cluster_of(numeric: bool, identity: str, group: str, time: str) -> str:
-    """What an example shares with those it is not independent of: its date (numbers), else group, else id."""
+    """The key that dependent examples share: the date (for numbers), else the group, else the id."""
     if numeric and time:
         return f"date {time[:10]}"
-    return f"group {group}" if group else f"example {identity}"  # a group may be called as an example is
+    return f"group {group}" if group else f"example {identity}"  # a group and an id may be equal
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Metrics of one system, with the values of each cluster summed: (clusters, columns)."""
+    """One system's metrics, with values summed by cluster: (clusters, columns)."""
 
     table: Any
     metrics: dict[str, tuple[slice, Callable[[Any], Any]]]
 
     @classmethod
     def of(cls, metrics: Mapping[str, Metric], places: Any) -> Sums:
-        """Args: places: the cluster of each example, as an index."""
+        """Args: places: the index of each example's cluster."""
         import numpy as np
 
         wide = np.concatenate([values for values, _ in metrics.values()], axis=1)
@@ -50,7 +50,7 @@ class Sums:
         return cls(table, slices)
 
     def values(self, sums: Any) -> dict[str, Any]:
-        """Metric → its value for each row of sums: (resamples, columns) -> (resamples,)."""
+        """Each metric's value for each row of sums: (resamples, columns) -> (resamples,)."""
         return {name: metric_of(sums[:, columns]) for name, (columns, metric_of) in self.metrics.items()}
 
 
@@ -61,7 +61,7 @@ def cluster_places(clusters: Sequence[str]) -> list[int]:
 
 
 def _counts(clusters: int, resamples: int, seed: int) -> Iterator[Any]:
-    """How often each cluster is drawn in each resample, some resamples at a time: (some, clusters)."""
+    """How often each resample draws each cluster, a few resamples at a time: (some, clusters)."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def _counts(clusters: int, resamples: int, seed: int) -> Iterator[Any]:
 
 
 def percentile_interval(values: Any, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The central percentiles of what is finite; None where nothing is."""
+    """The central percentiles of the finite values; None if there are none."""
     import numpy as np
 
     known = values[np.isfinite(values)]
@@ -85,7 +85,7 @@ def percentile_interval(values: Any, confidence: float = 0.95) -> tuple[float, f
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples."""
+    """The interval of the share `hits` / `n` (Wilson, 1927), by SciPy; it is sound for few examples too."""
     from scipy.stats import binomtest
 
     bounds = binomtest(hits, n).proportion_ci(confidence, method="wilson")
@@ -101,16 +101,16 @@ def bootstrap_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of each metric when the test examples are drawn anew.
+    """The percentile interval of each metric when test examples are resampled.
 
-    Examples of one cluster (see `cluster_of`) are drawn together. It covers the choice of test examples
-    alone, not that of training data or of the training seed. Resamples in which a metric is not defined (R²
-    of constant targets) are left out; a metric that is defined in none of them has no interval. Nor has any
-    where all examples are of one cluster.
+    Examples of one cluster (see `cluster_of`) are drawn together. The interval covers the choice of test
+    examples only, not that of training data or training seed. Resamples without a defined metric (R² of
+    constant targets) are left out; a metric that no resample defines has no interval. If all examples form
+    one cluster, no metric has an interval.
 
     Args:
-        shares: metrics from 0 to 1. Where one is 0 or 1 on all examples, so is every resample, and the
-            interval would be a point: it is Wilson's, of as many examples as there are clusters.
+        shares: metrics from 0 to 1. If one is 0 or 1 on all examples, every resample equals it, and its
+            interval is Wilson's instead, with as many examples as there are clusters.
     """
     import numpy as np
 
@@ -151,10 +151,10 @@ def paired_differences(
 ) -> dict[str, Difference]:
     """B minus A for every metric of both, with a 95 % paired bootstrap interval and a permutation p-value.
 
-    The bootstrap draws the same clusters for both systems. The test asks how often a difference at least as
-    large (either way) arises when the two systems' answers are swapped at random, cluster by cluster:
-    p = (1 + that number) / (1 + permutations) (Noreen, 1989; Phipson and Smyth, 2010). One cluster alone
-    says nothing of chance: it has neither interval nor p-value.
+    The bootstrap draws the same clusters for both systems. The test swaps the two systems' answers at
+    random, cluster by cluster, and counts differences at least as large (in either direction):
+    p = (1 + that number) / (1 + permutations) (Noreen, 1989; Phipson and Smyth, 2010). A single cluster
+    has neither interval nor p-value.
     """
     import numpy as np
 
@@ -195,8 +195,8 @@ def paired_differences(
 
 
 def mcnemar(correct_a: Sequence[float], correct_b: Sequence[float]) -> float:
-    """The exact two-sided p-value of McNemar's test (1947): of the examples on which exactly one system is
-    right, are half each one's? 1 where there are none. For independent examples.
+    """The exact two-sided p-value of McNemar's test (1947): do the examples that exactly one system gets
+    right split evenly between the two? 1 if there are none. For independent examples.
     """
     from scipy.stats import binomtest
 

@@ -1,8 +1,8 @@
-"""The label tasks as a folder for EleutherAI's lm-evaluation-harness: an independent check of our accuracy.
+"""Exports label tasks for EleutherAI's lm-evaluation-harness: an independent check of our accuracy.
 
-Each task becomes `NAME.yaml` over `NAME.parquet`: the prepared test records with the exact prompt that the
-engine asks, chat template and cuts included. lm-eval scores every label with the end-of-text token after it,
-as we do, and its `acc` is our accuracy where labels are scored without normalization or calibration.
+Each task becomes `NAME.yaml` over `NAME.parquet`: the prepared test records with the engine's exact prompts,
+including chat template and truncation. Like us, lm-eval scores every label followed by the end-of-text
+token; its `acc` is our accuracy if labels are scored without normalization or calibration.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _README = (
         --model_args pretrained=BASE,peft=ADAPTER,dtype=float32
 
 Every task reads the Parquet file beside it by its absolute path: export again after moving the folder. The
-column `prompt` is the exact prompt, with the chat template's text (so do not pass --apply_chat_template), and
-`label` the index of the right choice. `acc` is fintune's accuracy where evaluation.label_normalization and
-evaluation.calibration are `none`. A text that names a control token (<|im_end|>) has plain text there for
-fintune, and the token for lm-eval.
+column `prompt` is the exact prompt, including the chat template (so do not pass --apply_chat_template), and
+`label` the index of the right choice. `acc` equals fintune's accuracy if evaluation.label_normalization and
+evaluation.calibration are `none`. If a text contains a control token (<|im_end|>), fintune reads it as plain
+text, lm-eval as the token.
 """
 )
 
@@ -39,11 +39,11 @@ fintune, and the token for lm-eval.
 def export(
     tasks: TaskSet, template: PromptTemplate, records: Mapping[str, Sequence[Record]], folder: str | Path
 ) -> list[str]:
-    """Write the folder, whole or not at all; return the exported tasks as lm-eval names them.
+    """Write the folder, whole or not at all; return lm-eval's names of the exported tasks.
 
     Args:
-        template: of the engine that is checked.
-        records: the test records by task; tasks that do not choose among labels are left out.
+        template: the prompt template of the engine to check.
+        records: the test records by task; tasks without labels are left out.
 
     Raises:
         DataError: no task has labels, or `folder` is a file or holds something else.
@@ -51,7 +51,7 @@ def export(
     folder = checked_folder(folder)
     chosen = [task for task in tasks if task.one_of and records.get(task.name)]
     if not chosen:
-        raise DataError(f"None of the tasks {', '.join(records)} chooses among labels: nothing to export.")
+        raise DataError(f"None of the tasks {', '.join(records)} has labels: there is nothing to export.")
     with atomic_folder(folder) as staging:
         for task in chosen:
             _write_task(template, task, records[task.name], staging, folder)
@@ -61,10 +61,10 @@ def export(
 
 
 def checked_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder that may be replaced: it is new, empty, or an earlier export.
+    """The absolute path of a folder that may be replaced: new, empty, or an earlier export.
 
     Raises:
-        DataError: it is none of these.
+        DataError: the folder is none of these.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -80,7 +80,7 @@ def checked_folder(folder: str | Path) -> Path:
 
 
 def task_name(task: str) -> str:
-    """How lm-eval calls a task of ours."""
+    """lm-eval's name of our task."""
     return f"fintune_{task}"
 
 
@@ -120,7 +120,7 @@ def _write_task(
 
 
 def _prompt(template: PromptTemplate, task: Task, record: Record) -> str:
-    """The prompt as the engine asks it, cut where it and the longest label would not fit."""
+    """The engine's prompt, truncated if it does not fit together with the longest label."""
     room = max(len(template.completion_ids(label)) for label in task.candidates())
     ids, cut = template.prompt_ids(task, record, template.max_length - room)
     return template.tokenizer.decode(ids) if cut else template.prompt_text(task, record)

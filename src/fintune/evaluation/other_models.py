@@ -1,6 +1,6 @@
-"""Other classifiers from the Hugging Face hub, or a local folder, on our label tasks: a FinBERT, say.
+"""Runs other classifiers from the Hugging Face hub, or a local folder, on our label tasks, such as FinBERT.
 
-Their labels become ours by name. Weights are read from safetensors alone, and no code of the hub is run.
+Their labels are matched to ours by name. Only safetensors weights are read, and no code from the hub runs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _TONES = (
     {"negative", "neg", "bearish", "down"},
     {"neutral", "neu", "hold", "none"},
 )
-"""Names of one meaning."""
+"""Label names with the same meaning."""
 _TOKENS_TOGETHER = 4096
 
 
 def label_columns(names: Sequence[str], labels: Sequence[str]) -> list[int] | None:
-    """For each of our labels, the place of the model's own; None where they do not match one to one.
+    """For each of our labels, the index of the model's label; None if they do not match one to one.
 
-    A label matches by its name (case does not matter), or by another name of the same tone: positive,
+    A label matches by its name (ignoring case), or by another name of the same tone: positive,
     bullish; negative, bearish; neutral.
     """
     columns = []
@@ -40,7 +40,7 @@ def label_columns(names: Sequence[str], labels: Sequence[str]) -> list[int] | No
 
 
 class OtherModel:
-    """A sequence-classification model by its name."""
+    """A sequence-classification model and its name."""
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
@@ -49,7 +49,7 @@ class OtherModel:
 
     @classmethod
     def load(cls, name: str) -> OtherModel:
-        """A model of the hub or a folder.
+        """Load a model of the hub or a folder.
 
         Raises:
             ConfigError: it cannot be reached or loaded, or its labels have no names.
@@ -68,8 +68,8 @@ class OtherModel:
         other = cls(name, model, tokenizer)
         if all(label.upper().startswith("LABEL_") for label in other.labels):
             raise ConfigError(
-                f"evaluation.other_models: {name} calls its labels {', '.join(other.labels)}, which says not "
-                "what they mean: name them in id2label of its config.json."
+                f"evaluation.other_models: {name} calls its labels {', '.join(other.labels)}, which says "
+                "nothing of their meaning: name them in id2label of its config.json."
             )
         return other
 
@@ -83,7 +83,7 @@ class OtherModel:
         """Its answers with probabilities, or the reason why it does not answer this task.
 
         Args:
-            on_done: called with the number of records done since the last call.
+            on_done: called with the number of records finished since the last call.
         """
         if not task.one_of:
             return f"{self.name} classifies, and this task's type is {task.type or 'unknown'}"

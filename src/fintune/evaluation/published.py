@@ -1,6 +1,6 @@
-"""What others have published on the same data, as data: never mixed with what was measured here.
+"""Figures that others published on the same data, kept apart from what was measured here.
 
-Figures are copied from the sources named and were not reproduced; `differs` says how they are not quite ours.
+They are copied from the named sources, not reproduced; `differs` says how each differs from our measurement.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _ACCURACY_AND_F1 = {
     "FinLoRA, Llama-3.1-8B DoRA": ((0.8193, 0.901), (0.7872, 0.874), (0.5909, 0.702)),
     "GPT-4o, zero-shot": ((0.8113, 0.818), (0.7234, 0.773), (0.7332, 0.740)),
 }
-"""Accuracy and F1 in FinLoRA's table; its F1 is above its accuracy, so it is no plain weighted F1."""
+"""Accuracy and F1 in FinLoRA's table; F1 exceeds accuracy, so it is not a plain weighted F1."""
 
 
 _SAME_EXAMPLES = {"twitter_sentiment": "twitter_financial_news"}
-"""A dataset with other label names → the one of the same examples."""
+"""A dataset with other label names → the dataset with the same examples."""
 
 
 def _row(dataset: str, system: str, metric: str, value: float, source: str, differs: str) -> Published:
@@ -58,7 +58,7 @@ def _table() -> list[Published]:
         for dataset, (accuracy, f1) in zip(_DATASETS, pairs, strict=True):
             differs = _MIXED if dataset == "fiqa_sentiment" else _SAME
             rows.append(_row(dataset, system, "accuracy", accuracy, _FINLORA, differs))
-            undefined = f"{differs}; how its F1 is averaged is not said"
+            undefined = f"{differs}; the source does not say how F1 is averaged"
             rows.append(_row(dataset, system, "f1_as_published", f1, _FINLORA, undefined))
     paper = "FinBERT (Araci, 2019), table of FiQA results"
     split = "ten-fold cross-validation on the training data, not the official test"
@@ -66,8 +66,8 @@ def _table() -> list[Published]:
     rows.append(_row("fiqa_sa", "FinBERT", "r2", 0.55, paper, split))
     paper = "TAT-QA (Zhu et al., 2021)"
     split = (
-        "the official test part, the scale predicted apart; ours reads it from the answer, and tests a part "
-        "of the development part where that is all there is"
+        "the official test part, the scale predicted separately; ours reads it from the answer, and tests "
+        "a part of the development part if nothing else is available"
     )
     rows.append(_row("tatqa", "TagOp", "tatqa_exact_match", 0.501, paper, split))
     rows.append(_row("tatqa", "TagOp", "tatqa_f1", 0.580, paper, split))
@@ -83,6 +83,6 @@ PUBLISHED = tuple(_table())
 
 
 def published_for(datasets: Iterable[str]) -> list[Published]:
-    """The published figures on these datasets; [] where there are none."""
+    """The published figures on these datasets; [] if there are none."""
     wanted = {_SAME_EXAMPLES.get(dataset, dataset) for dataset in datasets}
     return [row for row in PUBLISHED if row.dataset in wanted]

@@ -1,7 +1,7 @@
-"""The format of results.json and of the predictions file: what `evaluate` writes and everything else reads.
+"""Defines results.json and the predictions file: `evaluate` writes them, everything else reads them.
 
-`docs/evaluation.md` explains the keys. A key that is added does not change the version; one that is renamed,
-removed or means something else does. Reports, comparisons and uploads take these objects, never dicts.
+`docs/evaluation.md` explains the keys. Adding a key keeps the version; renaming or removing one, or changing
+its meaning, changes it. Reports, comparisons and uploads take these objects, never dicts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Part(BaseModel):
 
 
 class Bin(_Part):
-    """A group of answers of like probability."""
+    """A group of answers with similar probability."""
 
     n: int
     confidence: float
@@ -42,7 +42,7 @@ class Point(_Part):
     n: int
     accuracy: float
     threshold: float
-    """The least confidence that is kept."""
+    """The lowest confidence kept."""
 
 
 class Strategy(_Part):
@@ -50,7 +50,7 @@ class Strategy(_Part):
 
     label: str
     cost_bps: float
-    """Basis points a trade costs."""
+    """Cost of a trade in basis points."""
     days: int
     """With a trade."""
     dates: list[str] = []
@@ -59,12 +59,12 @@ class Strategy(_Part):
     net: list[float]
     """After costs."""
     mean_net: float | None = None
-    """A day, of the days with a trade."""
+    """Per day, over the days with a trade."""
     mean_net_interval: Interval | None = None
 
 
 class Details(_Part):
-    """Figures of a system that are not one number; see `scores.details_of`."""
+    """Figures of a system beyond single numbers; see `scores.details_of`."""
 
     per_class: dict[str, dict[str, float]] = {}
     reliability: list[Bin] = []
@@ -80,18 +80,18 @@ class System(_Part):
     n: int
     """Examples it answered."""
     metrics: dict[str, float | None]
-    """None where a metric is not defined."""
+    """None if a metric is not defined."""
     metrics_interval: dict[str, Interval] = {}
     """95 %, bootstrap."""
     adapter_metrics: dict[str, float | None] = {}
-    """Of a base that answered fewer examples: the adapter's metrics on those same ones."""
+    """If the base answered fewer examples: the adapter's metrics on the same ones."""
     details: Details = Details()
     seconds: float
     examples_per_second: float
 
 
 class Neighbour(_Part):
-    """A training example like another example."""
+    """A training example similar to another example."""
 
     id: str
     similarity: float
@@ -102,16 +102,16 @@ class Neighbour(_Part):
 
 
 class Numbers(_Part):
-    """Numbers that a summary gets wrong."""
+    """Wrong numbers in a summary."""
 
     unfaithful: list[str] = []
-    """In the summary, not in the text."""
+    """In the summary but not in the text."""
     missing: list[str] = []
-    """In the expected summary, not in this one."""
+    """In the expected summary but not in this one."""
 
 
 class Example(Numbers):
-    """An example with its answer, and how sure or how far off it is."""
+    """An example with its answer and its confidence or error."""
 
     id: str
     text: str
@@ -120,7 +120,7 @@ class Example(Numbers):
     prediction: str | float
     mistake: str
     confidence: float | None = None
-    """Of a label; of other answers the task's first measure."""
+    """For labels the confidence; for other answers the task's first measure."""
     absolute_error: float | None = None
     f1: float | None = None
     rougeL: float | None = None
@@ -128,16 +128,16 @@ class Example(Numbers):
 
 
 class Disagreement(Example):
-    """The model is as sure of another label as it usually is of that label."""
+    """The model is as sure of another label as it usually is of that one."""
 
     gap: float
-    """Probability of the answer less that of the label in the data."""
+    """The answer's probability minus that of the label in the data."""
     neighbours_agree: tuple[int, int]
-    """Nearest training examples that have the answered label, and how many were looked at."""
+    """Nearest training examples with the answered label, and how many were searched."""
 
 
 class Copy(Example):
-    """A training text that is almost the same has another label."""
+    """A nearly identical training text has another label."""
 
     near_copy: Neighbour
 
@@ -153,7 +153,7 @@ class Slice(_Part):
     interval: Interval
     """95 %, Wilson."""
     mean: float
-    """Of the task's `measure`."""
+    """The mean of the task's `measure`."""
 
 
 class Confusion(_Part):
@@ -164,16 +164,16 @@ class Confusion(_Part):
 
 
 class LabelNoise(_Part):
-    """Labels that may be wrong in the data, for a person to look at."""
+    """Labels in the data that may be wrong, for a person to check."""
 
     confident: list[Disagreement]
     near_copies: list[Copy]
     found: dict[str, int] = {}
-    """How many there are of each sort; the lists hold the first `label_noise.CANDIDATES`."""
+    """How many there are of each sort; the lists hold only the first `label_noise.CANDIDATES`."""
 
 
 class Errors(_Part):
-    """The error analysis of the model's own system; empty for a type of task that has no measures."""
+    """The error analysis of the model's own system; empty for a task type without measures."""
 
     measure: str = ""
     error_means: str = ""
@@ -196,14 +196,14 @@ class TaskData(_Part):
 
 
 class Clusters(_Part):
-    """What the intervals draw together."""
+    """The units that the intervals resample."""
 
     by: Literal["example", "group", "date"]
     n: int
 
 
 class TaskResult(_Part):
-    """One task; one that was not evaluated has `skipped`, the reason, in place of the figures."""
+    """One task; if it was not evaluated, `skipped` has the reason and there are no figures."""
 
     type: str
     headline_metrics: list[str]
@@ -211,11 +211,11 @@ class TaskResult(_Part):
     data: TaskData = TaskData()
     skipped: str | None = None
     measures: list[MeasureInfo] = []
-    """Title and direction of each measure; [] in files written before they stood here."""
+    """Title and direction of each measure; [] in older files."""
     ranked_by: str | None = None
     """The column of `scores` that decides which of two answers is better."""
     labels: list[str] = []
-    """Of a classification, in the order of the confusion matrix."""
+    """The labels of a classification, in the order of the confusion matrix."""
     clusters: Clusters | None = None
     systems_skipped: dict[str, str] = {}
     """System → why it did not answer."""
@@ -225,7 +225,7 @@ class TaskResult(_Part):
 
     @property
     def own(self) -> System | None:
-        """The model's own system: the adapter, or the untuned base where none was given."""
+        """The model's own system: the adapter, or the untuned base if there is no adapter."""
         return self.systems.get("adapter") or self.systems.get("base")
 
     @property
@@ -238,7 +238,7 @@ class TaskResult(_Part):
         return next((info for info in self.measures if info.name == name), None) or known_measure(name)
 
     def ranking(self) -> tuple[str, MeasureInfo] | None:
-        """The column of `scores` that ranks two answers, and its measure; None where nothing does."""
+        """The column of `scores` that ranks two answers, and its measure; None if there is none."""
         column = self.ranked_by or ranking_column(self.type)
         if column is None:
             return None
@@ -250,14 +250,14 @@ class Published(_Part):
     """A figure from elsewhere: never in one table with ours."""
 
     dataset: str
-    """As `fintune data list` calls it."""
+    """Its name in `fintune data list`."""
     system: str
     metric: str
     value: float
-    """A fraction, as all shares here."""
+    """A fraction, like all shares here."""
     source: str
     differs: str
-    """What keeps it from comparing exactly."""
+    """Why the comparison is not exact."""
 
 
 class Model(_Part):
@@ -265,7 +265,7 @@ class Model(_Part):
 
     base: str
     adapter: str | None
-    """The folder of an adapter, or of a model that it was merged into."""
+    """The folder of an adapter, or of a model with a merged adapter."""
     backend: str = "builtin"
 
 
@@ -283,11 +283,11 @@ class Results(_Part):
 
     format: int
     key: str = ""
-    """What two evaluations must share for one to go on with the other; see `evaluate.resume_key`."""
+    """What two evaluations must share for one to continue the other; see `evaluate.resume_key`."""
     fintune: str
     created: str
     git_commit: str | None = None
-    """Of the code that evaluated, with `+` where it had uncommitted changes; None outside git."""
+    """The commit of the evaluating code, with `+` for uncommitted changes; None outside git."""
     complete: bool
     """False while tasks are missing."""
     seconds: float
@@ -303,7 +303,7 @@ class Results(_Part):
 
     @property
     def split(self) -> str:
-        """`test` or `validation`; results written before there was a choice are of test examples."""
+        """`test` or `validation`; older results are all on test examples."""
         return str(self.settings.get("split", "test"))
 
     def measure(self, name: str) -> MeasureInfo:
@@ -313,19 +313,19 @@ class Results(_Part):
 
 
 class Inexact(Numbers):
-    """What the predictions file keeps of an answer that is not exactly the expected one."""
+    """The predictions file's entry for an answer that does not exactly match the expected one."""
 
     rank: int
-    """1 is the worst of the task."""
+    """1 is the task's worst."""
     counts: bool | None = None
-    """Whether it is an error as the task's `error_means` has it."""
+    """Whether it is an error by the task's `error_means`."""
     mistake: str
     traits: dict[str, str]
     nearest: list[Neighbour] = []
 
 
 class Answer(_Part):
-    """A line of the predictions file: one example, and what the systems answered."""
+    """A line of the predictions file: one example and the systems' answers."""
 
     task: str
     id: str
@@ -366,17 +366,17 @@ def write(output_file: str | Path, results: Results, rows: Sequence[Answer]) -> 
 
 
 def read_results(path: str | Path) -> Results:
-    """The results that `evaluate` wrote.
+    """Read the results that `evaluate` wrote.
 
     Raises:
-        DataError: there are none, they are of another version, or they are damaged.
+        DataError: there are none, they have another version, or they are damaged.
     """
     raw = read_json(path)
     if not isinstance(raw, dict) or not {"format", "tasks", "model"} <= set(raw):
         raise DataError(f"{path} holds no results of `fintune evaluate`: give the file it wrote.")
     if raw["format"] != FORMAT:
         raise DataError(
-            f"{path} is of format {raw['format']}, and this version reads {FORMAT}: evaluate again."
+            f"{path} has format {raw['format']}, but this version reads {FORMAT}: evaluate again."
         )
     try:
         return Results.model_validate(raw)
@@ -387,10 +387,10 @@ def read_results(path: str | Path) -> Results:
 
 
 def read_predictions(path: str | Path) -> list[Answer]:
-    """The answers of a predictions file, one JSON object a line.
+    """Read the answers of a predictions file, one JSON object per line.
 
     Raises:
-        DataError: there is no such file, or a line of it is no JSON or no `Answer`.
+        DataError: there is no such file, or a line is not JSON or not an `Answer`.
     """
     answers: list[Answer] = []
     try:
@@ -404,7 +404,7 @@ def read_predictions(path: str | Path) -> list[Answer]:
             f"{path} is damaged: line {len(answers) + 1}: {where}: {first['msg']}: evaluate again."
         ) from None
     except FileNotFoundError:
-        raise DataError(f"There is no file {path}, which holds the predictions: evaluate again.") from None
+        raise DataError(f"The predictions file {path} does not exist: evaluate again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: it is not JSON lines ({error}).") from None
     return answers

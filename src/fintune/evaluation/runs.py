@@ -1,6 +1,6 @@
-"""Evaluations read back from disk, and the check that they answered the same examples.
+"""Reads evaluations from disk and checks that they answered the same examples.
 
-Files in, `Run`s out: what `fintune compare` compares. Needs no model and no data but what `evaluate` wrote.
+Files in, `Run`s out, which `fintune compare` compares. Needs no model, only the files that `evaluate` wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fintune.evaluation.results import (
 )
 
 _SAME = ("text", "question", "target")
-"""What makes an example the same one, beside its id."""
+"""What must match for an example to be the same, besides its id."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TaskAnswers:
         return self.result.own.metrics if self.result.own else {}
 
     def scores(self, order: Sequence[str]) -> dict[str, list[float]]:
-        """Measure → its value on each example, in the order of ids given; nan where there is none."""
+        """Each measure's value per example, in the order of the given ids; nan if there is none."""
         measures = next(iter(self.rows.values())).scores if self.rows else {}
         return {
             measure: [
@@ -50,7 +50,7 @@ class TaskAnswers:
         }
 
     def column(self, name: str, order: Sequence[str]) -> list[Any]:
-        """A field of the answers, in the order of ids given."""
+        """A field of the answers, in the order of the given ids."""
         return [getattr(self.rows[one], name) for one in order]
 
 
@@ -68,10 +68,10 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """An evaluation, from its results file or from the folder that holds it.
+        """Load an evaluation from its results file or the folder that holds it.
 
         Raises:
-            DataError: there is none, it is of another format, or its predictions are missing or damaged.
+            DataError: there is none, it has another format, or its predictions are missing or damaged.
         """
         file = results_file(path)
         results = read_results(file)
@@ -85,7 +85,7 @@ class Run:
             known = rows.get(name, {})
             if len(known) != entry.own.n:
                 raise DataError(
-                    f"{file} counts {entry.own.n} predictions of task {name}, and the file of predictions "
+                    f"{file} counts {entry.own.n} predictions of task {name}, but the predictions file "
                     f"beside it holds {len(known)} with different ids: evaluate again."
                 )
             tasks[name] = TaskAnswers(name, entry, known)
@@ -93,7 +93,7 @@ class Run:
 
 
 def results_file(path: str | Path) -> Path:
-    """The results file that is meant: the file itself, or the folder's `results.json`, or its only results.
+    """The results file meant by a path: the file itself, the folder's `results.json`, or its only results.
 
     Raises:
         DataError: there is none, or there are several.
@@ -113,10 +113,10 @@ def results_file(path: str | Path) -> Path:
 
 
 def common_tasks(runs: Sequence[Run], task: str | None = None) -> list[str]:
-    """The tasks that all runs evaluated, on the same examples each; only `task`, where it is given.
+    """The tasks that all runs evaluated on the same examples; only `task` if given.
 
     Raises:
-        DataError: there is none, or the test examples of one differ.
+        DataError: there is none, or the test examples of a task differ.
     """
     shared = [name for name in runs[0].tasks if all(name in run.tasks for run in runs)]
     if task is not None:
@@ -139,11 +139,11 @@ def _check_same(name: str, run_a: Run, a: TaskAnswers, run_b: Run, b: TaskAnswer
     if apart:
         raise DataError(
             f"Task {name} has {len(a.rows)} test examples in {run_a.path} and {len(b.rows)} in {run_b.path}, "
-            f"and {apart} of them are in one only: {advice}."
+            f"and {apart} of them are in only one: {advice}."
         )
     changed = [i for i, x in a.rows.items() if any(getattr(x, k) != getattr(b.rows[i], k) for k in _SAME)]
     if changed:
         raise DataError(
-            f"Task {name}: {len(changed)} test examples of {run_a.path} and {run_b.path} have one id "
-            f"and different texts or targets (the first is {changed[0]}): {advice}."
+            f"Task {name}: {len(changed)} test examples of {run_a.path} and {run_b.path} share an id but "
+            f"differ in text or target (the first is {changed[0]}): {advice}."
         )

@@ -1,4 +1,4 @@
-"""A system's answers to one task, scored by the measures of the task's type."""
+"""Scores a system's answers to one task by the measures of the task's type."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def cluster_names(task: Task, records: Sequence[Record]) -> list[str]:
-    """What each example shares with those it is not independent of; see `intervals.cluster_of`."""
+    """Each example's cluster: what dependent examples share; see `intervals.cluster_of`."""
     return [cluster_of(task.numeric, str(i), r.group, r.time) for i, r in enumerate(records)]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Answers with the values of every measure."""
+    """Answers with their values of every measure."""
 
     task: Task
     records: Sequence[Record]
@@ -42,12 +42,12 @@ class Scored:
     ) -> Scored:
         """
         Args:
-            more: measures beside the type's own.
+            more: measures in addition to the type's own.
         """
         import numpy as np
 
         measures = (*task.measures, *more)
-        made: dict[PerExample, Any] = {}  # several measures may sum up the same values, such as confusions
+        made: dict[PerExample, Any] = {}  # several measures may sum the same values, such as confusions
         for measure in measures:
             if measure.per_example not in made:
                 made[measure.per_example] = measure.table(task, records, predictions)
@@ -56,13 +56,13 @@ class Scored:
         return cls(task, records, predictions, kept, {m.name: tables[m.name] for m in kept})
 
     def metrics(self) -> dict[str, float]:
-        """Every measure, then what a plug-in adds; nan where one is not defined."""
+        """Every measure, then what a plug-in adds; nan if undefined."""
         own = {measure.name: measure.of(self.tables[measure.name]) for measure in self.measures}
         return own | self.task.own_metrics(self.records, self.predictions)
 
     @cached_property
     def columns(self) -> dict[str, list[float]]:
-        """Column of the predictions file → its value on each example; nan where there is none."""
+        """Column of the predictions file → its value per example; nan if there is none."""
         return kept_columns(self.measures, self.tables)
 
     def intervals(
@@ -77,7 +77,7 @@ class Scored:
         )
 
     def details(self) -> dict[str, Any]:
-        """What is more than a number: the type's own parts, and `by_kind` where there are several kinds."""
+        """Figures beyond single numbers: the type's own, and `by_kind` if there are several kinds."""
         details = self.task.details(self.records, self.predictions) if self.records else {}
         kinds = [record.kind for record in self.records]
         if self.measures and len(set(kinds)) > 1:
@@ -85,7 +85,7 @@ class Scored:
         return details
 
     def _among(self, kinds: Sequence[str], kind: str) -> dict[str, Any]:
-        """n and the mean of each measure that is a mean, among the examples of one kind."""
+        """n and the mean of each averaged measure, among the examples of one kind."""
         chosen = [i for i, other in enumerate(kinds) if other == kind]
         means = {
             m.name: mean(self.tables[m.name][chosen, 0].tolist())
@@ -95,7 +95,7 @@ class Scored:
         return {"n": len(chosen), **{name: v if math.isfinite(v) else None for name, v in means.items()}}
 
     def subset(self, chosen: Sequence[int]) -> Scored:
-        """The same for some of the examples, by their places."""
+        """The same for some of the examples, by index."""
         return Scored(
             self.task,
             [self.records[i] for i in chosen],
@@ -108,8 +108,7 @@ class Scored:
 def metrics_of_rows(result: TaskResult, rows: Sequence[Answer]) -> dict[str, Metric]:
     """The metrics that are functions of sums, from rows of a predictions file: name → summands and metric.
 
-    Of a type that is not known here, and of what a type does not name, the means alone: from the columns that
-    the file keeps of them.
+    For an unknown type, and for metrics that a type does not name, only means: of the file's own columns.
     """
     import numpy as np
 
@@ -130,7 +129,7 @@ def metrics_of_rows(result: TaskResult, rows: Sequence[Answer]) -> dict[str, Met
         if measure.kept and set(measure.kept) <= columns:
             values = [[_known(row.scores.get(name)) for name in measure.kept] for row in rows]
             found[measure.name] = measure.summable(np.array(values, float))
-        elif not measure.kept:  # targets and answers give its values again
+        elif not measure.kept:  # targets and answers determine its values
             found[measure.name] = measure.summable(measure.table(task, records, answers))
     return found
 

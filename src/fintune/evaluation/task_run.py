@@ -1,4 +1,4 @@
-"""One task of an evaluation: its held-out records answered by every system, and scored."""
+"""Runs one task of an evaluation: every system answers its held-out records, and is scored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HeldOut = Literal["test", "validation"]
 SEED = 0
-"""Draws the examples of a smaller evaluation and the bootstrap resamples."""
+"""Seed for the examples of a smaller evaluation and the bootstrap resamples."""
 JSONL_TEXT_CHARACTERS = 2000
 
 
@@ -100,7 +100,7 @@ class TaskRun:
         return TaskResult.model_validate(entry), answers
 
     def _type_facts(self, scored: Scored) -> dict[str, Any]:
-        """What a reader of the results needs to know of the type: its measures, its labels."""
+        """What readers of the results need to know about the type: its measures, its labels."""
         facts: dict[str, Any] = {"measures": [info_of(m).model_dump() for m in scored.measures]}
         if ranking := self.task.ranking:
             facts["ranked_by"] = ranking.column
@@ -126,7 +126,7 @@ class TaskRun:
             begun = time.perf_counter()
             try:
                 system = answer()
-            except (ValueError, RuntimeError) as error:  # what stands beside costs no answers of the model
+            except (ValueError, RuntimeError) as error:  # a failing reference costs no answers of the model
                 system = f"it failed: {' '.join(str(error).split())}"
             if isinstance(system, str):
                 skipped[key] = system
@@ -143,7 +143,7 @@ class TaskRun:
         return answers if isinstance(answers, str) else (other.name, answers)
 
     def _clusters(self) -> dict[str, Any]:
-        """What the intervals draw together: `by` date, group or example, and how many there are."""
+        """What the intervals resample: `by` date, group or example, and how many there are."""
         names = set(cluster_names(self.task, self.test))
         by = "group" if len(names) < len(self.test) else "example"
         if self.task.numeric and any(r.time for r in self.test):
@@ -151,7 +151,7 @@ class TaskRun:
         return {"by": by, "n": len(names)}
 
     def _lend_learnt(self) -> None:
-        """An engine that never saw training data takes this data's tasks, with what they learnt of it."""
+        """Give an engine that never saw training data what this data's tasks learned from theirs."""
         known = self.engine.tasks.tasks.get(self.task.name)
         if self.engine.adapter is None or (known is not None and known.obstacle()):
             self.engine.tasks.tasks[self.task.name] = self.task
@@ -237,7 +237,7 @@ class TaskRun:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no nan: null stands for what is not defined."""
+    """Replace nan, which JSON lacks, by null: the value is undefined."""
     return value if math.isfinite(value) else None
 
 
@@ -246,12 +246,12 @@ def _finite_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def drawn(records: Sequence[Record], limit: int | None) -> list[Record]:
-    """The records of an evaluation of at most `limit`, drawn by the fixed seed, in order."""
+    """At most `limit` records for an evaluation, drawn with the fixed seed, in order."""
     return [records[i] for i in _draw(len(records), limit)]
 
 
 def _draw(count: int, limit: int | None) -> list[int]:
-    """At most `limit` of `count` indices, drawn by the fixed seed, in order."""
+    """At most `limit` of `count` indices, drawn with the fixed seed, in order."""
     if limit is None or limit >= count:
         return list(range(count))
     return sorted(random.Random(SEED).sample(range(count), limit))

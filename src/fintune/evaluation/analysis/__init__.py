@@ -1,1 +1,1 @@
-"""Where a system goes wrong."""
+"""Analyses a system's errors."""

@@ -1,6 +1,6 @@
-"""Where a system goes wrong: confusions, sorts of mistakes, harder kinds of examples, the worst of them.
+"""Analyses a system's errors: confusions, sorts of mistakes, harder kinds of examples, the worst examples.
 
-Only summaries and a few short examples are kept here; every prediction stands in the predictions file.
+Only summaries and a few short examples are kept here; the predictions file has every prediction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WORST = 10
 BROWSED = 200
-"""The errors of a task that get their nearest training examples, and a place in the HTML report, at most."""
+"""The most errors per task that get nearest training examples and a place in the HTML report."""
 TEXT_CHARACTERS = 300
 NEAREST_CHARACTERS = 200
 
@@ -30,13 +30,13 @@ class Analysis:
     """The error analysis of one system on one task."""
 
     summary: dict[str, Any]
-    """What the results file keeps."""
+    """The part for the results file."""
     examples: list[dict[str, Any] | None]
-    """What the predictions file keeps of each example; None of an exact answer."""
+    """Each example's part for the predictions file; None for an exact answer."""
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text on at most `limit` characters, cut with an ellipsis."""
+    """The text shortened to at most `limit` characters, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
@@ -44,11 +44,10 @@ def analyse(scored: Scored, train: Sequence[Record] = ()) -> Analysis:
     """The error analysis of one system on one task; empty for a task type that has no measures.
 
     The summary's keys: `measure`, `error_means` (what counts as an error), `mistakes` (sort → count),
-    `slices` (see `slices.error_slices`), `worst` (at most 10, by `Task.severity`), and what the type adds
-    (`Task.analysis`): of labels `confusion` and `label_noise`, of numbers `largest`, of summaries `numbers`.
-
+    `slices` (see `slices.error_slices`), `worst` (at most 10, by `Task.severity`), and those of the type
+    (`Task.analysis`): labels have `confusion` and `label_noise`, numbers `largest`, summaries `numbers`.
     An example's keys: `rank` (1 is the worst), `mistake`, `counts` (whether it is an error), `traits`,
-    `nearest` (of the worst `BROWSED`: the training examples most like it), and the mistake's details.
+    `nearest` (the most similar training examples, for the worst `BROWSED`), and the mistake's details.
 
     Args:
         train: the training records, for nearest examples, rare labels and the mean of the targets.
@@ -59,7 +58,7 @@ def analyse(scored: Scored, train: Sequence[Record] = ()) -> Analysis:
 
 
 class _Errors:
-    """One analysis: what its parts share."""
+    """One analysis, with what its parts share."""
 
     def __init__(self, scored: Scored, train: Sequence[Record]) -> None:
         self.task, self.records, self.predictions = scored.task, scored.records, scored.predictions
@@ -78,7 +77,7 @@ class _Errors:
         self.nearest = dict(zip(wanted, nearest, strict=True))
 
     def analysis(self) -> Analysis:
-        """The parts put together."""
+        """Combine the parts."""
         traits = traits_of(self.task, self.records, self.train)
         wrong = self.task.is_error(self.records, self.predictions, self.train)
         measure, values = self.task.error_measure(self.scores)

@@ -1,4 +1,4 @@
-"""The training examples most like a text, by TF-IDF: what the model may have learnt an error from."""
+"""Finds the training examples most similar to a text by TF-IDF: possible causes of an error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 NEAREST = 3
 INDEXED = 50_000
-"""Training examples that are searched, at most: a fair sample, as prepared data is in a seeded order."""
+"""The most training examples searched: a fair sample, because prepared data is in a seeded order."""
 _AT_A_TIME = 256
 
 
 class Neighbours:
-    """Training examples, searched by the cosine of their words' TF-IDF (scikit-learn, with 1 + log tf)."""
+    """Training examples, searched by TF-IDF cosine similarity (scikit-learn, with 1 + log tf)."""
 
     def __init__(self, task: Task, train: Sequence[Record]) -> None:
         import numpy as np
@@ -32,9 +32,9 @@ class Neighbours:
                 self.train = []
 
     def nearest(self, records: Sequence[Record], count: int = NEAREST) -> list[list[tuple[Record, float]]]:
-        """For each record the training records most like it and the cosine in [0, 1], the nearest first.
+        """For each record its most similar training records with the cosine in [0, 1], nearest first.
 
-        Those that share no word with it are left out.
+        Training records that share no word with it are left out.
         """
         import numpy as np
 

@@ -1,7 +1,6 @@
-"""Which kinds of examples are harder: their traits, and the share of errors among those that have one.
+"""Finds harder kinds of examples: their traits, and the error rate among examples with each trait.
 
-Knows texts and labels, and nothing of models; the task's type decides what counts as an error
-(`Task.is_error`).
+Knows texts and labels, no models; the task's type decides what counts as an error (`Task.is_error`).
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ _TICKER = re.compile(
     r"(?<![\w$])\$([A-Za-z]{1,6})\b|\b(?:NYSE|NASDAQ|Nasdaq|AMEX|LSE|OMX|TSX|HEL)\s*:\s*([A-Z]{1,6})\b"
 )
 _STOCK = re.compile(r"[A-Z]{1,5}(?:[.-][A-Z])?")
-"""A group that names a stock, as those of financial_qa_10k do."""
+"""A group named after a stock, as in financial_qa_10k."""
 STOCKS, STOCK_EXAMPLES = 8, 10
-"""The stocks that have a slice of their own: at most so many, with at least so many examples each."""
+"""The most stocks with a slice of their own, and the fewest examples of each."""
 
 
 def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = ()) -> list[dict[str, str]]:
     """Trait → its value, for each record.
 
     `length` (quartiles of the texts' words), `numbers`, `negation` and `ticker` (whether the text has one),
-    `stock` (the most frequent ones), `question` (its first word), what the task's type adds (`Task.traits`),
-    `source` and `kind` of the record, where it has them.
+    `stock` (the most frequent ones), `question` (its first word), the type's own (`Task.traits`), and
+    `source` and `kind` if the record has them.
     """
     stocks = _stocks(records)
     lengths = _quartiles([len(record.text.split()) for record in records])
@@ -59,11 +58,11 @@ def traits_of(task: Task, records: Sequence[Record], train: Sequence[Record] = (
 def error_slices(
     traits: Sequence[dict[str, str]], wrong: Sequence[bool], values: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Errors among the examples of each trait's each value; a trait that all examples share is left out.
+    """Errors by trait and value; a trait whose value all examples share is left out.
 
     Args:
         wrong: whether each example counts as an error.
-        values: the task's measure of each example.
+        values: the task's measure on each example.
 
     Returns:
         Rows of `trait`, `value`, `n`, `errors`, `rate`, `interval` (95 %, Wilson) and `mean` of the measure.
@@ -102,7 +101,7 @@ def _first_number(text: str) -> int:
 
 
 def _quartiles(words: Sequence[int]) -> list[str]:
-    """The range of words of each text's quartile; fewer than four where lengths are equal."""
+    """Each text's quartile as a range of word counts; fewer than four ranges if lengths are equal."""
     import numpy as np
 
     counts = np.array(words)
@@ -116,9 +115,9 @@ def _quartiles(words: Sequence[int]) -> list[str]:
 
 
 def _stocks(records: Sequence[Record]) -> list[str]:
-    """The stock that each record is about, `$AAPL`, where enough of them are about it.
+    """The stock that each record is about, `$AAPL`, if enough records are about it.
 
-    It is the record's group, where that is a ticker, or the first ticker of the text.
+    It is the record's group if that is a ticker, otherwise the text's first ticker.
     """
     named = []
     for record in records:
