@@ -1,1 +1,1 @@
-"""The model behind HTTP: one queue before one model thread, an API of tasks, OpenAI's API, keys."""
+"""Serves the model over HTTP: a queue before one model thread, an API of tasks, OpenAI's API, keys."""

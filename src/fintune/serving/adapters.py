@@ -1,8 +1,8 @@
-"""One base model and the adapters on it, by name: found on disk, loaded when asked for, the oldest unloaded.
+"""Manages one base model and its adapters by name: finds them on disk, loads on demand, unloads the oldest.
 
-A name is looked up among the folders found, never joined to a path. A folder may be anyone's: one that cannot
-be used is left out with a line in the log, and one that fails to load is not tried again until its files
-change. `get` and `unload` are for the model thread, the rest is for any.
+A name is looked up among the folders found, never joined to a path. A folder may come from anyone: an
+unusable one is skipped with a line in the log, and one that fails to load is not tried again until its files
+change. Call `get` and `unload` on the model thread only; the rest is thread-safe.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Stamp = tuple[tuple[int, ...], ...]
 
 
 class Models:
-    """What can be asked: the untuned base, and each adapter. The base is that of the default model."""
+    """The models a client can name: the untuned base and each adapter. The default model decides the base."""
 
     texts: int | None = None
     """Texts that the backend can write at once; None is any number."""
@@ -45,14 +45,14 @@ class Models:
         """Load the base and the default model.
 
         Raises:
-            ConfigError: an adapter's name is taken or unfit, or a folder is missing.
+            ConfigError: an adapter's name is taken or invalid, or a folder is missing.
             ModelError: the default model cannot be loaded.
         """
         self._places = tuple(Path(place) for place in adapters)
         for place in self._places:
             if not place.is_dir():
                 raise ConfigError(
-                    f"--adapters names {place}, which is no folder: name one that holds adapters."
+                    f"--adapters names {place}, which is not a folder: name one that holds adapters."
                 )
         self._lock = threading.RLock()
         self._told: dict[Path, str] = {}
@@ -66,7 +66,7 @@ class Models:
             raise ConfigError(next(iter(self._told.values())))
         first = check_adapter(model_path).resolve() if model_path else None
         if first and found.get(first.name, first) != first:
-            raise ConfigError(f"Two adapters are called {first.name}: rename one's folder.")
+            raise ConfigError(f"Two adapters are called {first.name}: rename the folder of one.")
         self._default_folder = first
         self.recipe = self._recipe([first] if first else list(found.values()), recipe)
         self.base = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.recipe.base_model.name).name)[:64] or "base"
@@ -77,14 +77,14 @@ class Models:
         self._count = 0
         self._active: str | None = None
         if self.base in self.folders():
-            raise ConfigError(f"An adapter is called {self.base}, as its base model is: rename its folder.")
+            raise ConfigError(f"An adapter is called {self.base}, like its base model: rename its folder.")
         self._untuned = Engine.load(None, self.recipe)
         self._plain = self._untuned.model
         if self.default != self.base:
             self.get(self.default)
 
     def _recipe(self, folders: list[Path], fallback: Recipe | None) -> Recipe:
-        """That of the default adapter, else of the first one that can be used: its base is the server's."""
+        """The default adapter's recipe, else that of the first usable one: its base is the server's."""
         for folder in folders:
             try:
                 recipe = manifest.read_recipe(check_adapter(folder), fallback)
@@ -99,7 +99,7 @@ class Models:
     # What there is ----------------------------------------------------------------------------------
 
     def folders(self) -> dict[str, Path]:
-        """Name → folder of every adapter there is now; one that is still being copied is none yet."""
+        """Name → folder of every adapter on disk now; one that is still being copied does not count yet."""
         with self._lock:
             there = self._found().items()
             found = {
@@ -111,8 +111,8 @@ class Models:
             return found
 
     def _found(self) -> dict[str, Path]:
-        """Name → folder. A second folder of a name, and one that is gone, are left out, which the log says:
-        a name stays that of the folder which had it first."""
+        """Name → folder. Missing folders and second ones with a name are skipped with a line in the log: the
+        name stays with the folder that had it first."""
         found = dict[str, Path]()
         if self._default_folder:
             found[self._default_folder.name] = self._default_folder
@@ -121,12 +121,12 @@ class Models:
             if found.setdefault(folder.name, folder) != folder:
                 self._tell(
                     folder,
-                    f"Two adapters are called {folder.name}: rename one's folder, {folder} is left out.",
+                    f"Two adapters are called {folder.name}: rename one's folder, {folder} is skipped.",
                 )
         return found
 
     def _adapters_in(self, place: Path) -> list[Path]:
-        """The folder itself where it is an adapter, else those of its folders that are."""
+        """The folder itself if it is an adapter, else its subfolders that are."""
         try:
             folders = [place]
             if not (place / WEIGHTS).is_file():
@@ -141,13 +141,13 @@ class Models:
             return []
 
     def _tell(self, folder: Path, why: str) -> None:
-        """Log what is left out, once for each reason."""
+        """Log what is skipped, once for each reason."""
         if self._told.get(folder) != why:
-            log.warning("an adapter is left out: %s", why)
+            log.warning("skipping an adapter: %s", why)
         self._told[folder] = why
 
     def _problem(self, folder: Path) -> str:
-        """Why an adapter is left out; "" where it is not."""
+        """Why an adapter is skipped; "" if it is usable."""
         tasks = self._tasks_in(folder)
         if not isinstance(tasks, str):
             self._told.pop(folder, None)
@@ -156,7 +156,7 @@ class Models:
         return tasks
 
     def _tasks_in(self, folder: Path) -> TaskSet | str:
-        """The tasks of an adapter's manifest, or why it cannot be used; read again when its files change."""
+        """The tasks of an adapter's manifest, or why it is unusable; read again when its files change."""
         with self._lock:
             now = _stamp(folder)
             known = self._tasks.get(folder)
@@ -170,16 +170,16 @@ class Models:
             return manifest.read(folder, self.recipe)[1]
         except FintuneError as error:
             return str(error)
-        except Exception as error:  # whatever one folder holds, the other models are answered for
+        except Exception as error:  # a bad folder must not stop the other models
             return f"{folder} cannot be read: {error!r}"
 
     def _check_base(self, folder: Path) -> Recipe:
-        """The adapter's recipe, once it is plain that it is on this base; before plug-ins are looked at."""
+        """The adapter's recipe, after checking before any plug-in is read that it is on this base."""
         recipe = manifest.read_recipe(folder, self.recipe)
         if recipe.base_model != self.recipe.base_model:
             raise ModelError(
-                f"The adapter {folder.name} is on the base {Path(recipe.base_model.name).name}, and this "
-                f"server has {self.base}: serve it apart."
+                f"The adapter {folder.name} is on the base {Path(recipe.base_model.name).name}, but this "
+                f"server has {self.base}: serve it separately."
             )
         return recipe
 
@@ -194,7 +194,7 @@ class Models:
         """The model's name; None is the default.
 
         Raises:
-            ApiError: 404, there is none of this name.
+            ApiError: 404, no model has this name.
         """
         if name is None or name == self.default:
             return self.default
@@ -204,7 +204,7 @@ class Models:
             known = ", ".join(self.names()[:20])
             raise ApiError(
                 404,
-                f"There is no model of this name: there are {known}.",
+                f"There is no model of this name; the models are {known}.",
                 code="model_not_found",
                 param="model",
             )
@@ -225,7 +225,7 @@ class Models:
     # On the model thread ----------------------------------------------------------------------------
 
     def get(self, name: str) -> tuple[Engine, bool]:
-        """The engine that answers as `name`, made ready, and its `use_adapter`.
+        """The engine that answers as `name`, ready to use, and its `use_adapter`.
 
         Raises:
             ModelError: the adapter cannot be loaded, or is on another base.
@@ -242,14 +242,14 @@ class Models:
         return engine, True
 
     def ready(self, name: str) -> Engine | None:
-        """The model's engine where it is in memory, on any thread: for what needs no weights."""
+        """The model's engine if it is in memory, on any thread: for work that needs no weights."""
         if name == self.base:
             return self._untuned
         loaded = self._loaded.get(name)
         return loaded[1] if loaded else None
 
     def unload(self, name: str) -> bool:
-        """Take an adapter out of memory; False where it was not in it."""
+        """Remove an adapter from memory; False if it was not there."""
         if name not in self._loaded:
             return False
         inner, engine = self._loaded.pop(name)
@@ -257,7 +257,7 @@ class Models:
             self._active = None
         if self._loaded:
             engine.model.delete_adapter(inner)
-        else:  # the last: PEFT's wrapper goes too
+        else:  # the last adapter: PEFT's wrapper goes too
             from fintune.kernels import lora
 
             lora.disable(engine.model)
@@ -273,7 +273,7 @@ class Models:
             raise ModelError(before[1])
         try:
             self._put(name, folder)
-        except (OSError, MemoryError) as error:  # the next request may fare better
+        except (OSError, MemoryError) as error:  # the next request may succeed
             raise ModelError(f"The adapter {name} cannot be read: {error!r}") from error
         except Exception as error:  # whatever the folder holds
             why = str(error) if isinstance(error, FintuneError) else f"{folder} cannot be loaded: {error!r}"
@@ -284,13 +284,13 @@ class Models:
             self.unload(next(iter(self._loaded)))
 
     def _put(self, name: str, folder: Path) -> None:
-        """Read an adapter and let it answer as `name`; what fails leaves the others as they were."""
+        """Load an adapter to answer as `name`; a failure leaves the others as they were."""
         recipe = self._check_base(check_adapter(folder))
         tasks = manifest.read(folder, self.recipe)[1]
         self._count += 1
         inner = f"a{self._count}"  # PEFT allows no dots in a name
         model = next(iter(self._loaded.values()))[1].model if self._loaded else self._plain
-        self._active = None  # a failure below may have switched layers
+        self._active = None  # a failure below may have changed layers
         model = load_adapter(model, folder, name=inner, shared=True)
         try:
             self._activate(inner, model)
@@ -302,7 +302,7 @@ class Models:
         self._untuned.builtin.model = model
 
     def _activate(self, inner: str, model: Any = None) -> None:
-        """Let this adapter's layers compute, on their fast path where they have one."""
+        """Activate this adapter's layers, on the fast path where they have one."""
         from fintune.kernels import lora
 
         model = model or next(iter(self._loaded.values()))[1].model

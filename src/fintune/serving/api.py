@@ -66,22 +66,22 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The request did not arrive in time.",
         413: "The request is too large.",
         415: "The request is not declared as JSON.",
-        429: "More than a limit, or a share of the queue, allows this caller; see Retry-After.",
+        429: "The caller is over a rate limit or its share of the queue; see Retry-After.",
         503: "The queue is full; see Retry-After.",
-        504: "No answer in time.",
+        504: "There was no answer in time.",
     }.items()
 }
 
 
 def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> FastAPI:
-    """The application. `keys`: None asks for no key."""
+    """The application. `keys`: None requires no key."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(thread.stop)
         await asyncio.to_thread(recorder.close)
-        await asyncio.to_thread(tracing.flush)  # uvicorn ends the process by the signal it got
+        await asyncio.to_thread(tracing.flush)  # uvicorn ends the process by re-raising its signal
 
     from fintune.monitoring.api import router as monitoring
     from fintune.monitoring.recorder import Recorder
@@ -96,7 +96,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
         redoc_url=None,
         redirect_slashes=False,
         responses=ERRORS,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="A key of  fintune keys create"))],
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="A key from  fintune keys create"))],
     )
     app.state.thread, app.state.settings = thread, settings
     app.state.documents = asyncio.Semaphore(1)
@@ -117,7 +117,7 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
     _add_docs(app)
     _add_handlers(app)
     app.add_middleware(Gate, settings=settings, keys=keys)
-    if settings.cors:  # outermost, so that a page can read the gate's refusals, too
+    if settings.cors:  # outermost, so that a page can read the gate's errors too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors),
@@ -133,13 +133,13 @@ def build(settings: Settings, thread: ModelThread, keys: KeyRing | None) -> Fast
 
 @router.post("/v1/tasks/{task}", response_model=TaskResponse, tags=["tasks"])
 async def run_task(task: str, body: TaskRequest, request: Request, thread: Thread) -> Any:
-    """Answer one text, or several. In a list, what cannot be answered has an `error` in its place."""
+    """Answer one text, or several. In a list, an input without an answer has an `error` in its place."""
     limit = thread.settings.max_items
     if (body.text is None) == (body.inputs is None) or (body.inputs and body.question is not None):
-        raise ApiError(400, "Send either text (and question), or inputs, a list of them.", param="text")
+        raise ApiError(400, "Send either text (and question), or inputs as a list of them.", param="text")
     if body.inputs and len(body.inputs) > limit:
         count = len(body.inputs)
-        raise ApiError(400, f"inputs has {count} texts, and {limit} are allowed at once.", param="inputs")
+        raise ApiError(400, f"inputs has {count} texts; at most {limit} are allowed.", param="inputs")
     model, chosen = await asked_of(thread, body.model, task)
     given = [(each.text, each.question) for each in body.inputs or []] or [(body.text or "", body.question)]
     records = [Record(text=text, question=question) for text, question in given]
@@ -167,7 +167,7 @@ async def run_task(task: str, body: TaskRequest, request: Request, thread: Threa
 async def _noted(
     request: Request, model: str, task: str, records: list[Record], work: Awaitable[list[Answered]]
 ) -> tuple[list[Answer], list[str | None]]:
-    """The answers to some records, once they are counted and kept, with the ids they are kept under."""
+    """Answer records, count and store the answers; return these with their ids in the store."""
     begun = time.perf_counter()
     try:
         found = await attended(request, work)
@@ -184,7 +184,7 @@ async def _noted(
 
 @router.post("/v1/tasks/{task}/document", response_model=DocumentResponse, tags=["tasks"])
 async def run_document(task: str, body: DocumentRequest, request: Request, thread: Thread) -> Any:
-    """Answer from a document: a question from the passages that are about it, a summary from all of it."""
+    """Answer from a document: a question from the relevant passages, a summary from all passages."""
     model, chosen = await asked_of(thread, body.model, task)
     request.state.facts.update(model=model, task=task, items=1)
 
@@ -193,7 +193,7 @@ async def run_document(task: str, body: DocumentRequest, request: Request, threa
         return documents.ask(chosen, [document], body.question)
 
     async def reading() -> documents.Reading | documents.DocumentAnswer:
-        async with request.app.state.documents:  # one at a time, beside the model's thread
+        async with request.app.state.documents:  # one at a time, in parallel with the model thread
             question = await asyncio.to_thread(asked)
         return await thread.apart(model, lambda engine: documents.read(engine, chosen, question))
 
@@ -211,7 +211,7 @@ async def run_document(task: str, body: DocumentRequest, request: Request, threa
 
 
 def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[TaskAnswer]:
-    """Answers as `fintune predict` has them, with a number's unit and the sources of a summary's bullets."""
+    """Answers as in `fintune predict`, with a number's unit and the sources of a summary's bullets."""
     from fintune.inference.answers import as_dict
 
     shown = []
@@ -228,7 +228,7 @@ def _shown(task: Task, records: list[Record], answers: list[Answer]) -> list[Tas
 
 
 def bullets(summary: str, text: str) -> list[BulletAnswer]:
-    """Each line of a summary with its numbers, how many of them `text` states, and its sentences there."""
+    """Each line of a summary with its numbers, how many of them `text` states, and its source sentences."""
     lines = bullet_lines(summary)
     shown = []
     for line, spans in zip(lines, bullet_sources(text, lines), strict=True):
@@ -265,14 +265,14 @@ def _model_ids(thread: ModelThread) -> list[str]:
     names.sort(key=lambda name: name != thread.models.default)
     found = []
     for name in names:
-        with contextlib.suppress(FintuneError):  # it went while we looked
+        with contextlib.suppress(FintuneError):  # it was removed meanwhile
             found += [name, *(f"{name}:{task.name}" for task in thread.models.tasks(name))]
     return found
 
 
 @router.get("/v1/models", response_model=ModelList, tags=["models"])
 async def list_models(thread: Thread) -> Any:
-    """The base, the adapters, and each with a task (`NAME:TASK`, for chats). The default comes first."""
+    """The base, the adapters, and each with a task (`NAME:TASK`, for chats). The default model is first."""
     names = await asyncio.to_thread(_model_ids, thread)
     return ModelList(data=[ModelInfo(id=name) for name in names])
 
@@ -299,7 +299,7 @@ async def _manager(request: Request) -> None:
     if key is not None and not key.admin:
         raise ApiError(
             403,
-            "This key may not manage adapters: use one made with --admin.",
+            "This key may not manage adapters: use one created with --admin.",
             "permission_error",
             "not_admin",
         )
@@ -316,7 +316,7 @@ _FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorResponse, "de
     dependencies=[Depends(_manager)],
 )
 async def load_adapter(adapter: str, thread: Thread) -> Any:
-    """Load an adapter now, not with the first request that names it."""
+    """Load an adapter now, before the first request that names it."""
     name = await asyncio.to_thread(_adapter, thread, adapter)
     await thread.control(lambda: thread.models.get(name))
     return AdapterInfo(id=name, loaded=True)
@@ -330,7 +330,7 @@ async def load_adapter(adapter: str, thread: Thread) -> Any:
     dependencies=[Depends(_manager)],
 )
 async def unload_adapter(adapter: str, thread: Thread) -> Any:
-    """Take an adapter out of memory. It is loaded again when a request names it."""
+    """Remove an adapter from memory. The next request that names it loads it again."""
     name = await asyncio.to_thread(_adapter, thread, adapter)
     await thread.control(lambda: thread.models.unload(name))
     return AdapterInfo(id=name, loaded=False)
@@ -347,7 +347,7 @@ def _adapter(thread: ModelThread, name: str) -> str:
 
 @router.get("/healthz", response_model=Health, response_model_exclude_none=True, tags=["operation"])
 async def healthz(thread: Thread) -> Any:
-    """Whether the process is worth keeping: 503 where the model is lost for good."""
+    """Liveness: 503 if the model is lost for good and the process should be restarted."""
     if thread.health.lost:
         raise lost()
     return Health(status="ok")
@@ -355,7 +355,7 @@ async def healthz(thread: Thread) -> Any:
 
 @router.get("/readyz", response_model=Health, response_model_exclude_none=True, tags=["operation"])
 async def readyz(request: Request, thread: Thread) -> Any:
-    """Whether the model answers: 503 where it does not. A store that is away costs no answer, and is said."""
+    """Readiness: 503 if the model cannot answer. An unavailable store is reported but costs no answer."""
     if not thread.ready:
         raise lost() if thread.health.lost else stopping()
     writer = request.app.state.recorder.writer
@@ -374,7 +374,7 @@ async def show_metrics(request: Request, thread: Thread) -> Any:
 
 
 def _add_docs(app: FastAPI) -> None:
-    """Swagger UI from an installed package: the page loads nothing from another machine."""
+    """Swagger UI from an installed package, so that the page loads nothing from another machine."""
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -394,7 +394,7 @@ def _add_docs(app: FastAPI) -> None:
 
     @app.get("/docs/openapi.json", include_in_schema=False)
     async def schema() -> Any:
-        return {**app.openapi(), "openapi": "3.0.3"}  # the bundled page knows no 3.1
+        return {**app.openapi(), "openapi": "3.0.3"}  # the bundled page does not support 3.1
 
     app.mount("/docs/assets", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path))
 
@@ -412,7 +412,7 @@ def _add_handlers(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "path", "query"))
-        where = HALF.sub("�", where)  # the name of a field may hold half a character
+        where = HALF.sub("�", where)  # a field name may contain half a character
         return answer(
             ApiError(400, f"{where or 'the request'}: {first['msg']}"[:500], param=where[:100] or None)
         )

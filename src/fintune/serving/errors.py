@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in the shape that OpenAI's clients read."""
+"""Errors of requests, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("fintune.serving")
 
 
 class ApiError(Exception):
-    """An answer that is an error; its message is one sentence for the caller."""
+    """An error response; its message is one sentence for the caller."""
 
     def __init__(
         self,
@@ -36,25 +36,25 @@ class ApiError(Exception):
 
 
 def for_caller(error: ApiError | FintuneError) -> ApiError:
-    """What a caller is told. A message that may name folders, and blames no request, is kept for the log."""
+    """The error that a caller sees. Messages that may name folders and blame no request are only logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ModelError | ConfigError):
         log.error("a model could not be used: %s", error)
-        message = "This model cannot be used: the server's log says why."
+        message = "This model cannot be used: see the server's log."
         return ApiError(500, message, "server_error", "model_error", "model")
     return ApiError(400, str(error))
 
 
 def overloaded(seconds: float) -> ApiError:
-    """The queue is full; `seconds` is when there may be room."""
+    """The queue is full; there may be room in `seconds`."""
     wait = str(max(1, math.ceil(seconds)))
-    message = f"The server has as many requests as it can hold: try again in {wait} s."
+    message = f"The server's queue is full: try again in {wait} s."
     return ApiError(503, message, "server_error", "overloaded", headers={"Retry-After": wait})
 
 
 def crowded(share: int, room: int, seconds: float) -> ApiError:
-    """The caller has more than its share of the queue, and others wait too."""
+    """The caller exceeds its share of the queue while others wait."""
     wait = str(max(1, math.ceil(seconds)))
     message = (
         f"Your share of the queue is {share:,} of its {room:,} records, while others wait too: send fewer at "
@@ -75,5 +75,5 @@ def stopping() -> ApiError:
 
 
 def lost() -> ApiError:
-    message = "The model has stopped working, and the server starts anew: try again in 30 s."
+    message = "The model has stopped working, and the server is restarting: try again in 30 s."
     return ApiError(503, message, "server_error", "model_lost", headers={"Retry-After": "30"})

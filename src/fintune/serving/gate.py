@@ -1,6 +1,6 @@
-"""What every request passes before its route: its id, host, key, size and JSON; and the log.
+"""Checks every request before its route: id, host, key, size and JSON; and writes the log.
 
-Plain ASGI, so that streams and disconnections go through as they are.
+Plain ASGI, so that streams and disconnections pass through unchanged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fintune.serving.shares import CALLER, Caller, Limiter, address
 log = logging.getLogger("fintune.access")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/healthz", "/readyz")
-"""Asked by machines that hold no key."""
+"""Paths for machines that hold no key."""
 _PATIENCE = 16
-"""Times the limit that is read of a body which is too large."""
+"""Drain an oversized body up to this many times the limit, so that the client can read the 413."""
 DOCUMENT = "/document"
-"""How the paths end whose requests hold a document."""
+"""Path endings of requests that hold a document."""
 PUBLIC_DOCS = ("/docs", "/openapi.json")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
@@ -39,7 +39,7 @@ class Gate:
     """An ASGI middleware."""
 
     def __init__(self, app: Any, settings: Settings, keys: KeyRing | None) -> None:
-        """Args: keys: None asks for no key."""
+        """Args: keys: None requires no key."""
         self.app = app
         self.settings = settings
         self.keys = keys
@@ -76,13 +76,13 @@ class Gate:
                 await self.app(scope, inner, answer)
             except ApiError as error:
                 await respond(error, answer)
-            except ConnectionError:  # the client went away while it sent
+            except ConnectionError:  # the client disconnected while it was sending
                 status = status or 499
             except Exception:
                 log.exception("request %s failed", own)
                 if status:
                     raise
-                message = f"The server failed; its log has more under request {own}."
+                message = f"The server failed: see its log for request {own}."
                 await respond(ApiError(500, message, "server_error", "internal_error"), answer)
         finally:
             METRICS.in_flight.dec(asks)
@@ -101,20 +101,20 @@ class Gate:
             log.info("request", extra={"fields": fields})
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> Key | None:
-        """The caller's key, once it may ask.
+        """The caller's key, if the request is allowed.
 
         Raises:
-            ApiError: 400 a foreign host name, 401 no good key, 403 a foreign page or a key for something
-                else, 429 too many requests, 503 nobody knows which keys are good.
+            ApiError: 400 wrong host name, 401 no valid key, 403 a page of another site or a key for something
+                else, 429 too many requests, 503 the keys cannot be read.
         """
         settings = self.settings
         if foreign_host(headers, settings.public, settings.hosts):
             message = (
-                "The Host header names another machine than this one; --allow_host names those of a proxy."
+                "The Host header names another machine than this one: name a proxy's host with --allow_host."
             )
             raise ApiError(400, message, code="bad_host")
         if foreign_page(scope["method"], headers, settings.hosts, settings.cors):
-            message = "A page of another site sent this; --cors names the origins that may."
+            message = "A page of another site sent this request: allow its origin with --cors."
             raise ApiError(403, message, "permission_error", "foreign_page")
         if scope["path"] in (*OPEN, "/"):
             return None
@@ -131,20 +131,20 @@ class Gate:
             if key is None:
                 raise ApiError(
                     401,
-                    "There is no valid API key in this request: send  Authorization: Bearer ft-…",
+                    "This request has no valid API key: send  Authorization: Bearer ft-…",
                     "authentication_error",
                     "invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
         if key and key.metrics and scope["path"] != "/metrics":
-            raise ApiError(403, "This key may read /metrics alone.", "permission_error", "metrics_only")
+            raise ApiError(403, "This key may only read /metrics.", "permission_error", "metrics_only")
         caller = self._caller(scope, key)
         self.limiter.check(caller, "requests", 1)
         CALLER.set(caller)
         return key
 
     def _caller(self, scope: Scope, key: Key | None) -> Caller:
-        """Whose share a request is of, with its limits: the key's own, else the server's."""
+        """Whose share the request counts against, with its limits: the key's own, else the server's."""
         name = key.id if key else address((scope.get("client") or ["?"])[0])
         names = ("rate", "rate_records", "rate_tokens")
         own = [getattr(key, limit, None) for limit in names]
@@ -152,14 +152,14 @@ class Gate:
         return Caller(name, *(u if o is None else o for o, u in zip(own, usual, strict=True)))
 
     async def _body(self, scope: Scope, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
-        """A `receive` that gives the whole body, once it is there, small enough and JSON.
+        """A `receive` that returns the whole body, after checking that it arrives in time, fits, and is JSON.
 
         Raises:
-            ApiError: 400 no JSON in UTF-8, 408 too slow, 413 too large, 415 not declared as JSON.
+            ApiError: 400 not JSON in UTF-8, 408 too slow, 413 too large, 415 not declared as JSON.
         """
         document = scope["path"].endswith(DOCUMENT)
         limit = self.settings.max_document if document else self.settings.max_body
-        too_large = ApiError(413, f"The request is larger than {limit:,} bytes.", code="request_too_large")
+        too_large = ApiError(413, f"The request exceeds {limit:,} bytes.", code="request_too_large")
         declared = headers.get("content-length", "0")
         if declared.isdigit() and int(declared[:20]) > _PATIENCE * limit:
             raise too_large
@@ -175,7 +175,7 @@ class Gate:
                 sent += len(part)
                 body += part if sent <= limit else b""
                 last = not message.get("more_body", False)
-                # A client that still sends reads no answer: some of the rest is read and thrown away.
+                # A client that is still sending reads no response: read and discard some of the rest.
                 if sent > limit and (last or sent > _PATIENCE * limit):
                     raise too_large
                 if last:
@@ -188,10 +188,10 @@ class Gate:
                 408, f"The request did not arrive within {self.settings.slow:g} s.", code="timeout"
             ) from None
         if body:
-            if content_type != "application/json":  # what a foreign page may not send unasked
+            if content_type != "application/json":  # which a page of another site cannot send without asking
                 raise ApiError(415, "Send JSON, with  Content-Type: application/json.", code="not_json")
             try:
-                # Half a character is no JSON to it: that costs the one text which has it, not the request.
+                # This parser refuses half a character, which should cost only its own text, not the request.
                 pydantic_core.from_json(_SURROGATE.sub(rb"\\ufffd", body), allow_inf_nan=False)
             except ValueError as error:
                 raise ApiError(
@@ -210,7 +210,7 @@ class Gate:
 
 
 async def respond(error: ApiError, send: Any) -> None:
-    """Send an error as a whole answer."""
+    """Send an error as a complete response."""
     body = json.dumps(error.body()).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -1,8 +1,7 @@
-"""Whether the model still computes: failures in a row, and a step that never ends, are its end.
+"""Decides whether the model is lost: after repeated failures, or when a step never ends.
 
-What fails now and then costs its own requests. But a device that has faulted fails at everything after it,
-and a step that hangs holds up everyone. Only a new process helps: the server ends, and is started again by
-its supervisor.
+A single failure costs only its own requests. But a faulted device fails at everything afterwards, and a step
+that hangs holds up everyone. Only a new process helps: the server exits, and its supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ log = logging.getLogger("fintune.serving")
 
 
 class Health:
-    """What the model thread tells of its steps, watched by a thread of its own."""
+    """Watches the model thread's steps from a thread of its own."""
 
     def __init__(
         self, max_step: float, max_failures: int, probe: Callable[[], None], on_lost: Callable[[], None]
@@ -29,12 +28,12 @@ class Health:
         Args:
             max_step: seconds that one step may take.
             max_failures: failures in a row after which `probe` is called.
-            probe: computes something small, and raises what is wrong. A model that still can is kept:
-                requests that make it fail must not end the server.
-            on_lost: called once, when there is no hope.
+            probe: computes something small and raises what is wrong. A model that passes is kept: requests
+                that make it fail must not end the server.
+            on_lost: called once, when the model is lost.
         """
         self.lost = ""
-        """Why the model will never answer again, or ""."""
+        """Why the model is lost; "" while it is not."""
         self._max_step, self._max_failures = max_step, max_failures
         self._probe, self._on_lost = probe, on_lost
         self._failures = 0
@@ -44,7 +43,7 @@ class Health:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """A step of the model thread, which has limited time."""
+        """A step of the model thread, with a time limit."""
         self.beat()
         try:
             yield
@@ -52,7 +51,7 @@ class Health:
             self._since = None
 
     def beat(self) -> None:
-        """The step goes on: its time begins anew."""
+        """The step made progress: restart its time limit."""
         self._since = time.monotonic()
 
     def worked(self) -> None:
@@ -60,21 +59,21 @@ class Health:
         self._failures = 0
 
     def failed(self) -> None:
-        """The model has failed; after `max_failures` in a row it is looked at."""
+        """The model has failed; after `max_failures` in a row it is probed."""
         self._failures += 1
         if self._failures < self._max_failures:
             return
         try:
             self._probe()
-        except (ApiError, FintuneError):  # a folder that is gone, say: no fault of the device
+        except (ApiError, FintuneError):  # such as a missing folder: not the device's fault
             pass
         except BaseException as error:
-            self.lose(f"it has failed {self._failures} times in a row, and at a small test too", error)
+            self.lose(f"it failed {self._failures} times in a row and in a small test", error)
             return
         self._failures = 0
 
     def lose(self, why: str, error: BaseException | None = None) -> None:
-        """Give the model up."""
+        """Declare the model lost."""
         if self.lost:
             return
         self.lost = why

@@ -1,4 +1,4 @@
-"""What waits for the model thread: a caller's request, its records, and what it is told at the end."""
+"""Jobs for the model thread: a caller's request, its records, and its result."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Answer = Prediction | str
 
 
 class Failed(str):
-    """Why there is no answer, where that is the server's fault."""
+    """Why there is no answer, if that is the server's fault."""
 
 
-FAILED = Failed("The model failed at this text: the server's log says more.")
+FAILED = Failed("The model failed on this text: see the server's log.")
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Job:
 
     key: tuple[str, ...]
     costs: list[int]
-    """The tokens of each of its records; [] of what is no record."""
+    """Tokens of each of its records; [] if it has no records."""
     work: Any
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Any]
@@ -47,11 +47,11 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
     label: str = ""
-    """Of a text: the task's name, under which the metrics count its tokens."""
+    """For a text: the task name under which the metrics count its tokens."""
     trace: Any = field(default_factory=tracing.here)
     dropped: bool = False
     taken: int = 0
-    """How many of its records were given to the model."""
+    """Number of its records that the model has been given."""
     said: Callable[[], Sequence[str]] = tuple
     """Its texts, which the log must not show."""
 
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Records that wait yet."""
+        """Number of records that still wait."""
         return len(self.costs) - self.taken
 
     @property
@@ -71,7 +71,7 @@ class Job:
     def send(self, event: Any) -> None:
         try:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody waits
+        except RuntimeError:  # the loop is closed: nobody waits any more
             self.dropped = True
 
     def given_up(self) -> bool:
@@ -80,14 +80,14 @@ class Job:
 
 @dataclass
 class Ask:
-    """A task on some records."""
+    """Some records for a task."""
 
     records: list[Record]
     engine: Engine
-    """Whose the prompts are."""
+    """The engine that made the prompts."""
     prompts: list[list[int] | str]
     allowed: list[Allowed] | None = None
-    """Of each record, where the task has a format."""
+    """One per record, if the task has a format."""
     answers: list[Answered | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,26 +95,26 @@ class Ask:
 
 
 Piece = tuple[Job, int]
-"""A record of a job, by its place."""
+"""A job and the index of one of its records."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer, and what it took."""
+    """An answer and its costs."""
 
     answer: Answer
     queue_seconds: float
-    """From the request's arrival to the start of its batch."""
+    """Seconds from the request's arrival to the start of its batch."""
     prompt_tokens: int | None = None
-    """None where there is no answer."""
+    """None if there is no answer."""
     cached_tokens: int = 0
-    """Of the prompt: those that were not computed again."""
+    """Prompt tokens that were not computed again."""
     completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a text: why it ended, its tokens and, once it is stored, the id of its prediction."""
+    """The end of a text: why it ended, its tokens and, once stored, the id of its prediction."""
 
     finish: str
     prompt_tokens: int
@@ -122,12 +122,12 @@ class Done:
     queue_seconds: float = 0.0
     cached_tokens: int = 0
     prediction: Prediction | None = None
-    """Of a task that scores its answers."""
+    """The prediction of a task that scores its answers."""
     prediction_id: str | None = None
 
 
 def fail(jobs: list[Job], error: BaseException) -> None:
-    """Tell every caller; what is no mistake of theirs is logged, and its details stay here."""
+    """Tell every caller; log errors that are not the callers' fault, and keep their details private."""
     if not isinstance(error, ApiError | FintuneError):
         log_failure(error, jobs)
         error = server_error()
@@ -141,10 +141,10 @@ def server_error() -> ApiError:
 
 
 def log_failure(error: BaseException, jobs: Sequence[Job] = ()) -> None:
-    """Log where and why the model failed; a message that repeats eight characters of a text is left out."""
+    """Log where and why the model failed; omit a message that repeats eight characters of a text."""
     message = str(error)[:500]
     runs = [message[i : i + 8] for i in range(max(1, len(message) - 7))]
     if message and any(run in text for job in jobs for text in job.said() for run in runs):
-        message = "(its message has the text in it)"
+        message = "(message omitted: it contains the text)"
     where = "".join(traceback.format_tb(error.__traceback__))
     log.error("the model failed: %s: %s\n%s", type(error).__name__, message, where)

@@ -1,7 +1,8 @@
-"""API keys: made, listed, revoked, checked. The file keeps a hash of each, never the key.
+"""API keys: create, list, revoke and check them. The file holds a hash of each key, never the key.
 
-A key is `ft-ID-SECRET` with 256 random bits, so one keyed hash is enough: there is nothing to guess that a
-slow hash would protect. With the optional pepper (FINTUNE_KEYS_PEPPER) a stolen file cannot even check a key.
+A key is `ft-ID-SECRET` with 256 random bits. One keyed hash is enough, since nobody can guess such a key and
+a slow hash would add nothing. With the optional pepper (FINTUNE_KEYS_PEPPER) a stolen file cannot even check
+a key.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fintune.files import read_json, write_json
 log = logging.getLogger(__name__)
 PEPPER = "FINTUNE_KEYS_PEPPER"
 PATIENCE = 5.0
-"""Seconds for which the keys known stay good while their changed file cannot be read."""
+"""Seconds for which the known keys stay valid if their changed file cannot be read."""
 _KEY = re.compile(r"ft-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 _LABEL = re.compile(r"[\w .@+-]{1,64}")
 _NOBODY = "0" * 64
@@ -34,7 +35,7 @@ _NOBODY = "0" * 64
 
 @dataclass(frozen=True)
 class Key:
-    """What the file has of a key."""
+    """The file's entry for a key."""
 
     id: str
     name: str
@@ -42,18 +43,18 @@ class Key:
     hash: str
     created: str
     rate: int | None = None
-    """Requests a minute; None is the server's limit, 0 none."""
+    """Requests per minute; None is the server's limit, 0 no limit."""
     rate_records: int | None = None
     rate_tokens: int | None = None
     admin: bool = False
     """May load and unload adapters."""
     metrics: bool = False
-    """May read `/metrics`, and nothing else."""
+    """May read `/metrics` only."""
     revoked: str | None = None
 
 
 def default_path() -> Path:
-    """FINTUNE_KEYS, else keys.json in the user's configuration."""
+    """FINTUNE_KEYS, else keys.json in the user's configuration folder."""
     if path := os.environ.get("FINTUNE_KEYS"):
         return Path(path)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "fintune" / "keys.json"
@@ -68,10 +69,10 @@ def create(
     rate_records: int | None = None,
     rate_tokens: int | None = None,
 ) -> str:
-    """A new key, which is returned once and not kept.
+    """Create a key; it is returned once and not stored.
 
     Raises:
-        ConfigError: the name is empty, too long or has unusual characters, or the file is damaged.
+        ConfigError: the name is empty, too long or has invalid characters, or the file is damaged.
     """
     if not _LABEL.fullmatch(name):
         raise ConfigError(f"--name is {name!r}: use 1 to 64 letters, digits, spaces and . @ + - _")
@@ -84,10 +85,10 @@ def create(
 
 
 def revoke(path: Path, wanted: str) -> Key:
-    """Make a key, given by its id or its name, good for nothing.
+    """Revoke a key, given by its id or name.
 
     Raises:
-        ConfigError: there is no such key, or several of that name.
+        ConfigError: no key or several keys match.
     """
     with _changing(path) as keys:
         found = [k for k in keys.values() if wanted in (k.id, k.name) and not k.revoked]
@@ -100,7 +101,7 @@ def revoke(path: Path, wanted: str) -> Key:
 
 
 def load(path: Path) -> dict[str, Key]:
-    """Id → key; {} where there is no file.
+    """Id → key; {} if there is no file.
 
     Raises:
         ConfigError: the file is damaged.
@@ -110,7 +111,7 @@ def load(path: Path) -> dict[str, Key]:
     try:
         return {row["id"]: Key(**row) for row in read_json(path)["keys"]}
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no file of keys ({error}): restore it, or make keys anew.") from None
+        raise ConfigError(f"{path} is not a key file ({error}): restore it, or create new keys.") from None
 
 
 def _hash(secret: str, salt: str) -> str:
@@ -121,10 +122,10 @@ def _hash(secret: str, salt: str) -> str:
 
 @contextlib.contextmanager
 def _changing(path: Path) -> Iterator[dict[str, Key]]:
-    """The keys, to change; written when the block ends well.
+    """The keys, for changing; written if the block ends without an error.
 
-    A new file is its owner's alone. One that is there keeps its owner and mode: the server that reads it may
-    be another user than the one who revokes a key.
+    Only the owner can read a new file. An existing file keeps its owner and mode: the server that reads it
+    may run as another user than the one who revokes a key.
     """
     from filelock import FileLock
 
@@ -147,16 +148,16 @@ def _changing(path: Path) -> Iterator[dict[str, Key]]:
 
 
 def required(named: Path | None, insecure: bool, public: bool) -> KeyRing | None:
-    """The keys that a server asks for; None where it asks for none.
+    """The keys that a server requires; None if it requires none.
 
     Args:
-        named: the file of the flag; None is the usual one, which need not be there.
-        insecure: the operator says that nobody needs a key.
+        named: the key file from the flag; None is the default file, which may be absent.
+        insecure: the operator wants no keys.
         public: other machines can connect.
 
     Raises:
-        ConfigError: a file that is named is missing, a file is damaged or has no key in use, or other
-            machines could connect without a key.
+        ConfigError: the named file is missing, a file is damaged or has no key in use, or other machines
+            could connect without a key.
     """
     if insecure:
         return None
@@ -167,23 +168,23 @@ def required(named: Path | None, insecure: bool, public: bool) -> KeyRing | None
             return ring
         what = "has no key in use" if path.exists() else "does not exist"
         raise ConfigError(
-            f"The file of API keys, {path}, {what}: make one with  "
-            f"fintune keys create --name NAME --keys {path}  (or pass --insecure to ask for none)."
+            f"The API key file {path} {what}: create a key with  "
+            f"fintune keys create --name NAME --keys {path}  (or pass --insecure to require none)."
         )
     if public:
         raise ConfigError(
-            "--host is an address that other machines can reach, and there is no API key: "
-            "make one with  fintune keys create --name NAME  (or pass --insecure)."
+            "--host is an address that other machines can reach, but there is no API key: "
+            "create one with  fintune keys create --name NAME  (or pass --insecure)."
         )
     return None
 
 
 class KeysUnreadable(Exception):
-    """The file of keys has changed and cannot be read, so nobody knows who may ask."""
+    """The key file has changed and cannot be read, so no request can be checked."""
 
 
 class KeyRing:
-    """The keys as a server uses them: read again when the file changes, so a revoked key ends at once."""
+    """A server's keys: read again when the file changes, so that a revoked key stops working at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -202,12 +203,12 @@ class KeyRing:
         return any(not key.revoked for key in self._keys.values())
 
     def find(self, authorization: str) -> Key | None:
-        """The key of an `Authorization: Bearer …` header; None where it is none, unknown or revoked.
+        """The key in an `Authorization: Bearer …` header; None if it is missing, unknown or revoked.
 
-        An unknown id costs the same comparison as a wrong secret.
+        An unknown id takes the same comparison as a wrong secret.
 
         Raises:
-            KeysUnreadable: the file has changed, and could not be read for `PATIENCE` seconds.
+            KeysUnreadable: the file has changed and has been unreadable for `PATIENCE` seconds.
         """
         self._look()
         scheme, _, given = authorization.partition(" ")
@@ -231,7 +232,7 @@ class KeyRing:
             if self._unreadable_since is None:
                 self._unreadable_since = now
                 log.error(
-                    "%s has changed and cannot be read (%s): the keys known are good for %g seconds more",
+                    "%s has changed and cannot be read (%s): the known keys stay valid for %g more seconds",
                     self.path,
                     error,
                     PATIENCE,

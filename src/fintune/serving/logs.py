@@ -1,5 +1,5 @@
-"""The server's log: a JSON object a line, to standard error. Control characters are escaped, so that what a
-client sends cannot begin a line of its own."""
+"""The server's log: one JSON object per line on standard error. Control characters are escaped, so that a
+client cannot forge a line of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure() -> None:
-    """Send the server's and uvicorn's records there, and nowhere else."""
+    """Send the server's and uvicorn's log records there, and nowhere else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("fintune", "uvicorn"):

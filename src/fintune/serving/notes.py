@@ -1,4 +1,4 @@
-"""What is noted of every answer, whichever route gave it: metrics, drift, and with consent the store."""
+"""Records every answer, whichever route gave it: metrics, drift and, with consent, the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fintune.serving.jobs import Answered, Done, Failed
 from fintune.tasks import Record, Task
 
 PLAIN = "text"
-"""The task of chats and completions that name none, in the metrics."""
+"""The metrics' task for chats and completions without one."""
 _OUTCOMES: dict[str | None, Outcome] = {
     "overloaded": "overloaded",
     "share_exceeded": "overloaded",
@@ -36,7 +36,7 @@ def refusal(task: str, error: ApiError, seconds: float) -> None:
 def answers(
     recorder: Recorder, model: str, task: str, records: list[Record], found: list[Answered], seconds: float
 ) -> list[str | None]:
-    """Note the answers to some records; returns the ids under which they are kept, None where they are not.
+    """Record the answers to some records; return their ids in the store, None if not stored.
 
     Words are counted for drift, which takes a while with many records: call it from a worker thread.
     """
@@ -66,13 +66,13 @@ async def text(
     task: Task | None = None,
     record: Record | None = None,
 ) -> AsyncIterator[str | Done]:
-    """The pieces of a text as they come; at their end the whole is noted, and `Done` knows its id.
+    """Pass on the pieces of a text as they come; at the end record the whole, and put its id into `Done`.
 
     Args:
-        task: what `record` was asked for; None is a plain chat, which is counted and not kept.
+        task: the task that `record` is for; None is a plain chat, which is counted but not stored.
     """
     name, begun, whole = task.name if task else PLAIN, time.perf_counter(), ""
-    outcome: Outcome = "cancelled"  # unless it comes to an end below
+    outcome: Outcome = "cancelled"  # unless it ends normally below
     try:
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:

@@ -1,6 +1,6 @@
-"""A server's one model, where its backend or an exported folder has no adapters by name.
+"""A server's only model, if its backend or exported folder has no adapters by name.
 
-It stands in the place of `adapters.Models`.
+It has the interface of `adapters.Models`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from fintune.tasks import TaskSet
 
 
 class OneModel:
-    """What `Models` is to its callers, for one engine."""
+    """The interface of `Models` for one engine."""
 
     def __init__(self, settings: Settings) -> None:
         """Load it.
 
         Raises:
             ConfigError: adapters are named too.
-            FintuneError: as of `Engine.load`.
+            FintuneError: as in `Engine.load`.
         """
         if settings.adapters:
             raise ConfigError(
-                f"--adapters is given, and --backend {settings.backend} answers as one model: leave it "
-                f"out, or give --backend {DEFAULT} and an adapter."
+                f"--adapters is given, but --backend {settings.backend} serves a single model: leave it "
+                f"out, or pass --backend {DEFAULT} and an adapter."
             )
         self._engine = Engine.load(settings.model_path, backend=settings.backend)
         path = settings.model_path or self._engine.base_name
@@ -49,12 +49,12 @@ class OneModel:
         """The model's name.
 
         Raises:
-            ApiError: 404, another model is asked for.
+            ApiError: 404, the request names another model.
         """
         if name not in (None, self.default):
             raise ApiError(
                 404,
-                f"There is no model of this name: this server has {self.default} alone.",
+                f"There is no model of this name: this server has only {self.default}.",
                 code="model_not_found",
                 param="model",
             )

@@ -1,4 +1,4 @@
-"""What OpenAI's routes answer: choices with log-probabilities and tool calls, whole or as events."""
+"""Builds the answers of OpenAI's routes: choices with log-probabilities and tool calls, or events."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from fintune.serving.writing import Chance, Scored
 
 Pieces = AsyncIterator[str | Done]
 LEAST = -9999.0
-"""The log-probability of what cannot be, which JSON has no number for."""
+"""The log-probability of the impossible, for which JSON has no number."""
 
 
 @dataclass
 class Asked:
-    """A request whose texts are under way."""
+    """A request whose texts are being written."""
 
     body: ChatRequest | CompletionRequest
     texts: Sequence[Pieces]
-    """One a choice; choices of the same prompt stand together."""
+    """One per choice; choices of the same prompt are adjacent."""
     each: int = 1
-    """Choices a prompt, whose tokens are counted once."""
+    """Choices per prompt; a prompt's tokens are counted once."""
     scored: bool = False
-    """Whether log-probabilities are told."""
+    """Whether the answer contains log-probabilities."""
     tools: calls.Tools | None = None
     form: calls.Form | None = None
     own: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -75,7 +75,7 @@ async def answer(request: Request, asked: Asked) -> Any:
     """The response to a request."""
     pieces = _merged(asked.texts)
     if asked.body.stream:
-        first = await attended(request, anext(pieces))  # what fails at once is an error with its status
+        first = await attended(request, anext(pieces))  # an immediate failure becomes an error status
         events = _events(pieces, first, asked)
         headers = {"Cache-Control": "no-cache"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -102,7 +102,7 @@ async def answer(request: Request, asked: Asked) -> Any:
 
 
 async def _merged(texts: Sequence[Pieces]) -> AsyncIterator[tuple[int, str | Done]]:
-    """The pieces of several texts as they come, each with the number of its text."""
+    """The pieces of several texts as they come, each with the index of its text."""
     if len(texts) == 1:
         async with contextlib.aclosing(texts[0]):  # type: ignore[type-var]
             async for piece in texts[0]:
@@ -149,7 +149,7 @@ async def _whole(
 
 def _checked(done: Done) -> Done:
     if done.finish == "cancelled":
-        raise ApiError(504, "There was no whole answer in time.", "server_error", "timeout")
+        raise ApiError(504, "There was no complete answer in time.", "server_error", "timeout")
     return done
 
 
@@ -192,7 +192,7 @@ def chat_logprobs(chances: Sequence[Chance]) -> ChatLogprobs:
 
 
 def text_logprobs(chances: Sequence[Chance], begin: int) -> TextLogprobs:
-    """Args: begin: where the first token begins in the text."""
+    """Args: begin: the first token's position in the text."""
     found = TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for each in chances:
         found.tokens.append(each.text)
@@ -200,7 +200,7 @@ def text_logprobs(chances: Sequence[Chance], begin: int) -> TextLogprobs:
         begin += len(each.text)
         value = None if each.value is None else max(each.value, LEAST)
         found.token_logprobs.append(value)
-        # The likeliest first; two tokens may look alike, of which the likelier stays.
+        # Likeliest first; if two tokens look alike, the likelier one stays.
         top = {text: max(score, LEAST) for text, score in reversed(each.top)}
         found.top_logprobs.append(None if value is None else {each.text: value} | top)
     return found
@@ -212,7 +212,7 @@ def text_logprobs(chances: Sequence[Chance], begin: int) -> TextLogprobs:
 async def _events(
     pieces: AsyncIterator[tuple[int, str | Done]], first: tuple[int, str | Done], asked: Asked
 ) -> AsyncIterator[str]:
-    """Server-sent events: a chunk a piece, of each choice its end and reason, perhaps the usage, [DONE]."""
+    """Server-sent events: one chunk per piece, each choice's end and reason, perhaps the usage, [DONE]."""
 
     def event(data: dict[str, Any]) -> str:
         return f"data: {json.dumps(data)}\n\n"
@@ -235,7 +235,7 @@ async def _events(
                 if len(done) == len(chunks):
                     break
                 number, piece = await anext(pieces)
-        except (ApiError, FintuneError) as error:  # the status is sent already: the error is an event
+        except (ApiError, FintuneError) as error:  # the status is already sent: send the error as an event
             yield event(for_caller(error).body())
             return
     if usage:
@@ -245,7 +245,7 @@ async def _events(
 
 
 class _Chunks:
-    """The choices of the events of one text."""
+    """The choices in the events of one text."""
 
     def __init__(self, index: int, asked: Asked) -> None:
         self._index, self._asked = index, asked
@@ -255,7 +255,7 @@ class _Chunks:
     def of(self, piece: str | Done) -> list[dict[str, Any]]:
         if not self._asked.chat:
             return [self._text(piece)]
-        if self._asked.tools:  # what is a call is known at the end alone
+        if self._asked.tools:  # only the end shows what is a call
             if not isinstance(piece, Done):
                 self._held.append(piece)
                 return []

@@ -1,6 +1,6 @@
-"""OpenAI's chat and completions, whole or streamed as server-sent events.
+"""OpenAI's chat and completions, complete or streamed as server-sent events.
 
-The model `NAME:TASK` answers its task: a label is one of the task's, whatever the messages say.
+The model `NAME:TASK` answers that task: its answer is one of the task's labels, whatever the messages say.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
         return await answer(request, result)
     given = tools.of_request(body)
     if given and given.must and sampling.grammar:
-        message = f"{sampling.grammar.field} and a tool that must be called are given: send one of them."
+        message = f"{sampling.grammar.field} and a required tool call exclude each other: send one of them."
         raise ApiError(400, message, param="tool_choice")
     result = Asked(body, [], body.n or 1, sampling.logprobs is not None, given)
 
@@ -71,15 +71,15 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
 
 @router.post("/v1/completions", response_model=CompletionResponse, responses=_STREAM)
 async def completions(body: CompletionRequest, request: Request, thread: Thread) -> Any:
-    """Go on from a prompt, as it is, without a chat's frame."""
+    """Continue a prompt as it is, without a chat template."""
     model = await asyncio.to_thread(thread.models.check, body.model)
     asked = min(16, thread.settings.max_tokens) if body.max_tokens is None else body.max_tokens
     sampling = options.sampling(body, asked, thread.settings)
     prompts, most = body.prompts(), thread.settings.max_items
     if (count := len(prompts) * (body.n or 1)) > most:
-        raise ApiError(400, f"prompt and n ask for {count} texts, and {most} are allowed.", param="prompt")
+        raise ApiError(400, f"prompt and n ask for {count} texts; {most} are allowed.", param="prompt")
     if not all(prompts):
-        raise ApiError(400, "prompt has an empty text: send one of at least a token.", param="prompt")
+        raise ApiError(400, "prompt has an empty text: send at least one token.", param="prompt")
     request.state.facts.update(model=model)
     if thread.settings.log_text:
         request.state.facts["texts"] = [str(each) for each in prompts]
@@ -99,8 +99,8 @@ async def completions(body: CompletionRequest, request: Request, thread: Thread)
 
 @router.post("/v1/embeddings", include_in_schema=False)
 async def embeddings() -> Any:
-    """Refused in a sentence."""
-    message = "This server has no embeddings: it writes texts and answers tasks (see /docs)."
+    """Refuse embeddings with a clear message."""
+    message = "This server has no embeddings: it generates texts and answers tasks (see /docs)."
     raise ApiError(404, message, code="not_supported")
 
 
@@ -115,7 +115,7 @@ async def _texts(
     sampling: Sampling,
     each: int,
 ) -> list[Pieces]:
-    """Texts that begin together: `each` of every prompt, which is tokenized once."""
+    """Texts that begin together: `each` for every prompt, which is tokenized once."""
     asked: list[_Prompt] = []
     for made in prompts:
         memo: list[tuple[list[int], Sampling]] = []
@@ -135,7 +135,7 @@ async def _texts(
 def _once(
     made: Callable[[Engine, Sampling], list[int]], own: Sampling, memo: list[tuple[list[int], Sampling]]
 ) -> Callable[[Engine], list[int]]:
-    """Makes a prompt where no choice before this one did, and what it says of the sampling, too."""
+    """Make a prompt, and its part of the sampling, once for all its choices."""
 
     def prompt(engine: Engine) -> list[int]:
         if not memo:
@@ -163,20 +163,20 @@ def _chat_prompt(
         ids = engine.template.chat_ids(messages, list(given.given) if given else None)
     except FintuneError:
         raise
-    except Exception as error:  # templates refuse an order of roles by raising what they like
+    except Exception as error:  # templates refuse an order of roles with any exception
         raise ApiError(
-            400, "The model's chat template does not take these roles in this order.", param="messages"
+            400, "The model's chat template does not accept these roles in this order.", param="messages"
         ) from error
     return _fitting(engine, ids, sampling, thread)
 
 
 def _completion_ids(engine: Engine, given: str | list[int], thread: ModelThread) -> list[int]:
-    """The token ids of a prompt: a text's, or those given."""
+    """The prompt's token ids: of its text, or as given."""
     if isinstance(given, str):
         _refuse_long(engine, len(given), thread)
         return framed_ids(engine.tokenizer, str, given, special=True)
     if max(given) >= (size := len(engine.tokenizer)):
-        message = f"prompt has the token {max(given)}, and the model's are 0 to {size - 1}."
+        message = f"prompt has the token {max(given)}, but the model's tokens are 0 to {size - 1}."
         raise ApiError(400, message, param="prompt")
     return given
 
@@ -186,20 +186,20 @@ def _context(engine: Engine, thread: ModelThread) -> int:
 
 
 def _refuse_long(engine: Engine, characters: int, thread: ModelThread) -> None:
-    """Raise an ApiError for more characters than the context's tokens hold, before they are made tokens."""
+    """Raise an ApiError, before tokenizing, for more characters than the context's tokens can hold."""
     context = _context(engine, thread)
     if characters > (most := engine.template.most_characters(context)):
         raise ApiError(
             400,
-            f"The prompt has {characters:,} characters; prompt and answer have room for {context} tokens, "
-            f"which hold {most:,} at most.",
+            f"The prompt has {characters:,} characters; the context of {context} tokens for prompt and "
+            f"answer holds at most {most:,}.",
             code="context_length_exceeded",
             param="messages",
         )
 
 
 def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelThread) -> list[int]:
-    """The prompt as it is; the answer gets what room there is.
+    """The prompt unchanged; the answer gets the remaining room.
 
     Raises:
         ApiError: the prompt is empty, or leaves no room.
@@ -208,7 +208,7 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     if not ids or len(ids) + min(1, sampling.max_tokens) > context:
         raise ApiError(
             400,
-            f"The prompt has {len(ids)} tokens, and prompt and answer have room for {context}.",
+            f"The prompt has {len(ids)} tokens, which fill the context of {context} for prompt and answer.",
             code="context_length_exceeded",
             param="messages",
         )
@@ -217,8 +217,8 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
 
 
 def _record(task: Task, messages: list[dict[str, Any]], given: tools.Tools | None) -> Record:
-    """What a task is asked: the chat, where its type takes one, as in training; else the last user message,
-    of which the last line is the question where the task needs one."""
+    """The task's input: the chat if its type takes one, as in training; else the last user message, whose
+    last line is the question if the task needs one."""
     if task.takes_turns:
         row = {"messages": messages, "tools": given and given.given}
         asked = fields_of(row, "messages", answered=False)
@@ -229,7 +229,7 @@ def _record(task: Task, messages: list[dict[str, Any]], given: tools.Tools | Non
         )
     said = [each["content"] for each in messages if each["role"] == "user"]
     if not said:
-        raise ApiError(400, "There is no message of the user.", param="messages")
+        raise ApiError(400, "There is no user message.", param="messages")
     if "question" in task.inputs:
         text, _, question = said[-1].rpartition("\n")
         return Record(text=text, question=question)
@@ -245,7 +245,7 @@ def _task_pieces(
     asked: int | None,
     result: Asked,
 ) -> Pieces:
-    """The task's answer, a token a step where it is written."""
+    """The task's answer, token by token if it is generated."""
     if task.decoding == "candidates":
         return _label(thread, model, task, record)
 

@@ -1,4 +1,4 @@
-"""The options of a chat or completion, checked: what would change the answer and is not done is refused."""
+"""Checks the options of a chat or completion: unsupported ones that would change the answer are refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fintune.serving.settings import Settings
 from fintune.serving.writing import Sampling
 
 MAX_STOP = 256
-"""Characters of a stop text: each is looked for at every token, on the thread that writes everyone's."""
+"""The most characters of a stop text: each is searched at every token, on the thread that serves everyone."""
 _CHANGES_NOTHING = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention prediction "
     "parallel_tool_calls".split()
 )
-"""Fields of OpenAI's API that say nothing about the answer."""
+"""Fields of OpenAI's API that do not affect the answer."""
 _AS_IF_LEFT_OUT: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "functions": ([],),
@@ -31,7 +31,7 @@ _AS_IF_LEFT_OUT: dict[str, tuple[Any, ...]] = {
 
 
 def check(body: ChatRequest | CompletionRequest) -> None:
-    """Raise an ApiError that names a field which would change the answer, and is not done."""
+    """Raise an ApiError for an unsupported field that would change the answer."""
     for name, value in (body.model_extra or {}).items():
         if value is None or name in _CHANGES_NOTHING or value in _AS_IF_LEFT_OUT.get(name, ()):
             continue
@@ -43,27 +43,27 @@ def check(body: ChatRequest | CompletionRequest) -> None:
         if body.max_tokens == 0 and not body.echo:
             raise _refused("max_tokens", "max_tokens may be 0 only with echo.")
     elif body.max_tokens == 0:
-        raise _refused("max_tokens", "max_tokens is 0, and an answer has a token at least.")
+        raise _refused("max_tokens", "max_tokens is 0, but an answer has at least one token.")
     elif body.top_logprobs is not None and not body.logprobs:
         raise _refused("top_logprobs", "top_logprobs needs logprobs: true.")
 
 
 def sampling(body: ChatRequest | CompletionRequest, asked: int | None, settings: Settings) -> Sampling:
-    """How the texts are written, without their limit by the context.
+    """How the texts are generated, apart from their limit by the context.
 
     Raises:
-        ApiError: a field is beyond a limit, or not done.
-        DataError: what the text is to be kept to cannot be.
+        ApiError: a field exceeds a limit, or is unsupported.
+        DataError: the required format of the text is invalid.
     """
     check(body)
     limit = settings.max_tokens
     if asked is not None and asked > limit:
-        raise _refused("max_tokens", f"max_tokens is {asked}, and {limit} are allowed.")
+        raise _refused("max_tokens", f"max_tokens is {asked}; at most {limit} are allowed.")
     stops = body.stops()
     if len(stops) > 4:
-        raise _refused("stop", f"stop has {len(stops)} texts, and 4 are allowed.")
+        raise _refused("stop", f"stop has {len(stops)} texts; at most 4 are allowed.")
     if (longest := max(map(len, stops), default=0)) > MAX_STOP:
-        raise _refused("stop", f"stop has a text of {longest} characters, and {MAX_STOP} are allowed.")
+        raise _refused("stop", f"stop has a text of {longest} characters; at most {MAX_STOP} are allowed.")
     top = body.logprobs if isinstance(body, CompletionRequest) else None
     if isinstance(body, ChatRequest) and body.logprobs:
         top = body.top_logprobs or 0
@@ -82,11 +82,11 @@ def sampling(body: ChatRequest | CompletionRequest, asked: int | None, settings:
 
 
 def check_task(body: ChatRequest, written: bool, talks: bool) -> None:
-    """Raise an ApiError for what changes nothing in a task's answer, which has its own form.
+    """Raise an ApiError for options that a task's answer, which has its own form, cannot follow.
 
     Args:
-        written: the task writes a text; else it scores labels.
-        talks: the task takes a conversation, which may have tools, none of which must be called.
+        written: whether the task generates text; otherwise it scores labels.
+        talks: whether the task takes a conversation. It may have tools, but no required tool call.
     """
     never = {"response_format": bool(grammar(body)), "n": body.n not in (None, 1)}
     must = body.tool_choice not in (None, "none", "auto")
@@ -99,15 +99,15 @@ def check_task(body: ChatRequest, written: bool, talks: bool) -> None:
     }
     for name, value in {**never, **({} if written else scored)}.items():
         if value:
-            raise _refused(name, f"{name} does not go with a task, whose answer has its own form.")
+            raise _refused(name, f"{name} cannot be combined with a task, whose answer has its own form.")
 
 
 def grammar(body: ChatRequest | CompletionRequest) -> Grammar | None:
-    """What the text is kept to, by whichever of the fields that say it.
+    """The format that the text must follow, from whichever field sets it.
 
     Raises:
-        ApiError: several say it.
-        DataError: what is said is no schema, or beyond a limit.
+        ApiError: several fields set it.
+        DataError: the format is not a schema, or exceeds a limit.
     """
     wanted: dict[str, Grammar] = {}
     form, outputs = body.response_format, body.structured_outputs
@@ -127,7 +127,7 @@ def grammar(body: ChatRequest | CompletionRequest) -> Grammar | None:
         if value is not None:
             wanted[name] = _of(kind, name, value)
     if len(wanted) > 1:
-        raise _refused(list(wanted)[1], f"{' and '.join(wanted)} are given: send one of them.")
+        raise _refused(list(wanted)[1], f"{' and '.join(wanted)} exclude each other: send one of them.")
     return next(iter(wanted.values()), None)
 
 

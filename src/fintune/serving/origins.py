@@ -1,7 +1,7 @@
-"""Whose pages may ask: the Host header, and where a browser says that a request comes from.
+"""Decides whose pages may send requests, by the Host header and by the browser's statement of their origin.
 
 A page of another site, open in the same browser, can send requests to a local server. It cannot read the
-answers, unless its name is made to point here (DNS rebinding); but what it sends would be done.
+answers (unless DNS rebinding makes its name point here), but its requests would be executed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 
 def host_name(host: str) -> str:
-    """The name of a `Host` header, without its port."""
+    """The name in a `Host` header, without the port."""
     return re.sub(r":\d*$", "", host).strip("[]").lower()
 
 
@@ -27,11 +27,11 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def foreign_host(headers: Mapping[str, str], public: bool, hosts: Collection[str]) -> bool:
-    """Whether a request names a host that this server is not.
+    """Whether a request names a host other than this server.
 
     Args:
-        public: other machines can connect, by names that the server cannot know unless it is told.
-        hosts: the names that it is told, besides this machine's own.
+        public: other machines can connect, by names that the server cannot know unless configured.
+        hosts: the configured names, besides this machine's own.
     """
     host = host_name(headers.get("host", ""))
     return bool(host) and not (public and not hosts) and host not in (*LOOPBACK, *hosts)
@@ -40,13 +40,13 @@ def foreign_host(headers: Mapping[str, str], public: bool, hosts: Collection[str
 def foreign_page(
     method: str, headers: Mapping[str, str], hosts: Collection[str], origins: Collection[str]
 ) -> bool:
-    """Whether a request that may change something was sent by a page of another site.
+    """Whether a page of another site sent a request that may change something.
 
-    Browsers say where a request comes from, and pages cannot change that; other programs say nothing.
+    Browsers state a request's origin, and pages cannot change that; other programs send none.
 
     Args:
-        hosts: names by which this server is reached besides the one in `Host`.
-        origins: other origins that may ask.
+        hosts: names of this server besides the one in `Host`.
+        origins: other allowed origins.
     """
     origin = headers.get("origin", "")
     if method not in _WRITES or origin in origins:
@@ -57,10 +57,10 @@ def foreign_page(
 
 
 class OwnPagesOnly:
-    """An ASGI middleware: 403 to foreign hosts and foreign pages, and no frame goes elsewhere."""
+    """An ASGI middleware: refuses foreign hosts and pages with 403, and keeps frames from going elsewhere."""
 
     POLICY = b"frame-src 'none'; frame-ancestors 'self'; object-src 'none'"
-    """A report that is shown in a frame has its page in an attribute (`srcdoc`); that is no source."""
+    """A report in a frame has its page in an attribute (`srcdoc`), so it needs no source."""
 
     def __init__(self, app: Any, public: bool, hosts: Collection[str] = ()) -> None:
         self.app, self.public, self.hosts = app, public, tuple(hosts)

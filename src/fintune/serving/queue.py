@@ -1,9 +1,9 @@
-"""A queue before the one thread that computes: batches of one task and model, and texts between them.
+"""The queue before the one thread that computes: batches of one task and model, and texts between them.
 
-Callers are coroutines of an event loop, and take turns (`shares`). The queue's length is bounded; a request
-whose caller has gone, or whose deadline has passed, is dropped, between its records or the passes of its
-prompt too. Texts advance one token, or one pass of their prompts, between two batches. Tokens are made beside
-the thread. Knows engines and tasks, nothing of HTTP.
+Callers are coroutines of an event loop, and take turns (`shares`). The queue's length is bounded. A request
+whose caller has gone or whose deadline has passed is dropped, even between its records or prompt passes.
+Texts advance one token, or one pass of their prompts, between two batches. Other threads tokenize. Knows
+engines and tasks, not HTTP.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from fintune.tasks import Record
 
 T = TypeVar("T")
 TOKENIZERS = 2
-"""Threads that make tokens; one caller uses one at a time."""
+"""Threads that tokenize; each caller uses one at a time."""
 
 
 class ModelThread:
-    """The one thread that computes, and the queue before it."""
+    """The one thread that computes, and its queue."""
 
     def __init__(self, models: Models | OneModel, settings: Settings) -> None:
         self.models = models
@@ -77,7 +77,7 @@ class ModelThread:
         return self._line.size
 
     def stop(self) -> None:
-        """Finish what is there, then end the thread."""
+        """Finish what has begun, then end the thread."""
         with self._changed:
             self._stop = True
             self._changed.notify()
@@ -94,8 +94,8 @@ class ModelThread:
         """An answer for each record.
 
         Raises:
-            ApiError: 429 beyond the caller's limits or share of the queue, 503 at once when the queue is
-                full, 504 when there is no answer in time.
+            ApiError: 429 over the caller's limits or share of the queue, 503 at once if the queue is full,
+                504 if there is no answer in time.
         """
         caller = CALLER.get()
         self.limiter.check(caller, "records", len(records))
@@ -121,12 +121,12 @@ class ModelThread:
         return await self._result(job)
 
     async def control(self, work: Callable[[], T]) -> T:
-        """The result of a function that runs on the model thread."""
+        """Run a function on the model thread and return its result."""
         return await self._result(self._submit(("control", str(id(work))), [], work))
 
     async def apart(self, model: str, work: Callable[[Engine], T], deadline: float | None = None) -> T:
-        """The result of what needs an engine's tokenizer and tasks, and not its weights: it runs beside the
-        model thread, one at a time of each caller."""
+        """Run work that needs an engine's tokenizer and tasks but not its weights, outside the model thread,
+        one at a time per caller."""
         deadline = deadline or time.monotonic() + self.settings.timeout
         engine = self.models.ready(model) or (await self.control(lambda: self.models.get(model)))[0]
         lock = self._locks.setdefault(CALLER.get().name, asyncio.Lock())
@@ -149,15 +149,15 @@ class ModelThread:
         label: str = "text",
         record: Record | None = None,
     ) -> AsyncIterator[str | Done]:
-        """Pieces of a text as they are written, then `Done`. A caller that stops listening stops the writing.
+        """A text's pieces as they are generated, then `Done`. If the caller stops listening, writing stops.
 
         Args:
-            prompt: its token ids, computed beside the model thread; `sampling` is complete after that.
-            label: what its tokens are counted under, those of a text that is given up, too.
-            record: what the task of the name `label` is asked, whose format the text is kept to.
+            prompt: makes the token ids outside the model thread; afterwards `sampling` is complete.
+            label: the name under which its tokens are counted, also if the text is given up.
+            record: the input of the task named `label`, whose format the text follows.
 
         Raises:
-            ApiError: 400, the backend writes no texts a token at a time; others as of `predict`.
+            ApiError: 400 if the backend cannot write token by token; others as in `predict`.
         """
         (text,) = await self.texts(model, [(prompt, sampling)], label, record)
         async with contextlib.aclosing(text):  # type: ignore[type-var]
@@ -171,11 +171,11 @@ class ModelThread:
         label: str = "text",
         record: Record | None = None,
     ) -> list[AsyncIterator[str | Done]]:
-        """Several texts that begin together, each as of `write`; none begins where one is refused."""
+        """Several texts that begin together, each as in `write`; none begins if one is refused."""
         if self.models.texts == 0:
             raise ApiError(
                 400,
-                f"With the backend {self.settings.backend} this server answers tasks alone: ask "
+                f"With the backend {self.settings.backend} this server only answers tasks: use "
                 "/v1/tasks, or name a task that has labels.",
                 code="not_supported",
                 param="model",
@@ -261,10 +261,10 @@ class ModelThread:
         return job
 
     def _make_room(self, job: Job) -> None:
-        """Let a job in, for which others may have to give way.
+        """Admit a job; others may have to give way.
 
         Raises:
-            ApiError: 503 the queue is full, 429 the caller's share of it is.
+            ApiError: 503 if the queue is full, 429 if the caller's share of it is.
         """
         line, room = self._line, self.settings.max_queue
         if line.size + job.size <= room:
@@ -292,7 +292,7 @@ class ModelThread:
                 for entry in list(self._groups):
                     with self.health.step():
                         self._advance(entry)
-        except BaseException as error:  # a thread that ends in silence would leave everyone waiting
+        except BaseException as error:  # if the thread ended silently, everyone would wait forever
             self.health.lose("its thread has ended", error)
 
     def _probe(self) -> None:
@@ -303,7 +303,7 @@ class ModelThread:
             engine.backend.log_likelihoods([ids], [ids], 0)
 
     def _lose_all(self) -> None:
-        """Answer everyone who waits: the model thread will not, and may not be able to."""
+        """Answer every waiting caller, because the model thread may never do it."""
         with self._changed:
             writing = [job for _, _, group in self._groups for job in group]
             jobs = list(dict.fromkeys([*self._running, *writing, *self._line.keep(lambda job: False)]))
@@ -315,13 +315,13 @@ class ModelThread:
             self.health.failed()
 
     def _next(self) -> list[Piece] | None:
-        """What to compute now: of the caller whose turn it is, and what is like it. None to end; [] where
-        only texts are on."""
+        """The next work: of the caller whose turn it is, with similar records. None to end; [] if only texts
+        are active."""
         with self._changed:
             while True:
                 self._forget_the_dropped()
                 busy = sum(len(group.writings) for _, group, _ in self._groups)
-                # A text that finds no room waits until there is some: none that came later goes before it.
+                # A text without room waits until there is some: no later text passes it.
                 first = self._line.first()
                 if first and first.key[0] == "write" and not self._fits([], first):
                     first = self._line.first(lambda job: job.key[0] != "write")
@@ -340,7 +340,7 @@ class ModelThread:
                     self._changed.wait()
 
     def _take(self, first: Job) -> list[Piece]:
-        """A batch of records (or texts) of one key, by turns, as many as may be computed together."""
+        """A batch of records (or texts) with one key, by turns, as many as can be computed together."""
         line, batch = self._line, list[Piece]()
         if first.key[0] == "control":
             line.keep(lambda job: job is not first)
@@ -364,7 +364,7 @@ class ModelThread:
         return batch
 
     def _fits(self, begun: list[Job], job: Job) -> bool:
-        """Whether a text may begin beside those that run: there are so many at most, and so many tokens."""
+        """Whether a text may begin beside the running ones, within their limits of number and tokens."""
         running = [group.writings for _, group, _ in self._groups]
         texts = sum(map(len, running)) + len(begun)
         most = self.settings.max_batch
@@ -410,7 +410,7 @@ class ModelThread:
         more_hits, more_misses = engine.backend.lookups()
         METRICS.observe_cache(True, more_hits - hits)
         METRICS.observe_cache(False, more_misses - misses)
-        computed = more_misses - misses  # the first records, for which the shared beginning was computed
+        computed = more_misses - misses  # the first records, which computed the shared prefix
         for (job, place), reply in zip(batch, replies, strict=True):
             answer, cached = reply.answer, 0
             if isinstance(answer, Failed):
@@ -437,14 +437,14 @@ class ModelThread:
     def _replies(
         self, batch: list[Piece], engine: Engine, use_adapter: bool, task: str, truncate: bool
     ) -> list[Reply]:
-        """The replies to a batch. What fails in it is looked for in its halves, so that it fails alone."""
+        """The replies to a batch. If it fails, halves are retried, so that only the culprit fails."""
 
         def go_on(done: int) -> None:
             self.health.beat()
             if all(job.given_up() for job, _ in batch):
                 raise _NobodyWaitsError
 
-        same = all(job.work.engine is engine for job, _ in batch)  # else it was loaded anew since
+        same = all(job.work.engine is engine for job, _ in batch)  # else it was reloaded meanwhile
         allowed = batch[0][0].work.allowed
         try:
             replies = engine.replies(
@@ -474,7 +474,7 @@ class ModelThread:
         return replies
 
     def _spend(self, job: Job, tokens: int) -> None:
-        """Charge the tokens that were written for a caller."""
+        """Charge a caller for the generated tokens."""
         if not tokens:
             return
         self.limiter.spend(job.owner, job.caller.tokens, tokens, "tokens")
@@ -491,12 +491,12 @@ class ModelThread:
     def _advance(self, entry: tuple[str, Group, list[Job]]) -> None:
         model, group, jobs = entry
         try:
-            # Another model may have answered since the last step, and this one been loaded anew.
+            # Since the last step another model may have answered and this one been reloaded.
             group.engine, group.use_adapter = self.models.get(model)
             more = group.step()
         except BaseException as error:
             self._groups.remove(entry)
-            with contextlib.suppress(BaseException):  # after a fault of the device this fails too
+            with contextlib.suppress(BaseException):  # after a device fault this fails too
                 group.end()
             if (
                 not isinstance(error, Exception)
@@ -505,7 +505,7 @@ class ModelThread:
             ):
                 self._failed(jobs, error)
                 return
-            half = len(jobs) // 2  # the culprit is looked for in its halves, which go on where they were
+            half = len(jobs) // 2  # retry the halves, which continue where they were, to find the culprit
             for part in (jobs[:half], jobs[half:]):
                 try:
                     self._start_writing(part, model)
@@ -528,7 +528,7 @@ class ModelThread:
 
 
 def _anything(row: int, sofar: Sequence[int]) -> None:
-    """Any token may come next."""
+    """Allow any token."""
 
 
 class _NobodyWaitsError(Exception):

@@ -1,4 +1,4 @@
-"""What every route of the API uses: the model thread, the client that may go away, the task that is meant."""
+"""Shared by all routes of the API: the model thread, disconnecting clients, the task a request names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 async def model_thread(request: Request) -> ModelThread:
-    # Not a plain function: FastAPI would run it in the pool of threads that routes such as feedback fill.
+    # Not a plain function: FastAPI would run it in the thread pool, which routes such as feedback fill.
     return request.app.state.thread
 
 
@@ -26,13 +26,13 @@ Thread = Annotated[ModelThread, Depends(model_thread)]
 
 
 async def attended(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away."""
+    """The result of `work`, which is cancelled if the client disconnects."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(499, "The client went away.", code="client_closed_request")
+            raise ApiError(499, "The client disconnected.", code="client_closed_request")
         return task.result()
     finally:
         task.cancel()
@@ -48,7 +48,7 @@ def task_of(thread: ModelThread, model: str, task: str) -> Task:
     """The model's task.
 
     Raises:
-        ApiError: 404, there is none of this name.
+        ApiError: 404, no task has this name.
     """
     tasks = thread.models.tasks(model)
     if task not in tasks.names():
@@ -58,7 +58,7 @@ def task_of(thread: ModelThread, model: str, task: str) -> Task:
 
 
 def model_and_task(thread: ModelThread, asked: str) -> tuple[str, str]:
-    """What a chat's `model` names: a model, `NAME:TASK`, or a task alone where one model alone has tasks.
+    """Resolve a chat's `model`: a model, `NAME:TASK`, or a task alone if only one model has tasks.
 
     Raises:
         ApiError: 404, there is no such model.
@@ -67,14 +67,14 @@ def model_and_task(thread: ModelThread, asked: str) -> tuple[str, str]:
     name, _, task = asked.partition(":")
     trained = list(models.folders()) or [models.default]
     if not task and len(trained) == 1 and name not in models.names():
-        with contextlib.suppress(FintuneError):  # its folder may be gone
+        with contextlib.suppress(FintuneError):  # its folder may have been removed
             if name in models.tasks(trained[0]).names():
                 return models.check(trained[0]), name
     return models.check(name), task
 
 
 async def asked_of(thread: ModelThread, model: str | None, task: str) -> tuple[str, Task]:
-    """The model's name and its task, looked up beside the event loop: folders may have to be read.
+    """The model's name and its task, looked up outside the event loop because folders may have to be read.
 
     Raises:
         ApiError: 404, there is no such model or task.

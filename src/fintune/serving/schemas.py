@@ -1,4 +1,4 @@
-"""What the API takes and gives, as pydantic models with the examples that its documentation shows."""
+"""The API's requests and responses, as pydantic models with the examples of its documentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _Strict(BaseModel):
 
 
 class _Lenient(BaseModel):
-    """Clients of OpenAI's API send fields of their own, which change nothing here."""
+    """Accepts unknown fields, because clients of OpenAI's API send fields that change nothing here."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ class _Lenient(BaseModel):
 
 
 class Input(_Strict):
-    """One text, with a question where the task asks for one."""
+    """One text, with a question if the task needs one."""
 
     text: str
     question: str | None = None
@@ -52,16 +52,16 @@ class TaskRequest(_Strict):
 
 
 class BulletAnswer(BaseModel):
-    """A bullet of a summary and the sentences it comes from."""
+    """A bullet of a summary and the sentences that support it."""
 
     text: str
     numbers: int = Field(description="How many numbers it has.")
-    supported: int = Field(description="How many of them stand in the text that was summarized.")
-    sources: list[str] = Field(description="The sentences that its numbers and words stand in.")
+    supported: int = Field(description="How many of them occur in the summarized text.")
+    sources: list[str] = Field(description="The sentences that contain its numbers and words.")
 
 
 class TaskAnswer(BaseModel):
-    """An answer, or `error`. Which of the fields there are depends on the task."""
+    """An answer, or `error`. The task decides which fields are present."""
 
     index: int
     prediction: str | float | None = None
@@ -71,7 +71,7 @@ class TaskAnswer(BaseModel):
     token_probability: float | None = None
     set_probability: float | None = Field(None, description="Of exactly this set of labels.")
     bullets: list[BulletAnswer] | None = None
-    prediction_id: str | None = Field(None, description="To send feedback with, where answers are kept.")
+    prediction_id: str | None = Field(None, description="The id for feedback, if answers are stored.")
     error: str | None = None
 
 
@@ -85,7 +85,7 @@ class TaskResponse(BaseModel):
 
 
 class DocumentRequest(_Strict):
-    """A document, as the bytes of its file, and what is asked of it."""
+    """A document, as the bytes of its file, and the question or task about it."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -107,18 +107,18 @@ class DocumentRequest(_Strict):
 
 
 class DocumentSource(BaseModel):
-    """A passage that an answer comes from."""
+    """A passage that supports an answer."""
 
     document: str
-    section: str = Field(description="Its titles, from the outermost; empty where there are none.")
-    page: str = Field(description="The page it begins on; empty where the file has none.")
+    section: str = Field(description="Its titles, from the outermost; empty if it has none.")
+    page: str = Field(description="The page it begins on; empty if the file has no pages.")
     text: str
-    spans: list[tuple[int, int]] = Field(description="The characters of `text` that the answer comes from.")
+    spans: list[tuple[int, int]] = Field(description="The characters of `text` that support the answer.")
     bullet: int | None = Field(None, description="Which line of a summary, from 1.")
 
 
 class DocumentRead(BaseModel):
-    """How much of the document stood before the model; all of it was searched."""
+    """How much of the document the model read; all of it was searched."""
 
     documents: list[str]
     words: int
@@ -129,19 +129,19 @@ class DocumentRead(BaseModel):
 
 
 class DocumentResponse(TaskAnswer):
-    """An answer with its sources; `error` says so where it is not in the document."""
+    """An answer with its sources; `error` says if it is not in the document."""
 
     object: Literal["document_answer"] = "document_answer"
     index: int = 0
     model: str
     task: str
-    unsupported: list[str] | None = Field(None, description="Its figures that what was read lacks.")
+    unsupported: list[str] | None = Field(None, description="Its figures that are missing in what was read.")
     sources: list[DocumentSource]
     read: DocumentRead
 
 
 class TaskInfo(BaseModel):
-    """What a task is and what it answers with."""
+    """What a task is, and how it answers."""
 
     id: str
     object: Literal["task"] = "task"
@@ -179,7 +179,7 @@ class ToolCall(_Lenient):
 
 class Message(_Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = Field(None, description="Null for an assistant's turn alone.")
+    content: str | list[Part] | None = Field(None, description="Null only for an assistant's turn.")
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
@@ -249,7 +249,7 @@ class StreamOptions(_Lenient):
 
 
 class _Writing(BaseModel):
-    """What is null is as if it were left out. What is not known here is refused by `options.check`."""
+    """Null counts as left out. `options.check` refuses unknown fields."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -305,7 +305,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class CompletionRequest(_Writing):
-    """Text that goes on from a prompt, or from several."""
+    """Text that continues a prompt, or several."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -373,7 +373,7 @@ class ChatResponse(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prediction_id: str | None = None
-    """Not OpenAI's: for feedback, where the answer to a task is kept."""
+    """Not OpenAI's: the id for feedback, if the answer to a task is stored."""
 
 
 class TextChoice(BaseModel):
@@ -391,7 +391,7 @@ class CompletionResponse(BaseModel):
     choices: list[TextChoice]
     usage: Usage
     prediction_id: str | None = None
-    """Not OpenAI's: for feedback, where the answer to a task is kept."""
+    """Not OpenAI's: the id for feedback, if the answer to a task is stored."""
 
 
 class ModelInfo(BaseModel):
@@ -418,11 +418,11 @@ class AdapterList(BaseModel):
 
 
 class StoreState(BaseModel):
-    """How keeping answers goes; where none are kept there is none."""
+    """State of the answer store; absent if none are stored."""
 
     state: Literal["ok", "down"]
-    waiting: int = Field(description="Answers that wait to be kept.")
-    lost: int = Field(description="Answers that were not kept, and will not be.")
+    waiting: int = Field(description="Answers that wait to be stored.")
+    lost: int = Field(description="Answers that could not be stored.")
 
 
 class Health(BaseModel):

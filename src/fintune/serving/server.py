@@ -1,4 +1,4 @@
-"""`fintune serve`: the model loaded, the address taken, the API served until it is told to stop."""
+"""`fintune serve`: loads the model, binds the address and serves the API until it is stopped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fintune.serving.settings import Settings
 
 
 def serve(settings: Settings) -> None:
-    """Serve until interrupted or terminated; what runs then is finished first.
+    """Serve until interrupted or terminated; requests in progress are finished first.
 
-    When the model is lost the process ends with exit code 1.
+    If the model is lost, the process ends with exit code 1.
 
     Raises:
         FintuneError: the address is taken, other machines could connect without a key, the model cannot be
@@ -80,19 +80,19 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"--host {host} --port {port} cannot be listened on ({error}): choose another."
+            f"--host {host} --port {port} cannot be used ({error}): choose another address."
         ) from None
 
 
 def _server(config: Any, health: Health, grace: float) -> Any:
-    """uvicorn's server, which also ends when the model is lost."""
+    """A uvicorn server that also stops when the model is lost."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def on_tick(self, counter: int) -> bool:
             if not health.lost:
                 return await super().on_tick(counter)
-            alarm = threading.Timer(grace + 10, _give_up)  # where the orderly end hangs too
+            alarm = threading.Timer(grace + 10, _give_up)  # in case the orderly shutdown hangs too
             alarm.daemon = True
             alarm.start()
             return True
@@ -101,19 +101,19 @@ def _server(config: Any, health: Health, grace: float) -> Any:
 
 
 def _give_up() -> None:
-    """End with an error, for a supervisor to start the server again. The model's thread may hang for ever."""
+    """Exit with an error, so that a supervisor restarts the server. The model thread may hang forever."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
 def _protocol(slow: float) -> Any:
-    """uvicorn's HTTP protocol that closes a connection whose request line and headers take `slow` seconds.
+    """uvicorn's HTTP protocol, but closing connections whose request line and headers take `slow` seconds.
 
-    A reverse proxy does this too; but a server without one must not run out of connections because of clients
-    that open them and say nothing. uvicorn (0.54) bounds the time between two requests
-    (`timeout_keep_alive`), the size of the headers and the number of connections, not the time that the
-    headers take. `gate` bounds the time of the body.
+    A reverse proxy does this too. But without one, clients that open connections and send nothing must not
+    exhaust the server's. uvicorn (0.54) limits the time between two requests (`timeout_keep_alive`), the size
+    of the headers and the number of connections, but not the time for the headers. `gate` limits the time for
+    the body.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -130,7 +130,7 @@ def _protocol(slow: float) -> Any:
             if not idle and self._alarm:
                 self._alarm.cancel()
                 self._alarm = None
-            elif idle and self._alarm is None:  # the beginning of another request
+            elif idle and self._alarm is None:  # another request begins
                 self._alarm = self.loop.call_later(slow, self._close_idle)
 
         def connection_lost(self, exc: Exception | None) -> None:

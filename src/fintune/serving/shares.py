@@ -1,6 +1,6 @@
-"""Who may have how much of a server: rates, turns and room, by key or, without keys, by address.
+"""Shares a server fairly among callers: rates, turns and room, by key or, without keys, by address.
 
-A caller with much to ask takes turns with those that ask little, and cannot fill the room where others wait.
+A caller with many requests takes turns with the others, and cannot fill the queue while others wait.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Generic, Protocol, TypeVar
 from fintune.serving.errors import ApiError
 
 MAX_KEPT = 10_000
-"""Callers that are remembered; beyond them those who have used nothing lately are forgotten."""
+"""Callers remembered; beyond this number, those without recent use are forgotten."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever asks: a key, or an address where no key is asked for. Limits are a minute's; 0 is none."""
+    """Who sends requests: a key, or an address if no key is required. Limits are per minute; 0 is none."""
 
     name: str = ""
     rate: int = 0
@@ -32,11 +32,11 @@ class Caller:
 
 
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039 (it is frozen)
-"""Whose request is answered here."""
+"""The caller whose request is being answered."""
 
 
 def address(host: str) -> str:
-    """A client's address as it is counted: of IPv6 its network, in which one client has all addresses."""
+    """A client's address for counting: for IPv6 its network, in which one client has all addresses."""
     try:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -45,16 +45,16 @@ def address(host: str) -> str:
 
 
 class Limiter:
-    """What callers may use a minute, by kind: a bucket of that much, filled evenly. Of any thread."""
+    """Rate limits per minute, by kind: token buckets that refill evenly. Thread-safe."""
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, str], tuple[float, float, float]] = {}  # left, when, full
         self._lock = threading.Lock()
 
     def take(self, who: str, limit: int, amount: float = 1, kind: str = "requests") -> float:
-        """Take so much; 0, or the seconds until there is enough.
+        """Take an amount; return 0, or the seconds until there is enough.
 
-        More than a bucket holds takes a full one, and the rest is paid back before anything else is given.
+        An amount above the bucket's size takes a full bucket; the rest is paid back before anything else.
         """
         if limit <= 0:
             return 0.0
@@ -67,13 +67,13 @@ class Limiter:
             return 0.0
 
     def spend(self, who: str, limit: int, amount: float, kind: str) -> None:
-        """Take what was used already, such as the tokens of an answer."""
+        """Take an amount that was already used, such as an answer's tokens."""
         if limit > 0:
             with self._lock:
                 self._buckets[who, kind] = self._left(who, limit, kind) - amount, time.monotonic(), limit
 
     def check(self, caller: Caller, kind: str, amount: float) -> None:
-        """`take`, by the caller's own limits.
+        """`take` with the caller's own limits.
 
         Raises:
             ApiError: 429, which names the limit.
@@ -83,7 +83,7 @@ class Limiter:
             seconds = math.ceil(wait)
             raise ApiError(
                 429,
-                f"There is a limit of {limit:,} {kind} a minute for you: try again in {seconds} s.",
+                f"Your limit is {limit:,} {kind} per minute: try again in {seconds} s.",
                 "rate_limit_error",
                 "rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
@@ -108,7 +108,7 @@ class Waits(Protocol):
 
     @property
     def size(self) -> int:
-        """Records that wait yet."""
+        """Number of records that still wait."""
 
     @property
     def begun(self) -> bool: ...
@@ -118,10 +118,10 @@ W = TypeVar("W", bound=Waits)
 
 
 class Line(Generic[W]):
-    """What waits for the model thread, in turns by owner: whoever has been given the least comes next.
+    """The jobs that wait for the model thread, in turns: the owner who was given least is next.
 
-    That is start-time fair queueing (Goyal et al., 1996): each owner's clock goes on by what it is given, and
-    one who comes back begins at the clock of those who are served.
+    This is start-time fair queueing (Goyal et al., 1996): each owner's clock advances with what it is given;
+    an owner who returns starts at the clock of those being served.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class Line(Generic[W]):
         self.size += job.size
 
     def keep(self, wanted: Callable[[W], bool]) -> list[W]:
-        """Keep the jobs that are wanted; returns the others."""
+        """Keep the wanted jobs; return the others."""
         gone = [job for job in self.jobs if not wanted(job)]
         if gone:
             self.jobs = [job for job in self.jobs if wanted(job)]
@@ -147,7 +147,7 @@ class Line(Generic[W]):
         return gone
 
     def first(self, may: Callable[[W], bool] = lambda job: True) -> W | None:
-        """The oldest job of the owner whose turn it is, of those that may begin."""
+        """The oldest startable job of the owner whose turn it is."""
         found: dict[str, W] = {}
         for job in self.jobs:
             if job.owner not in found and may(job):
@@ -155,8 +155,8 @@ class Line(Generic[W]):
         return found[min(found, key=self._clock)] if found else None
 
     def like(self, key: tuple[str, ...]) -> Iterator[W]:
-        """The jobs of a key, each time the oldest of the owner whose turn it is; one that has no record left
-        is passed over. Charge each before the next is asked for."""
+        """The jobs of a key, each time the oldest of the owner whose turn it is; jobs without waiting records
+        are skipped. Charge each job before asking for the next."""
         own: dict[str, deque[W]] = {}
         for job in self.jobs:
             if job.key == key:
@@ -173,17 +173,17 @@ class Line(Generic[W]):
                 del own[owner]
 
     def charge(self, owner: str, amount: float) -> None:
-        """Let an owner's clock go on by what it was given."""
+        """Advance an owner's clock by what it was given."""
         clock = self._clock(owner)
         self._clocks[owner] = clock + amount
         if len(self._clocks) > MAX_KEPT:
             self._clocks = {name: clock for name, clock in self._clocks.items() if clock > self._now}
 
     def over(self, owner: str, size: int, room: int) -> tuple[int, list[W]] | None:
-        """What must give way so that `size` more records of an owner fit in the room: (its share, jobs).
+        """What must give way so that `size` more records of an owner fit into the room: (its share, jobs).
 
-        The share is the room by the number of those who wait. While others have more than that, an owner
-        within its share gets room: their newest jobs give way. None where it would exceed its share.
+        The share is the room divided by the number of owners who wait. If others have more than that, their
+        newest jobs give way to an owner within its share. None if the owner would exceed its share.
         """
         held: Counter[str] = Counter()
         for job in self.jobs:

@@ -1,4 +1,4 @@
-"""Tools in a request: what may be called, and calls read from what the model writes (see `tool_calls`)."""
+"""Tools in a request: which may be called, and the calls in the model's output (see `tool_calls`)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fa
 
 @dataclass(frozen=True)
 class Tools:
-    """The tools of a request, and whether one has to be called."""
+    """A request's tools, and whether one must be called."""
 
     given: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
     must: bool
-    """Whether one of `names` has to be called."""
+    """Whether one of `names` must be called."""
     several: bool
     """Whether several may be called at once."""
 
 
 def of_request(body: ChatRequest) -> Tools | None:
-    """The tools that may be called; None where there are none.
+    """The tools that may be called; None if there are none.
 
     Raises:
-        ApiError: `tool_choice` goes with no tool.
+        ApiError: `tool_choice` matches no tool.
     """
     choice, given = body.tool_choice, body.tools or []
     if not given:
         if choice not in (None, "none", "auto"):
-            raise ApiError(400, "tool_choice is given without tools: send some.", param="tool_choice")
+            raise ApiError(400, "tool_choice is given without tools: send tools too.", param="tool_choice")
         return None
     if choice == "none":
         return None
@@ -54,10 +54,10 @@ def of_request(body: ChatRequest) -> Tools | None:
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates take them.
+    """Messages in the form that chat templates take.
 
     Raises:
-        ApiError: the arguments of a call are no JSON object.
+        ApiError: the arguments of a call are not a JSON object.
     """
     made = []
     for each in messages:
@@ -77,29 +77,29 @@ def _call_turn(call: ToolCall) -> dict[str, Any]:
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise ApiError(400, "The arguments of a tool call are no JSON object.", param="messages")
+        raise ApiError(400, "The arguments of a tool call are not a JSON object.", param="messages")
     function = {"name": call.function.name, "arguments": arguments}
     return {"type": "function", "function": function, **({"id": call.id} if call.id else {})}
 
 
 def needed(messages: Sequence[dict[str, Any]], tools: Tools | None) -> bool:
-    """Whether the chat template has to know tools."""
+    """Whether the chat template must support tools."""
     return bool(tools) or any(each["role"] == "tool" or "tool_calls" in each for each in messages)
 
 
 def check(tokenizer: Any) -> Form:
-    """The form, or an ApiError that says that there is none."""
+    """The form of the tool calls, or an ApiError if the template has none."""
     if form := form_of(tokenizer):
         return form
-    message = "This model's chat template has no tools in a form that is known here: leave tools out."
+    message = "This model's chat template has no known form for tools: leave tools out."
     raise ApiError(400, message, code="not_supported", param="tools")
 
 
 def grammar(form: Form, tools: Tools) -> Grammar:
-    """One call of one of the tools, in the template's form.
+    """A grammar for one call of one of the tools, in the template's form.
 
     Raises:
-        DataError: the parameters of a tool are no schema, or beyond a limit.
+        DataError: a tool's parameters are not a schema, or exceed a limit.
     """
     calls = []
     for tool in tools.given:
@@ -121,7 +121,7 @@ def grammar(form: Form, tools: Tools) -> Grammar:
 
 
 def parsed(form: Form, text: str, tools: Tools) -> tuple[str | None, list[ToolCall]]:
-    """What was said besides calls, and the calls; a call of no tool that was given is left in the text."""
+    """The text besides calls, and the calls; a call of an unknown tool stays in the text."""
     found: list[ToolCall] = []
     if form == "hermes":
         rest = CALL.sub(lambda match: "" if _read(form, match[1], tools, found) else match[0], text)
@@ -133,7 +133,7 @@ def parsed(form: Form, text: str, tools: Tools) -> tuple[str | None, list[ToolCa
 
 
 def _read(form: Form, text: str, tools: Tools, found: list[ToolCall]) -> bool:
-    """Whether a text is a call, which is then put among `found`."""
+    """Whether a text is a call, which is then added to `found`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Texts that are written a token a step for several callers, each with its own limits, sampling and stops.
+"""Writes texts token by token for several callers, each with its own limits, sampling and stops.
 
 `decoding.greedy` writes a batch to its end; here the model computes other requests between two steps, and
-each piece of a text is sent as soon as it cannot change any more. Knows engines and token ids, not HTTP.
+sends each piece of a text as soon as it can no longer change. Knows engines and token ids, not HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fintune.inference.grammars import Grammar
 
 COLDEST = 1e-4
-"""Temperatures below it take the likeliest token: divided by less, logits overflow into no probabilities."""
+"""Lower temperatures take the likeliest token: dividing by less, logits overflow."""
 _LAST_WORD = re.compile(r"\s*\S*$")
 
 
@@ -33,49 +33,49 @@ class Sampling:
 
     max_tokens: int = 128
     temperature: float = 0.0
-    """0 takes the likeliest token always."""
+    """0 always takes the likeliest token."""
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
     presence_penalty: float = 0.0
-    """Taken off the logits of the tokens that were written."""
+    """Subtracted from the logits of tokens already written."""
     frequency_penalty: float = 0.0
-    """The same, as often as each was."""
+    """The same, multiplied by how often each was written."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
-    """Each token's log-probability is told, with this many of the likeliest; None is none."""
+    """Return each token's log-probability, with this many of the likeliest; None returns none."""
     grammar: Grammar | None = None
-    """What the text is kept to."""
+    """The format that the text must follow."""
     echo: str | None = None
-    """The prompt's text, which the text begins with."""
+    """The prompt's text, if the text begins with it."""
 
     def check_bias(self, tokens: int) -> None:
-        """Raises an ApiError for an id beyond the vocabulary."""
+        """Raise an ApiError for an id beyond the vocabulary."""
         if wrong := [token for token in self.logit_bias if not 0 <= token < tokens]:
-            message = f"logit_bias names the token {wrong[0]}, and the model's are 0 to {tokens - 1}."
+            message = f"logit_bias names the token {wrong[0]}, but the model's tokens are 0 to {tokens - 1}."
             raise ApiError(400, message, param="logit_bias")
 
 
 @dataclass(frozen=True)
 class Chance:
-    """A token's text and its log-probability, before penalties, biases, temperature and grammar; a prompt's
-    first token has none."""
+    """A token's text and log-probability, before penalties, biases, temperature and grammar; a prompt's first
+    token has none."""
 
     text: str
     value: float | None
     top: tuple[tuple[str, float], ...] = ()
     start: int = 0
-    """Where the token begins in the text."""
+    """The token's position in the text."""
 
 
 class Scored(str):
-    """A piece of a text, with the tokens that are in it."""
+    """A piece of a text with its tokens."""
 
     chances: tuple[Chance, ...] = ()
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token's text: half a character, and a space that decoding drops, are those of the vocabulary."""
+    """A token's text; from the vocabulary for half a character, and for a space that decoding drops."""
     text: str = tokenizer.decode([token])
     if "\ufffd" in text:
         return str(tokenizer.convert_ids_to_tokens(token))
@@ -86,7 +86,7 @@ def spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 @dataclass
 class Writing:
-    """One text in the making; `emit` is called with each new piece of it."""
+    """One text being written; `emit` is called with each new piece of it."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -94,14 +94,14 @@ class Writing:
     given_up: Callable[[], bool]
     """Whether nobody waits for it any more."""
     allowed: Allowed | None = None
-    """Which tokens may come next, where not all may; it is asked for the prompt 0."""
+    """Which tokens may come next, if not all may; called for prompt 0."""
     source_numbers: bool = False
-    """Whether a number that the limit cuts off is left out, as `Engine.predict` leaves it out."""
+    """Whether to drop a number that the limit cut off, as `Engine.predict` does."""
     ids: list[int] = field(default_factory=list)
     finish: str | None = None
-    """`stop`, `length`, `cancelled` or `failed` once it is at its end."""
+    """`stop`, `length`, `cancelled` or `failed` when it has ended."""
     failed: Exception | None = None
-    """What was raised when its next token was chosen."""
+    """The exception from choosing its next token."""
     spell: Callable[[int], str] = str
     """A token's text, for log-probabilities."""
     _sent: int = 0
@@ -110,11 +110,11 @@ class Writing:
     _echoed: bool = False
     _prompted: list[Chance] = field(default_factory=list)
     _chances: list[Chance] = field(default_factory=list)
-    """What has not been sent."""
+    """The text not sent yet."""
     _random: torch.Generator | None = None
 
     def take(self, logits: torch.Tensor, ends: Collection[int], decode: Callable[[list[int]], str]) -> int:
-        """Choose the next token from `logits` (V,), emit what is new of the text; returns the token."""
+        """Choose the next token from `logits` (V,), emit the new part of the text, and return the token."""
         if self.sampling.echo is not None and not self._echoed:
             self._emit(self.sampling.echo, self._prompted)
             self._echoed, self._prompted = True, []
@@ -149,7 +149,7 @@ class Writing:
         return token
 
     def begin(self) -> Watch | None:
-        """Called before the prompt is computed, perhaps again: what is to see its logits, if anything."""
+        """Called, perhaps repeatedly, before the prompt is computed: the callback for its logits, if any."""
         self._prompted = []
         if self.sampling.echo is None or self.sampling.logprobs is None or self._echoed:
             return None
@@ -179,7 +179,7 @@ class Writing:
         self.emit(piece)
 
     def _held(self, text: str) -> int:
-        """Characters at the end that may change yet: half a character, the beginning of a stop word, or a
+        """Characters at the end that may still change: half a character, the beginning of a stop text, or a
         last word that may be a number."""
         last = _LAST_WORD.search(text) if self.source_numbers else None
         half = len(text) - len(text.rstrip("\ufffd"))
@@ -211,12 +211,12 @@ class Writing:
         if self.sampling.top_p < 1:  # the nucleus of Holtzman et al. (2020)
             ordered, order = shares.sort(descending=True)
             outside = ordered.cumsum(0) - ordered >= self.sampling.top_p
-            outside[0] = False  # a top_p that is 0 in 32 bit keeps the likeliest, too
+            outside[0] = False  # if top_p is 0 in 32 bit, keep the likeliest
             shares = shares.index_fill(0, order[outside], 0.0)
         return int(torch.multinomial(shares, 1, generator=self._random))
 
     def _shifted(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits with biases and penalties; themselves where there are none."""
+        """The logits with biases and penalties; unchanged if there are none."""
         import torch
 
         sampling, shifts = self.sampling, dict[int, float]()
@@ -233,7 +233,7 @@ class Writing:
 
 
 def padded_tokens(writings: Sequence[Writing]) -> int:
-    """The tokens whose keys and values texts that advance together take: each has room for the longest."""
+    """The KV cache positions of texts that advance together: each has room for the longest."""
     if not writings:
         return 0
     longest = max(len(each.prompt) for each in writings) + max(each.sampling.max_tokens for each in writings)
@@ -249,14 +249,14 @@ class Group:
         self.writings = list(writings)
         self._tokens: list[int] | None = None
         longest = max(each.sampling.max_tokens - len(each.ids) for each in writings)
-        # One that was begun in another group goes on.
+        # A text that was begun in another group continues.
         prompts = [[*each.prompt, *each.ids] for each in writings]
         watched = {i: watch for i, each in enumerate(writings) if (watch := each.begin())}
         more = {"watched": watched} if watched else {}
         self._texts = engine.backend.begin(prompts, longest, **more)
 
     def step(self) -> bool:
-        """A pass of the prompts, or one token for every text; False when all are at their end."""
+        """Compute a pass of the prompts, or one token for every text; False when all have ended."""
         self._keep([i for i, each in enumerate(self.writings) if not self._left(each)])
         if not self.writings:
             return False
@@ -273,15 +273,15 @@ class Group:
         for each, row in zip(self.writings, logits, strict=True):
             try:
                 tokens.append(each.take(row, ends, decode))
-            except Exception as error:  # of this text alone: the others go on
+            except Exception as error:  # only this text fails: the others continue
                 each.finish, each.failed = "failed", error
-                tokens.append(0)  # it leaves below
+                tokens.append(0)  # it is removed below
         self._tokens = tokens
         self._keep([i for i, each in enumerate(self.writings) if each.finish is None])
         return bool(self.writings)
 
     def end(self) -> None:
-        """Free what the texts take, wherever they are."""
+        """Free the memory of the texts, at whatever step."""
         self._keep([])
 
     @staticmethod
@@ -291,7 +291,7 @@ class Group:
         return writing.finish is not None
 
     def _keep(self, rows: list[int]) -> None:
-        """Drop the texts that are at their end."""
+        """Drop the texts that have ended."""
         if len(rows) == len(self.writings):
             return
         self.writings = [self.writings[i] for i in rows]
