@@ -1,1 +1,1 @@
-"""Headlines as they come: polled, scored, kept, shown, and later held against what prices did."""
+"""Live headlines: polled, scored, stored, shown, and later compared with price moves."""

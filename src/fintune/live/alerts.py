@@ -1,8 +1,8 @@
-"""Alerts to a webhook: answers beyond a threshold, signed, and sent again until they arrive.
+"""Sends alerts to a webhook: answers beyond a threshold, signed, and retried until they arrive.
 
-A receiver checks `X-Fintune-Signature`: "sha256=" and the hex HMAC-SHA256, under the shared secret, of the
-timestamp header, a full stop, and the body as it came; and that the timestamp is recent. The same alert may
-come twice (the answer to the first may have been lost), under the same `X-Fintune-Id`.
+A receiver checks `X-Fintune-Signature`: "sha256=" and the hex HMAC-SHA256, with the shared secret, of the
+timestamp header, a full stop, and the body as received; and that the timestamp is recent. The same alert may
+come twice (if the first response was lost), with the same `X-Fintune-Id`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fintune.live.web import Limits, RefusedAddressError, WebError, ask
 
 SECRET = "FINTUNE_WEBHOOK_SECRET"
 ATTEMPTS = 3
-"""In one round; an alert that does not get through is tried again in the next, for a day."""
+"""Attempts per round; a failed alert is tried again in the next rounds, for a day."""
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE = 5.0
 _LIMITS = Limits(seconds=10, pause_seconds=5, max_bytes=64_000)
@@ -34,7 +34,7 @@ KEPT_DAYS = 1.0
 
 
 def fired(rules: Sequence[RuleConfig], row: Row) -> str:
-    """The first rule that an answer meets, in words, or ""."""
+    """The first rule that an answer meets, in words; "" if none."""
     for rule in rules:
         if row["task"] != rule.task or row.get("error"):
             continue
@@ -57,21 +57,21 @@ class Webhook:
     def __init__(
         self, url: str, web: requests.Session, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        """Raises ConfigError: there is no secret to sign with."""
+        """Raises ConfigError: there is no secret for the signature."""
         secret = os.environ.get(SECRET, "")
         if len(secret) < 16:
             raise ConfigError(
                 f"Alerts are signed: set {SECRET} to a secret of at least 16 characters that the receiver "
-                "knows too."
+                "also knows."
             )
         self.url, self._secret = url, secret.encode()
         self._web, self._sleep = web, sleep
 
     def send(self, alert: str, payload: dict[str, Any]) -> str:
-        """Deliver an alert; returns "" or why it was refused for good.
+        """Deliver an alert; return "", or why it was refused for good.
 
         Raises:
-            WebError: it may get through later.
+            WebError: a later attempt may succeed.
         """
         body = json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
         why = ""
@@ -104,23 +104,23 @@ class Webhook:
 
 
 def payload(row: Row) -> dict[str, Any]:
-    """What a receiver is told of an answer."""
+    """The alert's content for the receiver."""
     kept = "id seen published source symbols title link task prediction value confidence low high".split()
     return {"rule": row["alert"]} | {key: row[key] for key in kept if row.get(key) is not None}
 
 
 def alert_id(row: Row) -> str:
-    """Known by its item and task."""
+    """An id made from item and task."""
     return f"{row['id']}.{row['task']}"
 
 
 def deliver(store: Store, hook: Webhook, pending: list[Row], now: datetime, most: int) -> tuple[int, str]:
-    """Send pending alerts, oldest first, at most `most`; those that are settled leave `pending`.
+    """Send at most `most` pending alerts, oldest first; settled ones are removed from `pending`.
 
-    When one does not get through, the others wait too: the receiver is down.
+    If one fails, the others wait too, because the receiver is down.
 
     Returns:
-        How many arrived, and why the last did not, or "".
+        How many arrived, and why the last one failed, or "".
     """
     arrived = 0
     for row in pending[:most]:

@@ -1,4 +1,4 @@
-"""What `fintune live` is told: YAML in, a validated `LiveConfig` out. Knows nothing of models or networks."""
+"""Reads the settings of `fintune live`: YAML in, a validated `LiveConfig` out. No models, no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Section(BaseModel):
 
 def _networks(values: list[str]) -> list[str]:
     for value in values:
-        ipaddress.ip_network(value)  # its ValueError says what is wrong
+        ipaddress.ip_network(value)  # its ValueError explains the problem
     return values
 
 
@@ -36,13 +36,13 @@ class FeedConfig(_Section):
 
     url: str
     symbol: str | None = None
-    """The stock all its items are about; None reads `$AAPL` and `(NYSE: IBM)` in the titles."""
+    """The stock of all its items; None reads `$AAPL` and `(NYSE: IBM)` in the titles."""
 
     _url = field_validator("url")(_web_address)
 
 
 class ProviderConfig(_Section):
-    """A provider of your own: `Class(**options)` has `name` and `poll` (see `live/items.py`)."""
+    """Your own provider: `Class(**options)` has `name` and `poll` (see `live/items.py`)."""
 
     type: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:Class`."""
@@ -50,14 +50,14 @@ class ProviderConfig(_Section):
 
 
 class RuleConfig(_Section):
-    """When an answer is worth an alert."""
+    """A condition for an alert."""
 
     task: str
     label: str | None = None
-    """Of a classification: the label, with a probability of at least `probability`."""
+    """For a classification: the label, with a probability of at least `probability`."""
     probability: float = Field(0.9, ge=0, le=1)
     move: float | None = Field(None, gt=0)
-    """Of a number: its absolute value, in the task's unit, at least."""
+    """For a number: its least absolute value, in the task's unit."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> RuleConfig:
@@ -67,7 +67,7 @@ class RuleConfig(_Section):
 
 
 class AlertConfig(_Section):
-    """Where alerts go. The secret that signs them is in the environment: FINTUNE_WEBHOOK_SECRET."""
+    """Where alerts go. The environment holds the secret that signs them: FINTUNE_WEBHOOK_SECRET."""
 
     webhook: str | None = None
     rules: list[RuleConfig] = [
@@ -78,36 +78,36 @@ class AlertConfig(_Section):
         RuleConfig(task="regression", move=2.0),
     ]
     allow_networks: list[str] = []
-    """Private networks the webhook may be in, such as 10.0.0.0/8."""
+    """Private networks that the webhook may be in, such as 10.0.0.0/8."""
     max_per_round: int = Field(20, gt=0)
-    """The rest waits for the next round."""
+    """The most alerts per round; the rest waits for the next."""
 
     _hook = field_validator("webhook")(lambda value: value and _web_address(value))
     _nets = field_validator("allow_networks")(_networks)
 
 
 class LiveConfig(_Section):
-    """Everything a live run may vary."""
+    """All settings of a live run."""
 
     feeds: list[FeedConfig] = []
     yahoo_news: list[str] = []
-    """Symbols whose news come from Yahoo Finance through yfinance."""
+    """Symbols with news from Yahoo Finance, through yfinance."""
     providers: list[ProviderConfig] = []
     tasks: list[str] = Field(["headline", "sentiment"], min_length=1)
     text: Literal["title", "title_and_summary"] = "title"
-    """What of an item the model reads."""
+    """The part of an item that the model reads."""
     output: str = "output/live"
     interval: float = Field(300, ge=5)
-    """Seconds between two polls of a source, at least; a source may ask for more."""
+    """The fewest seconds between two polls of a source; a source may ask for more."""
     near_duplicate: float = Field(0.8, ge=0.3, le=1)
-    """Titles from this similarity on are one piece of news (see docs/data.md, near duplicates)."""
+    """Titles at least this similar are one piece of news (see docs/data.md, near duplicates)."""
     max_bytes: int = Field(1_000_000, gt=0)
     timeout: float = Field(20, gt=0)
-    """Seconds for one answer, redirects included."""
+    """The most seconds for one response, redirects included."""
     allow_networks: list[str] = []
-    """Private networks feeds may be in, such as 127.0.0.0/8 for a feed on this machine."""
+    """Private networks that feeds may be in, such as 127.0.0.0/8 for a feed on this machine."""
     proxy: str | None = None
-    """A proxy for feeds and webhook; it then decides which networks can be reached."""
+    """A proxy for feeds and webhook; it then decides which networks are reachable."""
     alerts: AlertConfig = AlertConfig()
 
     _nets = field_validator("allow_networks")(_networks)
@@ -128,12 +128,12 @@ class LiveConfig(_Section):
 
 
 def networks(texts: list[str]) -> list[Network]:
-    """The networks of an `allow_networks` list."""
+    """Parse the networks of an `allow_networks` list."""
     return [ipaddress.ip_network(text) for text in texts]
 
 
 def load_live_config(path: str | Path | None, changes: dict[str, Any]) -> LiveConfig:
-    """The YAML file (None is an empty one) with `changes` over it, by key, such as `alerts.webhook`.
+    """The YAML file (None is an empty one) with `changes` applied, by key, such as `alerts.webhook`.
 
     Raises:
         ConfigError: the file cannot be read, a value is wrong, or there is nothing to poll.
@@ -168,7 +168,7 @@ def load_live_config(path: str | Path | None, changes: dict[str, Any]) -> LiveCo
 def _sentence(item: Any, where: str) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{key} is not a known key: see configs/live.yaml for those there are (in {where})"
+        return f"{key} is not a known key: see configs/live.yaml for the known keys (in {where})"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{f'{key}: ' if key else ''}{message} (in {where})"

@@ -1,7 +1,7 @@
-"""RSS and Atom through feedparser, and JSON Feed: asked only for what is new, however the server behaves.
+"""Reads RSS and Atom feeds (through feedparser) and JSON Feed, asking only for new content.
 
-An address in, items out. Conditional requests (ETag, Last-Modified), Retry-After, and the pause the feed or
-its server wishes (`ttl`, `max-age`). Malformed XML gives the items that can still be read, and a problem.
+An address in, items out. Uses conditional requests (ETag, Last-Modified), Retry-After, and the pause that the
+feed or its server asks for (`ttl`, `max-age`). Malformed XML gives the readable items, and a problem.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from fintune.live.items import (
 from fintune.live.web import Limits, RefusedAddressError, WebError, ask
 
 MAX_ENTRIES = 500
-"""Entries of one poll; of more, the first in the feed, which are the newest."""
+"""The most entries per poll: the first ones in the feed, which are the newest."""
 _LONGEST_WISH = 3600.0
-"""A feed that asks for a longer pause between polls is asked once an hour all the same."""
+"""The longest pause between polls, even if a feed asks for more."""
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ENTITY = re.compile(rb"<!ENTITY[^>]{0,100000}>?")
 _ACCEPT = (
@@ -47,7 +47,7 @@ _ACCEPT = (
 )
 _MALFORMED = "malformed: "
 _OLDEST = "1980"
-"""Dates before it are no dates of news, but what a parser makes of nonsense."""
+"""Earlier dates are not news dates but misread nonsense."""
 
 
 class Feed:
@@ -61,7 +61,7 @@ class Feed:
         symbol: str | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Args: symbol: the stock all its items are about; None reads `$AAPL` and `(NYSE: IBM)` in titles.
+        """Args: symbol: the stock of all its items; None reads `$AAPL` and `(NYSE: IBM)` in titles.
 
         Raises:
             MissingExtraError: feedparser is not installed.
@@ -79,7 +79,7 @@ class Feed:
         return shown(self.url)
 
     def poll(self, cursor: Cursor) -> Poll:
-        """What the feed holds now; no items if it has not changed. See `Provider.poll`."""
+        """The feed's current items; none if it has not changed. See `Provider.poll`."""
         headers = {"Accept": _ACCEPT}
         if etag := cursor.get("etag"):
             headers["If-None-Match"] = etag
@@ -98,7 +98,7 @@ class Feed:
         if answer.status != 200:
             raise ProviderError(f"HTTP {answer.status}", retry_after=retry_after(answer.headers))
         items, problem, wish = parse(answer.body, answer.headers, answer.url, self.symbol, self.url)
-        # A feed that could not be read whole is asked for again: the next answer may be well.
+        # If a feed could not be read completely, ask for it again: the next response may be better.
         known = {} if problem.startswith(_MALFORMED) else {"etag": "etag", "modified": "last-modified"}
         kept = {key: answer.headers[name][:500] for key, name in known.items() if name in answer.headers}
         return Poll(items, kept, problem, max(wish, _max_age(answer.headers)))
@@ -107,13 +107,13 @@ class Feed:
 def parse(
     body: bytes, headers: Mapping[str, str], url: str, symbol: str | None = None, feed: str = ""
 ) -> tuple[list[Item], str, float]:
-    """A feed's content as items, oldest first, with its problem and the seconds it wishes between polls.
+    """A feed's items, oldest first, with its problem and the seconds it asks for between polls.
 
     Args:
-        feed: the address that names the feed, where redirects lead to another `url`.
+        feed: the address that names the feed, if redirects lead to another `url`.
 
     Raises:
-        ProviderError: it is no feed.
+        ProviderError: it is not a feed.
     """
     json_feed = body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
     title, entries, problem, ttl = _json_feed(body) if json_feed else _xml_feed(body, headers, url)
@@ -124,22 +124,22 @@ def parse(
     if len(items) < len(found):
         problems.append(f"{len(found) - len(items)} of {len(found)} entries have neither title nor text")
     if len(entries) > MAX_ENTRIES:
-        problems.append(f"{len(entries)} entries, of which the first {MAX_ENTRIES} are taken")
-    items.sort(key=lambda item: item.published)  # stable; those without a date come first
+        problems.append(f"{len(entries)} entries, of which only the first {MAX_ENTRIES} are used")
+    items.sort(key=lambda item: item.published)  # stable; undated items come first
     wish = re.fullmatch(r"\s*(\d{1,6})\s*", str(ttl or ""))
     return items, "; ".join(problems), min(60.0 * int(wish[1]), _LONGEST_WISH) if wish else 0.0
 
 
 _Content = tuple[Any, list[Any], str, Any]
-"""A feed's title, its entries as feedparser has them, its problem, and its wished minutes between polls."""
+"""A feed's title, feedparser's entries, the problem, and the wished minutes between polls."""
 
 
 def _xml_feed(body: bytes, headers: Mapping[str, str], url: str) -> _Content:
     """RSS or Atom.
 
-    Entities that the document declares are taken out, so none is expanded; where one is declared within
-    another, and in UTF-16, they are refused. Where an encoding hides them from this, expat's own limit on
-    expansion holds.
+    Entities that the document declares are removed, so none is expanded. Nested declarations, and those in
+    UTF-16, are refused. If an encoding hides declarations from this check, expat's own expansion limit
+    applies.
     """
     import feedparser
 
@@ -148,20 +148,20 @@ def _xml_feed(body: bytes, headers: Mapping[str, str], url: str) -> _Content:
     body = _ENTITY.sub(b"", body)
     if b"<!ENTITY" in body:
         raise ProviderError("it declares entities within entities")
-    # A stream, because feedparser would open a string that looks like an address or a path.
+    # As a stream, because feedparser would open a string that looks like an address or a path.
     told = {"content-location": url, "content-type": headers.get("content-type", "")}
     try:
         found = feedparser.parse(io.BytesIO(body), response_headers=told)
-    except Exception as error:  # a parser of what anybody may send
+    except Exception as error:  # the parser reads untrusted input
         raise ProviderError(f"it cannot be read ({type(error).__name__})") from None
     problem = ""
-    # Only what kept the XML from being read as such counts: a wrong Content-Type is common and harmless.
+    # Only XML errors count: a wrong Content-Type is common and harmless.
     if found.bozo and not isinstance(
         found.bozo_exception, feedparser.CharacterEncodingOverride | feedparser.NonXMLContentType
     ):
         problem = _MALFORMED + plain(found.bozo_exception, 120)
     if not found.get("version") and not found.entries:
-        raise ProviderError(f"it is no feed{f' ({problem})' if problem else ''}")
+        raise ProviderError(f"it is not a feed{f' ({problem})' if problem else ''}")
     return found.feed.get("title"), found.entries, problem, found.feed.get("ttl")
 
 
@@ -170,10 +170,10 @@ def _json_feed(body: bytes) -> _Content:
     try:
         found = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ProviderError("it is no feed (JSON that cannot be read)") from None
+        raise ProviderError("it is not a feed (unreadable JSON)") from None
     items = found.get("items")
     if "jsonfeed.org/version" not in str(found.get("version")) or not isinstance(items, list):
-        raise ProviderError("it is no feed")
+        raise ProviderError("it is not a feed")
     names = {
         "id": ("id",),
         "title": ("title",),
@@ -191,14 +191,14 @@ def _json_feed(body: bytes) -> _Content:
 
 
 def _item(entry: Any, source: str, symbol: str | None, feed: str) -> Item | None:
-    """An entry with its title, or without one with its text in its place; None of nothing to read."""
+    """An entry as an item; its text replaces a missing title; None if it has neither."""
     content: Any = next(iter(entry.get("content") or ()), {})
     summary = entry.get("summary") or content.get("value")
     title = plain(entry.get("title")) or plain(summary)
     if not title:
         return None
     link = safe_link(entry.get("link"))
-    # Some feeds give one id to all, and two feeds the same: an id counts within its feed, with its title.
+    # Feeds may give all entries one id, and two feeds may share ids: combine the id with feed and title.
     key = f"{feed}\n{entry.get('id') or link or source}\n{title}"
     return Item(
         id=hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32],
@@ -212,7 +212,7 @@ def _item(entry: Any, source: str, symbol: str | None, feed: str) -> Item | None
 
 
 def _published(entry: Any) -> str:
-    """When an entry was published: (milli)seconds since 1970, as feedparser read it, or ISO 8601; else ""."""
+    """An entry's publication time: (milli)seconds since 1970, feedparser's reading, or ISO 8601; else ""."""
     text = str(entry.get("published") or entry.get("updated") or "").strip()
     moment = entry.get("published_parsed") or entry.get("updated_parsed")
     try:
@@ -231,7 +231,7 @@ def _published(entry: Any) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds of a Retry-After header, a number or a date; 0 without one, at most a day."""
+    """The seconds of a Retry-After header (a number or a date), at most a day; 0 without one."""
     text = headers.get("retry-after", "").strip()
     if text.isdigit():
         seconds = float(text[:9])

@@ -1,7 +1,7 @@
-"""What comes in: an item of news, and the contract of whatever provides such items.
+"""Defines an item of news, and the contract of the providers of items.
 
-A provider is asked now and then, and told where it ended the last time. It knows nothing of models, of other
-providers, or of when it is asked again.
+A provider is polled now and then, and told where the last poll ended. It knows nothing of models, other
+providers, or the time of the next poll.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SUMMARY_CHARACTERS = 2000
 LINK_CHARACTERS = 2000
 
 Cursor = dict[str, Any]
-"""What a provider needs to go on from: plain JSON values. {} is the beginning."""
+"""What a provider needs to continue: plain JSON values. {} is the start."""
 
 _CASHTAG = re.compile(r"(?<![\w$])\$([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\b")
 _LISTED = re.compile(r"\((?:NYSE(?: American)?|NASDAQ|Nasdaq|AMEX)\s*:\s*([A-Z]{1,5}(?:[.-][A-Z]{1,2})?)\)")
@@ -32,8 +32,8 @@ _ELEMENTS = (
 _TAG = re.compile(
     rf"</?(?:{_ELEMENTS})(?:\s[^<>=]{{0,500}}=[^<>]{{0,2000}})?\s*/?>|<[!?][^<>]{{0,2000}}>", re.IGNORECASE
 )
-"""HTML's elements alone: headlines have «EPS <$1 but sales >$2bn» and «Apple <AAPL.O>»."""
-# Controls would speak to the terminal, bidirectional overrides show a text as what it is not.
+"""HTML's elements only, because headlines contain «EPS <$1 but sales >$2bn» and «Apple <AAPL.O>»."""
+# Controls could command the terminal; bidirectional overrides disguise a text.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]+")
 
 
@@ -42,17 +42,17 @@ class Item:
     """A piece of news, in plain text."""
 
     id: str
-    """The same whenever the same item is met again, from this provider."""
+    """Stays the same whenever this provider delivers the item again."""
     source: str
-    """Who says so: the feed's or the publisher's name."""
+    """The name of the feed or the publisher."""
     title: str
     summary: str = ""
     link: str = ""
     """A web address, or ""."""
     published: str = ""
-    """In UTC and ISO 8601 as the source has it; "" where it does not say."""
+    """In UTC and ISO 8601, from the source; "" if unknown."""
     symbols: tuple[str, ...] = ()
-    """The stocks it is about, as far as known."""
+    """The stocks it is about, if known."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +60,41 @@ class Poll:
     """A provider's answer."""
 
     items: list[Item] = field(default_factory=list)
-    """Oldest first; those of an earlier poll may be among them."""
+    """Oldest first; items of earlier polls may be among them."""
     cursor: Cursor = field(default_factory=dict)
     problem: str = ""
-    """What was amiss although there is an answer, in half a sentence."""
+    """A problem despite the response, as half a sentence."""
     wait_seconds: float = 0.0
-    """How long the source asks not to be asked again."""
+    """Seconds that the source asks to wait before the next poll."""
 
 
 class Provider(Protocol):
     """A source of items."""
 
     name: str
-    """Unique in a run: its cursor is kept under this name."""
+    """Unique in a run: the cursor is stored under this name."""
 
     def poll(self, cursor: Cursor) -> Poll:
-        """What is there now.
+        """The items available now.
 
         Raises:
-            ProviderError: nothing could be had.
+            ProviderError: there is no usable response.
         """
         ...
 
 
 class ProviderError(Exception):
-    """Why nothing could be had, in half a sentence."""
+    """Why there are no items, as half a sentence."""
 
     def __init__(self, why: str, *, retry_after: float = 0.0, final: bool = False) -> None:
-        """Args: retry_after: seconds the source asks to wait; final: it need not be asked again."""
+        """Args: retry_after: seconds the source asks to wait; final: never ask again."""
         super().__init__(why)
         self.retry_after = retry_after
         self.final = final
 
 
 def plain(text: Any, limit: int = TITLE_CHARACTERS) -> str:
-    """Foreign text as one safe line: no markup, no control characters, at most so many characters."""
+    """Foreign text as one safe line: no markup, no control characters, at most `limit` characters."""
     text = str(text or "")[: 20 * limit]
     text = _TAG.sub(" ", html.unescape(_TAG.sub(" ", text)))
     text = " ".join(_UNSEEN.sub(" ", text).split())
@@ -102,7 +102,7 @@ def plain(text: Any, limit: int = TITLE_CHARACTERS) -> str:
 
 
 def safe_link(link: Any) -> str:
-    """The link if it is one to the web, else ""."""
+    """The link if it is a web address, else ""."""
     text = str(link or "").strip()
     fits = len(text) <= LINK_CHARACTERS and re.match(r"https?://[^\s\"'<>\x00-\x1f]+$", text)
     return text if fits else ""
@@ -115,20 +115,20 @@ def symbols_in(text: str) -> tuple[str, ...]:
 
 
 def utc(moment: datetime) -> str:
-    """A moment as it is kept everywhere here: UTC, ISO 8601, to the second, sortable."""
+    """A moment in the form stored everywhere here: UTC, ISO 8601, to the second, sortable."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 @dataclass
 class SourceState:
-    """What is known of a provider; kept in the output folder."""
+    """A provider's state, stored in the output folder."""
 
     title: str = ""
     cursor: dict[str, Any] = field(default_factory=dict)
     next_poll: float = 0.0
     """Seconds since 1970."""
     not_before: float = 0.0
-    """Until when the source asked to be left alone."""
+    """Do not poll before this time, by the source's wish."""
     failures: int = 0
     """In a row."""
     problem: str = ""

@@ -1,8 +1,8 @@
-"""Which move a piece of news could still forecast: sessions of New York's exchange, and daily closes.
+"""Finds the price move that a piece of news could forecast: NYSE sessions and daily closes.
 
-As in training (see `data/raw/readers/stocknet.py`): what is known before the close of trading day d - 1, and
-after the close before it, forecasts the change from the close of d - 1 to that of d. Trading days are those
-that have a price.
+As in training (see `data/raw/readers/stocknet.py`): news known before the close of trading day d - 1, and
+after the previous close, forecasts the change from the close of d - 1 to that of d. Trading days are days
+with a price.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fintune.data.raw.sessions import close_of
 from fintune.errors import DataError
 
 _SETTLED = timedelta(minutes=30)
-"""After a close, until the day's price is taken for its last."""
+"""How long after a close the day's price is considered final."""
 _LONGEST_GAP = timedelta(days=7)
-"""Between news and the close that ends its session; beyond it prices are missing."""
+"""The longest gap between news and the close of its session; longer gaps mean missing prices."""
 
 Closes = Mapping[str, float]
 """Day (ISO 8601) → close adjusted for splits and dividends."""
@@ -30,10 +30,10 @@ class Prices(Protocol):
     """A source of daily closes."""
 
     def closes(self, symbol: str, first: date, last: date) -> Closes:
-        """The closes of a symbol from one day to another, both included; {} for an unknown symbol.
+        """A symbol's closes from one day to another, both included; {} for an unknown symbol.
 
         Raises:
-            DataError: the source cannot be asked.
+            DataError: the source does not respond.
         """
         ...
 
@@ -49,16 +49,16 @@ class Move(NamedTuple):
 
 
 class FolderPrices:
-    """A folder of `SYMBOL.csv` files: the columns Date and Adj Close (or Close), or as yfinance writes them,
-    with a line `Price` and a line `Ticker` above."""
+    """A folder of `SYMBOL.csv` files with the columns Date and Adj Close (or Close), or in yfinance's form
+    with a line `Price` and a line `Ticker` on top."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises DataError: there is no such folder."""
         self.folder = Path(folder)
         self.left_out: dict[str, int] = {}
-        """Why rows have no part in the closes, with the file → how many."""
+        """Why rows were skipped, with the file → how many."""
         if not self.folder.is_dir():
-            raise DataError(f"--prices is {folder}, which is no folder: it must hold SYMBOL.csv files.")
+            raise DataError(f"--prices is {folder}, which is not a folder: it must hold SYMBOL.csv files.")
 
     def closes(self, symbol: str, first: date, last: date) -> Closes:
         path = self.folder / f"{Path(symbol).name}.csv"
@@ -78,8 +78,8 @@ class FolderPrices:
                     day, value = date.fromisoformat(row[day_at][:10]), float(price)
                 except (IndexError, ValueError):
                     raise DataError(
-                        f"{path}:{number} has no date or price: its date must be as 2026-03-02, and its "
-                        "price a number or empty."
+                        f"{path}:{number} has no date or price: write its date like 2026-03-02, and its "
+                        "price as a number or empty."
                     ) from None
                 if first <= day <= last and value > 0:
                     found[day.isoformat()] = value
@@ -92,15 +92,15 @@ _NO_PRICE = ("", "nan", "null", "none", "n/a", "-")
 
 
 def _price_columns(rows: Any, symbol: str, path: Path) -> tuple[int, int]:
-    """The places of the date and the close in a file's rows, whose header lines are read.
+    """The column indices of date and close; reads the header lines.
 
     Raises:
-        DataError: there are none, or a close of several tickers and none is the symbol's.
+        DataError: there are none, or the closes of several tickers do not include the symbol.
     """
     header: list[str] = next(rows, [])
     dates = header
     names = [[name] for name in header]
-    if header[:1] in (["Price"], ["Ticker"]):  # yfinance's two levels, and a third line that names the date
+    if header[:1] in (["Price"], ["Ticker"]):  # yfinance's two header levels, then a line naming the date
         names = [list(pair) for pair in zip(header, next(rows, []), strict=False)]
         dates = next(rows, [])
     prices = {
@@ -117,14 +117,14 @@ def _price_columns(rows: Any, symbol: str, path: Path) -> tuple[int, int]:
 
 
 def move_after(known: datetime, closes: Closes, now: datetime) -> Move | None:
-    """The move that news known at a moment forecasts; None while it is not over or prices are missing.
+    """The move that news known at a moment forecasts; None before it is over, or if prices are missing.
 
     Args:
-        known: when the answer was given, not when the news says it was published: only that is a forecast.
+        known: the time of the answer, not of publication: only then is it a forecast.
     """
     days = sorted(day for day in closes if close_of(day) + _SETTLED <= now)
     ends = [close_of(day) for day in days]
-    base = bisect.bisect_right(ends, known)  # known at a close is known after it
+    base = bisect.bisect_right(ends, known)  # news at the time of a close counts as after it
     if base + 1 >= len(days) or ends[base] - known > _LONGEST_GAP:
         return None
     change = 100 * (closes[days[base + 1]] / closes[days[base]] - 1)

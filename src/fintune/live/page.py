@@ -1,4 +1,4 @@
-"""What a page shows of a live run: its folder in, plain values out. Reads only, while the run writes."""
+"""Reads a live run's folder as plain values for a page, while the run may be writing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FOLDER = "output/live"
 
 
 def rows(folder: str | Path = FOLDER, limit: int = 100) -> list[dict[str, Any]]:
-    """The last items, newest first; [] where nothing was written yet.
+    """The last items, newest first; [] before the first was written.
 
     Each has `seen` and `published` (UTC, ISO 8601; `published` may be ""), `source`, `symbols` (a list),
-    `title`, `link` (a web address or ""), `alert` (what set one off, or ""), and `answers`: task →
-    {`label`, `confidence`} | {`value`, `low`, `high`} | {`text`} | {`error`}. All of it is plain text from
-    elsewhere: escape it.
+    `title`, `link` (a web address or ""), `alert` (the rule that caused one, or ""), and `answers`: task →
+    {`label`, `confidence`} | {`value`, `low`, `high`} | {`text`} | {`error`}. All of it is untrusted plain
+    text: escape it.
     """
     items: dict[str, dict[str, Any]] = {}
     for row in Store(folder).newest(10 * limit):

@@ -1,7 +1,7 @@
-"""The live run: poll what is due, leave out repetitions, answer, keep, show, alert; and again.
+"""The live run: polls due sources, drops repeated items, answers, stores, shows and alerts, repeatedly.
 
-Whatever a source does, the run goes on: a source that fails is asked again after growing pauses, and what
-cannot be answered is kept with its error.
+The run continues whatever a source does: after a failure the pauses until the next poll grow, and an item
+without an answer is stored with its error.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 POLLED_AT_ONCE = 8
 ANSWERED_AT_ONCE = 32
-"""Items between two writes: what a run that is killed answers again at most."""
+"""Items between two writes: the most that a killed run answers again."""
 _LONGEST_BACK_OFF = 3600.0
 _TICK_SECONDS = 1.0
 
 
 def providers_of(config: LiveConfig) -> list[Provider]:
-    """The providers of a config.
+    """The providers of a configuration.
 
     Raises:
-        ConfigError: a provider of your own cannot be made.
+        ConfigError: your own provider cannot be created.
         MissingExtraError: feedparser or yfinance is not installed.
     """
     web = session(networks(config.allow_networks), config.proxy)
@@ -60,13 +60,13 @@ def providers_of(config: LiveConfig) -> list[Provider]:
             found.append(getattr(importlib.import_module(module), name)(**own.options))
         except FintuneError:
             raise
-        except Exception as error:  # somebody else's code
-            raise ConfigError(f"The provider {own.type} cannot be made: {error}.") from error
+        except Exception as error:  # foreign code may raise anything
+            raise ConfigError(f"The provider {own.type} cannot be created: {error}.") from error
     return found
 
 
 class LiveRun:
-    """One run over some providers, with one engine, into one folder."""
+    """One run over some providers, with one engine and one output folder."""
 
     def __init__(
         self,
@@ -109,10 +109,10 @@ class LiveRun:
         self.pending = [row for row in recent if row["alert"] and alert_id(row) not in settled]
 
     def round(self, *, everything: bool = False) -> list[Row]:
-        """Poll what is due, and do all that follows; returns the new rows.
+        """Poll due sources and process the results; return the new rows.
 
         Args:
-            everything: poll before the time, too, unless a source asked to be left alone.
+            everything: poll before the due time too, unless a source asked to wait.
         """
         now = self.clock().timestamp()
         due = [p for p in self.providers if self._due(self.states[p.name], now, everything)]
@@ -143,22 +143,22 @@ class LiveRun:
             return provider.poll(dict(self.states[provider.name].cursor))
         except ProviderError as error:
             return error
-        except Exception as error:  # a provider of somebody's own must not end the others
+        except Exception as error:  # a foreign provider must not end the run
             return ProviderError(f"{type(error).__name__}: {plain(error, 200)}")
 
     def _take(self, provider: Provider, answer: Poll | ProviderError) -> list[Row]:
-        """A provider's answer into rows that are stored, and its state for the next time."""
+        """Turn a provider's response into stored rows, and update its state."""
         state, now = self.states[provider.name], self.clock().timestamp()
         if isinstance(answer, ProviderError):
             state.failures += 1
             state.problem, state.gone = str(answer), answer.final
-            # Doubled each time, and scattered so that many clients do not come back together.
+            # The pause doubles each time, with jitter so that many clients do not return together.
             pause = min(_LONGEST_BACK_OFF, self.config.interval * 2 ** min(state.failures - 1, 16))
             state.not_before = now + answer.retry_after
             state.next_poll = now + max(pause * random.uniform(0.5, 1), answer.retry_after)
             return []
         items = answer.items
-        if not isinstance(provider, Feed):  # whose ids hold its address: none may be another provider's
+        if not isinstance(provider, Feed):  # a feed's ids contain its address, which no other provider's may
             items = [replace(item, id=f"{provider.name}:{item.id}") for item in items]
         fresh, repeated = self.seen.fresh(items)
         rows: list[Row] = []
@@ -187,15 +187,15 @@ class LiveRun:
                 self._record(task, texts[place], lines[task][place])
                 row = _row(item, task, lines[task][place], seen)
                 if not item.published or item.published >= days_ago(self.clock(), KEPT_DAYS):
-                    row["alert"] = fired(self.config.alerts.rules, row)  # old news alarms nobody
+                    row["alert"] = fired(self.config.alerts.rules, row)  # old news raises no alert
                 yield row
 
     def _record(self, task: str, text: str, line: dict[str, Any]) -> None:
-        """Keep an answer where the service keeps its own, so that feedback and drift see it."""
+        """Record an answer like the service does, so that feedback and drift include it."""
         if self.recorder and "error" not in line:
             answer = Prediction(line["prediction"], line.get("probabilities"))
             adapter = self.engine.adapter
-            model = adapter.resolve().name if adapter else self.engine.base_name  # as the service calls it
+            model = adapter.resolve().name if adapter else self.engine.base_name  # the service's name for it
             self.recorder.record(task, text, answer, model=model)
 
     def _alert(self) -> None:
@@ -206,7 +206,7 @@ class LiveRun:
         self.pending[:] = [row for row in self.pending if row["seen"] >= oldest]
         most = self.config.alerts.max_per_round
         arrived, why = deliver(self.store, self.hook, self.pending, self.clock(), most)
-        # A receiver that is down is left alone for a while, each time longer.
+        # A receiver that is down gets pauses, each longer than the last.
         self._alert_failures = self._alert_failures + 1 if why else 0
         pause = min(_LONGEST_BACK_OFF, 15.0 * 2 ** min(self._alert_failures - 1, 16))
         self._next_alert = now + pause if why else 0.0
@@ -215,10 +215,10 @@ class LiveRun:
 
 
 def run_live(model_path: Any, config: LiveConfig, *, once: bool) -> int:
-    """`fintune live`: returns the number of new items.
+    """Run `fintune live`; return the number of new items.
 
     Args:
-        once: poll each source once, and end.
+        once: poll each source once, then stop.
 
     Raises:
         FintuneError: a setting is wrong, the folder is in use, or, with `once`, no source answered.
@@ -268,7 +268,7 @@ def _check_tasks(engine: Engine, config: LiveConfig) -> None:
             if "rules" in config.alerts.model_fields_set:
                 raise ConfigError(
                     f"alerts.rules names the task {rule.task}, which is not among --tasks "
-                    f"{','.join(config.tasks)}: add it there, or leave the rule out."
+                    f"{','.join(config.tasks)}: add it there, or remove the rule."
                 )
             continue
         task = engine.tasks[rule.task]
@@ -286,7 +286,7 @@ def _text(item: Item, what: str) -> str:
 
 
 def _row(item: Item, task: str, line: dict[str, Any], seen: str) -> Row:
-    """An answer as the store keeps it."""
+    """An answer as a row of the store."""
     value = line.get("prediction")
     shares = line.get("probabilities")
     number = value if isinstance(value, float) else None

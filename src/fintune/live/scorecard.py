@@ -1,8 +1,8 @@
-"""`fintune live score`: what was answered live, held against what prices did after it.
+"""Implements `fintune live score`: compares live answers with the price moves that followed.
 
-Answers that name one stock are joined with the move from the close that ends their session to the next one.
-A move counts from the moment of the answer, so nothing can be known beforehand; news that was older than a
-day when it was answered is left out. Figures are the evaluation's own, with intervals by trading day.
+Each answer that names one stock is paired with the move from the close that ends its session to the next
+close. Only prices after the moment of the answer count, so nothing can be known beforehand; news older than a
+day when it was answered is left out. The metrics are the evaluation's, with intervals by trading day.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fintune.tasks.types import RegressionTask
 
 SCORECARD_FORMAT = 1
 FEW_DAYS = 30
-"""Below so many trading days the intervals mean little, and the scorecard says so."""
+"""With fewer trading days the intervals mean little, and the scorecard says so."""
 _FIGURES = {"hit_rate": "directional_accuracy", "mse": "mse", "interval_coverage": "interval_coverage"}
-"""What a scorecard calls a figure → the metric."""
+"""The scorecard's name of a figure → the metric."""
 
 
 def score(
@@ -33,10 +33,10 @@ def score(
 ) -> dict[str, Any]:
     """Join realised moves with the answers of a live run's folder, and write both scorecard and moves there.
 
-    Moves that were joined before are not asked for again.
+    Moves that are stored already are not computed again.
 
     Raises:
-        DataError: there is no answer in that task, or prices cannot be had.
+        DataError: the task has no answers, or prices are not available.
     """
     now = now or datetime.now(UTC)
     store = Store(folder)
@@ -74,7 +74,7 @@ def score(
 
 
 def _unusable(row: Row) -> str:
-    """Why an answer has no part in the scorecard, or ""."""
+    """Why the scorecard skips an answer, or ""."""
     symbols = row["symbols"].split()
     if len(symbols) != 1:
         return "several stocks are named" if symbols else "no stock is named"
@@ -119,7 +119,7 @@ def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]
 
 
 def _answer(row: Row) -> Prediction:
-    """A stored answer, with the interval it was given with."""
+    """A stored answer, with the interval given at the time."""
     bounds = None if row["low"] is None else (float(row["low"]), float(row["high"]))
     return Prediction(float(row["value"]), interval=bounds)
 

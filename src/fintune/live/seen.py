@@ -1,4 +1,4 @@
-"""Which items were met before: by id, by title, and almost by title. Memory does not grow with time."""
+"""Recognizes repeated items by id, by title and by similar title. Memory stays bounded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fintune.live.items import Item
 from fintune.text.near_duplicates import Index
 
 GENERATION = 20_000
-"""Items of one generation; two are kept."""
+"""Items per generation; two generations are kept."""
 
 
 class Seen:
-    """The last items, in two generations: when the newer is full, it becomes the older."""
+    """The last items, in two generations: when the newer is full, it becomes the older one."""
 
     def __init__(self, threshold: float, generation: int = GENERATION) -> None:
         self._threshold, self._size = threshold, generation
@@ -24,15 +24,15 @@ class Seen:
         return any(id in ids for ids in self._ids)
 
     def fresh(self, items: Iterable[Item]) -> tuple[list[Item], list[Literal["exact", "near"]]]:
-        """The items not met before, which now are; and how each of the others repeats one.
+        """The new items, which are remembered; and how each of the others repeats an earlier one.
 
-        An item whose id is known is no repetition worth counting: its feed shows it at every poll.
+        An item with a known id is not counted as a repetition: its feed shows it at every poll.
         """
         new: list[Item] = []
         repeated: list[Literal["exact", "near"]] = []
         for item in items:
             if item.id in self:
-                self.add(item.id, "")  # what a feed still shows is not forgotten
+                self.add(item.id, "")  # remember what a feed still shows
                 continue
             matches = [match for index in self._titles if (match := index.query(item.title))]
             match = max(matches, key=lambda match: match.similarity, default=None)
@@ -44,7 +44,7 @@ class Seen:
         return new, repeated
 
     def add(self, id: str, title: str) -> None:
-        """Remember an item; an empty title is not compared with."""
+        """Remember an item; an empty title is never compared."""
         if id in self._ids[0]:
             return
         if len(self._ids[0]) >= self._size:

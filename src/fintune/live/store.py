@@ -1,13 +1,13 @@
-"""The output folder of a live run: answers as Parquet by day, and where each provider ended.
+"""The output folder of a live run: answers as Parquet by day, and each provider's position.
 
     output/live/
-      answers/day=2026-11-25/part-….parquet    a row an item and task
+      answers/day=2026-11-25/part-….parquet    one row per item and task
       state.json                               cursors, pauses and counts of the providers
-      alerts.jsonl                             what became of each alert
+      alerts.jsonl                             the outcome of each alert
       realised.parquet, scorecard.json         written by `fintune live score`
 
-Each file is whole at every moment. Answers are written before the cursor that goes past their items, and
-items whose id is stored are not answered again: a run that is killed loses nothing and repeats nothing.
+Each file is complete at every moment. Answers are written before the cursor passes their items, and stored
+ids are not answered again: a killed run loses nothing and repeats nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from fintune.errors import DataError
 from fintune.files import atomic_folder, atomic_write, json_line, read_json, write_json
 
 Row = dict[str, Any]
-"""An item's answer in one task; the keys are `schema`'s columns."""
+"""An item's answer for one task; the keys are `schema`'s columns."""
 
 STATE_FORMAT = 1
 _ASIDE = re.compile(r"\.(day=\d{4}-\d\d-\d\d)\.")
-"""What a run that was killed while it joined a day's files has left: the old folder, and the new one."""
+"""Left by a run killed while it merged a day's files: the old folder, and the new one."""
 _ALERT = re.compile(r'\{"alert": ("(?:[^"\\]|\\.)*")')
-"""How a line of alerts.jsonl begins."""
+"""The beginning of a line in alerts.jsonl."""
 
 
 def schema() -> Any:
-    """The columns of the answers; `value` holds what is a number, `prediction` what is a label or text."""
+    """The answers' columns; `value` holds numbers, `prediction` labels or texts."""
     import pyarrow as pa
 
     texts = "id seen published source symbols title summary link task prediction".split()
@@ -52,7 +52,7 @@ def schema() -> Any:
 
 
 class Store:
-    """A live run's folder; one process writes to it at a time."""
+    """A live run's folder; only one process at a time may write to it."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -61,7 +61,7 @@ class Store:
         self._parts = 0
 
     def __enter__(self) -> Store:
-        """Raises DataError: another process writes here."""
+        """Raises DataError: another process writes to the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -79,7 +79,7 @@ class Store:
     # Answers ----------------------------------------------------------------------------------------
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add the answers of a round; each row goes to the day it was seen on."""
+        """Add the answers of a round; each row goes to the day when it was seen."""
         days: dict[str, list[Row]] = {}
         for row in rows:
             days.setdefault(row["seen"][:10], []).append(row)
@@ -90,7 +90,7 @@ class Store:
             write_table(self.answers / f"day={day}" / name, part, schema())
 
     def rows(self, since: str = "", columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """The answers seen on the day `since` (ISO 8601) or later, by day, then in the order of writing."""
+        """The answers seen on or after the day `since` (ISO 8601), by day, then in the order of writing."""
         for folder in self._days():
             if folder.name.removeprefix("day=") < since[:10]:
                 continue
@@ -99,7 +99,7 @@ class Store:
                 yield from batch.to_pylist()
 
     def newest(self, count: int, columns: Sequence[str] | None = None) -> list[Row]:
-        """The last answers, newest first, at least `count` if there are so many; only their days are read."""
+        """At least the last `count` answers, newest first, if there are as many; reads only their days."""
         found: list[Row] = []
         for folder in reversed(self._days()):
             dataset = parquet_dataset(locate(folder))
@@ -110,11 +110,11 @@ class Store:
         return found
 
     def _days(self) -> list[Path]:
-        """Folders of days that hold a part."""
+        """The folders of days with files."""
         return sorted(day for day in self.answers.glob("day=????-??-??") if any(day.glob("*.parquet")))
 
     def _recover(self) -> None:
-        """Bring back the days that a killed run has moved aside, and remove what else it left."""
+        """Restore the days that a killed run has moved aside, and remove its other leftovers."""
         left = sorted(self.answers.glob(".day=*"), key=lambda path: ".old" not in path.name)
         for folder in left:
             if not (found := _ASIDE.match(folder.name)):
@@ -126,7 +126,7 @@ class Store:
                 folder.rename(day)
 
     def _compact(self) -> None:
-        """Make one file of each past day: a part a round is many small files."""
+        """Merge each past day's files into one, because every round adds a small file."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -140,7 +140,7 @@ class Store:
                 pq.write_table(joined, new / "part-000000000000.parquet", compression="zstd")
 
     def realised(self) -> list[Row]:
-        """The moves that `fintune live score` has joined so far: id, symbol, base, day, percent."""
+        """The moves that `fintune live score` has computed so far: id, symbol, base, day, percent."""
         path = self.folder / "realised.parquet"
         if not path.exists():
             return []
@@ -149,17 +149,17 @@ class Store:
     # State ------------------------------------------------------------------------------------------
 
     def load_state(self) -> dict[str, Any]:
-        """What `save_state` kept; {} at the beginning.
+        """What `save_state` stored; {} at the start.
 
         Raises:
-            DataError: the file is damaged or of a later version.
+            DataError: the file is damaged or from a later version.
         """
         path = self.folder / "state.json"
         if not path.exists():
             return {}
         state = read_json(path)
         if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-            raise DataError(f"{path} is of another version of fintune: delete it to poll from the beginning.")
+            raise DataError(f"{path} is from another version of fintune: delete it to poll from the start.")
         return dict(state.get("providers", {}))
 
     def save_state(self, providers: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class Store:
     # Alerts -----------------------------------------------------------------------------------------
 
     def log_alert(self, line: dict[str, Any]) -> None:
-        """Add a line on an alert that was delivered or given up, never behind one that a crash has cut."""
+        """Add a line for an alert that was delivered or given up, never after a line cut by a crash."""
         with (self.folder / "alerts.jsonl").open("a+b", buffering=0) as stream:
             if size := stream.seek(0, os.SEEK_END):
                 stream.seek(size - 1)
@@ -178,7 +178,7 @@ class Store:
     def settled_alerts(self) -> set[str]:
         """The ids of alerts that were delivered or given up.
 
-        A line is written when an alert has arrived, so one that a crash has cut behind the id counts, too.
+        A line is written after an alert has arrived, so a line that a crash cut after the id counts too.
         """
         path = self.folder / "alerts.jsonl"
         if not path.exists():
@@ -188,12 +188,12 @@ class Store:
 
 
 def days_ago(now: datetime, days: float) -> str:
-    """A moment in the past as `seen` has it."""
+    """A moment in the past, in the form of `seen`."""
     return (now - timedelta(days=days)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def write_table(path: Path, rows: Sequence[Row], columns: Any = None) -> None:
-    """Write rows as one Parquet file, whole or not at all; `columns` is their schema, else it is inferred."""
+    """Write rows as one Parquet file, whole or not at all; `columns` is their schema (None infers it)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

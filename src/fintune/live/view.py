@@ -1,4 +1,4 @@
-"""The live run in a terminal: a table that grows, and a line a source. Without a terminal, a line an item."""
+"""Shows a live run in a terminal: a growing table and a line per source; elsewhere a line per item."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COLORS = {
 
 
 class View:
-    """What has come lately; used as a context."""
+    """The latest items; use as a context manager."""
 
     def __init__(self, tasks: Sequence[str], *, live: bool, console: Any = None) -> None:
-        """Args: live: redraw one table, if the console is a terminal; else print a line for each item."""
+        """Args: live: redraw one table if the console is a terminal; else print a line per item."""
         from rich.console import Console
 
         self.tasks = list(tasks)
@@ -49,7 +49,7 @@ class View:
             self._live.stop()
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Show new answers; the rows of an item stand together."""
+        """Show new answers; an item's rows appear together."""
         items: dict[str, list[Row]] = {}
         for row in rows:
             items.setdefault(row["id"], []).append(row)
@@ -68,14 +68,14 @@ class View:
             self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def alerted(self, arrived: int, why: str) -> None:
-        """Say what became of the last alerts."""
+        """Show the outcome of the last alerts."""
         if why:
             self.note(f"Alerts are not delivered: {why}")
         elif arrived:
             self.note(f"{arrived} alert{'s' if arrived > 1 else ''} delivered")
 
     def refresh(self, states: Iterable[SourceState], pending: int) -> None:
-        """Show how the sources are."""
+        """Show the state of the sources."""
         self._footer = [
             f"{state.title}: {state.items} items, {state.repeated} repeated"
             + (f", {state.problem}" if state.problem else "")
@@ -108,7 +108,7 @@ class View:
             first = item[0]
             words = [
                 Text(cell, style=_COLORS.get(cell.split(" ")[0], "")) for cell in cells
-            ]  # never markup: it is foreign text
+            ]  # never as markup: it is untrusted text
             table.add_row(Text(first["seen"][11:19]), Text(first["source"]), Text(first["title"]), *words)
         return table
 

@@ -1,8 +1,8 @@
-"""Requests to addresses that others chose: no private network, no endless answer, no endless wait.
+"""Sends requests to addresses chosen by others: no private networks, bounded size, bounded time.
 
-A feed may redirect to any address, and its host's name may point anywhere at any moment. So the address is
-checked where the connection is made, on each hop, and the connection goes to the very address that was
-checked (server-side request forgery, CWE-918; DNS rebinding). Knows nothing of feeds.
+A feed may redirect to any address, and its host name may change its address at any moment. So the address is
+checked where the connection is made, at each hop, and the connection uses exactly the checked address
+(server-side request forgery, CWE-918; DNS rebinding). Knows nothing of feeds.
 """
 
 from __future__ import annotations
@@ -32,58 +32,58 @@ from fintune.errors import FintuneError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is given out for the internet."""
+"""All IPv6 addresses allocated for the internet."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
 _SPECIAL: list[Network] = [
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "240.0.0.0/4", "2001::/23", "2001:db8::/32", "3fff::/20")
 ]
-"""Within what is given out, and not for hosts: protocols, relays, Teredo, documentation."""
+"""Allocated, but not to hosts: protocols, relays, Teredo, documentation."""
 _ISATAP = (0x00005EFE, 0x02005EFE)
-"""How the last 64 bits begin where an IPv4 address follows (RFC 5214)."""
+"""The beginning of the last 64 bits if an IPv4 address follows (RFC 5214)."""
 _CHUNK_BYTES = 2**14
 USER_AGENT = f"fintune/{__version__}"
 _asking = threading.local()
-"""Of a thread that asks: its `deadline`, and the `sockets` it has opened, so that it can be cut off."""
+"""A requesting thread's `deadline`, and its open `sockets`, so that they can be closed."""
 
 
 class RefusedAddressError(FintuneError):
-    """An address of a private network, or one that is no web address."""
+    """An address in a private network, or not a web address."""
 
 
 class WebError(Exception):
-    """Why there is no answer, in half a sentence; another attempt may have one."""
+    """Why there is no response, as half a sentence; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a server's answer and time is taken."""
+    """Limits on the size and time of a response."""
 
     seconds: float = 20.0
-    """For all of it: names, redirects, headers and content."""
+    """Seconds for everything: name lookup, redirects, headers and content."""
     pause_seconds: float = 10.0
     """Between two pieces."""
     max_bytes: int = 1_000_000
-    """Of the content, after decompression."""
+    """Bytes of the content after decompression."""
     redirects: int = 5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said; the header names are in lower case."""
+    """A server's response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     url: str
-    """Where it came from, after redirects."""
+    """The final address, after redirects."""
 
 
 def is_public(address: _Address) -> bool:
-    """Whether an address is out in the internet. What carries an IPv4 address is judged by that, too.
+    """Whether an address is on the public internet. An embedded IPv4 address must be public too.
 
-    What is not known to be a host's is refused: of IPv6 all but global unicast and IPv4 in one of its forms.
+    Anything not known to be a host is refused: all IPv6 except global unicast and forms of IPv4.
     """
     if any(address.version == network.version and address in network for network in _SPECIAL):
         return False
@@ -101,10 +101,10 @@ def is_public(address: _Address) -> bool:
 
 
 def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
-    """The addresses of a host, all of them public or within `allowed`.
+    """A host's addresses, all of them public or within `allowed`.
 
     Raises:
-        RefusedAddressError: one of them is not.
+        RefusedAddressError: one of the addresses is neither.
         OSError: the name is unknown.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -115,30 +115,30 @@ def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
             address.version == network.version and address in network for network in allowed
         ):
             raise RefusedAddressError(
-                f"{host} is {text}, an address of a private network: if it is one of yours, allow that "
+                f"{host} is {text}, an address in a private network: if it is yours, allow that "
                 "network (--allow_network, or allow_networks in the YAML)."
             )
     return addresses
 
 
 def check_url(url: str) -> None:
-    """Raise a RefusedAddressError for what is no web address; nothing is looked up."""
+    """Raise a RefusedAddressError if it is not a web address; looks nothing up."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise RefusedAddressError(f"{shown(url)} is no web address: write it as https://host/path.")
+        raise RefusedAddressError(f"{shown(url)} is not a web address: write it as https://host/path.")
 
 
 def session(allowed: Sequence[Network] = (), proxy: str | None = None) -> requests.Session:
-    """A session whose every connection is checked by `resolve`.
+    """A session that checks every connection with `resolve`.
 
-    Proxies of the environment are not used, as they would make the connections in our place.
+    Proxies from the environment are ignored, because they would make the connections instead of us.
 
     Args:
-        proxy: one that does: which networks it reaches is then its own matter, and nothing is checked here.
+        proxy: makes the connections; it decides which networks it reaches, and nothing is checked here.
     """
     made = _Session()
     made.trust_env = False
@@ -153,7 +153,7 @@ def session(allowed: Sequence[Network] = (), proxy: str | None = None) -> reques
 
 class _Session(requests.Session):
     def resolve_redirects(self, *_: Any, **__: Any) -> Iterator[Any]:  # type: ignore[override]
-        """None: `_follow` does it. This one reads what a redirect says besides, all of it, in any case."""
+        """None, because `_follow` does it. The inherited method would read a redirect's whole content."""
         return iter(())
 
 
@@ -166,11 +166,11 @@ def ask(
     body: bytes | None = None,
     limits: Limits | None = None,
 ) -> Answer:
-    """One request, with redirects followed unless it has a body.
+    """Send one request; redirects are followed unless it has a body.
 
     Raises:
-        RefusedAddressError: this address, or one it leads to, may not be asked.
-        WebError: there is no answer, or it is too large or too slow.
+        RefusedAddressError: the address, or one it redirects to, is not allowed.
+        WebError: there is no response, or it is too large or too slow.
     """
     check_url(url)
     bounds = limits or Limits()
@@ -188,13 +188,13 @@ def ask(
     try:
         return within(bounds.seconds, work)
     except TimeUpError:
-        raise WebError(f"no whole answer within {bounds.seconds:g} seconds") from None
+        raise WebError(f"no complete response within {bounds.seconds:g} seconds") from None
     except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL):
-        raise RefusedAddressError(f"{shown(url)} redirects to what is no web address.") from None
+        raise RefusedAddressError(f"{shown(url)} redirects to something that is not a web address.") from None
     except (requests.RequestException, HTTPError, OSError) as error:
         raise WebError(brief(error)) from None
     finally:
-        for connection in opened:  # whatever the thread still waits for, it waits no longer
+        for connection in opened:  # end whatever the thread still waits for
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
@@ -227,19 +227,19 @@ def _follow(
 
 
 def _content(response: Any, limits: Limits, deadline: float) -> bytes:
-    """The content piece by piece, as each comes, so that neither size nor time gets out of hand."""
+    """The content, read piece by piece to enforce the limits of size and time."""
     declared = response.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared) > limits.max_bytes:
-        raise WebError(f"the answer has {int(declared):,} bytes, over the limit of {limits.max_bytes:,}")
+        raise WebError(f"the response has {int(declared):,} bytes, over the limit of {limits.max_bytes:,}")
     content = bytearray()
     while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
         content += chunk
         if len(content) > limits.max_bytes:
-            raise WebError(f"the answer has more than {limits.max_bytes:,} bytes")
+            raise WebError(f"the response has more than {limits.max_bytes:,} bytes")
         if time.monotonic() > deadline:
             raise TimeUpError
     if declared.isdigit() and "content-encoding" not in response.headers and len(content) < int(declared):
-        raise WebError("the answer broke off")
+        raise WebError("the response broke off")
     return bytes(content)
 
 
@@ -253,7 +253,7 @@ class _CheckedAdapter(HTTPAdapter):
         allowed = self._allowed
 
         class Checked:
-            """Connects to an address that was checked, and to no other."""
+            """Connects only to an address that was checked."""
 
             def _new_conn(self: Any) -> socket.socket:
                 error: OSError | None = None
@@ -266,7 +266,7 @@ class _CheckedAdapter(HTTPAdapter):
                         except OSError as failed:
                             error = failed
                             continue
-                        _asking.sockets.append(made.dup())  # TLS moves the first into another object
+                        _asking.sockets.append(made.dup())  # TLS moves the original into another object
                         if time.monotonic() > _asking.deadline:
                             made.close()
                             raise TimeUpError

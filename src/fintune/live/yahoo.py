@@ -1,7 +1,7 @@
 """News and daily prices from Yahoo Finance through yfinance.
 
-yfinance is an unofficial client: Yahoo's terms allow personal use, and its answers may change or stop at any
-time. What comes in another shape than expected is left out and reported, never guessed at.
+yfinance is an unofficial client: Yahoo's terms allow personal use, and its responses may change or stop at
+any time. Responses in an unexpected shape are skipped and reported, never guessed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fintune.live.market import Closes
 
 NEWS_PER_SYMBOL = 20
 _RATE_LIMIT_SECONDS = 900.0
-"""Yahoo does not say how long it wants to be left alone."""
+"""Yahoo does not say how long to wait."""
 
 
 def _yfinance() -> Any:
@@ -29,12 +29,12 @@ def _yfinance() -> Any:
 
 
 class YahooNews:
-    """The latest news on some symbols."""
+    """The latest news about some symbols."""
 
     name = "yahoo_news"
 
     def __init__(self, symbols: Sequence[str], session: Any = None) -> None:
-        """Args: session: a requests or curl_cffi session of your own; None lets yfinance make its own.
+        """Args: session: your own requests or curl_cffi session; None lets yfinance create one.
 
         Raises:
             MissingExtraError: yfinance is not installed.
@@ -47,7 +47,7 @@ class YahooNews:
         return f"Yahoo Finance: {', '.join(self.symbols)}"
 
     def poll(self, cursor: Cursor) -> Poll:
-        """The news of every symbol (see `Provider.poll`); it fails if all symbols do."""
+        """The news of every symbol (see `Provider.poll`); fails only if all symbols fail."""
         yf = _yfinance()
         items: dict[str, Item] = {}
         problems: list[str] = []
@@ -56,7 +56,7 @@ class YahooNews:
                 stories = yf.Ticker(symbol, session=self._session).get_news(count=NEWS_PER_SYMBOL)
             except yf.exceptions.YFRateLimitError:
                 raise ProviderError("too many requests", retry_after=_RATE_LIMIT_SECONDS) from None
-            except Exception as error:  # its own errors, and those of two HTTP clients
+            except Exception as error:  # yfinance's own errors, and those of two HTTP clients
                 problems.append(f"{symbol}: {plain(error, 120) or type(error).__name__}")
                 continue
             odd = 0
@@ -70,7 +70,7 @@ class YahooNews:
                 else:
                     items[item.id] = item
             if odd:
-                problems.append(f"{symbol}: {odd} of {len(stories)} stories have another shape than expected")
+                problems.append(f"{symbol}: {odd} of {len(stories)} stories have an unexpected shape")
         if problems and not items and len(problems) == len(self.symbols):
             raise ProviderError("; ".join(problems)[:300])
         found = sorted(items.values(), key=lambda item: item.published)
@@ -111,7 +111,7 @@ class YahooPrices:
         try:
             table = yf.Ticker(symbol, session=self._session).history(
                 start=first.isoformat(),
-                end=(last + timedelta(days=1)).isoformat(),  # its end is not included
+                end=(last + timedelta(days=1)).isoformat(),  # yfinance excludes the end
                 interval="1d",
                 auto_adjust=True,
                 actions=False,
@@ -122,4 +122,4 @@ class YahooPrices:
             why = plain(error, 160) or type(error).__name__
             raise DataError(f"Yahoo Finance gave no prices of {symbol}: {why}.") from None
         closes = {moment.date().isoformat(): float(price) for moment, price in table["Close"].items()}
-        return {day: price for day, price in closes.items() if price > 0}  # nan is left out too
+        return {day: price for day, price in closes.items() if price > 0}  # also drops nan

@@ -1,1 +1,1 @@
-"""What operators watch: metrics, drift, predictions with feedback, and traces."""
+"""Monitoring for operators: metrics, drift, predictions with feedback, and traces."""

@@ -1,7 +1,7 @@
-"""The API's part that monitors: `POST /v1/feedback` and `GET /v1/monitoring/drift`.
+"""The monitoring routes of the API: `POST /v1/feedback` and `GET /v1/monitoring/drift`.
 
-The service mounts the router behind its own keys and limits; here is no authentication. Errors have the shape
-of OpenAI's.
+The service mounts the router behind its own keys and limits; there is no authentication here. Errors have
+OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fintune.monitoring.writer import Writer
 
 log = logging.getLogger("fintune.monitoring")
 MAX_TARGET = 20_000
-"""Characters of a right answer."""
+"""The most characters of a right answer."""
 
 
 class Feedback(BaseModel):
-    """What someone says of an answer: whether it was right, or what would have been."""
+    """A person's verdict on an answer: whether it was right, or the right answer."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -68,11 +68,11 @@ def _refused(status: int, message: str, param: str | None, code: str) -> JSONRes
 
 def _down(error: Exception) -> JSONResponse:
     log.error("FINTUNE_STORE fails: %s", reason(error))
-    return _refused(503, "The store of predictions fails now: try again later.", None, "store_unavailable")
+    return _refused(503, "The prediction store is not available: try again later.", None, "store_unavailable")
 
 
 def _unfit(target: str | float | None, kept: Kept) -> str | None:
-    """Why a right answer cannot be one; its own answer says what can, for another model has other labels."""
+    """Why a right answer is invalid. The stored answer decides, because other models have other labels."""
     if target is None:
         return None
     try:
@@ -93,15 +93,15 @@ def router(
     writer: Writer | None = None,
     metrics: Metrics = METRICS,
 ) -> APIRouter:
-    """The routes over a store and a reference profile; either may be None, and its route then says so.
+    """The routes over a store and a reference profile. Either may be None; then its route says so.
 
     Args:
-        model: the one that the reference is of; answers of others are not compared with it. None: there are
-            no others.
-        window: this process's newest answers; without one, drift reads the store's newest, which all
+        model: the model of the reference; other models' answers are not compared with it. None: there are no
+            others.
+        window: this process's newest answers; without it, drift reads the newest from the store, which all
             replicas share.
-        writer: where this process's answers wait to be kept; feedback comes after them.
-        metrics: gets the drift gauges and the feedback counts.
+        writer: this process's queue of answers for the store; feedback must wait for it.
+        metrics: receives the drift gauges and the feedback counts.
     """
     routes = APIRouter(prefix="/v1", tags=["monitoring"])
     patiently, slowly = Patience(), Patience(5 * PATIENCE)
@@ -114,7 +114,7 @@ def router(
             )
         try:
             if writer and not writer.flush(PATIENCE):
-                raise SilentError("answers that came before still wait to be kept")
+                raise SilentError("earlier answers are still waiting to be stored")
             return patiently(lambda: _take(store, body, request))
         except (SQLAlchemyError, SilentError) as error:
             return _down(error)
@@ -123,13 +123,13 @@ def router(
         kept = store.find(body.prediction_id)
         if kept is None:
             message = (
-                f"There is no prediction {body.prediction_id!r}: predictions are kept only with consent "
+                f"There is no prediction {body.prediction_id!r}: predictions are stored only with consent "
                 "switched on, and until they are deleted."
             )
             return _refused(404, message, "prediction_id", "prediction_not_found")
         if (problem := _unfit(body.target, kept)) is not None:
             return _refused(422, problem, "target", "invalid_target")
-        key = getattr(getattr(request.state, "key", None), "id", None)  # as the service's gate sets it
+        key = getattr(getattr(request.state, "key", None), "id", None)  # set by the service's gate
         try:
             store.add_feedback(body.prediction_id, correct=body.correct, target=body.target, key_id=key)
         except DataError as error:  # deleted since
@@ -141,7 +141,7 @@ def router(
     @routes.get("/monitoring/drift", summary="Live answers against the reference", response_model=None)
     def drift() -> dict[str, Any] | JSONResponse:
         if reference is None:
-            message = "This adapter has no reference profile:  fintune monitor profile  makes one."
+            message = "This adapter has no reference profile: make one with  fintune monitor profile"
             return _refused(404, message, None, "no_reference")
         try:
             if window is not None:
@@ -149,7 +149,7 @@ def router(
             elif store is not None:
                 observed = slowly(lambda: store.observations(WINDOW, model))
             else:
-                return _refused(404, "This service keeps no answers to compare.", None, "no_store")
+                return _refused(404, "This service stores no answers to compare.", None, "no_store")
             scores = slowly(lambda: store.live_scores(model)) if store is not None else {}
         except (SQLAlchemyError, SilentError) as error:
             return _down(error)

@@ -1,4 +1,4 @@
-"""What `fintune monitor` and `fintune data from-feedback` do."""
+"""Implements `fintune monitor` and `fintune data from-feedback`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def open_store(url: str, *, keep: bool = False, must_exist: bool = True) -> Store:
-    """The store at a URL.
+    """Open the store at a URL.
 
     Raises:
         MissingExtraError: SQLAlchemy or Alembic is not installed.
-        DataError: there is no store, where one must exist already (SQLite), or it cannot be opened.
+        DataError: a store that must exist (SQLite) does not, or it cannot be opened.
     """
     try:
         from fintune.monitoring.store import Store

@@ -1,7 +1,7 @@
-"""A store's database: connecting and bringing its tables up to date in limited time, and why it fails.
+"""Connects to a store's database, migrates its tables in limited time, and explains its failures.
 
-A database that is locked, stopped or behind a dead network must never be waited for without end: connecting,
-statements and locks have limits here, and what a driver cannot bound is done in a thread that is left behind.
+Nothing may wait forever for a database that is locked, stopped or behind a dead network. Connecting,
+statements and locks have limits here; what a driver cannot limit runs in a thread that is left behind.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sqlalchemy.engine import Engine as Database
 from fintune.data.raw.fetch import TimeUpError, within
 
 PATIENCE = 1.0
-"""Seconds that a request waits for the store, and a service's connection for another one's lock."""
+"""Seconds that a request waits for the store, and a service's connection for another's lock."""
 WAIT_SECONDS = 10
-"""How long a command waits for another writer, and everyone for another process that makes the tables."""
+"""Seconds that a command waits for another writer, and anyone for another process's migration."""
 STATEMENT_SECONDS = 10
-"""For a statement of a service (PostgreSQL): nobody waits so long, but its connection comes back."""
+"""Limit on a service's statement (PostgreSQL): requests give up earlier, but the connection is freed."""
 AT_ONCE = 8
-"""Questions that requests ask the store at once."""
+"""The most questions that requests ask the store at once."""
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCK = 7_102_026
-"""The key of PostgreSQL's advisory lock under which migrations run."""
+"""Key of the PostgreSQL advisory lock for migrations."""
 _COMES_BACK = ("starting up", "shutting down", "too many", "connection slots", "recovery mode")
 _Result = TypeVar("_Result")
 
@@ -40,10 +40,10 @@ def connect(address: sa.URL, patience: float | None = None) -> Database:
     """An engine for a database; nothing is connected yet.
 
     Args:
-        patience: of a service: seconds to wait for locks and for a free connection; None is a command, which
-            may take its time.
+        patience: for a service, the seconds to wait for locks and for a free connection; None for a command,
+            which may take its time.
     """
-    quiet = {"hide_parameters": True}  # an error reaches the log, and a client's text must not
+    quiet = {"hide_parameters": True}  # errors are logged, and a client's text must not be
     if address.drivername == "sqlite":
         return _sqlite(address, patience or WAIT_SECONDS, quiet)
     limits = {"connect_timeout": 3, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
@@ -54,7 +54,7 @@ def connect(address: sa.URL, patience: float | None = None) -> Database:
 
     @sa.event.listens_for(database, "connect")
     def _bound(connection: Any, _: Any) -> None:
-        if patience:  # by statements, because a connection pooler refuses them as options
+        if patience:  # as statements, because a connection pooler refuses them as options
             connection.execute(f"SET statement_timeout = {1000 * STATEMENT_SECONDS}")
             connection.execute(f"SET lock_timeout = {int(1000 * patience)}")
             connection.commit()
@@ -66,8 +66,8 @@ def _sqlite(address: sa.URL, seconds: float, quiet: dict[str, Any]) -> Database:
     if address.database and address.database != ":memory:":
         file = Path(address.database)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # SQLite says better what is wrong
-            file.touch(mode=0o600)  # it may hold texts; -wal and -shm take its mode
+        with contextlib.suppress(OSError):  # SQLite's own error is clearer
+            file.touch(mode=0o600)  # it may hold texts; -wal and -shm inherit its mode
     database = sa.create_engine(address, connect_args={"timeout": seconds}, pool_timeout=seconds, **quiet)
 
     @sa.event.listens_for(database, "connect")
@@ -80,7 +80,7 @@ def _sqlite(address: sa.URL, seconds: float, quiet: dict[str, Any]) -> Database:
 
 
 def migrate(database: Database) -> None:
-    """Run the migrations that the database lacks; of several processes one does it.
+    """Run the migrations that the database lacks; only one of several processes runs them.
 
     Raises:
         SilentError: the database does not answer, or another process migrates for too long.
@@ -109,7 +109,7 @@ def _upgrade(database: Database) -> None:
 
 @contextlib.contextmanager
 def _alone(database: Database) -> Iterator[None]:
-    """No other process migrates meanwhile."""
+    """Keep other processes from migrating meanwhile."""
     if database.dialect.name == "postgresql":
         with database.connect() as connection:
             connection.execute(sa.text(f"SET lock_timeout = {1000 * WAIT_SECONDS}"))
@@ -128,20 +128,20 @@ def _alone(database: Database) -> Iterator[None]:
 
 
 class Patience:
-    """Questions to a store that nobody waits for longer than PATIENCE; a silent store holds few threads."""
+    """Calls to a store that give up after PATIENCE seconds; a silent store blocks only a few threads."""
 
     def __init__(self, seconds: float = PATIENCE) -> None:
         self._seconds = seconds
         self._free = threading.BoundedSemaphore(AT_ONCE)
 
     def __call__(self, work: Callable[[], _Result]) -> _Result:
-        """What `work` returns or raises.
+        """Return or raise what `work` does.
 
         Raises:
-            SilentError: it takes too long; it goes on without us.
+            SilentError: it takes too long; it then continues in its thread.
         """
         if not self._free.acquire(timeout=self._seconds):
-            raise SilentError(f"{AT_ONCE} earlier questions have no answer yet")
+            raise SilentError(f"{AT_ONCE} earlier calls have no answer yet")
 
         def held() -> _Result:
             try:
@@ -156,14 +156,14 @@ class Patience:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether a failure is the database's, and the same may succeed later; else the row is wrong."""
+    """Whether the database failed and a retry may succeed; otherwise the row is wrong."""
     wrong = (sa.exc.IntegrityError, sa.exc.DataError)
     known = isinstance(error, sa.exc.SQLAlchemyError | OSError | SilentError)
     return known and not isinstance(error, wrong)
 
 
 def comes_back(error: Exception) -> bool:
-    """Whether a database that cannot be opened is only away: nothing that its address or rights explain."""
+    """Whether an unreachable database may come back: its address and rights do not explain the failure."""
     if not isinstance(error, sa.exc.OperationalError):
         return isinstance(error, SilentError)
     said = str(error.orig)
@@ -175,7 +175,7 @@ def comes_back(error: Exception) -> bool:
 def reason(error: Exception) -> str:
     """Why a store failed, for a log: the driver's first line, or the kind of error.
 
-    The other lines of an error, and errors that are not the driver's, may quote what was to be stored.
+    The other lines of an error, and errors from outside the driver, may quote the stored text.
     """
     if isinstance(error, SilentError):
         return str(error)

@@ -1,13 +1,13 @@
-"""How far live traffic is from the reference profile: effect sizes, a two-sample test, a verdict.
+"""Compares live traffic with the reference profile: effect sizes, two-sample tests, a verdict.
 
-- PSI = Σ (p − q) ln(p / q) over labels, or over the reference's deciles of a number. By custom 0.1 asks for a
-  look and 0.2 means a shift; under no shift its mean is about (bins − 1)(1/n + 1/m) (Yurdakul, 2018), so
-  small windows are not judged.
+- PSI = Σ (p − q) ln(p / q) over labels, or over the reference's deciles of a number. By convention 0.1 asks
+  for a look and 0.2 means a shift. Without a shift its mean is about (bins − 1)(1/n + 1/m) (Yurdakul, 2018),
+  so small windows are not judged.
 - Jensen-Shannon divergence in bits (Lin, 1991): 0 for equal distributions, 1 for disjoint ones.
 - Two-sample tests: chi-square of homogeneity for counts, Kolmogorov-Smirnov for numbers.
 
-With many answers any difference is significant, and with few a large one is chance: a verdict needs both.
-The vocabulary has an effect size alone (see `_words`).
+With many answers any difference is significant, and with few a large one may be chance, so a verdict needs
+both. The vocabulary has only an effect size (see `_words`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from numpy.typing import ArrayLike
 from fintune.monitoring.profile import Observation, Profile, TaskProfile
 
 MIN_ANSWERS = 100
-"""Fewer are not judged."""
+"""Fewer answers are not judged."""
 WINDOW = 1000
-"""Answers of a task that are compared: the newest."""
+"""Number of newest answers per task that are compared."""
 WATCH, DRIFT = 0.1, 0.2
-"""PSI of labels and numbers."""
+"""PSI limits for labels and numbers."""
 WATCH_WORDS, DRIFT_WORDS = 0.015, 0.03
-"""Jensen-Shannon divergence of the vocabulary, in bits, less what chance gives it. Samples of one public
-dataset differ by 0.010 at most, samples of two by 0.038 at least (docs/monitoring.md)."""
+"""Limits of the vocabulary's Jensen-Shannon divergence in bits, after subtracting chance. Samples of one
+public dataset differ by at most 0.010, samples of two by at least 0.038 (docs/monitoring.md)."""
 P_VALUE = 0.01
 BINS = 10
 LEVELS = ("too few", "stable", "watch", "drift")
@@ -39,7 +39,7 @@ LEVELS = ("too few", "stable", "watch", "drift")
 
 
 class Window:
-    """The newest answers of each task of one process, safe to use from several threads."""
+    """Each task's newest answers in one process. Thread-safe."""
 
     def __init__(self, size: int = WINDOW) -> None:
         self._size = size
@@ -47,12 +47,12 @@ class Window:
         self._lock = threading.Lock()
 
     def add(self, task: str, observation: Observation) -> None:
-        """Keep one answer; the oldest beyond the window's size leaves."""
+        """Keep one answer; beyond the window's size the oldest is dropped."""
         with self._lock:
             self._tasks.setdefault(task, deque(maxlen=self._size)).append(observation)
 
     def tasks(self) -> dict[str, list[Observation]]:
-        """A copy of what is kept, by task."""
+        """A copy of the kept answers, by task."""
         with self._lock:
             return {task: list(kept) for task, kept in self._tasks.items()}
 
@@ -91,8 +91,8 @@ def compare(
 ) -> dict[str, Any]:
     """The report of live observations against the reference, task by task, ready for JSON.
 
-    A task that the reference lacks is left out. `status` of a task is the worst of its signals', and that
-    of the report the worst of its tasks'.
+    A task that the reference lacks is left out. A task's `status` is the worst of its signals', the report's
+    the worst of its tasks'.
     """
     tasks = {}
     for name, expected in reference.tasks.items():
@@ -171,7 +171,7 @@ def _numbers(expected: list[float], actual: list[float]) -> dict[str, Any]:
             for values in (expected, actual)
         ]
     )
-    binned = binned[:, binned.any(axis=0)]  # a bin that neither has says nothing
+    binned = binned[:, binned.any(axis=0)]  # drop bins that are empty in both
     found = ks_2samp(expected, actual, method="asymp")
     psi = population_stability(*binned)
     return {
@@ -188,9 +188,9 @@ def _numbers(expected: list[float], actual: list[float]) -> dict[str, Any]:
 
 
 def _edges(expected: list[float]) -> np.ndarray:
-    """The upper edges of all bins but the last: deciles, and a bin alone for a value that fills one and more.
+    """The upper edges of all bins but the last: deciles; a value that fills one or more has its own bin.
 
-    A confidence that is nearly always 1.0 is the only decile there is: whatever is less would share its bin.
+    If a confidence is nearly always 1.0, all deciles equal 1.0, and lower values would share its bin.
     """
     edges = np.unique(np.quantile(expected, np.linspace(0, 1, BINS + 1)[1:-1]))
     shares = np.equal.outer(edges, expected).mean(axis=1)
@@ -198,11 +198,11 @@ def _edges(expected: list[float]) -> np.ndarray:
 
 
 def _words(expected: TaskProfile, actual: TaskProfile) -> dict[str, Any]:
-    """Two vocabularies, as the number of texts that hold a word of each hashed bucket.
+    """Compare two vocabularies: the number of texts with a word in each hashed bucket.
 
     Two samples of one source differ by about (buckets − 1)(1/a + 1/b) / (8 ln 2) bits, where `a` and `b` are
-    the sums of their counts; that is taken off. Words of a text come together, so a test that counts each as
-    a draw of its own would call every difference significant: there is none.
+    the sums of their counts; this is subtracted. There is no test: words of a text are dependent, so a test
+    that counts each as an independent draw would call every difference significant.
     """
     first, second = np.array(expected.words, dtype=float), np.array(actual.words, dtype=float)
     js = 0.0

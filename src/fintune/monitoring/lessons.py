@@ -1,4 +1,4 @@
-"""What feedback teaches: rows to train on, from a store's judged predictions."""
+"""Turns feedback into training rows, from a store's judged predictions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fintune.monitoring.verdicts import as_text
 
 
 def training_rows(store: Store, task: str, *, everything: bool = False) -> list[Mapping[str, Any]]:
-    """The rows that feedback teaches, oldest first.
+    """The training rows from feedback, oldest first.
 
-    They have `text`, `question`, `target`, `answered` (UTC), `model` and `id`, the prediction's.
+    They have `text`, `question`, `target`, `answered` (UTC), `model` and the prediction's `id`.
 
-    Only answers that were wrong and whose right answer is known; `everything` adds those called right. Of
-    several on the same text and question the newest stands: a right answer that it calls right, or wrong, is
-    taught no more.
+    Only wrong answers with a known right answer; `everything` adds those judged right. Of several on the
+    same text and question the newest counts: if it repeats the target of an earlier row, its feedback (right
+    or wrong) removes that row.
 
-    Whichever model was wrong, what is right is a person's word on the text: all models' rows are here. Where
-    two models have other labels for the task each set has its own row, which `model` tells apart: preparation
-    refuses the labels that a recipe's task lacks, by name.
+    A right answer is a person's judgement of the text, whichever model was wrong: rows of all models are
+    here. If two models have different labels for the task, each set has its own row, told apart by `model`:
+    preparation refuses the labels that a recipe's task lacks, by name.
     """
     rows: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for item in store.judged(task):

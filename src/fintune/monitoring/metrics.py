@@ -1,6 +1,6 @@
-"""The numbers that Prometheus reads: one registry, and what the service tells it.
+"""The metrics that Prometheus reads: one registry, filled by the service.
 
-Labels are few by design: task names, a task's own labels and fixed words, never a text, a key or an address.
+Labels are few by design: task names, a task's own labels and fixed words, never a text, key or address.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 class Metrics:
-    """The metrics of one process; `METRICS` is the one the service uses."""
+    """The metrics of one process; the service uses `METRICS`."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -116,10 +116,10 @@ class Metrics:
         """Count one request.
 
         Args:
-            task: a name the service knows; pass "unknown" for any other, for names are kept for ever.
+            task: a name that the service knows; pass "unknown" for others, because names are kept forever.
             seconds: from arrival to answer or refusal. Only answers enter the latency histogram.
             prediction: the answer; its label or number and its confidence are counted.
-            input_tokens: tokens of the whole prompt, `cached_tokens` of them not computed again.
+            input_tokens: tokens of the whole prompt, of which `cached_tokens` were not computed again.
         """
         self.requests.labels(task, outcome).inc()
         if outcome == "ok":
@@ -132,7 +132,7 @@ class Metrics:
             self._observe_answer(task, prediction)
 
     def observe_tokens(self, task: str, prompt: int, cached: int = 0, completion: int = 0) -> None:
-        """Count one request's tokens: of its prompt, of these the `cached` ones, and of what was written."""
+        """Count one request's tokens: of the prompt, of its `cached` part, and of the completion."""
         self.input_tokens.labels(task).observe(prompt)
         self.tokens.labels(task, "prompt").inc(prompt)
         if cached:
@@ -159,11 +159,11 @@ class Metrics:
         self.batch_seconds.labels(task).observe(seconds)
 
     def observe_cache(self, hit: bool, times: int = 1) -> None:
-        """Count so many looks into the prefix cache."""
+        """Count prefix cache lookups."""
         self.cache.labels("hit" if hit else "miss").inc(times)
 
     def set_queue(self, length: int) -> None:
-        """Say how many requests wait for a batch now."""
+        """Set how many requests wait for a batch now."""
         self.queue.set(length)
 
     def show_drift(self, report: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ class Metrics:
         self.store_waiting.set(state["waiting"])
 
     def render(self) -> bytes:
-        """The exposition, to be sent with `CONTENT_TYPE`."""
+        """The metrics in text format, to be sent with `CONTENT_TYPE`."""
         return generate_latest(self.registry)
 
 

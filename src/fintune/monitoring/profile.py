@@ -1,7 +1,7 @@
-"""The reference profile: what a model's inputs and answers looked like when it was evaluated.
+"""Makes the reference profile: statistics of a model's inputs and answers at evaluation time.
 
-It holds counts and numbers alone, no text and no word: words are counted in hashed buckets. It stands as
-`profile.json` in the adapter's folder, and live traffic is compared with it (`drift`).
+It holds only counts and numbers, no texts or words: words are counted in hashed buckets. It is stored as
+`profile.json` in the adapter's folder, and `drift` compares live traffic with it.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ FORMAT = 1
 BUCKETS = 256
 """Of hashed words."""
 KEPT = 1000
-"""Values kept of a numeric signal, evenly spaced in its order: enough for a two-sample test."""
+"""Values kept per numeric signal, evenly spaced in sorted order: enough for a two-sample test."""
 READ_WORDS = 400
-"""Words of a text whose buckets are counted; its length is counted in full."""
+"""The most words of a text whose buckets are counted; its length counts all words."""
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What drift needs of one answered text."""
+    """What drift needs from one answered text."""
 
     length: int
-    """Words of the text and its question."""
+    """Number of words in the text and its question."""
     buckets: tuple[int, ...]
-    """The hashed bucket of each of its first words, case aside."""
+    """The hashed buckets of its first words, ignoring case."""
     label: str | None = None
     confidence: float | None = None
     """The probability of the chosen candidate."""
     value: float | None = None
-    """The answer, where it is a number."""
+    """The answer, if it is a number."""
 
     @classmethod
     def of(
@@ -75,13 +75,13 @@ class TaskProfile:
     n: int = 0
     labels: dict[str, int] = field(default_factory=dict)
     words: list[int] = field(default_factory=lambda: [0] * BUCKETS)
-    """Texts that hold a word of each bucket: shape (BUCKETS,)."""
+    """Number of texts with a word in each bucket: shape (BUCKETS,)."""
     numbers: dict[str, list[float]] = field(default_factory=dict)
     """Sorted values of `confidence`, `length` and `value`, at most KEPT of each."""
 
     @classmethod
     def of(cls, observations: Iterable[Observation], labels: Sequence[str] = ()) -> TaskProfile:
-        """The profile of some observations; `labels` names those that may come up, even if none did."""
+        """The profile of some observations; `labels` lists all possible labels, even unseen ones."""
         profile = cls(labels={label: 0 for label in labels})
         numbers: dict[str, list[float]] = {}
         for seen in observations:
@@ -111,9 +111,9 @@ class Profile:
 
     tasks: dict[str, TaskProfile]
     source: str = ""
-    """Which data it was taken from."""
+    """The data it was made from."""
     weights: str = ""
-    """The SHA-256 of the adapter's weights; "" where it is not known."""
+    """The SHA-256 of the adapter's weights; "" if unknown."""
 
     def save(self, folder: str | Path) -> Path:
         """Write `profile.json` into a folder."""
@@ -122,7 +122,7 @@ class Profile:
         return write_json(Path(folder) / NAME, {**facts, "tasks": tasks})
 
     def beside(self, old: Profile) -> Profile:
-        """This one with what `old` knows better of the same weights and data: more examples, other tasks."""
+        """This profile, plus the tasks that `old` has more examples of, for the same weights and data."""
         if (self.weights, self.source) != (old.weights, old.source):
             return self
         none = TaskProfile()
@@ -131,10 +131,10 @@ class Profile:
 
     @classmethod
     def load(cls, folder: str | Path) -> Profile:
-        """Read the profile of an adapter's folder.
+        """Read the profile from an adapter's folder.
 
         Raises:
-            DataError: there is none, or it is damaged or of another version.
+            DataError: there is none, or it is damaged or has another version.
         """
         path = Path(folder) / NAME
         if not path.is_file():
@@ -155,7 +155,7 @@ class Profile:
         found, weights = str(raw.get("weights", "")), Path(folder) / WEIGHTS
         if found and weights.is_file() and known_sha256(weights) != found:
             raise DataError(
-                f"{path} is of other weights than the adapter beside it has: make it again with  "
+                f"{path} belongs to other weights than the adapter's: make it again with  "
                 f"fintune monitor profile --model_path {folder}"
             )
         return cls(tasks, str(raw.get("source", "")), found)
@@ -175,13 +175,13 @@ def profile_of(task: Task, records: Sequence[Record], answers: Sequence[Predicti
 def make_profile(
     engine: Engine, prepared: PreparedDataset, split: Split = "test", limit: int | None = None
 ) -> Profile:
-    """Answer a split of the prepared data and take the profile of it.
+    """Answer a split of the prepared data and make its profile.
 
     Args:
-        limit: examples per task at most, the first ones.
+        limit: the most examples per task, from the start; None is all.
 
     Raises:
-        DataError: the split holds no task that the model answers.
+        DataError: the split has no records of a task that the model answers.
     """
     tasks = {}
     for task in prepared.task_set():
@@ -190,5 +190,5 @@ def make_profile(
             answers = engine.predict(task.name, records)
             tasks[task.name] = profile_of(engine.tasks[task.name], records, answers)
     if not tasks:
-        raise DataError(f"{prepared.folder} has no {split} records of a task this model answers.")
+        raise DataError(f"{prepared.folder} has no {split} records for a task that this model answers.")
     return Profile(tasks, f"{split} split of {prepared.folder.name}")

@@ -1,4 +1,4 @@
-"""One object for the service: an answer in, and everything that watches answers knows of it."""
+"""Records each answer of the service for everything that monitors answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fintune.tasks import Prediction
 log = logging.getLogger("fintune.monitoring")
 
 REFRESH_SECONDS = 30.0
-"""How old the drift gauges may be when Prometheus reads them."""
+"""The oldest that the drift gauges may be when Prometheus reads them."""
 
 
 class Recorder:
-    """The window, the store (or None), the reference (or None) and the metrics of one process."""
+    """One process's window, store (or None), reference (or None) and metrics."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class Recorder:
         """All may be left out.
 
         Args:
-            model: the one that the reference is of; answers of others are kept, but no part of drift. None:
+            model: the model of the reference; other models' answers are stored but excluded from drift. None:
                 there are no others.
         """
         self.reference, self.store, self.model, self.metrics = reference, store, model, metrics
         self.window = Window(window_size)
         self.writer = Writer(store, metrics) if store is not None and store.keep else None
-        """What keeps answers; None where nothing is kept."""
+        """Writes answers to the store; None if none are stored."""
         self._refreshed = 0.0
         self._lock = threading.Lock()
         self._judging: threading.Thread | None = None
@@ -57,13 +57,13 @@ class Recorder:
     ) -> Recorder:
         """The recorder of a service.
 
-        FINTUNE_STORE is the store's URL; without it there is none. FINTUNE_KEEP_PREDICTIONS=1 is the consent
-        to keep texts and answers in it. The reference is the adapter's profile, if it has one, and `model`
-        the adapter's name among several.
+        FINTUNE_STORE is the store's URL; without it there is no store. FINTUNE_KEEP_PREDICTIONS=1 consents to
+        keeping texts and answers in it. The reference is the adapter's profile, if it has one; `model` is the
+        adapter's name among several.
 
         Raises:
             ConfigError: FINTUNE_KEEP_PREDICTIONS is not 0 or 1, or is 1 without a store.
-            DataError: the store cannot be opened, and is not only away; or the profile cannot be read.
+            DataError: the store cannot be opened and is not just unavailable, or the profile cannot be read.
         """
         url, consent = os.environ.get("FINTUNE_STORE"), os.environ.get("FINTUNE_KEEP_PREDICTIONS") or "0"
         if consent not in ("0", "1"):
@@ -78,10 +78,10 @@ class Recorder:
     def record(
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
     ) -> str | None:
-        """Take note of an answer; the id under which it will be kept, or None where it is not, or cannot be.
+        """Record an answer; return the id under which it will be stored, or None if it will not be.
 
-        The window holds numbers and hashed words alone; the text is written only by a store with consent,
-        which nobody waits for: the writer has its own thread.
+        The window holds only numbers and hashed words. Only a store with consent holds the text; the writer's
+        own thread writes it, so nobody waits.
         """
         own = self.model is None or model in ("", self.model)
         if own and self.reference is not None and task in self.reference.tasks:
@@ -93,16 +93,16 @@ class Recorder:
         return str(row["id"]) if self.writer.put(row) else None
 
     def close(self) -> None:
-        """Write what waits, in limited time, and let the store go."""
+        """Write what waits, in limited time, and close the store."""
         if self.writer:
             self.writer.close()
         if self.store:
             self.store.close()
 
     def exposition(self) -> bytes:
-        """What /metrics answers, with drift and live accuracy not older than REFRESH_SECONDS.
+        """The response of /metrics; drift and live accuracy are at most REFRESH_SECONDS old.
 
-        A store that does not answer in time leaves the live accuracy as it was.
+        If the store does not answer in time, the live accuracy stays as it was.
         """
         with self._lock:
             if time.monotonic() - self._refreshed > REFRESH_SECONDS or not self._refreshed:
@@ -116,19 +116,19 @@ class Recorder:
         return self.metrics.render()
 
     def _judge(self) -> None:
-        """Bring the live accuracy up to date, in a thread that is waited for so long and no longer."""
+        """Update the live accuracy in a thread, waiting for it only a limited time."""
         if self._judging is None or not self._judging.is_alive():
             self._judging = threading.Thread(target=self._read_scores, name="fintune-judge", daemon=True)
             self._judging.start()
             self._judging.join(PATIENCE)
-        else:  # it has had the time since the last refresh
+        else:  # it has been running since the last refresh
             self._not_judged(SilentError(f"no answer within {REFRESH_SECONDS:g} s"))
 
     def _read_scores(self) -> None:
         assert self.store is not None
         try:
             self.metrics.show_accuracy(self.store.live_scores(self.model))
-        except Exception as error:  # whatever fails here must not cost the other metrics
+        except Exception as error:  # a failure here must not cost the other metrics
             self._not_judged(error)
         else:
             self._unjudged = False
@@ -136,7 +136,5 @@ class Recorder:
     def _not_judged(self, error: Exception) -> None:
         self.metrics.store_failures.labels("judge").inc()
         if not self._unjudged:
-            log.error(
-                "FINTUNE_STORE fails, so the live accuracy is not brought up to date: %s", reason(error)
-            )
+            log.error("FINTUNE_STORE fails, so the live accuracy is not updated: %s", reason(error))
         self._unjudged = True

@@ -1,9 +1,9 @@
 """Predictions and feedback in a database: SQLite by default, PostgreSQL by URL.
 
-Predictions are kept only where consent is switched on (`keep=True`); without it nothing of a request is
-written. Feedback joins a kept prediction by its id, and the newest one on a prediction counts. Several
-processes may write at once: SQLite in WAL mode with patience, PostgreSQL as it is. The tables are made and
-changed by the migrations in this package.
+Predictions are stored only with consent (`keep=True`); without it nothing of a request is written. Feedback
+refers to a stored prediction by its id, and the newest on a prediction counts. Several processes may write at
+once: SQLite in WAL mode with lock timeouts, PostgreSQL by nature. The migrations in this package create and
+change the tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT_URL = "sqlite:///output/monitoring.db"
 LIVE_DAYS = 30
 """How far back live accuracy looks."""
 PredictionRow = dict[str, Any]
-"""A prediction as its table has it."""
+"""A prediction as a table row."""
 
 TABLES = sa.MetaData()
 PREDICTIONS = sa.Table(
@@ -68,17 +68,17 @@ FEEDBACK = sa.Table(
 
 @dataclass(frozen=True)
 class Kept:
-    """What feedback on a kept prediction is checked by."""
+    """What feedback on a stored prediction is checked against."""
 
     task: str
     value: str | float
     labels: tuple[str, ...]
-    """Those that the answer was chosen from; empty where it is no label."""
+    """The labels that the answer was chosen from; empty if it is not a label."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A kept prediction with the newest feedback on it."""
+    """A stored prediction with its newest feedback."""
 
     id: str
     created: datetime
@@ -88,35 +88,35 @@ class Judged:
     question: str | None
     value: str | float
     correct: bool | None
-    """As the feedback says, or as its target and the answer compare; None of a number without either."""
+    """The feedback's verdict, or whether target and answer match; None for a number without a verdict."""
     target: str | float | None
     key_id: str | None
-    """Who gave the feedback: the id of an API key, never the key."""
+    """The author's API key id, never the key."""
     labels: tuple[str, ...]
 
 
 class Store:
-    """One database of predictions and feedback."""
+    """A database of predictions and feedback."""
 
     def __init__(self, database: Database, keep: bool) -> None:
         self.database = database
         self.keep = keep
-        """Whether predictions may be kept: the consent."""
+        """The consent: whether predictions may be stored."""
         self._ready = False
         self._preparing = threading.Lock()
 
     @classmethod
     def open(cls, url: str = DEFAULT_URL, *, keep: bool = False, patience: float | None = None) -> Store:
-        """Connect, and bring the tables up to date, within seconds.
+        """Connect and migrate the tables, within seconds.
 
         Args:
-            url: as SQLAlchemy reads it: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
-            keep: switch consent on.
-            patience: of a service: it waits so many seconds for locks, and a database that is away for now is
-                logged and opened later, by the first call that finds it.
+            url: in SQLAlchemy's form: sqlite:///FILE, or postgresql+psycopg://USER:PASSWORD@HOST/NAME.
+            keep: consent to storing predictions.
+            patience: for a service, the seconds to wait for locks. An unavailable database is logged, and
+                opened by the first call that finds it.
 
         Raises:
-            DataError: the URL cannot be read, or no database answers there.
+            DataError: the URL is invalid, or no database answers there.
             MissingExtraError: the database's driver is not installed.
         """
         try:
@@ -126,7 +126,7 @@ class Store:
         if address.drivername in ("postgresql", "postgres"):
             address = address.set(drivername="postgresql+psycopg")
         if address.drivername not in ("sqlite", "postgresql+psycopg"):
-            raise DataError(f"The store is SQLite or PostgreSQL, got a URL of {address.drivername}.")
+            raise DataError(f"The store must be SQLite or PostgreSQL, got a URL of {address.drivername}.")
         try:
             store = cls(connect(address, patience), keep)
             store.prepare()
@@ -136,11 +136,11 @@ class Store:
             shown = address.render_as_string(hide_password=True)
             if patience is None or not comes_back(error):
                 raise DataError(f"The store {shown} cannot be opened: {reason(error)}") from None
-            log.error("FINTUNE_STORE is away, and is tried again: %s: %s", shown, reason(error))
+            log.error("FINTUNE_STORE is not available and will be retried: %s: %s", shown, reason(error))
         return store
 
     def prepare(self) -> None:
-        """Bring the tables up to date, once."""
+        """Migrate the tables, once."""
         if not self._ready:
             with self._preparing:
                 if not self._ready:
@@ -156,20 +156,20 @@ class Store:
         return self.database.begin()
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self.database.dispose()
 
     def add_prediction(
         self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
     ) -> str:
-        """A new id for a prediction, which is kept under it if consent is on."""
+        """A new id for a prediction, which is stored under it with consent."""
         row = prediction_row(task, text, prediction, question=question, model=model)
         if self.keep:
             self.add_predictions([row])
         return str(row["id"])
 
     def add_predictions(self, rows: Sequence[PredictionRow]) -> None:
-        """Keep rows of `prediction_row` in one transaction; those that are there already stay as they are."""
+        """Store rows of `prediction_row` in one transaction; existing rows stay unchanged."""
         kind = sqlite if self.database.dialect.name == "sqlite" else postgresql
         with self._begin() as connection:
             connection.execute(kind.insert(PREDICTIONS).on_conflict_do_nothing(), rows)
@@ -182,11 +182,11 @@ class Store:
         target: str | float | None = None,
         key_id: str | None = None,
     ) -> None:
-        """Keep what someone says of a prediction: whether it was right, or what would have been.
+        """Store a person's verdict on a prediction: whether it was right, or the right answer.
 
         Raises:
-            DataError: there is no such prediction, neither `correct` nor `target` is given, or `target` is no
-                number where the answer is one.
+            DataError: there is no such prediction, neither `correct` nor `target` is given, or the answer is
+                a number but `target` is not.
         """
         if correct is None and target is None:
             raise DataError("Feedback needs correct (true or false), or target, the right answer.")
@@ -201,17 +201,17 @@ class Store:
             "target": None if target is None else json.dumps(target),
             "key_id": key_id,
         }
-        try:  # the database refuses what has no prediction, or none any more
+        try:  # the database refuses feedback without a prediction, even one just deleted
             with self._begin() as connection:
                 connection.execute(FEEDBACK.insert(), row)
         except sa.exc.IntegrityError:
             raise DataError(
-                f"There is no prediction {prediction_id!r}: predictions are kept only with consent switched "
-                "on, and until they are deleted."
+                f"There is no prediction {prediction_id!r}: predictions are stored only with consent "
+                "switched on, and until they are deleted."
             ) from None
 
     def find(self, prediction_id: str) -> Kept | None:
-        """A kept prediction; None where there is none of this id."""
+        """A stored prediction; None if there is none with this id."""
         table = PREDICTIONS.c
         with self._connect() as connection:
             query = sa.select(table.task, table.value, table.probabilities).where(table.id == prediction_id)
@@ -222,7 +222,7 @@ class Store:
         return Kept(row.task, value, _labels(value, row.probabilities))
 
     def models(self) -> list[str]:
-        """Those that answered, by name."""
+        """Names of the models that answered."""
         with self._connect() as connection:
             names = connection.execute(sa.select(PREDICTIONS.c.model).distinct()).scalars()
             return sorted(name for name in names if name)
@@ -230,7 +230,7 @@ class Store:
     def judged(
         self, task: str | None = None, since: datetime | None = None, model: str | None = None
     ) -> Iterator[Judged]:
-        """The predictions with feedback, oldest first, each with the newest of it; None is of any model."""
+        """Predictions with their newest feedback, oldest first; `model=None` is any model."""
         newest = (
             sa.select(sa.func.max(FEEDBACK.c.id).label("id")).group_by(FEEDBACK.c.prediction_id).subquery()
         )
@@ -264,9 +264,9 @@ class Store:
                 )
 
     def scores(self, since: datetime | None = None, model: str | None = None) -> dict[str, dict[str, Any]]:
-        """By task: `feedback` (predictions judged), `accuracy` (share called right) and, of numbers, `mae`.
+        """By task: `feedback` (predictions judged), `accuracy` (share judged right) and, for numbers, `mae`.
 
-        `accuracy` is null where no feedback says right or wrong, `mae` where no target is a number.
+        `accuracy` is null without a verdict of right or wrong, `mae` without a numeric target.
         """
         found: dict[str, list[Judged]] = {}
         for item in self.judged(since=since, model=model):
@@ -287,11 +287,11 @@ class Store:
         return scores
 
     def live_scores(self, model: str | None = None) -> dict[str, dict[str, Any]]:
-        """The scores of the predictions of the last LIVE_DAYS days."""
+        """The scores of the predictions from the last LIVE_DAYS days."""
         return self.scores(datetime.now(UTC) - timedelta(days=LIVE_DAYS), model)
 
     def observations(self, limit: int, model: str | None = None) -> dict[str, list[Observation]]:
-        """The newest `limit` kept predictions of each task, as drift reads them; None is of any model."""
+        """Each task's newest `limit` stored predictions, for drift; `model=None` is any model."""
         table, wanted = PREDICTIONS.c, sa.true() if model is None else _by(model)
         with self._connect() as connection:
             tasks = connection.execute(sa.select(table.task).where(wanted).distinct()).scalars().all()
@@ -310,7 +310,7 @@ class Store:
         return found
 
     def delete_older(self, days: float) -> int:
-        """Forget the predictions (and their feedback) made more than `days` days ago; how many."""
+        """Delete predictions (and their feedback) older than `days` days; return how many."""
         before = _now() - timedelta(days=days)
         with self._begin() as connection:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
@@ -319,7 +319,7 @@ class Store:
 def prediction_row(
     task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
 ) -> PredictionRow:
-    """A prediction under a new id, as it is kept."""
+    """A prediction as a row with a new id."""
     kinds = prediction.probabilities
     return {
         "id": str(uuid.uuid4()),
@@ -334,18 +334,18 @@ def prediction_row(
 
 
 def _labels(value: str | float, probabilities: str | None) -> tuple[str, ...]:
-    """What an answer was chosen from, where it is one of these; a number's levels are no labels."""
+    """The labels an answer was chosen from, if it is one of them; a number's levels are not labels."""
     kinds = json.loads(probabilities or "{}")
     return tuple(kinds) if value in kinds else ()
 
 
 def _by(model: str) -> sa.ColumnElement[bool]:
-    """Whether a model answered; who names none has only one."""
+    """Condition for a model's rows; rows without a name come from a service with only one model."""
     return PREDICTIONS.c.model.in_((model, ""))
 
 
 def _now() -> datetime:
-    """UTC without a zone, which every database keeps alike."""
+    """UTC without a time zone, which every database stores alike."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, where the extra `otel` is installed and configured; else nothing at all.
+"""OpenTelemetry traces, if the extra `otel` is installed and configured; otherwise nothing.
 
-A span holds task names, sizes and outcomes, never a text. Where spans go is said by OpenTelemetry's own
-variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME).
+A span holds task names, sizes and outcomes, never a text. OpenTelemetry's own variables say where spans go
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fintune.errors import MissingExtraError
 
 
 def configure(exporter: Any = None) -> bool:
-    """Send spans to the OTLP endpoint of the environment; whether there is one.
+    """Send spans to the OTLP endpoint of the environment; return whether there is one.
 
     Args:
         exporter: a span exporter to use instead.
@@ -48,7 +48,7 @@ def configure(exporter: Any = None) -> bool:
 
 
 def flush() -> None:
-    """Send what is still to be sent: at the end of a process."""
+    """Send the remaining spans at the end of a process."""
     if find_spec("opentelemetry") is not None:
         from opentelemetry import trace
 
@@ -56,7 +56,7 @@ def flush() -> None:
 
 
 def here() -> Any:
-    """The trace that this code runs in, for a `span` of another thread; None without the extra."""
+    """The current trace, for a `span` in another thread; None without the extra."""
     if find_spec("opentelemetry") is None:
         return None
     from opentelemetry import context
@@ -72,7 +72,7 @@ def span(
 
     Args:
         headers: a request's headers; a `traceparent` among them makes this span part of the caller's trace.
-        within: what `here` said elsewhere: the span is part of that trace.
+        within: the result of `here` in another thread: the span becomes part of that trace.
     """
     if find_spec("opentelemetry") is None:
         yield None

@@ -1,4 +1,4 @@
-"""A right answer, as feedback has it, beside the one given: in its type, and whether they are equal."""
+"""Compares feedback's right answer with the given one: converts its type, and decides whether they match."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from fintune.errors import DataError
 
 
 def as_answer(target: str | float, value: str | float) -> str | float:
-    """The right answer in the type of the one given: 3 is "3" of a text, and "0.5" is 0.5 of a number.
+    """The right answer in the given answer's type: 3 becomes "3" for a text, "0.5" becomes 0.5 for a number.
 
     Raises:
-        DataError: the answer is a number, and the target is none.
+        DataError: the answer is a number but the target is not.
     """
     if isinstance(value, str):
         if isinstance(target, str):
             return target
-        return value if _number(value) == target else as_text(target)  # JSON has 3 for "3.0", too
+        return value if _number(value) == target else as_text(target)  # JSON turns "3.0" into 3
     number = _number(target)
     if number is None:
-        raise DataError(f"target must be a number, as the answer is, got {str(target)[:40]!r}.")
+        raise DataError(f"target must be a number like the answer, got {str(target)[:40]!r}.")
     return number
 
 
@@ -29,7 +29,7 @@ def as_text(number: float) -> str:
 
 
 def is_right(value: str | float, target: str | float | None, correct: bool | None) -> bool | None:
-    """The feedback's own verdict, else whether a text's target is the answer; a number has none."""
+    """The feedback's own verdict; without one whether a text's target matches; None for a number."""
     if correct is not None or target is None or not isinstance(value, str):
         return correct
     return _plain(value) == _plain(str(as_answer(target, value)))

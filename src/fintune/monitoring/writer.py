@@ -1,7 +1,7 @@
-"""Answers on their way into the store: a bounded queue, and a thread of its own that writes them.
+"""Writes answers to the store: a bounded queue, and its own thread.
 
-Nobody who asked for an answer waits for the database. While it is away the answers wait here, and are written
-once it is back; what no longer fits, and what it refuses, is counted.
+Nobody who asked for an answer waits for the database. While it is unavailable, answers wait here; they are
+written when it is back. Answers that no longer fit, or that it refuses, are counted.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from fintune.monitoring.store import PredictionRow, Store
 log = logging.getLogger("fintune.monitoring")
 MOST_ROWS = 10_000
 MOST_CHARACTERS = 64_000_000
-"""Of the texts of all rows that wait."""
+"""The most characters of all waiting texts."""
 BATCH = 500
-"""Rows of one transaction."""
+"""Rows per transaction."""
 SILENT_SECONDS = 5.0
-"""A write that takes longer counts as an outage."""
+"""Seconds after which a write counts as an outage."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Between two tries while the store is away."""
+"""Seconds between two tries while the store is unavailable."""
 CLOSE_SECONDS = 5.0
 
 
 class Writer:
-    """The queue before a store, and its thread, which the first row starts."""
+    """The queue before a store, and its thread, which starts with the first row."""
 
     def __init__(self, store: Store, metrics: Metrics) -> None:
         self.store, self.metrics = store, metrics
         self.lost = 0
-        """Answers that were not kept, and will not be."""
+        """Answers that were not stored and will not be."""
         self._rows: deque[PredictionRow] = deque()
         self._characters = self._put = self._done = 0
         self._changed = threading.Condition()
@@ -46,12 +46,12 @@ class Writer:
         self._thread: threading.Thread | None = None
 
     def put(self, row: PredictionRow) -> bool:
-        """Leave a row to be written; False where there is no room. Waits for nothing."""
+        """Queue a row for writing; False if there is no room. Never waits."""
         with self._changed:
             self._notice_silence()
             full = len(self._rows) >= MOST_ROWS or self._characters > MOST_CHARACTERS
             if self._ended or full:
-                self._lose(1, "no more of them can wait" if full else "the service has ended")
+                self._lose(1, "the queue is full" if full else "the service has ended")
                 return False
             self._rows.append(row)
             self._characters += len(row["text"])
@@ -63,14 +63,14 @@ class Writer:
             return True
 
     def flush(self, seconds: float) -> bool:
-        """Whether every row left so far is settled in time. While the store is away it says so at once."""
+        """Whether all rows queued so far are settled in time; does not wait while the store is unavailable."""
         with self._changed:
             wanted = self._put
             self._changed.wait_for(lambda: self._done >= wanted or self._down, seconds)
             return self._done >= wanted
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Write what waits, in limited time; the rest is counted, and said."""
+        """Write what waits, in limited time; count and log the rest."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -79,17 +79,17 @@ class Writer:
             thread.join(seconds)
         with self._changed:
             if self._rows:
-                self._lose(len(self._rows), "the service ends, and the store is away")
+                self._lose(len(self._rows), "the service ends while the store is not available")
                 self._rows.clear()
 
     def state(self) -> dict[str, Any]:
-        """`state` (ok or down), answers that are `waiting`, and answers that were `lost`."""
+        """`state` (ok or down), the number of `waiting` answers, and of `lost` ones."""
         with self._changed:
             self._notice_silence()
             state = "down" if self._down else "ok"
             return {"state": state, "waiting": len(self._rows), "lost": self.lost}
 
-    # The thread; the methods below are called with the lock, but for `_run` and `_write` ---------------
+    # The thread; call the methods below with the lock, except `_run` and `_write` ------------------------
 
     def _run(self) -> None:
         while True:
@@ -104,7 +104,7 @@ class Writer:
                 return
 
     def _write(self, batch: list[PredictionRow]) -> bool:
-        """Write rows, together or, if one is refused, one by one; False where the store is away."""
+        """Write rows together or, if one is refused, one by one; False if the store is unavailable."""
         self._began = time.monotonic()
         try:
             self.store.add_predictions(batch)
@@ -136,10 +136,10 @@ class Writer:
             self._went(None)
 
     def _went(self, error: Exception | None) -> None:
-        """Take the store for away; said once an outage."""
+        """Treat the store as unavailable; log it once per outage."""
         if not self._down:
             why = reason(error) if error else f"no answer within {SILENT_SECONDS:g} s"
-            log.error("FINTUNE_STORE fails, so answers wait to be kept, and feedback is refused: %s", why)
+            log.error("FINTUNE_STORE fails, so answers wait in memory and feedback is refused: %s", why)
         elif error:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self._down = True
@@ -148,7 +148,7 @@ class Writer:
     def _lose(self, count: int, why: str) -> None:
         if not self._full:
             log.error(
-                "FINTUNE_STORE: %d answers are not kept: %s; the next ones are only counted", count, why
+                "FINTUNE_STORE: %d answers are not stored: %s; further ones are only counted", count, why
             )
         self._full = True
         self.lost += count

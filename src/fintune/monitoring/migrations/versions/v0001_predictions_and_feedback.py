@@ -1,4 +1,4 @@
-"""The first tables: predictions, and feedback that joins them."""
+"""The first tables: predictions, and feedback that refers to them."""
 
 import sqlalchemy as sa
 from alembic import op
