@@ -1,1 +1,1 @@
-"""The demo: a web page with a tab a task, on the same engine as `fintune predict`."""
+"""The demo: a web page with one tab per task, on the same engine as `fintune predict`."""

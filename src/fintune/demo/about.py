@@ -1,4 +1,4 @@
-"""What the page says of the model that answers: its adapter, that one's training and test figures."""
+"""Describes the answering model on the page: its adapter, training and test figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fintune.reports.figures import Row, number, rows_of
 logger = logging.getLogger(__name__)
 
 LARGEST = 30 * 2**20
-"""Bytes of a results file or a report that is read."""
+"""The most bytes read of a results file or a report."""
 
 
 def header(engine: Engine) -> str:
@@ -44,7 +44,7 @@ def header(engine: Engine) -> str:
 
 
 def trained(facts: Mapping[str, Any]) -> str:
-    """When an adapter was trained and on what data, as its manifest says."""
+    """When and on what data an adapter was trained, from its manifest."""
     try:
         moment = datetime.fromisoformat(str(facts.get("created"))).astimezone(UTC)
     except ValueError:
@@ -66,7 +66,7 @@ def trained(facts: Mapping[str, Any]) -> str:
 
 
 def _tasks(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Task → what a manifest says of its data; a folder from elsewhere may say anything."""
+    """Task → the manifest's entry on its data; a folder from elsewhere may hold anything."""
     data = facts.get("data")
     tasks = data.get("tasks") if isinstance(data, dict) else None
     found = tasks.items() if isinstance(tasks, dict) else ()
@@ -74,9 +74,9 @@ def _tasks(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def below_baseline(adapter: Path | None) -> dict[str, str]:
-    """Task → one sentence, for each task that did worse in its test than its simplest baseline.
+    """Task → one sentence, for each task that was worse in its test than its simplest baseline.
 
-    Read from the results.json beside the adapter; one of another training says nothing of this adapter.
+    Read from the results.json beside the adapter; results of another training do not count.
     """
     path = adapter / "results.json" if adapter else None
     if not adapter or not path or not path.is_file():
@@ -101,7 +101,7 @@ def below_baseline(adapter: Path | None) -> dict[str, str]:
 
 
 def _worse(results: Results, row: Row) -> str:
-    """How a headline figure is worse than the baseline's; "" where it is not."""
+    """How a headline figure is worse than the baseline's; "" if it is not."""
     task, measure = results.tasks[row.task], row.measure
     if row.adapter is None or row.baseline is None or measure.name not in task.headline_metrics:
         return ""

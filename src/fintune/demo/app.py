@@ -1,7 +1,7 @@
-"""The Gradio page: an engine in, a page with a tab for each of its tasks out; and the command that serves it.
+"""Builds the Gradio page with a tab for each of an engine's tasks, and serves it.
 
-Tabs follow from a task's type, so a custom task has one without a line of code. Nothing on the page
-comes from another machine: no fonts, no scripts, no analytics.
+Tabs follow from a task's type, so a custom task gets one without code. Nothing on the page comes from another
+machine: no fonts, no scripts, no analytics.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("style.css")
 _WAITING = 32
-"""Requests that may wait for the model; the next one is told that the demo is busy."""
+"""The most requests that wait for the model; the next one is told that the demo is busy."""
 _LARGEST_UPLOAD = "50mb"
 
 
 LIVE_DIR = "output/live"
-"""Where `fintune live` writes by default."""
+"""The default output folder of `fintune live`."""
 
 
 def build(engine: Engine, live_dir: str | Path = LIVE_DIR, public: bool = False) -> gradio.Blocks:
     """The page for an engine's tasks.
 
     Args:
-        live_dir: the output folder of `fintune live`, which need not exist yet.
-        public: others may reach the page, so it shows no text of the user's own data.
+        live_dir: the output folder of `fintune live`, which may not exist yet.
+        public: others may reach the page, so it must not show texts of the user's own data.
 
     Raises:
         MissingExtraError: Gradio is not installed.
@@ -86,7 +86,7 @@ def launch(
         model_path: an adapter folder; None is the untuned base model.
         host: the address to listen on; by default only this machine can connect.
         live_dir: the output folder of `fintune live`.
-        hosts: names by which a proxy passes requests on, besides this machine's.
+        hosts: host names that a proxy passes on, besides this machine's.
 
     Raises:
         FintuneError: the port is taken, the adapter cannot be loaded, or Gradio is not installed.
@@ -102,7 +102,7 @@ def launch(
 
 
 def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1", hosts: Sequence[str] = ()) -> None:
-    """Serve a page built here until interrupted; arguments as of `launch`."""
+    """Serve a page built here until interrupted; arguments as in `launch`."""
     from starlette.middleware import Middleware
 
     gr = _gradio()
@@ -131,12 +131,12 @@ def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1", hosts: Sequen
         print("The demo has no password: whoever reaches this machine's network address can use it.")
     print(f"The demo is at http://{_printable(host)}:{port} (Ctrl+C stops it).", flush=True)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded goes
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that uploads are deleted
     page.block_thread()
 
 
 def check_port(host: str, port: int) -> None:
-    """Find out before the model is loaded whether the demo can listen there.
+    """Check, before the model is loaded, whether the demo can listen there.
 
     Raises:
         FintuneError: it cannot; the message names the port and the fix.
@@ -161,7 +161,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def describe(engine: Engine) -> str:
-    """One sentence or two: which model answers."""
+    """One or two sentences on which model answers."""
     if engine.adapter:
         return f"Model: {engine.base_name} with the adapter {engine.adapter}."
     return (
@@ -171,7 +171,7 @@ def describe(engine: Engine) -> str:
 
 
 def _theme(gr: Any) -> Any:
-    """Gradio's plain theme with the fonts of the reader's system and readable contrast."""
+    """Gradio's plain theme with the reader's system fonts and readable contrast."""
     return gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",

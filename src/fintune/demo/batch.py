@@ -1,4 +1,4 @@
-"""A file of rows in, a CSV of answers out, a few rows at a time, so that others are answered in between.
+"""Answers a file of rows as a CSV, a few rows at a time, so that other requests are answered in between.
 
 Knows nothing of Gradio.
 """
@@ -24,24 +24,24 @@ from fintune.tasks.base import Task
 CHUNK = 16
 """Rows answered together."""
 MAX_ROWS = 10_000
-"""Of one file: larger ones are for `fintune predict`."""
+"""The most rows per file: larger ones are for `fintune predict`."""
 SHOWN = 20
 
 
 @dataclass
 class Progress:
-    """How far a batch is, and what its first rows and its errors look like."""
+    """A batch's progress, with its first rows and its errors."""
 
     total: int
     columns: list[str]
-    """Of the answers: the input's own, then the answer's, then `error`."""
+    """The answers' columns: the input's own, then the answer's, then `error`."""
     done: int = 0
     errors: list[tuple[str, str]] = field(default_factory=list)
-    """Row and why it has no answer."""
+    """(row, why it has no answer)."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The first `SHOWN` answers."""
     notes: tuple[str, ...] = ()
-    """How the file is read, where that is not plain."""
+    """How the file is read, if that is not obvious."""
     started: float = field(default_factory=monotonic)
 
     @property
@@ -52,17 +52,17 @@ class Progress:
 def run(
     engine: Engine, task: Task, source: str | Path, target: Path, columns: Mapping[str, str] | None = None
 ) -> Iterator[Progress]:
-    """Answer the rows of `source` into `target`, which is there when the last progress is.
+    """Answer the rows of `source` into `target`, which exists when the last progress is yielded.
 
     Args:
-        columns: field (`text`, `question`) → column; others as in training.
+        columns: field (`text`, `question`) → column; other fields as in training.
 
     Raises:
         DataError: the file is empty, damaged, of an unknown kind, too long, or lacks a column.
     """
     mapped = (columns, engine.columns(task.name))
     file = row_files(source, "the file", columns=(columns or mapped[1]).values())[0]
-    next(read_inputs(file, task, *mapped), None)  # a column that is not there is said before rows are counted
+    next(read_inputs(file, task, *mapped), None)  # report a missing column before counting rows
     sheet = Sheet(task, open_rows(file)[0])
     progress = Progress(count(file, task), sheet.columns, notes=file.notes)
     yield progress
@@ -81,7 +81,7 @@ def run(
 
 
 def count(file: RowFile, task: Task) -> int:
-    """The rows of a file.
+    """Count the rows of a file.
 
     Raises:
         DataError: it has none, or more than `MAX_ROWS`.

@@ -1,4 +1,4 @@
-"""A file in, a CSV of answers out, with its progress and the rows that could not be answered."""
+"""The batch tab: a file in, a CSV of answers out, with progress and the rows without an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ERRORS_SHOWN = 10
 
 
 def add(gr: Any, engine: Engine) -> None:
-    """Fill the tab that is open."""
+    """Fill the open tab."""
     tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     gr.HTML(
         '<p class="ft-about">Upload a CSV, TSV, JSON, Parquet or Excel file with a column of texts (for '
@@ -98,19 +98,19 @@ def add(gr: Any, engine: Engine) -> None:
 
 
 def _pickers(gr: Any, engine: Engine, tasks: dict[str, Task], choice: Any, file: Any) -> dict[str, Any]:
-    """Field → the drop-down of its column, which follows the chosen task and file."""
+    """Field → the drop-down for its column, which follows the chosen task and file."""
     pickers = {
         name: gr.Dropdown(label=f"Column of the {name}", visible=False, elem_id=f"batch-{name}")
         for name in ("text", "question")
     }
 
     def columns(name: str, path: str | None) -> list[Any]:
-        """The drop-downs of the columns that the task needs, with the likeliest chosen."""
+        """Drop-downs for the columns that the task needs, with the likeliest chosen."""
         task = tasks[name]
         try:
             names = open_rows(row_files(path, "the file")[0])[0] if path else []
         except FintuneError:
-            names = []  # whoever answers says why
+            names = []  # answering the file reports why
         trained = engine.columns(task.name)
         likely = {f: trained[f] if trained.get(f) in names else usual_column(f, names) for f in pickers}
         return [

@@ -1,4 +1,4 @@
-"""The same text asked of the untuned base and of the adapter, side by side."""
+"""The compare tab: the untuned base's and the adapter's answers to one text, side by side."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> None:
-    """Fill the tab that is open; without an adapter there is nothing to compare.
+    """Fill the open tab; without an adapter there is nothing to compare.
 
     Args:
-        examples: task → texts to try it with.
+        examples: task → example texts.
     """
     if not engine.adapter:
         sentence = "There is no adapter to compare the base model with: train one, and start the demo again."
@@ -55,7 +55,7 @@ def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> No
     private: dict[str, Any] = {"api_visibility": "private"}
 
     def compare(name: str, text: str, question: str) -> Iterator[tuple[Any, Any, Any]]:
-        """Both answers, one after the other as they are there."""
+        """Both answers, one after the other as each is ready."""
         task = tasks[name]
         record = Record(text, question=question if "question" in task.inputs else None)
         if wanted := unanswerable(text, record.question):
@@ -75,7 +75,7 @@ def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> No
             return
         verdict = " ".join(filter(None, (difference(task, without, with_it), remark)))
         right = render.answer(task, record, with_it).replace('id="ft-', 'id="ft-tuned-')
-        right = right.replace('href="#ft-', 'href="#ft-tuned-')  # the same ids stand on the left
+        right = right.replace('href="#ft-', 'href="#ft-tuned-')  # the left side has the same ids
         yield left, right, gr.update(value=render.remark(verdict), visible=True)
 
     def next_example(name: str, index: int) -> tuple[Any, ...]:
@@ -106,7 +106,7 @@ def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> No
 
 
 def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
-    """What changed, in one sentence."""
+    """The difference in one sentence."""
     if task.numeric:
         change = float(tuned.value) - float(base.value)
         unit = "percentage points" if getattr(task, "unit", "") == "%" else getattr(task, "unit", "")

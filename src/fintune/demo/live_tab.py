@@ -1,4 +1,4 @@
-"""What `fintune live` has scored so far: the newest items of its output folder, read again now and then."""
+"""The live tab: the newest items in the output folder of `fintune live`, re-read regularly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fintune.errors import FintuneError
 logger = logging.getLogger(__name__)
 
 SECONDS = 10
-"""Between two looks at the folder."""
+"""Seconds between two reads of the folder."""
 SHOWN = 50
 
 
 def add(gr: Any, tab: Any, folder: Path) -> None:
-    """Fill the tab that is open; the folder is read when the tab is opened, and every few seconds after."""
+    """Fill the open tab; the folder is read when the tab opens, and every few seconds after."""
     gr.HTML('<p class="ft-about">The newest items that <code>fintune live</code> has scored.</p>')
     html = gr.HTML(render.empty("Loading …"), elem_id="live-items")
     timer = gr.Timer(SECONDS)
@@ -29,7 +29,7 @@ def add(gr: Any, tab: Any, folder: Path) -> None:
 
 
 def page(folder: Path) -> str:
-    """The newest items as a table, or what to do where there are none."""
+    """The newest items as a table, or what to do if there are none."""
     rows: list[dict[str, Any]] = []
     if folder.is_dir():
         try:
@@ -50,7 +50,7 @@ def page(folder: Path) -> str:
 
 
 def scorecard(card: Mapping[str, Any]) -> str:
-    """How the numbers did against the moves that followed (see `fintune.live.scorecard.score`)."""
+    """How the numbers compare with the moves that followed (see `fintune.live.scorecard.score`)."""
     figures = [
         {
             "figure": name.replace("_", " "),
@@ -97,7 +97,7 @@ def _news(row: Mapping[str, Any]) -> render.Html:
 
 
 def _answer(answer: Mapping[str, Any]) -> str:
-    """An answer in a few words."""
+    """A short form of an answer."""
     if "label" in answer:
         return f"{answer['label']} {answer['confidence']:.0%}"
     if "value" in answer:

@@ -1,6 +1,6 @@
-"""Predictions in, HTML out: the parts of the page that Gradio has no component for.
+"""Renders predictions as HTML: the parts of the page that Gradio has no component for.
 
-Everything a model or a user wrote is escaped here. Knows nothing of Gradio or of the engine.
+All text from a model or a user is escaped here. Knows neither Gradio nor the engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fintune.text.numbers import unsupported_figures
 from fintune.text.sentences import bullet_lines, without_bullet
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""What a report in a frame may load: nothing from anywhere."""
+"""What a report in a frame may load: nothing from elsewhere."""
 
 
 UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo has the details."
@@ -27,7 +27,7 @@ UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo h
 
 
 def notice(sentence: str) -> str:
-    """A sentence the reader should not miss."""
+    """A sentence that the reader should not miss."""
     return f'<div class="ft-notice" role="note">{escape(sentence)}</div>'
 
 
@@ -42,18 +42,18 @@ def failure(sentence: str) -> str:
 
 
 def empty(sentence: str) -> str:
-    """What stands where an answer will be."""
+    """The placeholder for an answer."""
     return f'<div class="ft-card ft-empty">{escape(sentence)}</div>'
 
 
 def missing(sentence: str, command: str = "") -> str:
-    """What a tab shows when there is nothing to show yet, and the command that changes that."""
+    """What a tab shows when it has no content yet, and the command that changes that."""
     code = f"<p><code>{escape(command)}</code></p>" if command else ""
     return f'<div class="ft-card ft-empty ft-missing"><p>{escape(sentence)}</p>{code}</div>'
 
 
 def progress(done: int, total: int, failed: int, seconds_left: float | None) -> str:
-    """How far a batch is."""
+    """A batch's progress."""
     whole = f"All {total:,} rows are done" if total > 1 else "The row is done"
     text = f"{done:,} of {total:,} rows" if done < total else whole
     if failed:
@@ -81,7 +81,7 @@ def answer(task: Task, record: Record, prediction: Prediction) -> str:
 
 
 def label_answer(prediction: Prediction) -> str:
-    """The label in large, and a bar for the probability of each."""
+    """The label in large type, and a bar for each label's probability."""
     label = escape(str(prediction.value))
     html = f'<div class="ft-number">{label}</div>'
     if prediction.probabilities:
@@ -95,7 +95,7 @@ def label_answer(prediction: Prediction) -> str:
 
 
 def text_answer(text: str) -> str:
-    """A text as it was generated; lines that begin with a dash become bullet points."""
+    """A text as generated; lines that begin with a dash become bullet points."""
     parts: list[str] = []
     for line in filter(None, (line.strip() for line in text.splitlines())):
         point = without_bullet(line)
@@ -111,7 +111,7 @@ def text_answer(text: str) -> str:
 
 
 def summary_answer(name: str, text: str, summary: str) -> str:
-    """Numbered bullets, each with a warning of figures the transcript lacks, beside the marked transcript."""
+    """Numbered bullets with warnings of figures missing in the transcript, beside the marked transcript."""
     lines = bullet_lines(summary)
     if not lines:
         return empty("The model gave an empty answer.")
@@ -170,7 +170,7 @@ def document_answer(task: Task, given: DocumentAnswer) -> str:
 
 
 def _sources(sources: Sequence[Source]) -> str:
-    """Where passages stand, and the passages with what was used of them marked."""
+    """The places of passages, and the passages with the used parts marked."""
     return "".join(
         f'<h4>{escape(source.passage.place)}</h4><div class="ft-passage" tabindex="0">'
         f"{marked(source.passage.text, [(span, '') for span in source.spans])}</div>"
@@ -179,15 +179,15 @@ def _sources(sources: Sequence[Source]) -> str:
 
 
 def _unsupported(said: str, text: str) -> str:
-    """A warning of the figures that an answer's text does not have; "" where there are none."""
+    """A warning of figures in an answer that the text does not have; "" if there are none."""
     wrong = list(dict.fromkeys(f"{figure.figure:g}" for figure in unsupported_figures(said, text)))
     return f'<small class="ft-warning">not in the text: {escape(", ".join(wrong))}</small>' if wrong else ""
 
 
 def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> str:
-    """A text with spans marked; a mark with a label carries it, and its first one an id to go to.
+    """A text with marked spans; a labelled mark shows its label, and each label's first mark has an id.
 
-    Spans of several labels are one mark with all of them; a span inside another one is left to that.
+    A span with several labels becomes one mark with all of them; a span that begins inside another is skipped.
     """
     labels: dict[Span, list[str]] = {}
     for span, label in sorted(marks):
@@ -211,13 +211,13 @@ def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> st
 
 
 def number(value: float, unit: str) -> str:
-    """A predicted number with its unit; a percentage has its sign, as a change."""
+    """A predicted number with its unit; a percentage has a sign, because it is a change."""
     value = round(value, 2) or 0.0  # never -0
     return f"{value:+.2f} %" if unit == "%" and value else f"{value:.2f} {unit}".rstrip()
 
 
 def number_answer(task: Task, prediction: Prediction) -> str:
-    """The expected number, and on one scale its interval and the probability of each level."""
+    """The expected number, with its interval and the levels' probabilities on one scale."""
     unit = getattr(task, "unit", "")
     value = number(float(prediction.value), unit)
     what = "change in price on the next trading day" if task.name == "regression" else "value"
@@ -238,14 +238,14 @@ def number_answer(task: Task, prediction: Prediction) -> str:
 
 
 HINT = '<p class="ft-hint">Scroll sideways to see the whole table.</p>'
-"""At the top of a table's box; shown by the style where the table is wider than the box."""
+"""On top of a table's box; the style shows it if the table is wider than the box."""
 
 
 # Files ----------------------------------------------------------------------------------------------
 
 
 class Html(str):
-    """Markup of our own making, with what is foreign in it escaped: a cell that is shown as it is."""
+    """Our own markup with foreign text escaped: a cell that is shown unchanged."""
 
 
 def table(
@@ -254,7 +254,7 @@ def table(
     longest: int = 160,
     names: Mapping[str, str] | None = None,
 ) -> str:
-    """Rows as a table; a long cell is cut, and whole in its tooltip."""
+    """Rows as a table; a long cell is shortened, with the full text as its tooltip."""
     head = "".join(
         f"<th{_right(rows, name)}>{escape((names or {}).get(name, name.replace('_', ' ')))}</th>"
         for name in columns
@@ -265,7 +265,7 @@ def table(
 
 
 def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The class of the head of a column of numbers."""
+    """The CSS class for the header of a column of numbers."""
     first = next((row[name] for row in rows if row.get(name) is not None), None)
     return " class=ft-n" if isinstance(first, int | float) and not isinstance(first, bool) else ""
 
@@ -284,13 +284,13 @@ def _cell(value: Any, longest: int) -> str:
 
 
 def frame(page: str, title: str) -> str:
-    """A whole HTML page in a frame that can reach neither this page nor a network.
+    """A complete HTML page in a frame that can reach neither this page nor a network.
 
-    The policy stands before all that the page says: a browser's parser makes the `<head>` at the first tag,
-    and nothing before it can run. That the frame shows no other page is for the policy of the page around
-    it (`origins.OwnPagesOnly`).
+    The policy stands before everything else: a browser's parser creates the `<head>` at the first tag, and
+    nothing before it can run. The surrounding page's policy (`origins.OwnPagesOnly`) keeps the frame from
+    showing another page.
     """
-    # Links within the page resolve against the base; a srcdoc's own would be this page's address.
+    # Links within the page resolve against the base; a srcdoc's default is this page's address.
     head = f'<meta http-equiv="Content-Security-Policy" content="{FRAME_POLICY}"><base href="about:srcdoc">'
     held = f"<!doctype html>{head}{page}"
     return (
@@ -300,7 +300,7 @@ def frame(page: str, title: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Markdown as HTML: its front matter left out, its own tags shown as text, pictures never loaded."""
+    """Markdown as HTML without front matter; its own tags are shown as text, and images never load."""
     from markdown_it import MarkdownIt
 
     if text.startswith("---\n"):

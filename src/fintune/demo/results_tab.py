@@ -1,4 +1,4 @@
-"""What is known of the adapter: its evaluation, its model card, and the data that went in."""
+"""The results tab: the adapter's evaluation, its model card, and its training data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def add(gr: Any, tab: Any, folder: Path | None) -> None:
-    """Fill the tab that is open; files are read when a reader opens their part."""
+    """Fill the open tab; files are read when a reader opens their part."""
     if folder is None:
         sentence = "The untuned base model has no results here. Train an adapter, and start the demo again."
         gr.HTML(render.missing(sentence, "fintune run"))
@@ -45,7 +45,7 @@ def _loader(make: Callable[[Path], str], folder: Path) -> Callable[[], str]:
 
 
 def evaluation(folder: Path) -> str:
-    """The evaluation's report: the page, else the Markdown, else how to make one."""
+    """The evaluation's report: the page, else the Markdown, else how to create one."""
     page, text = folder / "results.html", folder / "results.md"
     for path, show in ((page, lambda t: render.frame(t, "Evaluation report")), (text, render.markdown)):
         if path.is_file():
@@ -69,7 +69,7 @@ def card(folder: Path) -> str:
 
 
 def training_data(folder: Path) -> str:
-    """What `fintune.json` says of data and training."""
+    """What `fintune.json` says about data and training."""
     facts = manifest.read_raw(folder)
     if not facts:
         return render.missing("This adapter's folder has no fintune.json, so nothing is known of its data.")
@@ -94,7 +94,7 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provenance(name: str, entry: dict[str, Any]) -> str:
-    """Where a task's data is from, what was left out and why, and the checksums."""
+    """Where a task's data comes from, what was left out and why, and the checksums."""
     lines = [("source", str(entry.get("source", "")))]
     lines += [(why, f"{count:,} left out") for why, count in entry.get("dropped", {}).items()]
     lines += [(f"SHA-256 of {file}", digest) for file, digest in entry.get("sha256", {}).items()]

@@ -1,4 +1,4 @@
-"""Where the demo keeps uploads and answers: nobody else can read them, and they go with the process."""
+"""The demo's folder for uploads and answers: private, and deleted with the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIX = "fintune-demo-"
 
 @functools.cache
 def folder() -> Path:
-    """This process's folder; those of demos that were killed go now."""
+    """This process's folder; also deletes those of killed demos."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         if not left.is_symlink() and files.abandoned(left, files.YOUNG):
             shutil.rmtree(left, ignore_errors=True)

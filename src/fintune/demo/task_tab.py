@@ -1,4 +1,4 @@
-"""One task's tab: examples on top, text in on the left, the answer on the right (below it on a phone)."""
+"""A task's tab: examples on top, the text on the left, the answer on the right (below on a phone)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fintune.tasks.base import Prediction, Record, Task
 logger = logging.getLogger(__name__)
 
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Of events that ask the model: one at a time, whatever the tab."""
+"""The queue of events that use the model: one at a time, across all tabs."""
 
 
 def add(gr: Any, engine: Engine, task: Task, records: Sequence[Record], warning: str) -> None:
-    """Fill the tab that is open.
+    """Fill the open tab.
 
     Args:
-        records: texts to try the task with.
-        warning: what a reader must know of its answers; "" where there is nothing.
+        records: example texts.
+        warning: what a reader must know about its answers; "" if nothing.
     """
     gr.HTML(f'<p class="ft-about">{escape(texts.ABOUT.get(task.name, task.instruction))}</p>')
     if obstacle := task.obstacle():
@@ -38,7 +38,7 @@ def add(gr: Any, engine: Engine, task: Task, records: Sequence[Record], warning:
     )
     empty = render.empty("The answer will appear here.")
     chips = _examples(gr, task, records) if records else []
-    # A summary stands beside its transcript, so it has the page's width; others stand beside their text.
+    # A summary appears beside its transcript and uses the page's full width; others appear beside their text.
     wide = task.grounded == "bullets"
     with gr.Column() if wide else gr.Row():
         with gr.Column(min_width=300):
@@ -61,7 +61,7 @@ def add(gr: Any, engine: Engine, task: Task, records: Sequence[Record], warning:
         api_visibility="private",
         **MODEL,
     )
-    for chip, record in chips:  # an answer must not stand beside a text it does not belong to
+    for chip, record in chips:  # an answer must not stand beside another text
         chosen = [record.text, record.question or ""][: len(inputs)]
         chip.click(
             lambda chosen=chosen: (*chosen, empty, gr.update(visible=False), None),
@@ -74,7 +74,7 @@ def add(gr: Any, engine: Engine, task: Task, records: Sequence[Record], warning:
 
 
 def _examples(gr: Any, task: Task, records: Sequence[Record]) -> list[tuple[Any, Record]]:
-    """A button for each example. Gradio's own `Examples` cuts what stands on its buttons."""
+    """A button for each example. Gradio's own `Examples` shortens the text on its buttons."""
     where = "" if task.name in texts.TITLES else " from the test set"
     gr.HTML(f'<p class="ft-quiet">Examples{where}</p>')
     with gr.Row(elem_id=f"{task.name}-examples", elem_classes="ft-chips"):
@@ -82,7 +82,7 @@ def _examples(gr: Any, task: Task, records: Sequence[Record]) -> list[tuple[Any,
 
 
 def _boxes(gr: Any, task: Task, hint: str) -> list[Any]:
-    """The text boxes of a task, to be rendered where they belong."""
+    """A task's text boxes, to be rendered in their place."""
     found = [
         gr.Textbox(
             label=texts.LABELS.get(task.name, "Text"),
@@ -99,7 +99,7 @@ def _boxes(gr: Any, task: Task, hint: str) -> list[Any]:
 
 
 def _upload(gr: Any, task: Task) -> Any:
-    """Where a document is given in place of a text; nothing for a task whose answers are not of a text."""
+    """The upload of a document instead of a text; none for a task whose answers do not come from a text."""
     if not task.grounded:
         return gr.State(None)
     return gr.File(
@@ -111,7 +111,7 @@ def _upload(gr: Any, task: Task) -> Any:
 
 
 def unanswerable(text: str, question: str | None) -> str | None:
-    """What is missing from the boxes, as a sentence; None when the model can be asked."""
+    """What is missing in the boxes, as a sentence; None if the model can answer."""
     if not text.strip():
         return "There is no text yet: paste one, or choose an example."
     if question is not None and not question.strip():
@@ -146,7 +146,7 @@ def _answerer(gr: Any, engine: Engine, task: Task, empty: str) -> Callable[..., 
 
 
 def ask(engine: Engine, task: Task, record: Record, use_adapter: bool = True) -> tuple[Prediction, str]:
-    """The answer, and a note where the text was too long to be read whole.
+    """The answer, and a note if the text was too long to be read completely.
 
     Raises:
         DataError: the record cannot be answered.

@@ -1,4 +1,4 @@
-"""What the page calls things, and the texts to try a task with."""
+"""The page's names for things, and the example texts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fintune.tasks.base import Record, Task
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 3
-"""Texts to try a task with."""
+"""Example texts per task."""
 LOOKED_AT = 50
-"""Rows of a test set among which they are chosen."""
+"""Rows of a test set from which they are chosen."""
 LONGEST = 5_000
-"""Characters of a text that is offered."""
+"""The most characters of an example text."""
 ON_A_BUTTON = 220
-"""Characters on a button: no text of the built-in sample but a transcript is longer."""
+"""Characters on a button: of the built-in sample's texts only transcripts are longer."""
 
 TITLES = {
     "sentiment": "Sentiment",
@@ -49,12 +49,12 @@ LABELS = {
 
 
 def title(task: Task) -> str:
-    """A task's name on its tab."""
+    """A task's name for its tab."""
     return TITLES.get(task.name, task.name.replace("_", " ").capitalize())
 
 
 def examples(task: Task) -> list[Record]:
-    """A few texts of our own writing to try a built-in task with: one of each label, or three."""
+    """A few of our own texts to try a built-in task with: one per label, or three."""
     from fintune.data.raw.sample import sample_records
 
     try:
@@ -66,16 +66,16 @@ def examples(task: Task) -> list[Record]:
 
 
 def held_out(adapter: Path | None, recipe: Recipe | None, task: Task) -> list[Record]:
-    """Up to three texts of the test set of a user's own task, of different labels where it has labels.
+    """Up to three texts of the test set of a user's own task, with different labels if it has labels.
 
-    They come from the prepared data that the adapter was trained on; [] where that is not there any more.
+    They come from the prepared data that the adapter was trained on; [] if that is gone.
     """
     if adapter is None or recipe is None:
         return []
     try:
         key = manifest.read_raw(adapter).get("data", {}).get("key")
         found = first_held_out(recipe.data.prepared_dir, key, task.name, LOOKED_AT) if key else []
-    except Exception:  # of a damaged file; the demo works without examples
+    except Exception:  # such as a damaged file; the demo works without examples
         logger.warning("The test set of %s cannot be read", task.name, exc_info=True)
         return []
     short = [r for r in found if len(r.text) <= LONGEST and not r.turns and not task.input_problem(r)]
@@ -85,7 +85,7 @@ def held_out(adapter: Path | None, recipe: Recipe | None, task: Task) -> list[Re
 
 
 def example_label(task: Task, record: Record) -> str:
-    """What an example's button says: the whole of a question or a short text, else how the text begins."""
+    """The text on an example's button: a complete question or short text, else the beginning of the text."""
     if task.grounded == "bullets" and record.group:
         return f"A call of {record.group}"
     return textwrap.shorten(record.question or record.text, ON_A_BUTTON, placeholder=" …")

@@ -63,7 +63,7 @@ class Writer:
             return True
 
     def flush(self, seconds: float) -> bool:
-        """Whether all rows queued so far are settled in time; does not wait while the store is unavailable."""
+        """Whether all rows queued so far are settled in time; it does not wait while the store is down."""
         with self._changed:
             wanted = self._put
             self._changed.wait_for(lambda: self._done >= wanted or self._down, seconds)

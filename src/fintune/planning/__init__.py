@@ -1,4 +1,4 @@
-"""What a recipe will need, before anything is downloaded or trained: parameters, memory, disk, time."""
+"""Estimates what a recipe needs, before any download or training: parameters, memory, disk, time."""
 
 from fintune.planning.estimating import Estimate, estimate
 from fintune.planning.showing import advice, show

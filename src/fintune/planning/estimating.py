@@ -1,7 +1,7 @@
-"""A recipe's parameters, memory, steps and time, from its base's `config.json` and the prepared data.
+"""Estimates a recipe's parameters, memory, steps and time from the base's `config.json` and prepared data.
 
-Parameters are exact: the model is laid out on PyTorch's meta device, without weights. Memory is the sum of
-`training.memory`'s terms; time is `speed`'s.
+Parameters are exact: the model is built on PyTorch's meta device, without weights. Memory is the sum of
+`training.memory`'s terms; time comes from `speed`.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from fintune.training.steps import StepBuilder
 
 KEPT = {"cpu": (1.5, 2.2), "cpu in fp32": (2.0, 1.2)}
-"""Bytes the allocator holds for each byte of activations, and for each byte of a validation: mimalloc keeps
-freed blocks of other sizes. Measured on three recipes in bfloat16 and four in fp32 (docs/LOG.md)."""
+"""Bytes the allocator holds per byte of activations, and per byte of a validation: mimalloc keeps freed
+blocks of other sizes. Measured on three recipes in bfloat16 and four in fp32 (docs/LOG.md)."""
 SAMPLED = 300
-"""Steps of a longer epoch that are packed; the figures of all are scaled up from them."""
+"""Steps packed of a longer epoch; the figures for the whole epoch are scaled up from them."""
 CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs: sizes in bytes, time in seconds; steps and the epoch's figures are None until data is
-    prepared.
+    """What a run needs: sizes in bytes, time in seconds. Steps and the epoch's figures are None until the
+    data is prepared.
 
     Attributes:
-        tokens: of the largest forward pass.
+        tokens: tokens of the largest forward pass.
         recipe: fitted to the data and the device.
-        available_bytes: of the GPU, or of this machine's memory.
+        available_bytes: memory of the GPU, or of this machine.
         device: cpu or cuda.
-        first_step_seconds: what the first step takes longer: compilation.
-        calibration: what was measured here of such recipes; None where nothing was.
+        first_step_seconds: extra time of the first step, for compilation.
+        calibration: measurements of such recipes on this machine; None if there are none.
     """
 
     trainable_parameters: int
@@ -70,19 +70,19 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         held = self.weight_bytes + self.optimizer_bytes + self.runtime_bytes
-        if self.device == "cpu":  # the allocator keeps what a validation used; a GPU's gives it back
+        if self.device == "cpu":  # the CPU allocator keeps a validation's memory; a GPU's returns it
             return held + self.activation_bytes + self.validation_bytes
         return held + max(self.activation_bytes, self.validation_bytes)
 
 
 @dataclass(frozen=True)
 class Work:
-    """An epoch's optimizer steps: what they compute, the packed rows of at most `SAMPLED` steps; and the
-    number of the whole run's.
+    """An epoch's optimizer steps: what they compute, the packed rows of at most `SAMPLED` steps, and the
+    number of steps in the whole run.
 
     Attributes:
-        passes: forward passes of the epoch.
-        builder: makes them; its schedule is the whole run's.
+        passes: forward passes per epoch.
+        builder: builds them; its schedule is the whole run's.
     """
 
     steps: int
@@ -94,10 +94,10 @@ class Work:
 
 
 def estimate(recipe: Recipe, device: str | None = None, machine: Machine | None = None) -> Estimate:
-    """What a run of the recipe needs on this machine, or on `device` (cpu or cuda), or on `machine`.
+    """Estimate what a run of the recipe needs on this machine, on `device` (cpu or cuda), or on `machine`.
 
     Raises:
-        ModelError: the base's configuration cannot be read, or it has none of the target modules.
+        ModelError: the base's configuration cannot be read, or the base has none of the target modules.
     """
     import torch
 
@@ -144,11 +144,11 @@ def estimate(recipe: Recipe, device: str | None = None, machine: Machine | None 
 def work_of(
     recipe: Recipe, model: Any, support: Support, device: str | None = None
 ) -> tuple[Recipe, Work | None]:
-    """The recipe with a number for each `auto`, and the first epoch's steps; None where its data is not
-    prepared.
+    """The recipe with a number for each `auto`, and the first epoch's steps, which are None if its data is
+    not prepared.
 
     Args:
-        model: `memory.laid_out`'s, as `support`.
+        model, support: from `memory.laid_out`.
     """
     prepared = _prepared(recipe)
     made = with_row_tokens(fitted(recipe, _sizes(prepared)), device)
@@ -198,8 +198,8 @@ def _work(recipe: Recipe, prepared: PreparedDataset, size: int, share: bool, voc
     """The first epoch's steps, drawn and packed by the code that training uses.
 
     Args:
-        size: examples of a row at most.
-        share: prompts' common beginnings may stand in a row once.
+        size: the most examples per row.
+        share: a row may hold the prompts' common beginning once.
     """
     from fintune.training.run import make_plan
     from fintune.training.steps import StepBuilder
@@ -231,7 +231,7 @@ def _work(recipe: Recipe, prepared: PreparedDataset, size: int, share: bool, voc
 
 
 def _template(recipe: Recipe, vocabulary: int) -> Any:
-    """The prompt template if the base's tokenizer is on this machine, else `_Guess`."""
+    """The prompt template if the base's tokenizer is on this machine, otherwise `_Guess`."""
     from fintune.models.base import load_tokenizer, resolve
     from fintune.prompts import PromptTemplate
 
@@ -242,7 +242,7 @@ def _template(recipe: Recipe, vocabulary: int) -> Any:
 
 
 class _Guess:
-    """Stands in for a `PromptTemplate`: made-up token ids, as many as English text of that length has."""
+    """Replaces a `PromptTemplate`: invented token ids, as many as English text of that length has."""
 
     def __init__(self, max_length: int, vocabulary: int) -> None:
         self.max_length = max_length
@@ -261,7 +261,7 @@ class _Guess:
 
 
 def _validation_bytes(recipe: Recipe, shape: Shape, device: str) -> int:
-    """Bytes for writing a validation's texts: keys and values of every layer, and one layer's tensors."""
+    """Bytes for generating a validation's texts: every layer's keys and values, and one layer's tensors."""
     from fintune.training.validating import GENERATED
 
     h, m, k = shape.hidden, shape.intermediate, shape.keys
@@ -271,7 +271,7 @@ def _validation_bytes(recipe: Recipe, shape: Shape, device: str) -> int:
 
 
 def _largest_row(recipe: Recipe, size: int) -> PackedRow:
-    """The largest row that the recipe allows: as many texts of `max_length` tokens as fit."""
+    """The largest row that the recipe allows: the most texts of `max_length` tokens that fit."""
     from fintune.kernels.packing import pack
 
     training = recipe.training

@@ -1,8 +1,8 @@
-"""The probe behind `fintune plan --measure`: a few real training steps on a few layers of the base's shape.
+"""The probe of `fintune plan --measure`: times a few real training steps on a few layers of the base's shape.
 
-Random weights stand in for the base, so nothing is downloaded. Two models, of one layer and of three, give
-the time (and on a GPU the memory) of a layer and of all the rest; the recipe's quantization, adapter,
-checkpointing, rows and data are its own.
+Random weights replace the base's, so nothing is downloaded. Two models, with one layer and with three, give
+the time (and on a GPU the memory) of a layer and of all the rest. Quantization, adapter, checkpointing, rows
+and data are the recipe's own.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from fintune.training.memory import Shape
 from fintune.training.steps import StepBuilder
 
 SECONDS = 20
-"""The probe's time, about, without loading libraries and compiling."""
+"""The probe's approximate time, without loading libraries and compiling."""
 LAYERS = (1, 3)
 STEPS = 4
-"""Of the run's steps, spread over it; they are repeated, for another program may hold up one of them."""
+"""Steps of the run, evenly spread; they are repeated, because another program may delay one of them."""
 REPEATS = 12
 
 
 def measure(recipe: Recipe) -> Calibration:
-    """Time steps of the recipe on this machine, and keep what they say for later plans.
+    """Time steps of the recipe on this machine, and store the result for later plans.
 
     Raises:
         DataError: the recipe's data is not prepared.
@@ -44,7 +44,7 @@ def measure(recipe: Recipe) -> Calibration:
     fitted, work = work_of(recipe, model, support)
     if work is None:
         raise DataError(
-            "plan --measure times steps of the recipe's own data, which is not prepared: run  "
+            "plan --measure times steps on the recipe's own data, which is not prepared: run  "
             "fintune data prepare  with the same recipe first."
         )
     shape = Shape.of(model)
@@ -58,7 +58,7 @@ def measure(recipe: Recipe) -> Calibration:
 
 
 def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
-    """Seconds a token of the steps, each at its best; and bytes a token of the largest pass (0 on a CPU)."""
+    """Seconds per token from each step's best time; and bytes per token of the largest pass (0 on a CPU)."""
     import torch
 
     from fintune.models import recomputation
@@ -110,7 +110,7 @@ def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> A
     from fintune.training.trainer import MultiTaskTrainer
 
     precision = choose_precision(recipe.training)
-    engine: Any = SimpleNamespace(builtin=Builtin(model, 0), tasks=[])  # there may be no tokenizer here
+    engine: Any = SimpleNamespace(builtin=Builtin(model, 0), tasks=[])  # the tokenizer may be missing here
     if recipe.training.torch_compile:
         compiled.enable(model)
     arguments = transformers.TrainingArguments(
@@ -145,8 +145,8 @@ def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> A
 
 
 def _clock(budget: float, least: int) -> Any:
-    """A callback that notes each step's seconds, and stops the training after `budget` seconds, but each of
-    `least` steps was there."""
+    """A callback that records each step's seconds, and stops training after `budget` seconds, but not before
+    all `least` steps have run."""
     import torch
     import transformers
 

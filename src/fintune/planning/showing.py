@@ -1,4 +1,4 @@
-"""The plan as a table, and what to change where it does not fit."""
+"""Prints the plan as a table, with the changes to make if it does not fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _available() -> int:
 
 
 def show(recipe: Recipe) -> None:
-    """Print the estimate, and what to change where it does not fit."""
+    """Print the estimate, and the changes to make if it does not fit."""
     from rich.console import Console
     from rich.table import Table
 
@@ -59,7 +59,7 @@ def show(recipe: Recipe) -> None:
 
 
 def advice(recipe: Recipe, need: Estimate) -> str:
-    """One line: it fits, or the recipe's changes that save memory, the one that costs least first."""
+    """One line: it fits, or the recipe changes that save memory, cheapest first."""
     if need.peak_bytes <= need.available_bytes * 0.95:
         return "It fits."
     options = []
@@ -100,4 +100,4 @@ def _time(need: Estimate) -> str:
 def _first_step(need: Estimate) -> str:
     if not need.first_step_seconds:
         return ""
-    return f"about {need.first_step_seconds:.0f} seconds more, as kernels are compiled"
+    return f"about {need.first_step_seconds:.0f} seconds more, to compile kernels"

@@ -1,7 +1,7 @@
-"""How long a pass takes: by this machine's calibration where there is one, else by a model of it.
+"""Estimates a pass's time from this machine's calibration or, without one, from a model of the machine.
 
-On a CPU the floating-point operations bound the time. A GPU works on matrix products and on passes over
-memory, while the CPU launches its kernels: the slower of the two bounds it.
+On a CPU floating-point operations limit the speed. A GPU computes matrix products and moves memory while the
+CPU launches its kernels; the slower of the two sides limits it.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from fintune.training.memory import Shape
 
 UTILISATION = {"cpu": 0.4, "cpu with AMX": 0.17}
 """The share of the matrix peak that training reaches on a CPU: matrix units (AMX) raise the peak far more
-than the speed of a whole step. Measured (benchmarks/training.py, docs/LOG.md)."""
+than a whole step's speed. Measured (benchmarks/training.py, docs/LOG.md)."""
 OF_PLAIN = {"dropout": 0.68, "dora": 0.95}
-"""Speed on a CPU beside plain LoRA's (benchmarks/variants.py); a quantized base's is the same."""
+"""Speed on a CPU relative to plain LoRA (benchmarks/variants.py); a quantized base's is the same."""
 # The next three were fitted to one H100 in bf16, at 1.1 and 6.7 billion parameters (2026-11-27).
 MATRIX_SHARE = 0.76
-"""Of its matrix peak a GPU reaches in a pass's products."""
+"""The share of its matrix peak that a GPU reaches in a pass's products."""
 TRAFFIC = 24
-"""Bytes that a pass moves for each byte it keeps: attention, element-wise work and copies, both ways."""
+"""Bytes that a pass moves per byte it keeps: attention, element-wise work and copies, both ways."""
 LAUNCH_SECONDS = 0.0128
-"""The CPU's time for a layer's kernels of one pass."""
+"""CPU seconds to launch one layer's kernels for one pass."""
 COMPILE_SECONDS = {"cuda": 10.0, "torch_compile": 40.0}
-"""What the first step takes longer: FlexAttention's kernels on a GPU, and `training.torch_compile`."""
+"""Extra seconds of the first step: FlexAttention's kernels on a GPU, and `training.torch_compile`."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides a device's speed.
+    """The figures that decide a device's speed.
 
     Attributes:
         device: cpu or cuda.
-        peak: of a large matrix product, in FLOP/s.
-        bandwidth: of its memory, in bytes/s.
+        peak: FLOP/s of a large matrix product.
+        bandwidth: bytes/s of its memory.
     """
 
     device: str
@@ -61,7 +61,7 @@ class Machine:
 
 @functools.cache
 def bandwidth() -> float:
-    """Bytes/s of the best of four copies, what is read and what is written together."""
+    """Bytes/s of the best of four copies, counting both reads and writes."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -80,17 +80,17 @@ def bandwidth() -> float:
 def seconds(
     machine: Machine, recipe: Recipe, shape: Shape, flops: float, tokens: float, passes: float
 ) -> float:
-    """The estimated time of so many passes with so many tokens in all.
+    """The estimated time of `passes` passes with `tokens` tokens in all.
 
     Args:
-        flops: useful ones of the passes (`throughput.FlopCount`).
+        flops: useful operations of the passes (`throughput.FlopCount`).
     """
     again = recipe.training.gradient_checkpointing  # the forward pass is computed twice
     flops += tokens * 2 * shape.linear * again
     if machine.device == "cpu":
         return flops / (machine.peak * UTILISATION[_kind()] * _of_plain(recipe))
     moved = TRAFFIC * (1.3 if again else 1) * tokens * _kept_by_layers(shape, recipe)
-    if memory.quantized(recipe.base_model):  # each weight is read and written in full, forward and backward
+    if memory.quantized(recipe.base_model):  # each weight is read, and written in full, forward and backward
         stored = memory.NF4_BYTES if recipe.base_model.load_in_4bit else 1
         moved += passes * (2 + again) * shape.linear * (stored + 2)
     busy = flops / (machine.peak * MATRIX_SHARE) + moved / machine.bandwidth
@@ -98,7 +98,7 @@ def seconds(
 
 
 def _kept_by_layers(shape: Shape, recipe: Recipe) -> int:
-    """What a token keeps without checkpointing: what is computed does not depend on what is kept of it."""
+    """Bytes per token kept without checkpointing: the amount of computing does not depend on what is kept."""
     plain = recipe.training.model_copy(update={"gradient_checkpointing": False})
     return memory.token_bytes(shape, recipe.model_copy(update={"training": plain}))
 
@@ -123,13 +123,13 @@ def first_step_seconds(recipe: Recipe, device: str) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `fintune plan --measure` found on this machine for recipes of one kind (`key`).
+    """The result of `fintune plan --measure` on this machine for recipes of one kind (`key`).
 
     Attributes:
-        date: when it was measured.
-        seconds_per_token_layer, seconds_per_token: of a step: of each layer, and of all the rest.
-        bytes_per_token_layer, bytes_per_token_outside: what a GPU held likewise; 0 on a CPU, where the
-            allocator's part is too large to tell.
+        date: date of the measurement.
+        seconds_per_token_layer, seconds_per_token: a step's time in each layer, and in all the rest.
+        bytes_per_token_layer, bytes_per_token_outside: the same for a GPU's memory; 0 on a CPU, where
+            the allocator's part is too large to tell.
     """
 
     date: str
@@ -146,8 +146,8 @@ class Calibration:
 
 
 def key(recipe: Recipe, shape: Shape) -> str:
-    """What a calibration holds for: the machine, the base's layers, and whatever of a fitted recipe decides a
-    step's speed."""
+    """What a calibration depends on: the machine, the base's layers, and everything in a fitted recipe that
+    affects a step's speed."""
     import torch
 
     found, training = machine(), recipe.training
@@ -180,7 +180,7 @@ def _all() -> dict[str, Any]:
 
 
 def known(recipe: Recipe, shape: Shape) -> Calibration | None:
-    """What was measured here of recipes like this one."""
+    """The measurement for recipes like this one, if any."""
     with contextlib.suppress(KeyError, TypeError):
         return Calibration(**_all()[key(recipe, shape)])
     return None

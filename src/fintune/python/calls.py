@@ -1,7 +1,7 @@
-"""`prepare`, `train`, `evaluate` and `load`, as the commands of those names do it.
+"""Implements `prepare`, `train`, `evaluate` and `load`, like the commands of the same names.
 
-A recipe is a path, a dict, a `Recipe`, or None for the default one. What a function says while it works goes
-to the logger `fintune` at level INFO; `verbose=True` prints it.
+A recipe is a path, a dict, a `Recipe`, or None for the default one. Progress messages go to the logger
+`fintune` at level INFO; `verbose=True` prints them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def _say(verbose: bool) -> Callable[[str], None]:
 
 @quiet()
 def prepare(recipe: Any = None, data: Any = None, *, force: bool = False, verbose: bool = False) -> Prepared:
-    """Read, check and split the data of every task of a recipe; nothing is done where nothing has changed.
+    """Read, check and split the data of every task of a recipe; does nothing if nothing has changed.
 
     Args:
-        data: task → its rows; or the rows alone, where the recipe has one task. Rows are a pandas or polars
+        data: task → its rows; or only the rows, if the recipe has one task. Rows are a pandas or polars
             DataFrame, a `datasets.Dataset`, a list of dicts, or the path of a file or folder; or a dict of
-            such by split (`train`, `validation`, `test`), as a `DatasetDict` is. They take the place of what
-            the recipe names.
+            these by split (`train`, `validation`, `test`), like a `DatasetDict`. They replace the recipe's
+            own data.
         force: prepare again even if nothing has changed.
 
     Raises:
@@ -45,7 +45,7 @@ def prepare(recipe: Any = None, data: Any = None, *, force: bool = False, verbos
     read = with_data(_recipe(recipe, data), data)
     prepared = Prepared(read, run(read, force=force, say=_say(verbose)))
     for note in prepared.notes() if not verbose else ():
-        logger.warning("%s", note)  # of many rows left out, say: not to be lost
+        logger.warning("%s", note)  # such as many dropped rows, which must not go unnoticed
     return prepared
 
 
@@ -63,13 +63,13 @@ def train(
     """Train an adapter into `output_dir`.
 
     Args:
-        data: as of `prepare`, or what `prepare` returned.
+        data: as in `prepare`, or the result of `prepare`.
         resume: a checkpoint folder, or "latest".
-        overwrite: replace what an earlier run has left in `output_dir`.
+        overwrite: replace what an earlier run left in `output_dir`.
 
     Raises:
-        ConfigError, DataError, ModelError: what the user can mend.
-        Interrupted: by Ctrl-C; it says what is saved.
+        ConfigError, DataError, ModelError: errors that the user can fix.
+        Interrupted: by Ctrl-C; the message says what is saved.
     """
     from fintune.training.checkpoints import origin
 
@@ -80,7 +80,7 @@ def train(
     else:
         prepared = prepare(read, data, verbose=verbose)
         read = prepared.recipe
-    from fintune.training.run import train as run  # takes seconds: after what may be refused
+    from fintune.training.run import train as run  # slow import: after the cheap checks
 
     run(
         read,
@@ -107,17 +107,17 @@ def evaluate(
     verbose: bool = False,
     progress: bool = True,
 ) -> Evaluation:
-    """Score a model on the held-out examples, beside its baselines; reports are written beside the results.
+    """Score a model on the held-out examples against its baselines; writes reports beside the results.
 
     Args:
-        model: a `Model`, or the folder of one; None is the recipe's untuned base.
-        recipe: None is the one that the model was trained by.
-        data: as of `prepare`; None is the data of the recipe.
+        model: a `Model`, or its folder; None is the recipe's untuned base.
+        recipe: None is the recipe that the model was trained with.
+        data: as in `prepare`; None is the recipe's data.
         output_file: None is results.json (results-validation.json) in the model's folder.
-        max_test: examples per task at most.
+        max_test: the most examples per task.
 
     Raises:
-        ConfigError, DataError, ModelError: what the user can mend.
+        ConfigError, DataError, ModelError: errors that the user can fix.
     """
     from fintune.models.source import Source
     from fintune.pipeline import check_evaluation
@@ -132,7 +132,7 @@ def evaluate(
     asked = read or Source.read(path, given.recipe if given else None).recipe
     check_evaluation(output, asked.evaluation)
     prepared = data if isinstance(data, Prepared) else prepare(asked, data, verbose=verbose)
-    if given is None or read is not None:  # the recipe says how a model answers
+    if given is None or read is not None:  # the recipe decides how a model answers
         given = Model(path, asked, given.backend if given else "builtin")
     results = run(
         given.engine,
@@ -148,15 +148,15 @@ def evaluate(
 
 
 def load(path: str | Path | None, recipe: Any = None, *, backend: str = "builtin") -> Model:
-    """The model in a folder: an adapter with its base, or what `fintune export` wrote.
+    """Load the model in a folder: an adapter with its base, or what `fintune export` wrote.
 
     Args:
         path: None is the recipe's untuned base.
-        recipe: of a trained model only `evaluation` is taken of it.
+        recipe: for a trained model only its `evaluation` section is used.
         backend: builtin, vllm, llama.cpp, or another package's.
 
     Raises:
-        ModelError: the folder is missing, damaged or not what the backend takes.
+        ModelError: the folder is missing, damaged or unfit for the backend.
     """
     model = Model(path, None if recipe is None else _recipe(recipe), backend)
     _ = model.engine

@@ -1,4 +1,4 @@
-"""Rows and texts as Python has them, put where the readers of files find them."""
+"""Writes rows and texts given as Python objects to files that the file readers find."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from fintune.inference.engine import Engine
 
 FILES = {"train": "file", "validation": "validation_file", "test": "test_file"}
-"""Split → the setting of `data.tasks.TASK` that names its file."""
+"""Split → the setting of `data.tasks.TASK` that holds its file name."""
 
 LATER = "the argument data"
 
 
 def let_data_come_later(raw: dict[str, Any]) -> None:
-    """Name a file for each task of a recipe whose `columns` are of the rows that `data` will give."""
+    """Set a placeholder file for each task whose `columns` describe the rows that `data` will give."""
     data = raw.get("data")
     tasks = data.get("tasks") if isinstance(data, dict) else None
     for config in tasks.values() if isinstance(tasks, dict) else ():
@@ -34,8 +34,8 @@ def let_data_come_later(raw: dict[str, Any]) -> None:
 
 
 def with_data(recipe: Recipe, data: Any) -> Recipe:
-    """The recipe with each task's rows in files that it names: beside the prepared data, by their content, so
-    that what was trained on some rows is never evaluated on others."""
+    """The recipe with each task's rows in files that it names. The files are beside the prepared data and
+    named by content, so that rows trained on are never evaluated as other data."""
     from fintune.tasks import task_set
 
     if data is None:
@@ -44,7 +44,7 @@ def with_data(recipe: Recipe, data: Any) -> Recipe:
     if not isinstance(data, Mapping) or (set(data) <= set(FILES) and not set(data) & set(names)):
         if len(names) != 1:
             raise DataError(
-                f"data is of one task, and the recipe has {', '.join(names)}: give {{task: data}}."
+                f"data is for one task, but the recipe has {', '.join(names)}: pass {{task: data}}."
             )
         data = {names[0]: data}
     raw = recipe.model_dump(exclude_unset=True)
@@ -52,13 +52,13 @@ def with_data(recipe: Recipe, data: Any) -> Recipe:
     folder = Path(f"{recipe.data.prepared_dir.rstrip('/')}.given")
     for name, rows in data.items():
         if name not in names:
-            raise DataError(f"data names {name!r}, which is no task of the recipe{hint(str(name), names)}")
+            raise DataError(f"data names {name!r}, which is not a task of the recipe{hint(str(name), names)}")
         parts = rows if isinstance(rows, Mapping) else {"train": rows}
         if "train" not in parts or set(parts) - set(FILES):
             keys = ", ".join(map(str, parts))
             raise DataError(
-                f"data of {name} is a dict of {keys}: give rows (a DataFrame, a list of dicts), or a dict of "
-                "rows with train and perhaps validation and test."
+                f"data of {name} is a dict of {keys}: pass rows (a DataFrame, a list of dicts), or a dict of "
+                "rows with train and optionally validation and test."
             )
         files = {FILES[split]: written(given, folder / f"{name}-{split}") for split, given in parts.items()}
         reads = not any(isinstance(given, str | os.PathLike) for given in parts.values())
@@ -72,13 +72,13 @@ def with_data(recipe: Recipe, data: Any) -> Recipe:
 
 
 def written(rows: Any, stem: Path) -> str:
-    """The path of a file that holds these rows: their own, or a new one whose name tells their content."""
+    """The path of a file with these rows: the given path, or a new file named by its content."""
     from fintune.files import atomic_write
 
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
     kinds = {base.__module__.partition(".")[0] for base in type(rows).__mro__}
-    if "datasets" in kinds and not hasattr(rows, "__len__"):  # one that streams
+    if "datasets" in kinds and not hasattr(rows, "__len__"):  # a streaming dataset
         rows = list(rows)
     if isinstance(rows, list | tuple):
         content, ending = _json_lines(rows, stem.name), "jsonl"
@@ -127,7 +127,7 @@ def _parquet(rows: Any, kinds: set[str], name: str) -> bytes:
 
 
 def records_of(engine: Engine, task: str, texts: Any, question: str | None) -> tuple[list[Any], Any]:
-    """The records of what `predict` was given, a `Dropped` for each that cannot be read; and its index."""
+    """The records for `predict`'s input, with a `Dropped` for each unreadable one; and its index."""
     from fintune.data.inputs import read_all
     from fintune.data.raw.readers.row_files import row_files
     from fintune.data.records import Dropped
@@ -146,11 +146,11 @@ def records_of(engine: Engine, task: str, texts: Any, question: str | None) -> t
         return [
             Record(text=text, question=question)
             if isinstance(text, str)
-            else Dropped("malformed rows", str(place), f"it is {text!r}, which is no text")
+            else Dropped("malformed rows", str(place), f"it is {text!r}, which is not a text")
             for place, text in enumerate(texts, start=1)
         ], index
     if question is not None:
-        raise DataError("question goes with texts that are strings: give each row its own question.")
+        raise DataError("question needs texts that are strings: give each row its own question.")
     if hasattr(texts, "__len__") and not len(texts):
         return [], index
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A model that answers: what `load` and `train` return."""
+"""A model that answers: the result of `load` and `train`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep libraries' notices off the console for the length of a call."""
+    """Keep libraries' notices off the console during a call."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets a bar is text
+        warnings.filterwarnings("ignore", message="IProgress not found")  # without ipywidgets bars are text
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|torch|transformers)(\.|$)")
         yield
 
 
 class Model:
-    """What was trained, or an untuned base, ready to be asked."""
+    """A trained model, or an untuned base, ready to answer."""
 
     def __init__(self, path: str | Path | None, recipe: Recipe | None = None, backend: str = "builtin"):
         self.path = None if path is None else Path(path)
@@ -43,7 +43,7 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        """What answers, loaded when it is first used."""
+        """The engine, loaded on first use."""
         from fintune.inference.engine import Engine
 
         with quiet():
@@ -68,24 +68,24 @@ class Model:
         errors: Literal["raise", "keep"] = "raise",
         progress: bool = True,
     ) -> Predictions:
-        """An answer to each text.
+        """Answer each text.
 
         Args:
             texts: a string; or a list, tuple or Series of strings; or a list of dicts, a DataFrame or a
                 `datasets.Dataset` with `text` and for qa `question`, or the columns of the training data.
-            question: the question to every text, where the texts are strings.
-            truncate: cut texts that do not fit the context; False refuses them.
-            errors: `raise` a DataError at the first text that is refused; or `keep` its place, with None for
-                an answer and the reason in `errors`.
+            question: the question for every text, if the texts are strings.
+            truncate: truncate texts that do not fit the context; False refuses them.
+            errors: `raise` a DataError at the first refused text; or `keep` its place, with None as the
+                answer and the reason in `errors`.
 
         Raises:
-            DataError: an unknown task, texts of another kind, or a text that is refused.
+            DataError: an unknown task, texts of an unsupported kind, or a refused text.
         """
         from fintune.data.records import Dropped
         from fintune.tasks import Record
 
         if errors not in ("raise", "keep"):
-            raise DataError(f"errors is {errors!r}: it is 'raise' or 'keep'.")
+            raise DataError(f"errors is {errors!r}: use 'raise' or 'keep'.")
         engine = self.engine
         rows, index = records_of(engine, task, texts, question)
         lost = {place: row.why for place, row in enumerate(rows) if isinstance(row, Dropped)}

@@ -1,4 +1,4 @@
-"""What the Python API returns: tables, as HTML in a notebook and as text elsewhere."""
+"""The results of the Python API: tables, shown as HTML in a notebook and as text elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Table:
 
 @dataclass(repr=False)
 class Prepared(_Table):
-    """Prepared data: a row for each task, with how many examples each split has and what was left out."""
+    """Prepared data: one row per task, with the examples of each split and what was left out."""
 
     recipe: Recipe
     dataset: PreparedDataset
@@ -63,11 +63,11 @@ class Prepared(_Table):
 
 @dataclass(repr=False)
 class Evaluation(_Table):
-    """An evaluation's figures: a row for each metric of each task."""
+    """An evaluation's figures: one row per metric of each task."""
 
     results: Results
     path: Path
-    """Of results.json; the reports stand beside it, as .html and .md."""
+    """The path of results.json; the reports are beside it, as .html and .md."""
 
     def title(self) -> str:
         from fintune.reports.figures import title_of
@@ -99,16 +99,16 @@ class Evaluation(_Table):
 
 @dataclass(repr=False)
 class Predictions(_Table, Sequence["Prediction | None"]):
-    """The answers of one task, in the order of the texts: each has `value`, and `probabilities` of labels,
-    `interval` of numbers, or `token_probability` of texts."""
+    """One task's answers, in the order of the texts: each has `value`, and `probabilities` (labels),
+    `interval` (numbers) or `token_probability` (texts)."""
 
     task: str
     records: list[Record]
     answers: list[Prediction | None]
     errors: dict[int, str]
-    """Place → why there is no answer; {} unless asked with `errors="keep"`."""
+    """Index → why there is no answer; {} unless called with `errors="keep"`."""
     index: Any = None
-    """Of the Series or DataFrame that the texts came in."""
+    """The index of the Series or DataFrame with the texts."""
 
     def title(self) -> str:
         return f"{len(self.answers):,} answers of {self.task}"
@@ -124,8 +124,8 @@ class Predictions(_Table, Sequence["Prediction | None"]):
         return self.answers[place]
 
     def to_pandas(self) -> Any:
-        """Columns `text`, `question`, `value`, and as the task has them `p(LABEL)`, `low` and `high` of the
-        central 80 %, `set_probability`, `token_probability`; `error` where there is one."""
+        """Columns `text`, `question`, `value`, and depending on the task `p(LABEL)`, `low` and `high` of the
+        central 80 %, `set_probability`, `token_probability`; `error` if there is any."""
         import pandas as pd
 
         rows = []

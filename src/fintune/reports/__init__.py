@@ -1,4 +1,4 @@
-"""Pages and tables for people: evaluation, data quality, drift, comparisons.
+"""Reports for people: pages and tables on evaluation, data quality, drift and comparisons.
 
-`figures` makes rows of results and `page` makes HTML of a template; the other modules each make one report.
+`figures` makes rows from results and `page` makes HTML from a template; every other module makes one report.
 """

@@ -1,4 +1,4 @@
-"""What `evaluation.compare` returns, for people: a table on the terminal, Markdown, or JSON."""
+"""Shows the result of `evaluation.compare`: a table on the terminal, Markdown, or JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(path: Path, compared: Comparison | Spread) -> None:
 
 
 def rows(compared: Comparison | Spread) -> list[tuple[tuple[str, ...], bool | None]]:
-    """The cells of each line, and whether B is better there beyond doubt (its interval excludes 0)."""
+    """The cells of each line, and whether B is significantly better there (its interval excludes 0)."""
     found: list[tuple[tuple[str, ...], bool | None]] = []
     for task, entry in compared.tasks.items():
         for row in entry.metrics.values():
@@ -49,7 +49,7 @@ def p_text(value: float) -> str:
 
 
 def notes(compared: Comparison | Spread) -> list[str]:
-    """What a reader must know, one sentence each."""
+    """Notes that a reader must know, one sentence each."""
     if isinstance(compared, Spread):
         n = len(compared.runs)
         return [

@@ -1,6 +1,6 @@
-"""The quality report of prepared data as Markdown, and as a page (`assets/quality.html`).
+"""Writes the quality report of prepared data as Markdown, and as a page (`assets/quality.html`).
 
-Takes what `data.quality.measured.build` returns.
+Takes the result of `data.quality.measured.build`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fintune.reports.page import make_page
 from fintune.text.markdown import cell
 
 Grid = tuple[list[str], list[list[str]]]
-"""A table: the names of its columns, and its rows."""
+"""A table: its column names and its rows."""
 
 
 # What both show -------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def _labels(task: dict[str, Any]) -> Grid:
 
 
 def _findings(task: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    """(a heading, its examples) for all that was found in a task."""
+    """(heading, examples) for everything found in a task."""
     if task["dropped"]:
         counts = [f"{count:,} {reason}" for reason, count in task["dropped"].items()]
         yield "Left out by preparation: " + "; ".join(counts), task["dropped_examples"]
@@ -174,7 +174,7 @@ def _number(value: float) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown: the figures, and the examples by id and beginning."""
+    """The report as Markdown: the figures, and examples by id and beginning of the text."""
     lines = [f"# Data quality: {cell(report['data'])}", "", "## Leaks", ""]
     lines += [f"- {cell(sentence)}" for sentence in leaks(report)] or ["None."]
     lines += ["", "## Overview", "", *_table(*_overview(report)), "", _OVERVIEW.format(**report), ""]
@@ -247,7 +247,7 @@ def _plots(task: dict[str, Any], max_length: int) -> Iterable[tuple[Markup, str]
 
 
 def write(folder: str | Path, report: dict[str, Any]) -> list[Path]:
-    """Write `quality.json`, `quality.md` and `quality.html` into a folder; returns their paths."""
+    """Write `quality.json`, `quality.md` and `quality.html` into a folder; return their paths."""
     folder = Path(folder)
     return [
         write_json(folder / "quality.json", report),

@@ -1,6 +1,6 @@
-"""A drift report as Markdown, and as a page (`assets/drift.html`).
+"""Writes a drift report as Markdown, and as a page (`assets/drift.html`).
 
-Takes what `monitoring.drift.compare` returns.
+Takes the result of `monitoring.drift.compare`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def write_report(report: Mapping[str, Any], output_file: str | Path) -> Path:
     """Write a report of `drift.compare` as .json, .md or .html, by the file's ending.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: the file has another ending.
     """
     path = Path(output_file)
     if path.suffix == ".json":
@@ -49,7 +49,7 @@ def _rows(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _changes(entry: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The share of each label and the median of each number, in the reference and now."""
+    """Each label's share and each number's median, in the reference and now."""
     shares = entry["signals"].get("labels", {}).get("shares", {})
     rows = [(label, f"{then:.1%}", f"{now:.1%}") for label, (then, now) in shares.items()]
     medians = {name: found["medians"] for name, found in entry["signals"].items() if "medians" in found}
@@ -78,7 +78,7 @@ def _title(report: Mapping[str, Any]) -> str:
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
-    """What was found, and what to do about it."""
+    """What was found, and what to do."""
     status = report["status"]
     names = ", ".join(name for name, entry in report["tasks"].items() if entry["status"] == status)
     if status == "drift":
@@ -91,7 +91,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
 
 
 def _reading(report: Mapping[str, Any]) -> list[str]:
-    """How to read the figures, a sentence or two each."""
+    """How to read the figures, one or two sentences each."""
     limits = report["thresholds"]
     (watch, drift), (watch_words, drift_words) = limits["psi"], limits["words_js"]
     return [

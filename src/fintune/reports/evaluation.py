@@ -1,4 +1,4 @@
-"""The HTML report of an evaluation: results and answers in, one page out (`assets/evaluation.html`)."""
+"""Writes the HTML report of an evaluation from its results and answers (`assets/evaluation.html`)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fintune.reports.page import make_page
 from fintune.tasks.label_noise import CANDIDATES
 
 SCATTERED = 1000
-"""Points of a scatter plot, at most."""
+"""The most points of a scatter plot."""
 
 
 def write_report(results_file: str | Path, output_file: str | Path | None = None) -> Path:
     """Render the reports of a results file (or its folder) again, without the model; return the page's path.
 
-    The Markdown stands beside the page. The errors come from the predictions file beside the results;
-    without one the page has none to browse.
+    The Markdown is written beside the page. The errors come from the predictions file beside the results;
+    without that file the page lists none.
 
     Raises:
-        DataError: the results are missing, damaged or of another version.
+        DataError: the results are missing, damaged or in another version.
         ConfigError: the output file cannot be written.
     """
     file = find_results(results_file)
@@ -47,7 +47,7 @@ def write_report(results_file: str | Path, output_file: str | Path | None = None
 
 
 def html_report(results: Results, answers: Sequence[Answer], results_file: str | Path) -> str:
-    """The page of some results and their answers (which may be none)."""
+    """The page for results and their answers (which may be empty)."""
     rows = figures.rows_of(results)
     errors = list(_browsed(results, answers))
     published = figures.published_systems(results)
@@ -86,11 +86,11 @@ def _yaml(value: Any) -> str:
 
 
 class _Line(NamedTuple):
-    """A headline metric of the summary, and where the systems stand on its strip plot."""
+    """A headline metric of the summary, and the systems' positions on its strip plot."""
 
     row: figures.Row
     number: int
-    """The task's place on the page, from 1."""
+    """The task's number on the page, from 1."""
     own: float
     scale: tuple[float, float]
     marks: list[tuple[str, float]]
@@ -112,7 +112,7 @@ def _summary(results: Results, rows: Iterable[figures.Row]) -> Iterable[_Line]:
 
 
 def _pictures(task: TaskResult, answers: Sequence[Answer]) -> Iterable[tuple[Markup, str]]:
-    """(plot, caption) of each plot there are figures for."""
+    """(plot, caption) for each plot with figures."""
     details = task.own.details if task.own else None
     if details and details.reliability:
         text = "Reliability: a dot below the dashed line has more confidence than accuracy."
@@ -144,7 +144,7 @@ def _pictures(task: TaskResult, answers: Sequence[Answer]) -> Iterable[tuple[Mar
 
 
 def _browsed(results: Results, answers: Iterable[Answer]) -> Iterable[tuple[Answer, str]]:
-    """The worst of every task's inexact answers, the worst first; each with its expected label or ""."""
+    """The worst inexact answers of every task, worst first, each with its expected label or ""."""
     for name, task in results.tasks.items():
         wrong = [(answer.error.rank, answer) for answer in answers if answer.task == name and answer.error]
         labels = {*task.labels, *(task.errors.confusion.labels if task.errors.confusion else ())}

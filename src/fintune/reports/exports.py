@@ -1,4 +1,4 @@
-"""What `evaluation.agreement` measured of an export, as a table on a terminal."""
+"""Prints an export's agreement with its adapter (`evaluation.agreement`) as a table on a terminal."""
 
 from __future__ import annotations
 

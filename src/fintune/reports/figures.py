@@ -1,7 +1,7 @@
-"""Results as figures: rows of a table, what a reader must know of them, and the table on a terminal.
+"""Turns results into figures: table rows, notes for readers, and the table on a terminal.
 
-Takes the `Results` of `evaluation.results`, so a table can be made again from results.json alone. The modules
-beside this one make pages of these figures.
+Takes the `Results` of `evaluation.results`, so results.json alone is enough to make a table again. The other
+modules here make pages from these figures.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from fintune.tasks.base import NONE_OF_ITS_TYPE
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or two significant digits where those would all be 0; – where there is none."""
+    """Three decimals, or two significant digits if all three are 0; – if there is no value."""
     if value is None:
         return "–"
     return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def answer_text(value: Any) -> str:
-    """An answer or a target as reports show it: a number with its sign, a text as it is."""
+    """An answer or a target in reports: a number with its sign, a text unchanged."""
     return f"{value:+.2f}" if isinstance(value, float) else str(value)
 
 
@@ -39,15 +39,15 @@ class Row:
     adapter: float | None
     interval: tuple[float, float] | None
     base_n: int | None
-    """Examples the untuned base answered; None where it was not asked."""
+    """Number of examples that the untuned base answered; None if it was not asked."""
     adapter_beside_base: float | None
-    """The adapter's figure on those same examples."""
+    """The adapter's figure on these examples."""
     others: Mapping[str, float | None] = field(default_factory=dict)
-    """The figures of the further systems, by key."""
+    """The other systems' figures, by key."""
 
     @property
     def verdict(self) -> bool | None:
-        """Whether the adapter beats every other system on the same examples; None where nothing compares."""
+        """Whether the adapter beats every other system on the same examples; None if nothing compares."""
         pairs = [(self.adapter, self.baseline), (self.adapter_beside_base, self.base)]
         pairs += [(self.adapter, value) for value in self.others.values()]
         gains = [own - other for own, other in pairs if own is not None and other is not None]
@@ -85,7 +85,7 @@ def _rows_of_task(name: str, task: TaskResult) -> list[Row]:
 
 
 def summary_line(results: Results, name: str) -> str:
-    """One task in one line, while an evaluation runs."""
+    """One task in one line, for a running evaluation."""
     task = results.tasks[name]
     if task.own is None:
         return f"{name}: skipped, {task.skipped}"
@@ -104,7 +104,7 @@ def summary_line(results: Results, name: str) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What a reader must know to read the table, one sentence each."""
+    """Notes for reading the table, one sentence each."""
     tasks = {name: task for name, task in results.tasks.items() if task.systems}
     found = []
     datasets = _grouped((task.dataset, name) for name, task in tasks.items())
@@ -158,7 +158,7 @@ def _listed(groups: Mapping[str, list[str]]) -> str:
 
 
 def _further_notes(tasks: Mapping[str, TaskResult]) -> list[str]:
-    """A sentence for each further system: its first headline metric on each task."""
+    """A sentence for each other system: its first headline metric on each task."""
     found = _grouped(
         (key, f"{name} {task.measure(metric).heading} {number(system.metrics.get(metric))}")
         for name, task in tasks.items()
@@ -169,7 +169,7 @@ def _further_notes(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 
 def _missing_systems(tasks: Mapping[str, TaskResult]) -> list[str]:
-    """A sentence for each system that is made for a task's type and yet did not answer, and why."""
+    """A sentence for each system that suits a task's type but did not answer, and why."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, task in tasks.items():
         for system, why in task.systems_skipped.items():
@@ -179,7 +179,7 @@ def _missing_systems(tasks: Mapping[str, TaskResult]) -> list[str]:
 
 
 def _drawn(tasks: Mapping[str, TaskResult]) -> str:
-    """What the bootstrap draws: examples, and on some tasks groups or dates (old results do not say)."""
+    """What the bootstrap resamples: examples, or on some tasks groups or dates (old results do not say)."""
     parts = [
         f"{name}: over {task.clusters.n:,} {task.clusters.by}s"
         for name, task in tasks.items()
@@ -208,7 +208,7 @@ class PublishedSystem:
 
 
 def published_systems(results: Results) -> list[PublishedSystem]:
-    """The published figures, one row for each system on a dataset, by dataset."""
+    """The published figures by dataset, one row per system."""
     groups: dict[tuple[str, str, str], list[Published]] = {}
     for row in sorted(results.published, key=lambda row: row.dataset):
         groups.setdefault((row.dataset, row.system, row.source), []).append(row)
@@ -223,13 +223,13 @@ def published_systems(results: Results) -> list[PublishedSystem]:
 
 
 def base_figure(row: Row) -> str:
-    """The untuned base's figure, with † where it answered fewer examples."""
+    """The untuned base's figure, with † if it answered fewer examples."""
     fewer = row.base_n is not None and row.base_n < row.n and row.base is not None
     return number(row.base) + ("†" if fewer else "")
 
 
 def interval_text(row: Row) -> str:
-    """The interval in brackets; "" where there is none."""
+    """The interval in brackets; "" if there is none."""
     return f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
 
 

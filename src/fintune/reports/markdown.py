@@ -1,6 +1,6 @@
-"""Results as Markdown: the table with its notes, the report that `evaluate` writes, the model card's section.
+"""Writes results as Markdown: the table with notes, `evaluate`'s report, and the model card's section.
 
-Takes the `Results` of `evaluation.results`, so a report can be made again from results.json alone.
+Takes the `Results` of `evaluation.results`, so results.json alone is enough to make a report again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANSWER_CHARACTERS = 160
 
 
 def results_table(results: Results) -> str:
-    """The table as Markdown, with its notes."""
+    """The table as Markdown, with notes."""
     rows = rows_of(results)
     further = list(dict.fromkeys(key for row in rows for key in row.others))
     names = [*map(cell, further), "untuned base", "fintune", "95 % interval"]
@@ -114,7 +114,7 @@ def _answer(value: Any) -> str:
 
 
 def _published(results: Results) -> list[str]:
-    """Figures from elsewhere, apart from ours; nothing where there are none."""
+    """Figures published elsewhere, apart from ours; empty if there are none."""
     lines = [
         "## Published figures",
         "",
@@ -131,7 +131,7 @@ def _published(results: Results) -> list[str]:
 
 
 def markdown_report(results: Results) -> str:
-    """The table, the circumstances, the speed, the error analysis, and what others have published."""
+    """The table, the settings, the speed, the error analysis, and published figures."""
     model, machine, data = results.model, results.machine, results.data
     versions = ", ".join(f"{name} {value}" for name, value in results.versions.items() if value)
     commit = f" (commit {results.git_commit})" if results.git_commit else ""

@@ -1,8 +1,8 @@
-"""The page maker: a template of `assets/` and its values in, one HTML file out that needs no network.
+"""Makes an HTML page from a template in `assets/` and its values: one file that needs no network.
 
-The pages of an evaluation, of data quality and of drift all come from here, with one style, header and
-footer. Jinja2 escapes every text that a model, a user or a dataset wrote. The page's Content-Security-Policy
-allows no script but the hashed one that is part of the page, and none where a page needs none.
+The pages on evaluation, data quality and drift all come from here, with one style, header and footer. Jinja2
+escapes every text from a model, a user or a dataset. The page's Content-Security-Policy allows only the
+hashed script that is part of the page, or none if the page needs none.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ STRIP = 132
 def make_page(
     template: str, title: str, sections: Sequence[tuple[str, str]], script: str = "", **values: object
 ) -> str:
-    """The page of a template that extends `base.html`.
+    """Render a template that extends `base.html`.
 
     Args:
         sections: (id, name) of each section, for the navigation.
-        script: a file of `assets/` that the page runs; "" for a page without one.
+        script: a script file in `assets/`; "" for a page without one.
         values: what the template shows.
     """
     code = _asset(script) if script else ""
@@ -85,7 +85,7 @@ def _percent(value: float) -> str:
 
 
 def _bounds(interval: tuple[float, float] | None, form: Literal["number", "percent"] = "number") -> str:
-    """An interval in brackets; "" where there is none."""
+    """An interval in brackets; "" if there is none."""
     show = {"number": figures.number, "percent": _percent}[form]
     return f"[{show(interval[0])}, {show(interval[1])}]" if interval else ""
 
@@ -96,6 +96,6 @@ def _breakable(text: object) -> Markup:
 
 
 def _place(value: float, scale: tuple[float, float]) -> str:
-    """Where a value lies on a strip plot, in pixels; values beyond the scale lie at its ends."""
+    """A value's position on a strip plot, in pixels; values beyond the scale are placed at its ends."""
     low, high = scale
     return f"{6 + (min(max(value, low), high) - low) / (high - low or 1) * (STRIP - 12):.1f}"

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: numbers in, markup out. Colours come from the page's style, light or dark."""
+"""Draws plots as inline SVG. Colours come from the page's style, light or dark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 38
 
 
 class _Frame:
-    """A plot with axes: data coordinates in, SVG elements out."""
+    """A plot with axes: maps data coordinates to SVG elements."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = HEIGHT) -> None:
         self.x_range, self.y_range = x, y
@@ -31,7 +31,7 @@ class _Frame:
         return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
     def axes(self, x_label: str, y_label: str, percent: tuple[bool, bool]) -> None:
-        """Grid lines, tick labels and the names of the axes; without a `y_label` the x axis alone."""
+        """Grid lines, tick labels and axis names; without a `y_label` only the x axis."""
         bottom = self.height - _BOTTOM
         if not y_label:
             self.left = _RIGHT
@@ -69,7 +69,7 @@ class _Frame:
         self.parts.append(f'<polyline class="{kind}" points="{places}"/>')
 
     def dot(self, x: float, y: float, radius: float, title: str) -> None:
-        """A point in data coordinates, with what it says when pointed at."""
+        """A point in data coordinates, with a tooltip."""
         self.parts.append(
             f'<circle class="dot" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:.1f}">'
             f"<title>{escape(title)}</title></circle>"
@@ -93,7 +93,7 @@ class _Frame:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers between `low` and `high`, about five of them."""
+    """About five round numbers between `low` and `high`."""
     rough = (high - low) / 5
     size = 10.0 ** floor(log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.7)
@@ -106,16 +106,16 @@ def _tick(value: float, percent: bool) -> str:
 
 
 def crowded_from(bins: Sequence[Bin]) -> float | None:
-    """The confidence from which a reliability plot needs a second, closer view; None where it needs none."""
+    """The confidence from which a reliability plot needs a second, closer view; None if it needs none."""
     sure = [b.confidence for b in bins if b.confidence >= 0.95]
     return max(start for start in (0.95, 0.99, 0.999) if start <= min(sure)) if len(sure) > 2 else None
 
 
 def reliability(bins: Sequence[Bin], start: float = 0.0) -> Markup:
-    """Accuracy against confidence; a dot is a bin, its area grows with the examples in it.
+    """Accuracy by confidence; each dot is a bin, and its area grows with the number of examples.
 
     Args:
-        start: the least confidence that is shown; with it the accuracy's axis begins where the dots do.
+        start: the lowest confidence shown; if set, the accuracy axis begins at the lowest dot.
     """
     most = max(b.n for b in bins)
     bins = [b for b in bins if b.confidence >= start]
@@ -152,7 +152,7 @@ def earnings(gross: Sequence[float], net: Sequence[float]) -> Markup:
 
 
 def scatter(pairs: Sequence[tuple[float, float]]) -> Markup:
-    """Prediction against target, of (target, prediction) pairs; the dashed line is equality."""
+    """Prediction by target, from (target, prediction) pairs; the dashed line is equality."""
     x, y = _span([target for target, _ in pairs]), _span([prediction for _, prediction in pairs])
     frame = _Frame(x, y)
     frame.axes("target", "prediction", (False, False))
@@ -169,7 +169,7 @@ def distribution(
 ) -> Markup:
     """A number's distribution over its levels: bars by area, the interval as a band, the mean as a line.
 
-    A level's probability is spread to the middle between it and its neighbours, as the interval's is.
+    A level's probability is spread halfway to its neighbours, like that of the interval.
 
     Args:
         levels: level → its probability.
@@ -197,7 +197,7 @@ def distribution(
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], unit: str, limit: float | None = None) -> Markup:
-    """Counts by bin, of `edges` (one more than there are counts); `limit` is a dashed line with its name."""
+    """Counts per bin of `edges` (one more than counts); `limit` is a dashed line with its name."""
     low, high = (edges[0], edges[-1]) if edges[-1] > edges[0] else (edges[0] - 0.5, edges[0] + 0.5)
     frame = _Frame((low, high), (0, max(counts) * 1.08))
     frame.axes(unit, "examples", (False, False))

@@ -1,4 +1,4 @@
-"""The commands that make results again; what the results file does not know of them is a `#` line."""
+"""Lists the commands that reproduce results; facts missing in the results file become `#` lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRAIN = ["fintune", "train", "--config", "recipe.yaml"]
 
 
 def commands(results: Results, results_file: str | Path) -> list[str]:
-    """Lines for a shell: data, training, evaluation and report, each step at the commit that made it."""
+    """Shell commands for data, training, evaluation and report, each step at the commit that made it."""
     lines: list[str] = []
     training, adapter = results.training, results.model.adapter
     recipe, settings = training.get("recipe") or {}, results.settings
@@ -93,7 +93,7 @@ def _training(lines: list[str], training: Mapping[str, Any], recipe: Mapping[str
 
 
 def _checkout(lines: list[str], commit: str | None, what: str) -> None:
-    """Go to a commit, unless the lines before have; say so where it is unknown or not all of the code."""
+    """Check out a commit unless it is checked out; note if it is unknown or had uncommitted changes."""
     if not commit:
         lines.append(_remark(f"the commit of {what} is not in these results"))
         return
@@ -109,7 +109,7 @@ def _remark(text: str) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, those of `formats` each under a name of its own: `formats.summarization.bullets`."""
+    """The settings; those in `formats` get their own names: `formats.summarization.bullets`."""
     flat = {name: value for name, value in settings.items() if name != "formats"}
     for task, shape in settings.get("formats", {}).items():
         flat |= {f"formats.{task}.{key}": value for key, value in shape.items()}
@@ -121,12 +121,12 @@ def _default(name: str) -> Any:
 
 
 def _overrides(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """`evaluation.KEY=VALUE` for each setting that is not the default or that the recipe has otherwise."""
+    """`evaluation.KEY=VALUE` for each setting that differs from the default or from the recipe."""
     known, told = _flat(settings), _flat(recipe)
     changes = []
     for name in dict.fromkeys([*known, *told]):
         if name not in _DEFAULTS and not name.startswith("formats."):
-            continue  # of the command, such as the split
+            continue  # an option of the command, such as the split
         default = _default(name)
         value = known.get(name, default)
         if value != default or value != told.get(name, default):

@@ -1,4 +1,4 @@
-"""Final figures and tables to Weights & Biases or TensorBoard, beside the curves of training."""
+"""Sends final figures and tables to Weights & Biases or TensorBoard, beside the training curves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fintune.evaluation.results import Answer, Results
 from fintune.reports import figures, markdown
 
 ERRORS = 500
-"""Rows of the table of inexact answers, at most; `is_error` tells those that the slices count."""
+"""The most rows in the table of inexact answers; `is_error` marks those that the slices count."""
 
 
 def check(trackers: Sequence[str]) -> None:
-    """Refuse a tracker that is not installed, before the work rather than after it.
+    """Refuse a tracker that is not installed, before the work starts.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -28,8 +28,8 @@ def check(trackers: Sequence[str]) -> None:
 def upload(results: Results, answers: Sequence[Answer], output: Path, trackers: Sequence[str]) -> None:
     """Send every metric of every task, the table of results, and (to W&B) a table of inexact answers.
 
-    TensorBoard's events go to `tensorboard/evaluation` beside the results. W&B logs offline where it has no
-    credentials.
+    TensorBoard's events go to `tensorboard/evaluation` beside the results. Without credentials W&B logs
+    offline.
     """
     if "tensorboard" in trackers:
         _tensorboard(results, output.parent / "tensorboard" / "evaluation")
