@@ -60,4 +60,4 @@ def test_what_was_not_evaluated_or_not_made_by_one_run_is_no_bundle(random_adapt
     assert main([*command, "--dtype", "f16"]) != 0
     assert "--dtype does not go with --format bundle" in capsys.readouterr().err
     assert main(["reproduce", str(random_adapter), "--output_dir", "again"]) != 0
-    assert "is no bundle: it has no SHA256SUMS" in capsys.readouterr().err
+    assert "is not a bundle: it has no SHA256SUMS" in capsys.readouterr().err

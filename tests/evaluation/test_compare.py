@@ -162,7 +162,7 @@ def test_runs_on_different_examples_are_refused_in_one_sentence(folders, tmp_pat
     shutil.copytree(folders / "good", tmp_path / "changed")
     path = tmp_path / "changed" / "results-predictions.jsonl"
     path.write_text(path.read_text().replace('"target": "positive"', '"target": "negative"', 1))
-    with pytest.raises(DataError, match=r"sentiment: 1 test examples .* different texts or targets"):
+    with pytest.raises(DataError, match=r"sentiment: 1 test examples .* differ in text or target"):
         compare(a, Run.load(tmp_path / "changed"))
 
 
@@ -173,10 +173,10 @@ def test_files_that_cannot_be_compared_are_refused_with_the_reason(folders, tmp_
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
         return tmp_path / "run"
 
-    with pytest.raises(DataError, match="format 1, and this version reads"):
+    with pytest.raises(DataError, match="format 1, but this version reads"):
         Run.load(changed(format=1))
     (changed(format=2) / "results-predictions.jsonl").unlink()
-    with pytest.raises(DataError, match="holds the predictions: evaluate again"):
+    with pytest.raises(DataError, match="does not exist: evaluate again"):
         Run.load(tmp_path / "run")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="holds no results"):

@@ -312,7 +312,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_one_of_other_settings_begins_
     engine = RuleEngine(prepared.task_set())
     results, rows, lines, _ = run(engine)
     assert {task for task, _, _ in engine.asked} == {"qa", "regression"}
-    assert any("Going on" in line for line in lines) and results["complete"] and rows == whole_rows
+    assert any("Continuing with" in line for line in lines) and results["complete"] and rows == whole_rows
     for name, entry in whole["tasks"].items():
         for system, figures in entry["systems"].items():
             assert results["tasks"][name]["systems"][system]["metrics"] == figures["metrics"]

@@ -56,7 +56,7 @@ def test_an_output_that_would_cost_something_is_refused_before_any_work(engine, 
     for output, says in (
         (source, "the input itself"),
         ("memory://predict-test/full/", "holds files already"),
-        (tmp_path / "absent" / "out.jsonl", "is in no folder"),
+        (tmp_path / "absent" / "out.jsonl", "whose folder does not exist"),
         (tmp_path / "out.parquet", "name a folder, such as answers/"),
     ):
         with pytest.raises(DataError, match=says):
@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
         stream.write(b'{"id": "cut in the mid')
     first = asked[0]
     assert predict_file(engine, "headline", source, output, False) == 200
-    assert sum(asked) == 200 and f"Going on after the {first:,} rows" in capsys.readouterr().err
+    assert sum(asked) == 200 and f"Continuing after the {first:,} rows" in capsys.readouterr().err
     assert not journal.exists()
     for path in [reference, *reference.rglob("*.parquet")]:
         if path.is_file():

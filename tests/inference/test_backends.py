@@ -96,7 +96,7 @@ def test_a_merged_export_is_evaluated_as_the_adapter_that_it_was_made_of(
         assert "base" in theirs["tasks"][name]["systems"] and "base" not in task["systems"]
         assert "an adapter merged into its base" in task["systems_skipped"]["base"]
     engine, prepared = Engine.load(merged), load_prepared(workdir / "data" / "processed")
-    with pytest.raises(ModelError, match="untuned base cannot be asked"):
+    with pytest.raises(ModelError, match="untuned base cannot answer"):
         engine.predict("qa", [Record("Up.", question="What?")], use_adapter=False)
     other = Engine.load(random_adapter, backend="toy")
     keys = {ours["key"], theirs["key"], *(resume_key(each, prepared, {}) for each in (engine, other))}

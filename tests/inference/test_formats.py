@@ -46,7 +46,7 @@ def test_a_dash_and_a_number_are_a_point_and_no_negative_number():
 
 
 def test_bullets_are_refused_where_no_token_ends_a_line():
-    with pytest.raises(ConfigError, match="leave `bullets` out"):
+    with pytest.raises(ConfigError, match="remove `bullets`"):
         allowed_tokens(TextFormat(bullets=2), sentencepiece(), [Record(text="Up.", target=None)])
 
 

@@ -172,13 +172,13 @@ def test_a_16_bit_gguf_without_a_vocabulary_answers_nearly_the_same(random_adapt
 
 def test_what_llama_cpp_cannot_answer_from_is_refused_in_a_sentence(engines, random_adapter, tmp_path):
     _, other = engines
-    with pytest.raises(ModelError, match="an adapter merged into its base, which cannot be asked without"):
+    with pytest.raises(ModelError, match="an adapter merged into its base, which cannot be separated"):
         other.predict("sentiment", [Record(text="Profit rose.")], use_adapter=False)
     (tmp_path / "model.gguf").write_bytes(b"GGUF, or not")
     (tmp_path / "fintune.json").write_text((random_adapter / "fintune.json").read_text())
     raw = json.loads((tmp_path / "fintune.json").read_text())
     (tmp_path / "fintune.json").write_text(json.dumps({**raw, "exported": {"format": "gguf"}}))
-    with pytest.raises(ModelError, match=r"model\.gguf cannot be read by llama\.cpp: it is damaged"):
+    with pytest.raises(ModelError, match=r"model\.gguf cannot be read by llama\.cpp: the file is damaged"):
         Engine.load(tmp_path, backend="llama.cpp")
     (tmp_path / "other.gguf").write_bytes(b"")
     with pytest.raises(ModelError, match=r"has several GGUF files \(model\.gguf, other\.gguf\): keep one"):

@@ -59,5 +59,5 @@ def test_more_next_tokens_than_one_request_tells_of_are_all_scored(engines):
 
 def test_a_format_is_refused(engines, monkeypatch):
     monkeypatch.setattr(engines[1].tasks["summarization"], "text_format", TextFormat(bullets=2))
-    with pytest.raises(ModelError, match="cannot keep texts to a format"):
+    with pytest.raises(ModelError, match="cannot constrain texts to a format"):
         engines[1].predict("summarization", some("summarization", 1))

@@ -140,7 +140,7 @@ def test_a_huge_item_is_cut_and_a_huge_feed_refused(server, web):
 
 def test_many_entries_are_cut_at_five_hundred():
     items, problem, _ = parse(rss(*[f"Item {i}" for i in range(700)]), {}, URL)
-    assert len(items) == 500 and problem == "700 entries, of which the first 500 are taken"
+    assert len(items) == 500 and problem == "700 entries, of which only the first 500 are used"
 
 
 def test_a_large_malformed_feed_is_parsed_in_seconds():

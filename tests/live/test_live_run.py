@@ -334,7 +334,7 @@ def test_memory_of_what_was_seen_is_bounded_but_what_a_feed_shows_stays():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"feeds": ["ftp://a.example/x"]}, "no web address"),
+        ({"feeds": ["ftp://a.example/x"]}, "not a web address"),
         ({"feeds": ["https://a.example/x"] * 2}, "twice"),
         ({"feeds": []}, "nothing to poll"),
         ({"interval": 1}, "interval"),

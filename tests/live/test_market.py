@@ -76,7 +76,7 @@ def test_prices_of_a_folder_are_read_by_day_and_a_bad_row_is_named(tmp_path):
     (tmp_path / "BAD.csv").write_text("Date,Close\n2026-03-02,ten\n")
     with pytest.raises(DataError, match=r"BAD\.csv:2"):
         prices.closes("BAD", first, last)
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="not a folder"):
         FolderPrices(tmp_path / "absent")
 
 

@@ -119,7 +119,7 @@ def test_a_number_is_the_text_that_was_answered_and_a_text_no_number(service):
         reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
         status.append(reply.status_code)
     assert status == [201, 201, 201, 422]
-    assert "target must be a number, as the answer is" in reply.json()["error"]["message"]
+    assert "target must be a number like the answer" in reply.json()["error"]["message"]
     assert [item.target for item in recorder.store.judged("qa")] == ["3", "3", 3.0]
 
 

@@ -111,7 +111,7 @@ def test_what_a_store_that_is_away_cannot_take_is_counted(tmp_path, monkeypatch,
     recorder.close()
     assert recorder.writer.state()["lost"] == 5
     assert 'fintune_store_failures_total{operation="keep"} 5.0' in recorder.metrics.render().decode()
-    assert caplog.text.count("are not kept") == 1
+    assert caplog.text.count("are not stored") == 1
 
 
 def test_a_row_that_the_store_refuses_costs_no_other(tmp_path):

@@ -141,7 +141,7 @@ def test_no_answer_and_no_metric_waits_for_the_store(fault, recorder_of, request
     thread.join(5)
     assert seconds(recorder.close) < 10
     assert recorder.writer.state()["lost"] == 20
-    assert caplog.text.count("so answers wait to be kept") == 1 and "own words" not in caplog.text
+    assert caplog.text.count("so answers wait in memory") == 1 and "own words" not in caplog.text
 
 
 @pytest.mark.parametrize("fault", ["locked", "held"])

@@ -245,7 +245,7 @@ def test_results_of_another_version_or_damaged_ones_are_refused_in_a_sentence(re
     raw = json.loads(results_file.read_text())
     path = tmp_path / "results.json"
     for change, message in (
-        ({"format": 1}, r"results.json is of format 1, and this version reads 2: evaluate again"),
+        ({"format": 1}, r"results.json has format 1, but this version reads 2: evaluate again"),
         ({"tasks": {"qa": {"type": "qa"}}}, r"results.json is damaged: tasks.qa.headline_metrics"),
         (
             {"tasks": {"qa": {"type": "qa", "headline_metrics": [], "errors": {"slices": [{}]}}}},

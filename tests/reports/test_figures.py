@@ -168,7 +168,7 @@ def test_published_figures_stand_in_the_markdown_too_apart_from_ours(results):
     assert (
         "TAT-QA EM 0.501, TAT-QA F1 0.580" in line
         and "Zhu et al., 2021" in line
-        and "predicted apart" in line
+        and "predicted separately" in line
     )
     assert "Published figures" not in markdown_report(results)
 

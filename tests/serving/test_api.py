@@ -191,7 +191,7 @@ def test_the_tasks_are_listed_with_their_labels(client):
     [
         ({"text": "   "}, 400, "the text is empty"),
         ({"text": "a", "inputs": [{"text": "b"}]}, 400, "either text"),
-        ({"inputs": [{"text": "b"}] * 129}, 400, "129 texts, and 128"),
+        ({"inputs": [{"text": "b"}] * 129}, 400, "129 texts; at most 128"),
         ({"text": "a", "model": "../../etc"}, 404, "no model of this name"),
         ({"text": "a", "mood": 1}, 400, "mood"),
         ({"text": "up " * 900}, 400, "send truncate: true"),

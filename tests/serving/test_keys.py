@@ -38,7 +38,7 @@ def test_a_damaged_file_lets_nobody_in(tmp_path):
     path.unlink()
     assert ring.find(f"Bearer {made}") is None
     path.write_text(json.dumps({"keys": [{"id": 1}]}))
-    with pytest.raises(ConfigError, match="is no file of keys"):
+    with pytest.raises(ConfigError, match="is not a key file"):
         keys.KeyRing(path)
 
 
@@ -78,7 +78,7 @@ def test_a_public_address_without_keys_is_refused_before_the_model_is_loaded(tmp
     monkeypatch.delenv("FINTUNE_KEYS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
-    assert "there is no API key: make one with  fintune keys create" in capsys.readouterr().err
+    assert "there is no API key: create one with  fintune keys create" in capsys.readouterr().err
     assert keys.required(None, insecure=False, public=False) is None
 
 

@@ -64,8 +64,8 @@ def test_adapters_by_name_are_refused_in_a_sentence(running, gguf, capsys):
         f"{running.url}/v1/tasks/sentiment", json={"text": "Up.", "model": "other"}, timeout=60
     )
     assert answer.status_code == 404
-    assert "this server has own.gguf alone" in answer.text
+    assert "this server has only own.gguf" in answer.text
     assert httpx.get(f"{running.url}/v1/adapters").json()["data"] == []
     command = ["serve", "--backend", "llama.cpp", "--model_path", str(gguf), "--adapters", str(gguf.parent)]
     assert main([*command, "--port", "0"]) == 1
-    assert "--adapters is given, and --backend llama.cpp answers as one model" in capsys.readouterr().err
+    assert "--adapters is given, but --backend llama.cpp serves a single model" in capsys.readouterr().err

@@ -297,7 +297,7 @@ def test_records_and_tokens_are_limited_like_requests(thread):
 
     for error, limit in zip(asyncio.run(all_of_it()), ("8 records", "100 tokens"), strict=True):
         assert (error.status, error.code) == (429, "rate_limit_exceeded")
-        assert f"a limit of {limit} a minute" in str(error) and int(error.headers["Retry-After"]) >= 1
+        assert f"limit is {limit} per minute" in str(error) and int(error.headers["Retry-After"]) >= 1
 
 
 def test_megabytes_are_refused_before_they_are_made_tokens(engine, thread, monkeypatch):

@@ -95,7 +95,7 @@ def test_a_chat_with_calls_and_results_is_the_templates_with_control_tokens_of_i
     broken = asked(
         messages=[*CHAT, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "["}}]}]
     )
-    with pytest.raises(ApiError, match="no JSON object"):
+    with pytest.raises(ApiError, match="not a JSON object"):
         tools.turns(broken.messages)
 
 

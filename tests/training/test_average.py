@@ -61,7 +61,7 @@ def test_the_command_names_its_members_in_card_and_manifest(trained, workdir, ca
     b = trained("b", training={"seed": 2}, data={"seed": 1})
     capsys.readouterr()
     assert main(["average", str(a), str(b), "--output_dir", "mean"]) == 0
-    assert "The mean of 2 adapters, of rank 8: mean" in capsys.readouterr().out
+    assert "Averaged 2 adapters into one of rank 8: mean" in capsys.readouterr().out
     card = (workdir / "mean" / "README.md").read_text(encoding="utf-8")
     assert (
         "of 3 optimizer steps each: `a` (seed 1), `b` (seed 2)." in card and "LoRA, r = 8, alpha = 8" in card
@@ -83,9 +83,9 @@ def test_what_does_not_belong_together_is_refused(trained, random_adapter, workd
     with pytest.raises(ModelError, match="at least two adapters, got 1"):
         average([a], workdir / "mean")
     refused(workdir / "nowhere", "There is no adapter at")
-    refused(random_adapter, r"has no fintune\.json of a training")
+    refused(random_adapter, r"has no fintune\.json of a training run")
     splits = trained("splits", data={"seed": 6, "prepared_dir": str(workdir / "other")})
-    refused(splits, "splits has other prepared data than .*a: they have no mean")
+    refused(splits, "splits has other prepared data than .*a: they cannot be averaged")
     config = splits / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
     refused(splits, "splits is a DoRA adapter")

@@ -59,7 +59,7 @@ def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
 def test_of_a_large_task_a_part_is_tokenized_and_it_says_so(tiny_recipe, capsys, monkeypatch):
     monkeypatch.setattr(mix, "SAMPLED", 5)
     mix.show(tiny_recipe(**SMALL))
-    assert "from a part of the examples: 5 of 12 sentiment, 5 of 12 summarization." in capsys.readouterr().out
+    assert "from a sample of the examples: 5 of 12 sentiment, 5 of 12 summarization." in capsys.readouterr().out
 
 
 def test_the_command_shows_the_mix(tiny_base, workdir, capsys):

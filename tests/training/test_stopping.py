@@ -43,7 +43,7 @@ def test_ctrl_c_ends_a_run_after_its_step_and_says_the_command_that_goes_on(tiny
     assert process.returncode == 130, told
     *_, checkpoint = checkpoints(workdir / "out")
     assert 3 <= int(checkpoint.name.rpartition("-")[2]) < 60
-    assert f"Stopped. out/{checkpoint.name} is whole" in told and "Traceback" not in told
+    assert f"Stopped. out/{checkpoint.name} is complete" in told and "Traceback" not in told
     printed = told.strip().splitlines()[-1].removeprefix("Go on with:  ")
     assert printed == "fintune train --config 'my recipe.yaml' --output_dir out --resume_from_checkpoint"
 
@@ -56,7 +56,7 @@ def test_a_run_that_sigterm_stopped_resumes_to_the_same_weights(tiny_recipe, wor
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=r"checkpoint-3 is whole") as told:
+    with pytest.raises(Interrupted, match=r"checkpoint-3 is complete") as told:
         train(recipe, workdir / "out", say=say, progress=False)
     assert (told.value.flag, told.value.number) == ("--resume_from_checkpoint", signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -111,7 +111,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(FintuneError) as told:
         train(recipe, workdir / "out", progress=False)
-    for part in ("The disk of", "is full", "the checkpoint of step 4 needs about", "checkpoint-2 is whole"):
+    for part in ("The disk of", "is full", "the checkpoint of step 4 needs about", "checkpoint-2 is complete"):
         assert part in str(told.value)
     monkeypatch.undo()
     monkeypatch.chdir(workdir)
@@ -144,7 +144,7 @@ def test_a_folder_in_use_is_left_alone_until_one_says_what_to_do_with_it(tiny_re
     ):
         train(recipe, workdir / "out", progress=False)
     (workdir / "out" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"holds checkpoint-2 of a run that did not end"):
+    with pytest.raises(ConfigError, match=r"holds checkpoint-2 of an unfinished run"):
         train(recipe, workdir / "out", progress=False)
 
     one = tiny_recipe(training={"max_steps": 1}, multi_task=ONE_TASK)

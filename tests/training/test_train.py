@@ -222,7 +222,7 @@ def test_training_goes_on_from_a_saved_adapter_of_the_same_shape(tiny_recipe, wo
         )
 
     train(then(lora_dropout=0.3), workdir / "second", progress=False)
-    assert "Going on from the adapter" in capsys.readouterr().out
+    assert "Continuing from the adapter" in capsys.readouterr().out
     before, after = weights(workdir / "first"), weights(workdir / "second")
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)

@@ -55,7 +55,7 @@ def test_the_figure_is_named_with_its_direction_or_refused_with_those_there_are(
     assert not figure("headline_loss").of_answers
     with pytest.raises(ConfigError, match=r"headline_acuracy, .* did you mean 'headline_accuracy'"):
         figure("headline_acuracy")
-    with pytest.raises(ConfigError, match="which validation does not have"):
+    with pytest.raises(ConfigError, match="which validation does not compute"):
         figure("qa_f1")  # it is not trained
 
 
@@ -101,7 +101,7 @@ def test_the_best_step_is_kept_also_by_a_run_that_goes_on_later(tiny_recipe, wor
         "value": seen[1],
     }
     assert facts["validation"]["step"] == 1
-    assert "Kept: the weights of step 1 of 4" in capsys.readouterr().out
+    assert "Kept the weights of step 1 of 4" in capsys.readouterr().out
     assert "those of step 1, the best by validation" in (workdir / "whole" / "README.md").read_text()
 
     later = workdir / "whole" / "checkpoint-3"

@@ -17,7 +17,7 @@ def warned(task, targets, answers, validation=500):
 
 def test_one_label_for_everything_is_said_with_the_label():
     (line,) = warned("headline", ["bullish", "bearish", "neutral"] * 4, ["bullish"] * 12)
-    assert line.startswith("headline: all of 12 validation examples are answered 'bullish'")
+    assert line.startswith("headline: the adapter answers all 12 validation examples with 'bullish'")
     assert not warned("headline", ["bullish"] * 6, ["bullish"] * 6)  # as is right
 
 

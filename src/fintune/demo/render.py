@@ -187,7 +187,7 @@ def _unsupported(said: str, text: str) -> str:
 def marked(text: str, marks: Sequence[tuple[Span, str]], anchor: str = "") -> str:
     """A text with marked spans; a labelled mark shows its label, and each label's first mark has an id.
 
-    A span with several labels becomes one mark with all of them; a span that begins inside another is skipped.
+    A span with several labels becomes one mark with all of them; one that begins inside another is skipped.
     """
     labels: dict[Span, list[str]] = {}
     for span, label in sorted(marks):
