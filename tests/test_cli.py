@@ -32,7 +32,7 @@ def adapter(tiny_base, tmp_path_factory):
 
 def fails(capsys, *arguments):
     """The sentence with which a command fails."""
-    assert main(list(arguments)) == 1
+    assert main(list(arguments)) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("fintune: ") and "Traceback" not in error
     return error.splitlines()[-1]

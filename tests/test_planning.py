@@ -86,7 +86,7 @@ def test_the_command_prints_the_plan_and_names_a_base_it_cannot_read(tiny_base, 
         main(["plan", "--config", str(CONFIGS / "debug.yaml"), "--set", f"base_model.name={tiny_base}"]) == 0
     )
     assert "peak memory" in capsys.readouterr().out
-    assert main(["plan", "--set", "base_model.name=nobody/nothing"]) == 1
+    assert main(["plan", "--set", "base_model.name=nobody/nothing"]) == 2
     assert "config.json of base_model.name = nobody/nothing" in capsys.readouterr().err
 
 

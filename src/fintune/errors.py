@@ -1,4 +1,4 @@
-"""The errors a user can cause. The command line prints their message alone, without a traceback."""
+"""The errors a user can cause, and the exit codes of the command line, which prints their message alone."""
 
 from __future__ import annotations
 
@@ -6,25 +6,49 @@ import difflib
 import signal
 from collections.abc import Sequence
 
+DONE, FAILED, MISTAKE = 0, 1, 2
+EXIT_CODES = {
+    DONE: "done",
+    FAILED: "a check found something wrong (doctor, --strict, reproduce), or the machine failed (full disk)",
+    MISTAKE: "the command, the recipe, the data or the model cannot be used as given",
+    130: "stopped by Ctrl-C; 143: stopped by SIGTERM",
+}
+"""What the exit codes of every command mean."""
+
 
 class FintuneError(Exception):
-    """A mistake the user can mend; its message names the field, the value and the fix."""
+    """What the user can mend; the message names the field, the value and the fix."""
+
+    code = FAILED
+    """The exit code of a command that ends with this error."""
+
+
+class CheckFailed(FintuneError):
+    """A check that the user asked for found something wrong."""
 
 
 class ConfigError(FintuneError):
     """A recipe that cannot be run: an unknown key, a wrong value, an impossible combination."""
 
+    code = MISTAKE
+
 
 class DataError(FintuneError):
     """Data that cannot be used: a missing file or column, an unknown label, an empty split."""
+
+    code = MISTAKE
 
 
 class ModelError(FintuneError):
     """A base model, adapter or checkpoint that cannot be loaded or used."""
 
+    code = MISTAKE
+
 
 class MissingExtraError(FintuneError):
     """An optional part is not installed; the message is the command that installs it."""
+
+    code = MISTAKE
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")

@@ -110,7 +110,7 @@ def test_what_is_not_plain_is_asked_for_in_one_sentence(workdir, capsys):
         (["a.csv", "b.csv"], "one training file"),
         (["dated.csv"], "set  --time_format: day_first"),
     ):
-        assert main(["init", "--yes", *arguments]) == 1
+        assert main(["init", "--yes", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
 

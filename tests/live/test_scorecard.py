@@ -141,7 +141,7 @@ def test_the_command_scores_a_folder_with_prices_of_files(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "regression, live: 3 of 3 answers over 3 days" in shown
     assert "hit rate" in shown and "say little yet" in shown
-    assert main(["live", "score", "--output", str(tmp_path / "none"), "--prices", str(tmp_path)]) == 1
+    assert main(["live", "score", "--output", str(tmp_path / "none"), "--prices", str(tmp_path)]) == 2
     assert "holds no answers of the task regression" in capsys.readouterr().err
 
 

@@ -8,9 +8,10 @@ import pytest
 from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
-from fintune.monitoring.commands import show_drift
+from fintune.monitoring.commands import drift
 from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.store import Store
+from fintune.reports.drift import markdown
 from fintune.tasks import Prediction
 
 
@@ -110,10 +111,10 @@ def test_feedback_shows_the_live_scores_and_forgets_on_request(store_url, capsys
 
 def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
     command = ["data", "from-feedback", "--output_file", "x.jsonl", "--store"]
-    assert main([*command, "sqlite:///nowhere.db", "--task", "sentiment"]) == 1
-    assert main([*command, store_url, "--task", "qa"]) == 1
+    assert main([*command, "sqlite:///nowhere.db", "--task", "sentiment"]) == 2
+    assert main([*command, store_url, "--task", "qa"]) == 2
     assert (
-        main(["data", "from-feedback", "--store", store_url, "--task", "qa", "--output_file", "x.csv"]) == 1
+        main(["data", "from-feedback", "--store", store_url, "--task", "qa", "--output_file", "x.csv"]) == 2
     )
     errors = capsys.readouterr().err.splitlines()
     assert ["no store nowhere.db" in errors[0], "feedback is there for sentiment" in errors[1]] == [
@@ -133,7 +134,7 @@ def test_drift_reads_the_answers_of_its_adapter_and_says_when_the_store_has_othe
         (tmp_path / name).mkdir()
         Profile({"sentiment": TaskProfile(n=200, labels={"neutral": 200})}).save(tmp_path / name)
         lines = []
-        show_drift(tmp_path / name, url, None, lines.append)
+        lines.append(markdown(drift(tmp_path / name, url, None, lines.append)))
         said[name] = "\n".join(lines)
     assert said["old"].startswith("# Drift") and "1 answers against 200" in said["old"]
     assert said["new"].startswith("The store has no answer of new, but of old:")

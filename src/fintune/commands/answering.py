@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -17,8 +18,10 @@ from fintune.commands.common import (
     adapter_of,
     backend_flag,
     count,
+    json_flag,
     model_path_flag,
     recipe_flags,
+    shown,
     trained_recipe,
 )
 from fintune.errors import DataError
@@ -50,6 +53,7 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the label tasks for lm-evaluation-harness to a folder, and evaluate nothing",
     )
+    json_flag(command)
     recipe_flags(command)
 
 
@@ -60,6 +64,7 @@ def _report_flags(command: argparse.ArgumentParser) -> None:
         metavar="HTML",
         help="the page, with the Markdown beside it (default: beside the results, as .html and .md)",
     )
+    json_flag(command)
 
 
 def _compare_flags(command: argparse.ArgumentParser) -> None:
@@ -72,6 +77,7 @@ def _compare_flags(command: argparse.ArgumentParser) -> None:
         "--seeds", action="store_true", help="mean and standard deviation over runs of one recipe"
     )
     command.add_argument("--output_file", metavar="FILE", help="write it too, as .json or .md")
+    json_flag(command)
 
 
 def _predict_flags(command: argparse.ArgumentParser) -> None:
@@ -110,6 +116,13 @@ def _predict_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sheet", metavar="NAME", help="of an Excel workbook (default: its first)")
     command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
     command.add_argument(
+        "--json",
+        action="store_true",
+        dest="as_json",  # standard output is not kept for one object: rows are answered as they come
+        help="print JSON alone, on a terminal too: an object for one answer, a line for each row of a file; "
+        "with --output_file, an object that counts the answers",
+    )
+    command.add_argument(
         "--ray",
         nargs="?",
         const="local",
@@ -129,7 +142,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
     from fintune.pipeline import check_evaluation, evaluate
-    from fintune.reports.figures import print_table
+    from fintune.reports.figures import as_dict, print_table
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
@@ -148,11 +161,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
         records = {name: drawn(prepared.records(name, args.split), args.max_test) for name in names}
         tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
-        print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
+        line = f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …"
+        shown(args, {"folder": args.export_lm_eval, "tasks": tasks}, lambda: print(line))
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
     results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
-    print_table(results)
+    shown(args, as_dict(results), lambda: print_table(results))
     print(f"Results: {output}; to read: {output.with_suffix('.html')} or .md")
     return 0
 
@@ -161,7 +175,8 @@ def _report(args: argparse.Namespace) -> int:
     from fintune.reports.evaluation import write_report
 
     page = write_report(args.results, args.output_file)
-    print(f"Report: {page} and {page.with_suffix('.md')}")
+    markdown = page.with_suffix(".md")
+    shown(args, {"page": page, "markdown": markdown}, lambda: print(f"Report: {page} and {markdown}"))
     return 0
 
 
@@ -184,7 +199,7 @@ def _compare(args: argparse.Namespace) -> int:
         compared = compare.spread(runs, task=args.task, metric=args.metric)
     else:
         compared = compare.compare(*runs, task=args.task, metric=args.metric)
-    comparison.print_comparison(compared)
+    shown(args, compared, lambda: comparison.print_comparison(compared))
     if output:
         comparison.write(output, compared)
         print(f"Comparison: {output}")
@@ -220,7 +235,8 @@ def _predict(args: argparse.Namespace) -> int:
 def _predict_document(args: argparse.Namespace) -> int:
     from fintune.data.documents.reading import documents
     from fintune.files import atomic_write, json_line, writable
-    from fintune.inference.documents import answer, shown
+    from fintune.inference.documents import answer
+    from fintune.inference.documents import shown as show
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
@@ -238,16 +254,15 @@ def _predict_document(args: argparse.Namespace) -> int:
     line = json_line(given.to_dict(args.task))
     if output:
         atomic_write(output, line)
-        print(f"The answer, with its sources, is in {output}")
-    elif sys.stdout.isatty():
-        shown(given)
+        _written(args, 1, f"The answer, with its sources, is in {output}")
+    elif sys.stdout.isatty() and not args.as_json:
+        show(given)
     else:
         sys.stdout.write(line)
     return 0
 
 
 def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile]) -> int:
-    from fintune.data.storage import shown
     from fintune.inference.answer_files import Output
     from fintune.inference.documents import predict_files
     from fintune.inference.engine import Engine
@@ -257,9 +272,7 @@ def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile
     _check_question(task, args.question, "--input_file", args.input_file)
     output = Output.at(args.output_file, args.input_file) if args.output_file else None
     engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
-    count = predict_files(engine, args.task, files, output, args.question)
-    if args.output_file:
-        print(f"{count} answers written to {shown(args.output_file)}")
+    _written(args, predict_files(engine, args.task, files, output, args.question))
     return 0
 
 
@@ -301,7 +314,6 @@ def _refuse_file_name(text: str, task: str) -> None:
 
 def _predict_file(args: argparse.Namespace) -> int:
     from fintune.data.inputs import input_documents
-    from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
@@ -333,9 +345,18 @@ def _predict_file(args: argparse.Namespace) -> int:
     else:
         engine = Engine.load(model_path, backend=args.backend)
         count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading, checked)
-    if args.output_file:
-        print(f"{count} answers written to {shown(args.output_file)}")
+    _written(args, count)
     return 0
+
+
+def _written(args: argparse.Namespace, count: int, line: str = "") -> None:
+    """Say how many answers are in `--output_file`; nothing where they went to standard output."""
+    from fintune.data.storage import shown as shown_path
+
+    if args.output_file and args.as_json:
+        print(json.dumps({"output_file": shown_path(args.output_file), "answers": count}))
+    elif args.output_file:
+        print(line or f"{count} answers written to {shown_path(args.output_file)}")
 
 
 COMMANDS = (

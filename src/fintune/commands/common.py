@@ -1,12 +1,15 @@
-"""What the commands share: the recipe's flags, and the adapter that is meant."""
+"""What the commands share: the recipe's flags, the adapter that is meant, and `--json`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,48 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int]
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def json_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object on standard output, and all else on standard error",
+    )
+
+
+@contextlib.contextmanager
+def apart(args: argparse.Namespace) -> Iterator[None]:
+    """With `--json` keep standard output for `shown`: what else is printed goes to standard error."""
+    args.stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext():
+        yield
+
+
+def shown(args: argparse.Namespace, value: Any, show: Callable[[], object] | None = None) -> None:
+    """Show a command's result: by `show`, or with `--json` as JSON alone."""
+    if getattr(args, "json", False):
+        args.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        args.stdout.flush()
+    elif show:
+        show()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: objects by field, numbers as numbers, and null for NaN and infinity."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def recipe_flags(command: argparse.ArgumentParser) -> None:

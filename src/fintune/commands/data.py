@@ -6,20 +6,21 @@ import argparse
 import contextlib
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fintune.commands.common import (
     Command,
     count,
+    data_dir_flag,
+    json_flag,
     model_path_flag,
+    plain,
     recipe_flags,
     recipe_of,
+    shown,
     store_flag,
 )
 from fintune.errors import FintuneError
-
-if TYPE_CHECKING:
-    from fintune.config import Recipe
 
 REPORT_DIR = "output/quality"
 
@@ -27,7 +28,7 @@ REPORT_DIR = "output/quality"
 def _data_flags(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
-    listing.add_argument("--data_dir", metavar="DIR")
+    data_dir_flag(listing)
     download = actions.add_parser("download", help="fetch public datasets into data/raw")
     download.add_argument(
         "--dataset",
@@ -95,6 +96,8 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
     model_path_flag(feedback, "the adapter to better (default: the newest under output/)")
     store_flag(feedback)
+    for action in (listing, prepare, mix, report, filings, clean):
+        json_flag(action)
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -103,25 +106,31 @@ def _data(args: argparse.Namespace) -> int:
 
         return 1 if download(args.dataset, Path(args.data_dir), print) else 0
     if args.action == "list":
-        from fintune.data.raw.sources import list_datasets
-
-        list_datasets(args.data_dir)
+        _list(args)
     elif args.action == "mix":
-        from fintune.training.mix import show
+        from fintune.training import mix
 
-        show(recipe_of(args))
+        recipe = recipe_of(args)
+        found = mix.measure_prepared(recipe)
+        shown(args, mix.as_dict(found), lambda: mix.show(recipe, found))
     elif args.action == "filings":
         from fintune.data.raw.filings import fetch_filings
 
+        saved = []
         for path in fetch_filings(args.ticker, args.form, args.count, args.identity, args.output_dir):
             print(f"Saved {path}", flush=True)
+            saved.append(path)
+        shown(args, {"saved": saved})
         print(f'Ask it:  fintune predict --task qa --document {args.output_dir} "…"')
     elif args.action == "report":
-        _report(recipe_of(args), Path(args.output_dir))
+        _report(args)
     elif args.action == "decontaminate":
         from fintune.data.quality.decontaminate import decontaminate
 
-        decontaminate(args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold)
+        removal = decontaminate(
+            args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold
+        )
+        shown(args, {**plain(removal), "output_file": args.output_file})
     elif args.action == "from-feedback":
         from fintune.models.source import newest_adapter
         from fintune.monitoring.commands import from_feedback
@@ -132,36 +141,80 @@ def _data(args: argparse.Namespace) -> int:
                 adapter = newest_adapter()
         from_feedback(args.store, args.task, args.output_file, everything=args.all, model_path=adapter)
     else:
-        from fintune.data.prepare.dataset import prepare
-
-        mapper = None
-        if args.ray:
-            from fintune.cluster import ray_map
-
-            mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
-        recipe = recipe_of(args)
-        prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
-        if args.strict:
-            from fintune.data.quality.measured import refuse_leaks
-
-            refuse_leaks(prepared, recipe)
-        print(f"Prepared data: {prepared.folder}")
-        if args.copy_to:
-            print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+        _prepare(args)
     return 0
 
 
-def _report(recipe: Recipe, folder: Path) -> None:
+def _list(args: argparse.Namespace) -> None:
+    from fintune.data.raw.sources import list_datasets
+
+    datasets, folders = list_datasets(args.data_dir)
+
+    def show() -> None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(highlight=False)
+        wide = console.width >= 140
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for heading in ("dataset", "type", "default of", "found", "licence", *(["home"] * wide)):
+            table.add_column(heading, no_wrap=heading != "licence")
+        for each in datasets:
+            cells = (each.name, each.type, each.default_of or "–", each.found, each.licence)
+            table.add_row(*cells, *([each.home] * wide))
+        console.print(table)
+        more = "" if wide else " A wider terminal, and --json, show where each dataset comes from."
+        print(f"Looked in {', '.join(map(str, folders))}.{more}")
+
+    shown(args, {"datasets": datasets, "folders": folders}, show)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from fintune.data.prepare.dataset import prepare
+
+    mapper = None
+    if args.ray:
+        from fintune.cluster import ray_map
+
+        mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
+    recipe = recipe_of(args)
+    prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
+    fields = ("dataset", "source", "licence", "counts", "labels", "dropped", "notes")
+    tasks = {
+        name: {field: entry[field] for field in fields} for name, entry in prepared.manifest["tasks"].items()
+    }
+    shown(args, {"folder": prepared.folder, "tasks": tasks})
+    if args.strict:
+        from fintune.data.quality.measured import refuse_leaks
+
+        refuse_leaks(prepared, recipe)
+    print(f"Prepared data: {prepared.folder}")
+    if args.copy_to:
+        print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+
+
+def _report(args: argparse.Namespace) -> None:
     """Prepare a recipe's data if need be, measure it, write the report and show the gist."""
     from fintune.data.prepare.dataset import prepare
     from fintune.data.quality.measured import build, leaks, overlaps
     from fintune.models.base import load_tokenizer
     from fintune.reports.data_quality import write
 
+    recipe = recipe_of(args)
     prepared = prepare(recipe)
     tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
     measured = build(prepared, tokenizer, recipe)
-    paths = write(folder, measured)
+    paths = write(Path(args.output_dir), measured)
+    shown(args, {**measured, "files": paths}, lambda: _print_gist(measured))
+    for sentence in leaks(measured):
+        print(f"leak: {sentence}")
+    for sentence in overlaps(measured):
+        print(f"not in a test set of this run: {sentence}")
+    print(f"The report: {', '.join(map(str, paths))}")
+
+
+def _print_gist(measured: dict[str, Any]) -> None:
     print()
     print(f"{'task':<14} {'rows':>8} {'cut':>7} {'repeated':>9} {'conflicts':>10} {'encoding':>9}")
     for name, task in measured["tasks"].items():
@@ -173,11 +226,6 @@ def _report(recipe: Recipe, folder: Path) -> None:
             f"{sum(split['conflicts']['texts'] for split in splits):>10,} "
             f"{sum(split['encoding']['repairable'] + split['encoding']['lost'] for split in splits):>9,}"
         )
-    for sentence in leaks(measured):
-        print(f"leak: {sentence}")
-    for sentence in overlaps(measured):
-        print(f"not in a test set of this run: {sentence}")
-    print(f"The report: {', '.join(map(str, paths))}")
 
 
 COMMANDS = (Command("data", "list, download, prepare and check data", _data, _data_flags),)

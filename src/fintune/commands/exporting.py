@@ -6,17 +6,21 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fintune.commands.common import (
     Command,
     adapter_of,
     count,
     data_dir_flag,
+    json_flag,
     model_path_flag,
+    plain,
+    shown,
     trust_flag,
 )
-from fintune.errors import ConfigError, ModelError
+from fintune.errors import DONE, FAILED, CheckFailed, ConfigError
+from fintune.files import read_json
 
 if TYPE_CHECKING:
     from fintune.config import Recipe
@@ -59,6 +63,7 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--no_score", action="store_true", help="compare no answers")
     command.add_argument("--force", action="store_true", help="keep an export that answers otherwise")
+    json_flag(command)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -75,8 +80,10 @@ def _export(args: argparse.Namespace) -> int:
             "llama.cpp has no name for this tokenizer, so the GGUF is without a vocabulary: "
             "fintune needs none, other programs do."
         )
+    agreement = None
     if not args.no_score and not (args.base and args.dtype is None and args.format == "merged"):
-        _score(args, model_path, recipe)
+        agreement = _score(args, model_path, recipe)
+    shown(args, {"folder": done.folder, "commands": done.commands, "agreement": agreement})
     print(f"Written to {done.folder}: fintune predict --model_path {done.folder} …")
     for command in done.commands:
         print(f"  {command}")
@@ -103,7 +110,8 @@ def _bundle(args: argparse.Namespace) -> int:
         raise ConfigError(f"--{wrong} does not go with --format bundle, which holds no weights: drop it.")
     target = new_folder(args.output_dir)
     bundle.write(args.model_path or newest_adapter(), target)
-    print(f"Written to {target}: fintune reproduce {target} --output_dir again")
+    text = f"Written to {target}: fintune reproduce {target} --output_dir again"
+    shown(args, {"folder": target, "commands": [], "agreement": None}, lambda: print(text))
     return 0
 
 
@@ -119,6 +127,7 @@ def _reproduce_flags(command: argparse.ArgumentParser) -> None:
     )
     data_dir_flag(command)
     trust_flag(command)
+    json_flag(command)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
@@ -128,24 +137,25 @@ def _reproduce(args: argparse.Namespace) -> int:
 
     found = bundle.read(args.bundle)
     plugins.check_trusted(found.recipe.plugins, args.bundle)
-    same = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
-    print("Reproduced." if same else "Not reproduced: see the lines above.")
-    return 0 if same else 1
+    again = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
+    text = "Reproduced." if again.same else "Not reproduced: see the lines above."
+    shown(args, {"same": again.same, **plain(again)}, lambda: print(text))
+    return DONE if again.same else FAILED
 
 
-def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> None:
+def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> dict[str, Any]:
     """Print and keep what the export lost; remove one that lost too much, unless it is forced."""
     from fintune.evaluation import agreement
     from fintune.reports.exports import print_agreement
 
     folder = Path(args.output_dir)
     found = agreement.measure(model_path, folder, args.rows, recipe)
-    found.write()
+    written: dict[str, Any] = read_json(found.write())
     print_agreement(found)
     worst = ", ".join(task.task for task in found.tasks if task.verdict == found.verdict)
     if found.verdict == "refuse" and not args.force:
         shutil.rmtree(folder)
-        raise ModelError(
+        raise CheckFailed(
             f"The export answers otherwise than its adapter ({worst}), and was removed: take a --dtype of "
             "more bits, or keep it with --force."
         )
@@ -153,6 +163,7 @@ def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Reci
         print(
             f"The export differs from its adapter: {worst}. Evaluate it before it is used.", file=sys.stderr
         )
+    return written
 
 
 def _push_flags(command: argparse.ArgumentParser) -> None:
@@ -162,6 +173,7 @@ def _push_flags(command: argparse.ArgumentParser) -> None:
     model_path_flag(command, "the folder of an adapter or of fintune export")
     command.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
     command.add_argument("--dry_run", action="store_true", help="show files and card, and send nothing")
+    json_flag(command)
 
 
 def _push(args: argparse.Namespace) -> int:
@@ -169,6 +181,14 @@ def _push(args: argparse.Namespace) -> int:
     from fintune.models.source import newest_adapter
 
     upload = hub.plan(args.model_path or newest_adapter())
+    about = {
+        "repo": args.repo,
+        "public": args.public,
+        "bytes": upload.bytes,
+        "files": [{"name": path.name, "bytes": path.stat().st_size} for path in upload.files],
+        "not_sent": upload.left_out,
+        "card": upload.card,
+    }
     for path in upload.files:
         print(f"{path.stat().st_size:>14,}  {path.name}")
     print(f"{len(upload.card.encode()):>14,}  README.md")
@@ -179,8 +199,10 @@ def _push(args: argparse.Namespace) -> int:
         print(
             f"\n{upload.card}\nNothing was sent. {args.repo} would be {seen}, {upload.bytes / 1e6:,.1f} MB."
         )
+        shown(args, {**about, "sent_to": None})
         return 0
-    print(f"Sent to {hub.push(upload, args.repo, args.public)}")
+    address = hub.push(upload, args.repo, args.public)
+    shown(args, {**about, "sent_to": address}, lambda: print(f"Sent to {address}"))
     return 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fintune.commands.common import (
     Command,
@@ -13,14 +14,19 @@ from fintune.commands.common import (
     address_flags,
     backend_flag,
     count,
+    json_flag,
     model_path_flag,
     recipe_flags,
     seconds,
+    shown,
     store_flag,
     trained_recipe,
 )
-from fintune.errors import DataError
+from fintune.errors import FAILED, DataError
 from fintune.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from fintune.serving.keys import Key
 
 KEYS_HELP = "the file of API keys (default: FINTUNE_KEYS, else ~/.config/fintune/keys.json)"
 
@@ -66,6 +72,7 @@ def _live_flags(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="of score: SYMBOL.csv files (default: Yahoo Finance, through yfinance)",
     )
+    json_flag(command)
 
 
 _LIMITS = (
@@ -146,6 +153,7 @@ def _keys_flags(command: argparse.ArgumentParser) -> None:
     revoke.add_argument("key", metavar="KEY", help="its id or its name")
     for action in (create, listing, revoke):
         action.add_argument("--keys", metavar="FILE", help=KEYS_HELP)
+    json_flag(listing)
 
 
 def _monitor_flags(command: argparse.ArgumentParser) -> None:
@@ -160,13 +168,15 @@ def _monitor_flags(command: argparse.ArgumentParser) -> None:
     drift = actions.add_parser("drift", help="the newest kept answers against the reference")
     model_path_flag(drift, "the adapter's folder, with its profile.json")
     drift.add_argument("--output_file", metavar="FILE", help="write it, as .json, .md or .html")
-    drift.add_argument("--strict", action="store_true", help="exit with 2 where there is drift")
+    drift.add_argument("--strict", action="store_true", help="exit with 1 where there is drift")
     store_flag(drift)
     feedback = actions.add_parser("feedback", help="how many answers were right, as feedback says")
     feedback.add_argument(
         "--forget", type=count, metavar="DAYS", help="delete the predictions older than this first"
     )
     store_flag(feedback)
+    for action in (drift, feedback):
+        json_flag(action)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -196,7 +206,8 @@ def _live(args: argparse.Namespace) -> int:
     from fintune.live.run import run_live
 
     count = run_live(adapter_of(args.model_path), config, once=args.once)
-    print(f"{count} new items; answers: {config.output}")
+    text = f"{count} new items; answers: {config.output}"
+    shown(args, {"new_items": count, "output": config.output}, lambda: print(text))
     return 0
 
 
@@ -213,7 +224,8 @@ def _live_score(args: argparse.Namespace, changes: dict[str, Any]) -> int:
         from fintune.live.yahoo import YahooPrices
 
         prices = YahooPrices()
-    scorecard.show(scorecard.score(output or LiveConfig().output, prices))
+    card = scorecard.score(output or LiveConfig().output, prices)
+    shown(args, card, lambda: scorecard.show(card))
     return 0
 
 
@@ -254,28 +266,47 @@ def _keys(args: argparse.Namespace) -> int:
     elif args.action == "revoke":
         print(f"Revoked {keys.revoke(path, args.key).id}.")
     else:
-        for key in keys.load(path).values():
-            state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
-            limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
-            set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
-            rate = ", ".join(set_) or "server's rate"
-            kind = "admin" if key.admin else "metrics" if key.metrics else "user"
-            print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
+        found = keys.load(path).values()
+        public = (
+            "id",
+            "name",
+            "created",
+            "revoked",
+            "rate",
+            "rate_records",
+            "rate_tokens",
+            "admin",
+            "metrics",
+        )
+        listed = [{field: getattr(key, field) for field in public} for key in found]
+        shown(args, {"file": path, "keys": listed}, lambda: _print_keys(found))
     return 0
+
+
+def _print_keys(found: Iterable[Key]) -> None:
+    for key in found:
+        state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+        limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
+        set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
+        rate = ", ".join(set_) or "server's rate"
+        kind = "admin" if key.admin else "metrics" if key.metrics else "user"
+        print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
 
 
 def _monitor(args: argparse.Namespace) -> int:
     from fintune.monitoring import commands
 
     if args.action == "feedback":
-        commands.show_feedback(args.store, args.forget)
+        scores = commands.feedback(args.store, args.forget)
+        shown(args, {"tasks": scores}, lambda: commands.show_feedback(scores))
         return 0
     model_path = adapter_of(args.model_path)
     if model_path is None:
         raise DataError("The untuned base model has no profile: name an adapter with --model_path.")
     if args.action == "drift":
-        status = commands.show_drift(model_path, args.store, args.output_file)
-        return 2 if args.strict and status == "drift" else 0
+        report = commands.drift(model_path, args.store, args.output_file)
+        shown(args, report, lambda: None if args.output_file else commands.show_drift(report))
+        return FAILED if args.strict and report["status"] == "drift" else 0
     from fintune.data.prepare.dataset import prepare
     from fintune.inference.engine import Engine
     from fintune.monitoring.profile import make_profile

@@ -12,8 +12,10 @@ from fintune.commands.common import (
     Command,
     count,
     data_dir_flag,
+    json_flag,
     recipe_flags,
     recipe_of,
+    shown,
     trust_flag,
 )
 from fintune.errors import MissingExtraError
@@ -24,6 +26,7 @@ def _train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace the adapter or the checkpoints in the output folder"
     )
+    json_flag(command)
 
 
 def _training_flags(command: argparse.ArgumentParser) -> None:
@@ -52,6 +55,7 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="time a few steps on this machine first (20 seconds); later plans use the figures",
     )
+    json_flag(command)
 
 
 def _run_flags(command: argparse.ArgumentParser) -> None:
@@ -59,6 +63,7 @@ def _run_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output_file", metavar="JSON", help="the results (default: results.json in the output folder)"
     )
+    json_flag(command)
 
 
 def _average_flags(command: argparse.ArgumentParser) -> None:
@@ -77,7 +82,7 @@ def _average_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from fintune.planning import show
+    from fintune.planning import as_dict, estimate, show
 
     recipe = recipe_of(args)
     if args.measure:
@@ -85,7 +90,8 @@ def _plan(args: argparse.Namespace) -> int:
 
         print("Measuring this machine …", flush=True)
         measure(recipe)
-    show(recipe)
+    need = estimate(recipe)
+    shown(args, as_dict(recipe, need), lambda: show(recipe, need))
     return 0
 
 
@@ -102,7 +108,7 @@ def _train(args: argparse.Namespace) -> int:
     prepared = prepare(recipe) if alone else None
     from fintune.training.run import train  # takes seconds: after what may be refused
 
-    train(
+    facts = train(
         recipe,
         args.output_dir,
         prepared=prepared,
@@ -111,14 +117,17 @@ def _train(args: argparse.Namespace) -> int:
         use_wandb=args.use_wandb,
         verbose=args.verbose,
     )
+    about = {name: value for name, value in facts.items() if name != "data"}
+    shown(args, {"adapter": args.output_dir, **about})
     print(f"Next: fintune evaluate --model_path {args.output_dir}")
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
     from fintune.pipeline import run
+    from fintune.reports.figures import as_dict
 
-    run(
+    results = run(
         recipe_of(args),
         Path(args.output_dir),
         output_file=Path(args.output_file) if args.output_file else None,
@@ -126,6 +135,7 @@ def _run(args: argparse.Namespace) -> int:
         use_wandb=args.use_wandb,
         verbose=args.verbose,
     )
+    shown(args, as_dict(results))
     return 0
 
 

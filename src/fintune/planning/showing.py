@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from fintune.config import Recipe
 from fintune.planning.estimating import Estimate, estimate
 from fintune.training.fit import choices, few_steps
@@ -24,12 +27,24 @@ def _available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def show(recipe: Recipe) -> None:
+def as_dict(recipe: Recipe, need: Estimate) -> dict[str, Any]:
+    """The estimate's figures by name, whether it fits, and what to change where it does not."""
+    figures = {f.name: getattr(need, f.name) for f in dataclasses.fields(need) if f.name != "recipe"}
+    return {
+        "base_model": recipe.base_model.name,
+        "fits": need.fits,
+        **figures,
+        "peak_bytes": need.peak_bytes,
+        "advice": advice(recipe, need),
+    }
+
+
+def show(recipe: Recipe, need: Estimate | None = None) -> None:
     """Print the estimate, and what to change where it does not fit."""
     from rich.console import Console
     from rich.table import Table
 
-    need = estimate(recipe)
+    need = need or estimate(recipe)
     table = Table(title=f"Plan for {recipe.base_model.name}", show_header=False, title_justify="left")
     share = need.trainable_parameters / need.all_parameters
     rows = (
@@ -60,7 +75,7 @@ def show(recipe: Recipe) -> None:
 
 def advice(recipe: Recipe, need: Estimate) -> str:
     """One line: it fits, or the recipe's changes that save memory, the one that costs least first."""
-    if need.peak_bytes <= need.available_bytes * 0.95:
+    if need.fits:
         return "It fits."
     options = []
     if need.tokens > 1024:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,15 +147,34 @@ def measure(recipe: Recipe, prepared: PreparedDataset, template: Any) -> Mix:
     return Mix(found, len(run), drawn.step_size)
 
 
-def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
-    """Prepare the recipe's data, and print the mix and its warnings."""
+def as_dict(mix: Mix) -> dict[str, Any]:
+    """The mix as `--json` prints it."""
+    tasks = {
+        task.name: {
+            **{f.name: getattr(task, f.name) for f in dataclasses.fields(task) if f.name != "name"},
+            "share_of_examples": mix.share(task, lambda t: t.per_epoch),
+            "share_of_tokens": mix.share(task, lambda t: t.per_epoch * t.tokens),
+            "share_of_loss": mix.share(task, lambda t: t.per_epoch * t.loss_weight),
+            "repeats": task.repeats,
+        }
+        for task in mix.tasks
+    }
+    return {"steps": mix.steps, "step_size": mix.step_size, "tasks": tasks, "warnings": mix.warnings()}
+
+
+def measure_prepared(recipe: Recipe) -> Mix:
+    """The mix of a recipe, whose data is prepared if need be."""
     from fintune.data.prepare.dataset import prepare
     from fintune.models.base import load_tokenizer
     from fintune.prompts import PromptTemplate
 
-    prepared = prepare(recipe, say=say)
     tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-    mix = measure(recipe, prepared, PromptTemplate(tokenizer, recipe.training.max_length))
+    return measure(recipe, prepare(recipe), PromptTemplate(tokenizer, recipe.training.max_length))
+
+
+def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = print) -> None:
+    """Print the mix and its warnings; None is that of the prepared data."""
+    mix = mix or measure_prepared(recipe)
     say(
         f"\n{'':15}{'training':>10}{'an epoch':>10}{'':>7}{'':>11}{'':>7}{'of the':>8}{'seen in':>9}{'':>6}\n"
         f"{'task':15}{'examples':>10}{'examples':>10}{'share':>7}{'tokens':>11}{'share':>7}{'loss':>8}"
