@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fintune import __version__
 from fintune.allocator import let_threads_sleep, use_mimalloc
-from fintune.commands import answering, data, exporting, serving, starting, training
+from fintune.commands import answering, completion, data, exporting, runs, serving, starting, training
 from fintune.commands.common import Command, apart, json_flag, shown
 from fintune.commands.parsing import Parser, underscored
 from fintune.errors import DONE, EXIT_CODES, FAILED, FintuneError, Interrupted
@@ -38,14 +38,23 @@ def _doctor(args: argparse.Namespace) -> int:
     return DONE if ok else FAILED
 
 
+def _completion(args: argparse.Namespace) -> int:
+    print(completion.script(parser(), args.shell))
+    return DONE
+
+
 COMMANDS = (
     *starting.COMMANDS,
     *training.COMMANDS,
     *exporting.COMMANDS,
     *answering.COMMANDS,
+    *runs.COMMANDS,
     *serving.COMMANDS,
     *data.COMMANDS,
     Command("doctor", "check this machine and this installation", _doctor, _doctor_flags),
+    Command(
+        "completion", "print a script with which a shell completes commands", _completion, completion.flags
+    ),
 )
 
 

@@ -42,6 +42,11 @@ def test_every_command_that_prints_a_table_has_json_with_help():
     assert lacking == WITHOUT & {name for name, _ in commands()}
 
 
+def test_the_page_of_commands_names_each_of_them():
+    page = (CONFIGS.parent / "docs" / "cli.md").read_text()
+    assert all(f"| `fintune {name.split()[0]}` |" in page for name, _ in commands())
+
+
 def test_every_flag_has_a_help_text_that_fits_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for name, found in commands():
@@ -105,3 +110,5 @@ def test_an_error_carries_its_exit_code_and_the_help_explains_each(capsys, monke
     assert out == "" and err and code in EXIT_CODES
     told = " ".join(parser().format_help().split())
     assert all(f"{number} {meaning}" in told for number, meaning in EXIT_CODES.items())
+    page = (CONFIGS.parent / "docs" / "cli.md").read_text()
+    assert all(f"| {number} | {meaning} |" in page for number, meaning in EXIT_CODES.items())
