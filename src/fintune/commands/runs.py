@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.commands.common import Command, json_flag, shown
 from fintune.errors import ConfigError, hint
+from fintune.progress import duration
 
 if TYPE_CHECKING:
     from fintune.runs import Figure, TrainingRun
@@ -226,15 +227,6 @@ def _clean(args: argparse.Namespace, names: Sequence[str]) -> int:
         print("There is nothing to remove.")
     shown(args, {"removed": args.yes, "bytes": freed, "folders": removals})
     return 0
-
-
-def duration(seconds: float | None) -> str:
-    """A time for people: 48 s, 13 min, 2.4 h."""
-    if seconds is None:
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def megabytes(count: int) -> str:

@@ -223,7 +223,9 @@ def _train(
     model, pissa_start = _model(run)
     engine = _engine(run, model)
     facts = _facts(run, engine)
-    trainer = _trainer(run, engine, facts, pissa_start, report_to, [Progress(say, progress), stopping])
+    trainer = _trainer(
+        run, engine, facts, pissa_start, report_to, [Progress(say, run.tasks, progress), stopping]
+    )
     _announce(run, facts)
     say(f"Log: {log_file}")
     began = time.perf_counter()
