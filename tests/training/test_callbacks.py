@@ -1,4 +1,4 @@
-"""What a run shows: lines that a pipe can take, a bar that fits a terminal, figures that say what they mean."""
+"""What a run shows: lines for a pipe, a bar for a terminal, and figures that say what they mean."""
 
 import io
 import math
