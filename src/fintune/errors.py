@@ -6,6 +6,8 @@ import difflib
 import signal
 from collections.abc import Sequence
 
+from fintune.extras import install_command
+
 DONE, FAILED, MISTAKE = 0, 1, 2
 EXIT_CODES = {
     DONE: "done",
@@ -51,7 +53,7 @@ class MissingExtraError(FintuneError):
     code = MISTAKE
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")
+        super().__init__(f"{feature} needs an optional part: run  {install_command(extra)}")
 
 
 class Interrupted(KeyboardInterrupt):
