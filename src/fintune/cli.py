@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fintune import __version__
 from fintune.allocator import let_threads_sleep, use_mimalloc
 from fintune.commands import answering, completion, data, exporting, runs, serving, starting, training
-from fintune.commands.common import Command, apart, json_flag, shown
+from fintune.commands.common import Command, action, apart, json_flag, shown
 from fintune.commands.parsing import Parser, underscored
 from fintune.errors import DONE, EXIT_CODES, FAILED, FintuneError, Interrupted
 from fintune.files import disk_full
@@ -45,15 +45,17 @@ def _completion(args: argparse.Namespace) -> int:
 
 COMMANDS = (
     *starting.COMMANDS,
+    *data.COMMANDS,
     *training.COMMANDS,
-    *exporting.COMMANDS,
     *answering.COMMANDS,
     *runs.COMMANDS,
     *serving.COMMANDS,
-    *data.COMMANDS,
-    Command("doctor", "check this machine and this installation", _doctor, _doctor_flags),
+    *exporting.COMMANDS,
     Command(
-        "completion", "print a script with which a shell completes commands", _completion, completion.flags
+        "doctor", "check that this machine and this installation can run fintune", _doctor, _doctor_flags
+    ),
+    Command(
+        "completion", "print the script that lets a shell complete commands", _completion, completion.flags
     ),
 )
 
@@ -74,8 +76,7 @@ def parser() -> Parser:
     found.add_argument("--version", action="version", version=f"fintune {__version__}")
     parsers = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        text = command.help
-        flags = parsers.add_parser(command.name, help=text, description=text[0].upper() + text[1:] + ".")
+        flags = action(parsers, command.name, command.help)
         flags.set_defaults(run=command.run)
         if command.add_flags:
             command.add_flags(flags)

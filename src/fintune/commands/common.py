@@ -18,7 +18,7 @@ from fintune.errors import ConfigError, FintuneError
 
 OUTPUT_DIR = "output/model"
 MODEL_PATH_HELP = (
-    "the folder of an adapter or of fintune export (default: the newest adapter under output/, else the "
+    "folder of an adapter, or of fintune export (default: the newest adapter under output/, else the "
     "untuned base model)"
 )
 STORE = "sqlite:///output/monitoring.db"
@@ -40,6 +40,21 @@ def json_flag(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the result as one JSON object on standard output, and all else on standard error",
     )
+
+
+def former(command: argparse.ArgumentParser, flag: str, name: str) -> None:
+    """Keep a flag's former name, which help does not show."""
+    command._option_string_actions[name] = command._option_string_actions[flag]
+
+
+def action(actions: Any, name: str, help: str) -> argparse.ArgumentParser:
+    """The parser of an action, such as `list` of `fintune data list`."""
+    found: argparse.ArgumentParser = actions.add_parser(name, help=help, description=sentence(help))
+    return found
+
+
+def sentence(help: str) -> str:
+    return f"{help[0].upper()}{help[1:]}."
 
 
 @contextlib.contextmanager
@@ -80,25 +95,27 @@ def recipe_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config",
         metavar="YAML",
-        help="the recipe, or the folder of an adapter: its recipe (default: configs/default.yaml)",
+        help="recipe file, or an adapter's folder to take its recipe (default: configs/default.yaml)",
     )
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
+        help="set a key of the recipe, such as training.learning_rate=1e-4; can be repeated",
     )
     data_dir_flag(command)
     trust_flag(command)
-    command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
+    command.add_argument(
+        "--debug", action="store_true", help="use very little data and few steps, to try everything"
+    )
 
 
 def data_dir_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data_dir",
         metavar="DIR",
-        help="folder of public datasets, looked in before FINTUNE_DATA_DIR and data/raw",
+        help="folder of public datasets to search first, before FINTUNE_DATA_DIR and data/raw",
     )
 
 
@@ -107,8 +124,8 @@ def backend_flag(command: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="NAME",
         default="builtin",
-        help="what computes: builtin (the default), vllm, another package's, or llama.cpp, which takes a "
-        "folder of fintune export --format gguf",
+        help="library that runs the model: builtin, vllm, llama.cpp (for a folder of fintune export "
+        "--format gguf), or one that another package adds (default: builtin)",
     )
 
 
@@ -224,20 +241,27 @@ def trust_flag(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--trust_plugins",
             action="store_true",
-            help="import the Python modules that an adapter names under plugins: code that runs here",
+            help="import the Python modules that an adapter lists under plugins; this runs their code",
         )
 
 
 def address_flags(command: argparse.ArgumentParser, port: int, more: str = "") -> None:
     """`--port` and `--host`; `more` is what the help says of the port besides its default."""
-    command.add_argument("--port", type=int, default=port, help=f"(default: {port}{more})")
-    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--port", type=int, default=port, metavar="N", help=f"port to listen on{more} (default: {port})"
+    )
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1, this machine alone)",
+    )
     command.add_argument(
         "--allow_host",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="host names by which it is asked, besides this machine's own: those of a proxy before it",
+        help="further host names that requests may use, such as that of a proxy in front",
     )
 
 
@@ -246,5 +270,5 @@ def store_flag(command: argparse.ArgumentParser) -> None:
         "--store",
         default=os.environ.get("FINTUNE_STORE", STORE),
         metavar="URL",
-        help=f"where predictions are kept (default: FINTUNE_STORE, else {STORE}); also postgresql://…",
+        help=f"database of predictions, sqlite:/// or postgresql:// (default: FINTUNE_STORE, else {STORE})",
     )

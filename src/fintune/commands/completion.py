@@ -13,10 +13,10 @@ _FOLDERS = ("ADAPTER", "DIR")
 def flags(command: argparse.ArgumentParser) -> None:
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = (
-        "bash:  fintune completion bash > ~/.local/share/bash-completion/completions/fintune\n"
-        'zsh:   fintune completion zsh > "${fpath[1]}/_fintune"\n'
-        "fish:  fintune completion fish > ~/.config/fish/completions/fintune.fish\n\n"
-        "Make the folder first where there is none. A new shell then completes."
+        "Write the script to where the shell looks; a new shell then completes:\n"
+        "  bash  ~/.local/share/bash-completion/completions/fintune\n"
+        "  zsh   _fintune in a folder of $fpath\n"
+        "  fish  ~/.config/fish/completions/fintune.fish"
     )
     command.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
 

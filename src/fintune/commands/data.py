@@ -10,6 +10,7 @@ from typing import Any
 
 from fintune.commands.common import (
     Command,
+    action,
     count,
     data_dir_flag,
     json_flag,
@@ -27,77 +28,104 @@ REPORT_DIR = "output/quality"
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
+    listing = action(actions, "list", "list the public datasets: type, licence, and whether they are here")
     data_dir_flag(listing)
-    download = actions.add_parser("download", help="fetch public datasets into data/raw")
+    download = action(actions, "download", "download public datasets")
     download.add_argument(
         "--dataset",
         action="append",
         metavar="NAME",
-        help="one dataset, or all (the default); may be repeated",
+        help="dataset to download; can be repeated (default: all)",
     )
-    download.add_argument("--data_dir", default="data/raw", metavar="DIR", help="(default: data/raw)")
-    prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
+    download.add_argument(
+        "--data_dir", default="data/raw", metavar="DIR", help="folder to download to (default: data/raw)"
+    )
+    prepare = action(actions, "prepare", "check and split a recipe's data into Parquet files")
     recipe_flags(prepare)
-    prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    prepare.add_argument("--force", action="store_true", help="prepare again even if nothing changed")
     prepare.add_argument(
         "--commercial_only",
         action="store_true",
-        help="leave out the datasets whose licence does not allow commercial use",
+        help="leave out datasets whose licence does not allow commercial use",
     )
     prepare.add_argument(
-        "--strict", action="store_true", help="fail where a training text stands in a test set of this run"
+        "--strict",
+        action="store_true",
+        help="exit with 1 if a training text is also in a test set of this run",
     )
     prepare.add_argument(
-        "--workers", type=count, metavar="N", help="processes that read (default: one a core)"
+        "--workers", type=count, metavar="N", help="processes that read the data (default: one a core)"
     )
     prepare.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="read on a Ray cluster; without ADDRESS, on a Ray started here",
+        help="read on a Ray cluster: auto or HOST:PORT (without ADDRESS: on this machine)",
     )
     prepare.add_argument(
-        "--copy_to", metavar="PATH", help="write it as partitioned Parquet too: a folder, s3://, gs://, …"
+        "--copy_to",
+        metavar="PATH",
+        help="write the data as partitioned Parquet, too: to a folder, s3://, gs://, …",
     )
-    mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
+    mix = action(actions, "mix", "show how much of each task a recipe trains on")
     recipe_flags(mix)
-    report = actions.add_parser("report", help="the quality of the prepared data, for people and machines")
+    report = action(actions, "report", "write a report on the quality of the prepared data")
     recipe_flags(report)
     report.add_argument(
-        "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
+        "--output_dir",
+        default=REPORT_DIR,
+        metavar="DIR",
+        help=f"folder for the report (default: {REPORT_DIR})",
     )
-    filings = actions.add_parser("filings", help="annual reports and others from SEC's EDGAR, as documents")
-    filings.add_argument("ticker", metavar="TICKER", help="a company's ticker or CIK number")
-    filings.add_argument("--form", default="10-K", help="10-K, 10-Q, 8-K, … (default: 10-K)")
-    filings.add_argument("--count", type=count, default=1, metavar="N", help="the newest N (default: 1)")
+    filings = action(actions, "filings", "download a company's reports from SEC's EDGAR")
+    filings.add_argument("ticker", metavar="TICKER", help="ticker or CIK number of the company")
     filings.add_argument(
-        "--identity", metavar="WHO", help='"Your Name you@example.com", as SEC asks for (or EDGAR_IDENTITY)'
+        "--form",
+        default="10-K",
+        metavar="FORM",
+        help="form of the reports: 10-K, 10-Q, 8-K, … (default: 10-K)",
     )
     filings.add_argument(
-        "--output_dir", default="data/filings", metavar="DIR", help="(default: data/filings)"
+        "--count", type=count, default=1, metavar="N", help="download the newest N reports (default: 1)"
     )
-    clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
-    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSON, Parquet or Excel file")
-    clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
-    clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
+    filings.add_argument(
+        "--identity",
+        metavar="WHO",
+        help='"Your Name you@example.com": SEC wants to know who downloads (default: EDGAR_IDENTITY)',
+    )
+    filings.add_argument(
+        "--output_dir",
+        default="data/filings",
+        metavar="DIR",
+        help="folder for the reports (default: data/filings)",
+    )
+    clean = action(actions, "decontaminate", "copy a file without the rows that repeat a test set")
+    clean.add_argument("file", metavar="FILE", help="CSV, TSV, JSON, Parquet or Excel file to clean")
+    clean.add_argument(
+        "--output_file", required=True, metavar="OUT", help="cleaned file, of the same kind as FILE"
+    )
+    clean.add_argument(
+        "--task", metavar="TASK", help="task whose text column, as the recipe maps it, is compared"
+    )
     clean.add_argument(
         "--threshold",
         type=float,
         default=0.8,
         metavar="S",
-        help="of a near duplicate (default: 0.8)",
+        help="similarity from 0 to 1 at which a text counts as repeated (default: 0.8)",
     )
     recipe_flags(clean)
-    feedback = actions.add_parser("from-feedback", help="wrong answers, with the right ones, to train on")
-    feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
-    feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
-    feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
-    model_path_flag(feedback, "the adapter to better (default: the newest under output/)")
+    feedback = action(actions, "from-feedback", "write corrected answers as training data")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="task of the answers")
+    feedback.add_argument(
+        "--output_file", required=True, metavar="OUT", help=".jsonl or .parquet file to write"
+    )
+    feedback.add_argument("--all", action="store_true", help="write answers that were right, too")
+    model_path_flag(feedback, "adapter to train further (default: the newest under output/)")
     store_flag(feedback)
-    for action in (listing, prepare, mix, report, filings, clean):
-        json_flag(action)
+    for each in (listing, prepare, mix, report, filings, clean):
+        json_flag(each)
 
 
 def _data(args: argparse.Namespace) -> int:

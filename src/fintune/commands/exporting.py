@@ -34,35 +34,38 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
         "--format",
         choices=("merged", "gguf", "vllm", "bundle"),
         default="merged",
-        help="a folder of safetensors (the default), a GGUF file for llama.cpp and Ollama, the adapter as "
-        "vLLM's server takes it, or what fintune reproduce makes it of again",
+        help="merged: safetensors with the adapter merged in (default); gguf: a file for llama.cpp and "
+        "Ollama; vllm: the adapter for vLLM's server; bundle: all that fintune reproduce needs",
     )
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the export")
     command.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="of the weights: f16 (the default), bf16 or f32; of a GGUF also q8_0, q5_1, q5_0, q4_1, q4_0, "
-        "and with llama.cpp's llama-quantize q6_k, q5_k_m, q4_k_m, …",
+        help="type of the weights: f16 (default), bf16 or f32; for gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
+        "and, if llama.cpp's llama-quantize is installed, q6_k, q5_k_m, q4_k_m, …",
     )
     command.add_argument(
         "--base",
         action="store_true",
-        help="write the base model alone, of --model_path or of the default recipe",
+        help="export the base model of --model_path, or of the default recipe, without an adapter",
     )
     command.add_argument(
         "--base_model",
         metavar="NAME",
-        help="merge the adapter into other weights of its base, such as the hub's, and see what that costs",
+        help="merge the adapter into these weights of its base, such as the hub's, instead of those it was "
+        "trained on",
     )
     command.add_argument(
         "--rows",
         type=count,
         default=ROWS,
         metavar="N",
-        help=f"held-out rows of each task, answered by adapter and export (default: {ROWS})",
+        help=f"compare adapter and export on N held-out rows of each task (default: {ROWS})",
     )
-    command.add_argument("--no_score", action="store_true", help="compare no answers")
-    command.add_argument("--force", action="store_true", help="keep an export that answers otherwise")
+    command.add_argument("--no_score", action="store_true", help="do not compare adapter and export")
+    command.add_argument(
+        "--force", action="store_true", help="keep the export even if its answers differ too much"
+    )
     json_flag(command)
 
 
@@ -116,14 +119,14 @@ def _bundle(args: argparse.Namespace) -> int:
 
 
 def _reproduce_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("bundle", metavar="BUNDLE", help="a folder of fintune export --format bundle")
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder of fintune export --format bundle")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for data and adapter")
     command.add_argument(
         "--tolerance",
         type=float,
         default=0.02,
         metavar="X",
-        help="of each metric, or of a number above 1 a share of it (default: 0.02)",
+        help="how far each metric may differ; a fraction of metrics above 1 (default: 0.02)",
     )
     data_dir_flag(command)
     trust_flag(command)
@@ -168,11 +171,13 @@ def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Reci
 
 def _push_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "repo", metavar="REPO", help="on the hub: NAME or OWNER/NAME; made where there is none"
+        "repo", metavar="REPO", help="repository on the hub, NAME or OWNER/NAME; created if it does not exist"
     )
-    model_path_flag(command, "the folder of an adapter or of fintune export")
-    command.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
-    command.add_argument("--dry_run", action="store_true", help="show files and card, and send nothing")
+    model_path_flag(command, "folder of an adapter, or of fintune export (default: the newest under output/)")
+    command.add_argument(
+        "--public", action="store_true", help="make the repository public (default: private)"
+    )
+    command.add_argument("--dry_run", action="store_true", help="show files and card, and upload nothing")
     json_flag(command)
 
 
@@ -207,7 +212,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command("reproduce", "train and evaluate by a bundle again, and compare", _reproduce, _reproduce_flags),
-    Command("push", "an adapter, or an export, with its card to the Hugging Face hub", _push, _push_flags),
-    Command("export", "an adapter and its base as one model, and what that lost", _export, _export_flags),
+    Command("export", "export an adapter with its base, and measure what that loses", _export, _export_flags),
+    Command("push", "upload an adapter or an export to the Hugging Face hub", _push, _push_flags),
+    Command("reproduce", "train and evaluate from a bundle again, and compare", _reproduce, _reproduce_flags),
 )

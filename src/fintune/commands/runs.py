@@ -23,14 +23,15 @@ def _runs_flags(command: argparse.ArgumentParser) -> None:
         "runs",
         nargs="*",
         metavar="RUN",
-        help="a folder that holds runs, to list them (default: output/); two or more runs, to compare them; "
+        help="folder that holds runs, to list them (default: output/); or two or more runs, to compare them; "
         "or clean, to remove checkpoints that are no longer needed",
     )
     command.add_argument(
         "--sort",
         default="date",
         metavar="KEY",
-        help="date, name, time, size, or a task's name: the best figure first (default: date)",
+        help="order of the list: date, name, time, size, or a task, whose best figure comes first "
+        "(default: date)",
     )
     command.add_argument(
         "--yes", action="store_true", help="with clean: remove; without it, show what would go"

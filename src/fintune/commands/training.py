@@ -35,17 +35,19 @@ def _training_flags(command: argparse.ArgumentParser) -> None:
         "--output_dir",
         default=OUTPUT_DIR,
         metavar="DIR",
-        help=f"the adapter's folder (default: {OUTPUT_DIR})",
+        help=f"folder for the adapter (default: {OUTPUT_DIR})",
     )
-    command.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases too")
+    command.add_argument("--use_wandb", action="store_true", help="log to Weights & Biases, too")
     command.add_argument(
         "--resume_from_checkpoint",
         nargs="?",
         const="latest",
         metavar="DIR",
-        help="go on from a checkpoint; without DIR, from the newest in the output folder",
+        help="go on from a checkpoint (without DIR: the newest in the output folder)",
     )
-    command.add_argument("--verbose", action="store_true", help="show the log on the console too, in detail")
+    command.add_argument(
+        "-v", "--verbose", action="store_true", help="show the log on the console, too, in detail"
+    )
 
 
 def _plan_flags(command: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--measure",
         action="store_true",
-        help="time a few steps on this machine first (20 seconds); later plans use the figures",
+        help="time a few steps on this machine first (20 seconds); later plans use what was measured",
     )
     json_flag(command)
 
@@ -61,7 +63,7 @@ def _plan_flags(command: argparse.ArgumentParser) -> None:
 def _run_flags(command: argparse.ArgumentParser) -> None:
     _training_flags(command)
     command.add_argument(
-        "--output_file", metavar="JSON", help="the results (default: results.json in the output folder)"
+        "--output_file", metavar="JSON", help="results file (default: results.json in the output folder)"
     )
     json_flag(command)
 
@@ -71,11 +73,14 @@ def _average_flags(command: argparse.ArgumentParser) -> None:
         "adapters",
         nargs="+",
         metavar="ADAPTER",
-        help="folders of adapters of one recipe, as of several seeds",
+        help="folders of adapters trained by one recipe, such as with several seeds",
     )
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the adapter")
     command.add_argument(
-        "--rank", type=count, metavar="N", help="of the mean (default: the sum of the ranks, which is exact)"
+        "--rank",
+        type=count,
+        metavar="N",
+        help="rank of the result (default: the sum of the ranks, which loses nothing)",
     )
     data_dir_flag(command)
     trust_flag(command)
@@ -149,9 +154,9 @@ def _average(args: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command(
-        "run", "the complete pipeline: prepare data, train, evaluate, show the results", _run, _run_flags
+        "run", "prepare data, train, evaluate and show the results: the whole pipeline", _run, _run_flags
     ),
-    Command("plan", "what a recipe will need: parameters, memory, disk, time", _plan, _plan_flags),
+    Command("plan", "estimate what a recipe needs: parameters, memory, disk and time", _plan, _plan_flags),
     Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
-    Command("average", "the mean of several adapters as one adapter", _average, _average_flags),
+    Command("average", "average several adapters into one", _average, _average_flags),
 )
