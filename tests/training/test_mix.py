@@ -1,5 +1,7 @@
 """The mix: what is shown is what is trained on."""
 
+import json
+
 import pytest
 
 from fintune.cli import main
@@ -68,3 +70,8 @@ def test_the_command_shows_the_mix(tiny_base, workdir, capsys):
     said = capsys.readouterr().out
     assert "The run: 6 steps of 8 examples, 48 in all" in said
     assert all(name in said for name in ("sentiment", "headline", "summarization", "qa", "regression"))
+    assert main([*command.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 6 and sum(t["share_of_loss"] for t in found["tasks"].values()) == pytest.approx(
+        1
+    )
