@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal and in a notebook, sparklines, and durations in words."""
+"""Progress for people: bars on a terminal and in a notebook, sparklines, times and sizes in words."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes in words: 0.4 MB, 271 MB, 1.25 GB."""
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.{1 if count < 1e7 else 0}f} MB"

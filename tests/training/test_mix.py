@@ -50,7 +50,7 @@ def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
     recipe = tiny_recipe(**SMALL, training={"max_steps": -1, "num_train_epochs": 3}, data={"tasks": SIZES})
     mix.show(recipe)
     said = capsys.readouterr().out
-    assert "summarization           6        23  50.0%" in said and "75.0%    11.5×" in said
+    assert "summarization          6       23  50.0%" in said and "75.0%    11.5×" in said
     assert "The run: 18 steps of 8 examples, 138 in all (3.00 epochs; balanced sampling)." in said
     warning, few = [line for line in said.splitlines() if line.startswith("Warning: ")]
     assert few.startswith("Warning: Only 18 optimizer steps")

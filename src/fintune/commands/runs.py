@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fintune.commands.common import Command, json_flag, shown
 from fintune.errors import ConfigError, hint
-from fintune.progress import duration
+from fintune.progress import duration, megabytes
 
 if TYPE_CHECKING:
     from fintune.runs import Figure, TrainingRun
@@ -228,10 +228,6 @@ def _clean(args: argparse.Namespace, names: Sequence[str]) -> int:
         print("There is nothing to remove.")
     shown(args, {"removed": args.yes, "bytes": freed, "folders": removals})
     return 0
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _number(value: float | None) -> str:

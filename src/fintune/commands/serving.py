@@ -312,13 +312,19 @@ def _keys(args: argparse.Namespace) -> int:
 
 
 def _print_keys(found: Iterable[Key]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "name", "limits", "kind", "state", box=box.SIMPLE_HEAD, pad_edge=False)
     for key in found:
-        state = f"revoked {key.revoked}" if key.revoked else f"made {key.created}"
+        state = f"revoked {key.revoked[:10]}" if key.revoked else f"made {key.created[:10]}"
         limits = {"": key.rate, " records": key.rate_records, " tokens": key.rate_tokens}
         set_ = [f"{limit}{what}/min" for what, limit in limits.items() if limit is not None]
         rate = ", ".join(set_) or "server's rate"
         kind = "admin" if key.admin else "metrics" if key.metrics else "user"
-        print(f"{key.id}  {key.name}  {rate}  {kind}  {state}")
+        table.add_row(key.id, key.name, rate, kind, state)
+    Console(highlight=False).print(table)
 
 
 def _monitor(args: argparse.Namespace) -> int:

@@ -176,8 +176,8 @@ def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = pr
     """Print the mix and its warnings; None is that of the prepared data."""
     mix = mix or measure_prepared(recipe)
     say(
-        f"\n{'':15}{'training':>10}{'an epoch':>10}{'':>7}{'':>11}{'':>7}{'of the':>8}{'seen in':>9}{'':>6}\n"
-        f"{'task':15}{'examples':>10}{'examples':>10}{'share':>7}{'tokens':>11}{'share':>7}{'loss':>8}"
+        f"\n{'':15}{'training':>9}{'an epoch':>9}{'':>7}{'':>10}{'':>7}{'of the':>7}{'seen in':>9}{'':>6}\n"
+        f"{'task':15}{'examples':>9}{'examples':>9}{'share':>7}{'tokens':>10}{'share':>7}{'loss':>7}"
         f"{'the run':>9}{'cut':>6}"
     )
     for task in mix.tasks:
@@ -185,8 +185,8 @@ def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = pr
         tokens = mix.share(task, lambda t: t.per_epoch * t.tokens)
         loss = mix.share(task, lambda t: t.per_epoch * t.loss_weight)
         say(
-            f"{task.name:15}{task.examples:>10,}{task.per_epoch:>10,}{examples:>7.1%}"
-            f"{task.per_epoch * task.tokens:>11,.0f}{tokens:>7.1%}{loss:>8.1%}"
+            f"{task.name:15}{task.examples:>9,}{task.per_epoch:>9,}{examples:>7.1%}"
+            f"{task.per_epoch * task.tokens:>10,.0f}{tokens:>7.1%}{loss:>7.1%}"
             f"{task.repeats:>8.1f}×{task.cut:>6.0%}"
         )
     epoch, run = sum(t.per_epoch for t in mix.tasks), sum(t.seen for t in mix.tasks)
