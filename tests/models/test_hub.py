@@ -116,6 +116,9 @@ def test_a_dry_run_shows_all_and_asks_nothing(hub, adapter, capfd):
     shown = capfd.readouterr().out
     assert "adapter_model.safetensors" in shown and "## Licence note" in shown
     assert "Nothing was sent. me/model would be public" in shown and not hub.asked
+    assert main(["push", "me/model", "--model_path", str(adapter), "--dry_run", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["sent_to"] is None and sum(file["bytes"] for file in told["files"]) < told["bytes"]
 
 
 def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capfd):

@@ -107,6 +107,9 @@ def test_feedback_shows_the_live_scores_and_forgets_on_request(store_url, capsys
     out = capsys.readouterr().out
     assert "0 predictions older than 30 days deleted" in out
     assert "sentiment: 30 answers with feedback, 33.3% right" in out
+    assert main(["monitor", "feedback", "--store", store_url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["tasks"]["sentiment"]
+    assert told == {"feedback": 30, "accuracy": pytest.approx(1 / 3), "mae": None}
 
 
 def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
@@ -163,3 +166,6 @@ def test_an_evaluated_adapter_has_a_profile_and_drift_is_measured_against_it(
     report = json.loads((workdir / "drift.json").read_text())
     assert report["tasks"]["sentiment"] == {"n": 30, "reference_n": 5, "status": "too few", "signals": {}}
     assert report["live_scores"]["sentiment"]["feedback"] == 30
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "too few"
