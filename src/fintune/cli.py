@@ -71,10 +71,9 @@ def parser() -> Parser:
         description="Fine-tune one LLM with one LoRA adapter on five finance tasks, and use it.",
         epilog="Start with `fintune run --debug`: it takes a minute or two and runs every step.\n\n"
         "exit codes:\n" + "\n".join(codes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("--version", action="version", version=f"fintune {__version__}")
-    parsers = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         flags = action(parsers, command.name, command.help)
         flags.set_defaults(run=command.run)

@@ -382,7 +382,7 @@ def _written(args: argparse.Namespace, count: int, line: str = "") -> None:
 COMMANDS = (
     Command(
         "evaluate",
-        "score an adapter or an export on test data, beside its baselines",
+        "score an adapter or an export, beside its baselines",
         _evaluate,
         _evaluate_flags,
     ),

@@ -11,7 +11,6 @@ _FOLDERS = ("ADAPTER", "DIR")
 
 
 def flags(command: argparse.ArgumentParser) -> None:
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = (
         "Write the script to where the shell looks; a new shell then completes:\n"
         "  bash  ~/.local/share/bash-completion/completions/fintune\n"

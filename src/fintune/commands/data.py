@@ -27,8 +27,8 @@ REPORT_DIR = "output/quality"
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = action(actions, "list", "list the public datasets: type, licence, and whether they are here")
+    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    listing = action(actions, "list", "list the public datasets, and whether they are here")
     data_dir_flag(listing)
     download = action(actions, "download", "download public datasets")
     download.add_argument(

@@ -161,7 +161,7 @@ def _serve_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _keys_flags(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     create = action(actions, "create", "create a key and print it; it is shown this once")
     create.add_argument("--name", required=True, metavar="NAME", help="name of the person or program")
     for flag, what in (("rate", "requests"), ("rate_records", "records"), ("rate_tokens", "tokens")):
@@ -178,7 +178,7 @@ def _keys_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _monitor_flags(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     profile = action(
         actions, "profile", "describe an adapter's inputs and answers on held-out data, as the reference"
     )

@@ -153,10 +153,8 @@ def _average(args: argparse.Namespace) -> int:
 
 
 COMMANDS = (
-    Command(
-        "run", "prepare data, train, evaluate and show the results: the whole pipeline", _run, _run_flags
-    ),
-    Command("plan", "estimate what a recipe needs: parameters, memory, disk and time", _plan, _plan_flags),
+    Command("run", "prepare data, train, evaluate and show the results", _run, _run_flags),
+    Command("plan", "estimate the memory, disk space and time that a recipe needs", _plan, _plan_flags),
     Command("train", "train one adapter on all tasks of a recipe", _train, _train_flags),
     Command("average", "average several adapters into one", _average, _average_flags),
 )
