@@ -59,6 +59,8 @@ def test_runs_are_listed_with_their_figures_size_and_whether_they_are_complete(c
     assert good["checkpoint_bytes"] == 2 * (1000 + (damaged.parent / "good" / "fintune.json").stat().st_size)
     assert (half["state"], half["has_adapter"], half["step"], half["steps"]) == ("unfinished", False, 4, 8)
     assert listed["damaged"]["base_model"] is None and listed["damaged"]["tasks"] == []
+    other = {"base_model": 1, "kept": None, "training": [], "tasks": [{}, 1], "recipe": "x", "validation": 2}
+    (damaged / "fintune.json").write_text(json.dumps(other))
     assert main(["runs"]) == 0
     shown = capsys.readouterr().out
     assert "unfinished, step 4 of 8" in shown and "sentiment accuracy 0.900 (validation)" in shown

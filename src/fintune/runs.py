@@ -63,16 +63,17 @@ class TrainingRun:
 
     @property
     def base(self) -> str | None:
-        return self.facts.get("base_model")
+        base = self.facts.get("base_model")
+        return base if isinstance(base, str) else None
 
     @property
     def tasks(self) -> list[str]:
-        return [task["name"] for task in self.facts.get("tasks", [])]
+        return [str(task["name"]) for task in _tasks(self.facts)]
 
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe's keys, as `training.learning_rate`."""
-        return dict(_flat(self.facts.get("recipe") or {}))
+        return dict(_flat(_part(self.facts, "recipe")))
 
     def as_dict(self) -> dict[str, Any]:
         """The run as `--json` prints it."""
@@ -143,17 +144,15 @@ def read(folder: Path) -> TrainingRun:
     lock = Lock(folder, "lock").path
     training = lock.exists() and not abandoned(lock)
     split, figures = _figures(folder, facts) if written is not None else (None, [])
-    steps = facts.get("optimizer_steps")
+    step = int(kept[-1].name.rpartition("-")[2]) if unfinished and kept else _part(facts, "kept").get("step")
     return TrainingRun(
         folder=folder,
         state="training" if training else "unfinished" if unfinished else "complete",
         has_adapter=written is not None,
         trained=datetime.fromtimestamp((newest if unfinished else written) or 0),
-        step=int(kept[-1].name.rpartition("-")[2])
-        if unfinished and kept
-        else facts.get("kept", {}).get("step"),
-        steps=steps,
-        seconds=facts.get("training", {}).get("seconds"),
+        step=_number(step),
+        steps=_number(facts.get("optimizer_steps")),
+        seconds=_number(_part(facts, "training").get("seconds")),
         split=split,
         figures=figures,
         bytes=size(folder),
@@ -172,17 +171,32 @@ def size(path: Path) -> int:
     return path.stat().st_size
 
 
+def _part(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a manifest; {} where it is missing or, in somebody's own file, something else."""
+    part = facts.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _tasks(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    tasks = facts.get("tasks")
+    return [t for t in tasks if isinstance(t, dict) and "name" in t] if isinstance(tasks, list) else []
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _figures(folder: Path, facts: dict[str, Any]) -> tuple[str | None, list[Figure]]:
     """Each task's headline metrics: those of results.json, else of validation; the first is the main one."""
     try:
         results = read_results(folder / "results.json")
     except FintuneError:  # never evaluated, or by another version
-        validated = facts.get("validation") or {}
+        validated = _part(facts, "validation")
         found = [
             Figure(task["name"], known_measure(metric), validated[key])
-            for task in facts.get("tasks", [])
-            for metric in getattr(task_type(task.get("type", "")), "headline_metrics", ())
-            if (key := f"eval_{task['name']}_{metric}") in validated
+            for task in _tasks(facts)
+            for metric in getattr(task_type(str(task.get("type"))), "headline_metrics", ())
+            if _number(validated.get(key := f"eval_{task['name']}_{metric}")) is not None
         ]
         return ("validation" if found else None), found
     return results.split, [

@@ -254,6 +254,8 @@ def _print_gist(measured: dict[str, Any]) -> None:
             f"{sum(split['conflicts']['texts'] for split in splits):>10,} "
             f"{sum(split['encoding']['repairable'] + split['encoding']['lost'] for split in splits):>9,}"
         )
+    print("Cut: longer than training.max_length. Repeated: texts that repeat one of their split.")
+    print("Conflicts: texts with several targets. Encoding: records with damaged characters.")
 
 
 COMMANDS = (Command("data", "list, download, prepare and check data", _data, _data_flags),)

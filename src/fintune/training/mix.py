@@ -196,6 +196,7 @@ def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = pr
         f"The run: {mix.steps:,} steps of {mix.step_size} examples, {run:,} in all "
         f"({run / epoch:.2f} epochs; {recipe.multi_task.sampling_strategy} sampling)."
     )
+    say("Seen in the run: how often each example is. Cut: examples longer than training.max_length.")
     part = [f"{t.sampled:,} of {t.examples:,} {t.name}" for t in mix.tasks if t.sampled < t.examples]
     if part:
         say(f"Tokens are estimated from a part of the examples: {', '.join(part)}.")
