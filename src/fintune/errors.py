@@ -19,10 +19,18 @@ EXIT_CODES = {
 
 
 class FintuneError(Exception):
-    """What the user can mend; the message names the field, the value and the fix."""
+    """What the user can mend; its message names the field, the value and the fix.
+
+    Attributes:
+        plain: the message without recipe keys and flags, for a reader in a browser.
+    """
 
     code = FAILED
     """The exit code of a command that ends with this error."""
+
+    def __init__(self, message: str = "", plain: str = "") -> None:
+        super().__init__(message)
+        self.plain = plain or message
 
 
 class CheckFailed(FintuneError):

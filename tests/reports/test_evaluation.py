@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_refused_in_a_sentence(
 ):
     monkeypatch.chdir(results_file.parent)
     before = results_file.read_bytes()
-    assert main(["report", "results.json", "--output_file", output]) == 2
+    assert main(["report", "results.json", "--output_file", output]) == 1
     assert message in capsys.readouterr().err and results_file.read_bytes() == before
 
 
@@ -301,7 +301,7 @@ def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch, wandb_ane
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(uploads.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*wandb"):
         uploads.check(["wandb"])
 
 
