@@ -11,7 +11,7 @@ from fintune.extras import install_command
 DONE, FAILED, MISTAKE = 0, 1, 2
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "a check found something wrong (doctor, --strict, reproduce), or the machine failed (full disk)",
+    FAILED: "a check found something wrong (doctor, --strict, reproduce), or machine or network failed",
     MISTAKE: "the command, the recipe, the data or the model cannot be used as given",
     130: "stopped by Ctrl-C; 143: stopped by SIGTERM",
 }

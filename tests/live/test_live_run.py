@@ -393,7 +393,7 @@ def test_the_command_polls_once_and_says_what_it_found(server, tiny_base, tmp_pa
     monkeypatch.chdir(tmp_path)
     server.routes["/feed"] = Reply(rss("Acme wins [bold]an order[/bold]"))
     command = ["live", "--once", "--feed", f"{server.url}/feed", "--output", "out", "--tasks", "headline"]
-    assert main(command) == 2
+    assert main(command) == 1
     assert "private network" in capsys.readouterr().err
     assert main([*command, "--allow_network", "127.0.0.0/8"]) == 0
     assert "Acme wins [bold]an order[/bold] | headline " in capsys.readouterr().out
