@@ -22,11 +22,15 @@ markdown = pytest.importorskip("markdown_it", reason="it is not installed: pip i
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HOW = ("run", "test", "source", "why")
 LANGUAGES = {"sh", "console", "python", "yaml", "json", "csv", "text"}
 MARK = re.compile(
-    r"<!-- (?P<page>page )?(?:(?P<run>run)|run by (?P<test>[\w/.]+)|not run: (?P<why>.{8,})|file: (?P<file>[\w.-]+)) -->",
+    r"<!-- (?P<page>page )?(?:(?P<run>run)|run by (?P<test>[\w/.]+)|from (?P<source>[\w/.]+)|"
+    r"not run: (?P<why>.{8,})|file: (?P<file>[\w.-]+)) -->",
     re.DOTALL,
 )
+"""Just above a block: `run` (here, below), `run by FILE` (a test), `from FILE` (part of a file that tests run),
+`not run: WHY`; `file: NAME` is written for the blocks that run. With `page` before it, at the top: all blocks."""
 DOORS = {
     "train.py": "train",
     "evaluate.py": "evaluate",
@@ -105,10 +109,14 @@ def test_every_block_has_a_language_and_every_command_block_says_what_runs_it():
         mark, what = block.mark, f"{block.where}: {block.text.strip().splitlines()[0]!r}"
         if block.language not in LANGUAGES:
             faults.append(f"{what} has the language {block.language!r}")
-        elif block.language in ("sh", "console", "python") and not any(mark.get(k) for k in ("run", "test", "why")):
+        elif block.language in ("sh", "console", "python") and not any(mark.get(k) for k in HOW):
             faults.append(f"{what} is neither run nor says why not")
-        elif mark.get("test") and not (ROOT / mark["test"]).is_file():
-            faults.append(f"{what} names the test {mark['test']}, which does not exist")
+        elif (named := mark.get("test") or mark.get("source")) and not (ROOT / named).is_file():
+            faults.append(f"{what} names {named}, which does not exist")
+        elif mark.get("source"):
+            own = (ROOT / mark["source"]).read_text(encoding="utf-8")
+            parts = re.split(r"^ *(?:# )?…\n", block.text, flags=re.MULTILINE)
+            faults += [f"{what}: {mark['source']} has no {part!r}" for part in parts if part.strip() not in own]
     assert not faults, "\n".join(faults)
 
 
@@ -210,7 +218,7 @@ def texts_of_the_source():
                 found.append("".join(p.value if isinstance(p, ast.Constant) else "\0" for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
-    return "\n\n".join(found)
+    return "\n".join(" ".join(text.split()) for text in found)
 
 
 def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
@@ -221,8 +229,8 @@ def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
     for block in quoted:
         message = " ".join(block.text.split())
         pieces = [piece.strip() for piece in message.split("…") if len(piece.strip()) > 3]
-        missing = [piece for piece in pieces if piece not in re.sub(r"\s+", " ", texts_of_the_source())]
-        if missing or max(map(len, pieces), default=0) < 15:
+        missing = [piece for piece in pieces if piece not in texts_of_the_source()]
+        if missing or sum(map(len, pieces)) < 15:
             faults.append(f"{block.where}: {missing or 'too little is quoted'}")
     assert not faults, "\n".join(faults)
 
