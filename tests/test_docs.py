@@ -209,16 +209,11 @@ def test_every_link_leads_to_a_file_that_exists():
 
 
 @cache
-def texts_of_the_source():
-    """Every string of the program; what an f-string fills in is a NUL."""
-    found = []
-    for path in sorted((ROOT / "src" / "fintune").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else "\0" for p in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return "\n".join(" ".join(text.split()) for text in found)
+def source():
+    """The program's text, with strings that go on over several lines put together."""
+    files = sorted((ROOT / "src" / "fintune").rglob("*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    return " ".join(re.sub(r"""["']\s*\n\s*f?["']""", "", text).split())
 
 
 def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
@@ -229,7 +224,7 @@ def test_every_message_of_troubleshooting_is_one_that_the_program_gives():
     for block in quoted:
         message = " ".join(block.text.split())
         pieces = [piece.strip() for piece in message.split("…") if len(piece.strip()) > 3]
-        missing = [piece for piece in pieces if piece not in texts_of_the_source()]
+        missing = [piece for piece in pieces if piece not in source()]
         if missing or sum(map(len, pieces)) < 15:
             faults.append(f"{block.where}: {missing or 'too little is quoted'}")
     assert not faults, "\n".join(faults)
