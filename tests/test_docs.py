@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import textwrap
 import tomllib
 from dataclasses import replace
 from functools import cache
@@ -114,10 +115,20 @@ def test_every_block_has_a_language_and_every_command_block_says_what_runs_it():
         elif (named := mark.get("test") or mark.get("source")) and not (ROOT / named).is_file():
             faults.append(f"{what} names {named}, which does not exist")
         elif mark.get("source"):
-            own = (ROOT / mark["source"]).read_text(encoding="utf-8")
-            parts = re.split(r"^ *(?:# )?…\n", block.text, flags=re.MULTILINE)
-            faults += [f"{what}: {mark['source']} has no {part!r}" for part in parts if part.strip() not in own]
+            own = _flat((ROOT / mark["source"]).read_text(encoding="utf-8"))
+            parts = [_flat(part) for part in re.split(r"^ *# …$", block.text, flags=re.MULTILINE)]
+            faults += [f"{what}: {mark['source']} has no {part!r}" for part in parts if part not in own]
     assert not faults, "\n".join(faults)
+
+
+def _flat(code):
+    """The lines without indentation: an excerpt may stand elsewhere than in its file."""
+    return "\n".join(line.strip() for line in code.strip().splitlines())
+
+
+def refused(output):
+    """Whether a page shows that the command is refused."""
+    return any(line.startswith("fintune: ") for line in output)
 
 
 def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
@@ -132,7 +143,7 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
     for block in blocks():
         if block.language not in ("sh", "console"):
             continue
-        for words, _ in commands(block):
+        for words, output in commands(block):
             own = arguments(words)
             fault = None
             if own is not None:
@@ -142,7 +153,7 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
                     said = capsys.readouterr()
                     fault = said.err.strip().splitlines()[-1] if stopped.code else None
                 else:
-                    fault = _wrong_settings(taken[-1])
+                    fault = None if refused(output) else _wrong_settings(taken[-1])
             elif words[0] == "python" and len(words) > 1 and words[1].endswith(".py"):
                 fault = _wrong_script(words[1], words[2:])
             elif words[0] == "make":
@@ -154,7 +165,7 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
                 fault = f"there is no extra {unknown}" if unknown else None
             if fault:
                 faults.append(f"{block.where}: {' '.join(words)}\n    {fault}")
-    assert len(taken) > 100
+    assert len(taken) > 60
     assert not faults, "\n".join(faults)
 
 
@@ -186,7 +197,7 @@ def test_recipes_are_valid_and_python_is_python():
     for block in blocks():
         try:
             if block.language == "python":
-                ast.parse(block.text)
+                ast.parse(textwrap.dedent(block.text))
             elif block.language == "json":
                 json.loads(block.text)
             elif block.language == "yaml" and not block.mark.get("why"):
@@ -250,11 +261,11 @@ def test_the_commands_of_a_page_run_as_written(path, tiny_base, random_adapter, 
             for words, output in commands(block):
                 own = arguments(words)
                 assert own is not None, f"{block.where}: {words} is no command of fintune: mark it as not run"
-                if own[0] in ("train", "run"):
+                if own[0] in ("train", "run") and not refused(output):
                     tiny = (f"base_model.name={tiny_base}", "training.max_steps=2", "training.max_length=128")
                     own += [part for setting in tiny for part in ("--set", setting)]
-                assert cli.main(own) == 0, (block.where, capfd.readouterr().err)
-                said = capfd.readouterr()
+                code, said = cli.main(own), capfd.readouterr()
+                assert code == refused(output), (block.where, said.err)
                 _shown(block.where, output, said.out + said.err)
 
 
