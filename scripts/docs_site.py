@@ -1,4 +1,4 @@
-"""MkDocs hook of the documentation site: pages from the repository's root, and links to files beside docs/."""
+"""MkDocs hook of the documentation site: pages from the root, links to files outside docs/, no requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+FROM_ROOT = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+RECORDS = ("changelog.md", "LOG.md", "modules.md", "results.md")
+"""Long pages of everything: search shows the others first."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 REMOTE = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^"'\s>]+""")
 
@@ -25,7 +31,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for match in LINK.finditer(page.content_string):
             path = _in_repository(page.src_uri, match[3])
             copy = path and f"repository/{path}.txt"
-            if copy and (ROOT / path).is_file() and path not in FROM_ROOT and not files.get_file_from_path(copy):
+            if (
+                copy
+                and (ROOT / path).is_file()
+                and path not in FROM_ROOT
+                and not files.get_file_from_path(copy)
+            ):
                 files.append(File.generated(config, copy, content=(ROOT / path).read_bytes()))
     return files
 
@@ -33,6 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links to repository files lead to their copies; a folder has none, so only its name stays."""
     here = posixpath.dirname(page.file.src_uri)
+    if page.file.src_uri in RECORDS:
+        page.meta["search"] = {"boost": 0.2}
 
     def link(match: re.Match[str]) -> str:
         path = _in_repository(page.file.src_uri, match[3])

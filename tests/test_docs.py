@@ -1,8 +1,7 @@
-"""The documentation: each block is run or says why not, its commands and recipes are valid, its messages exist."""
+"""The documentation: blocks are run or say why not; commands, recipes, links and messages are true."""
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
@@ -30,8 +29,9 @@ MARK = re.compile(
     r"not run: (?P<why>.{8,})|file: (?P<file>[\w.-]+)) -->",
     re.DOTALL,
 )
-"""Just above a block: `run` (here, below), `run by FILE` (a test), `from FILE` (part of a file that tests run),
-`not run: WHY`; `file: NAME` is written for the blocks that run. With `page` before it, at the top: all blocks."""
+"""Just above a block: `run` (by the last test here), `run by FILE` (another test), `from FILE` (an excerpt of a
+file that tests run), or `not run: WHY`; `file: NAME` is written for the blocks that run. With `page` before
+it, at a page's top, for all its blocks that have none of their own."""
 DOORS = {
     "train.py": "train",
     "evaluate.py": "evaluate",
@@ -60,7 +60,9 @@ def blocks():
                 language = token.info.strip()  # "" of an indented block
                 mark = marks.block or marks.page or {}
                 where = f"{path.relative_to(ROOT)}:{token.map[0] + 1}"
-                found.append(SimpleNamespace(path=path, where=where, language=language, text=token.content, mark=mark))
+                found.append(
+                    SimpleNamespace(path=path, where=where, language=language, text=token.content, mark=mark)
+                )
                 marks.block = None
             elif not token.type.endswith("_close"):
                 marks.block = None
@@ -160,7 +162,12 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
                 wanted = [word for word in words[1:] if "=" not in word]
                 fault = None if set(wanted) <= targets else f"the Makefile has no target {wanted}"
             elif words[0] == "pip":
-                asked = {e.strip() for w in words for group in re.findall(r"\[([^\]]+)\]", w) for e in group.split(",")}
+                asked = {
+                    e.strip()
+                    for w in words
+                    for group in re.findall(r"\[([^\]]+)\]", w)
+                    for e in group.split(",")
+                }
                 unknown = asked - project["optional-dependencies"].keys()
                 fault = f"there is no extra {unknown}" if unknown else None
             if fault:
@@ -214,7 +221,11 @@ def test_every_link_leads_to_a_file_that_exists():
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", text):
             target = "".join(target)
             made = path.parent / target
-            if ":" not in target and not made.exists() and target not in ("changelog.md", "contributing.md", "security.md"):
+            if (
+                ":" not in target
+                and not made.exists()
+                and target not in ("changelog.md", "contributing.md", "security.md")
+            ):
                 faults.append(f"{path.relative_to(ROOT)}: {target}")
     assert not faults, "\n".join(faults)
 
@@ -274,4 +285,6 @@ def _shown(where, output, said):
     lines = iter([" ".join(line.split()) for line in re.split(r"[\r\n]", said)])
     for line in output:
         pattern = re.escape(" ".join(line.split())).replace("…", ".*")
-        assert pattern in ("", ".*") or any(re.fullmatch(pattern, came) for came in lines), f"{where}: {line!r}\n{said}"
+        assert pattern in ("", ".*") or any(re.fullmatch(pattern, came) for came in lines), (
+            f"{where}: {line!r}\n{said}"
+        )
