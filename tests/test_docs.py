@@ -29,9 +29,9 @@ MARK = re.compile(
     r"not run: (?P<why>.{8,})|file: (?P<file>[\w.-]+)) -->",
     re.DOTALL,
 )
-"""Just above a block: `run` (by the last test here), `run by FILE` (another test), `from FILE` (an excerpt of a
-file that tests run), or `not run: WHY`; `file: NAME` is written for the blocks that run. With `page` before
-it, at a page's top, for all its blocks that have none of their own."""
+"""Just above a block: `run` (by the last test here), `run by FILE` (another test), `from FILE` (an excerpt
+of a file that tests run), or `not run: WHY`. `file: NAME` is written for the blocks that run. With `page`
+before it, at a page's top: for all its blocks that have no mark of their own."""
 DOORS = {
     "train.py": "train",
     "evaluate.py": "evaluate",
