@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint docs format clean
+.PHONY: help setup run check test lint docs format release clean
 
 help:  ## list what make can do
 	@echo "make TARGET, where TARGET is one of:"
@@ -68,6 +68,16 @@ docs: $(READY) lint-docs  ## build the documentation site into site/ (5 seconds)
 format: $(READY)  ## put the code into the project's style
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
+
+# What is released, and what it is made of: dist/ has the wheel, the sdist and an SBOM (CycloneDX);
+# docs/licences.md lists the licences of all packages of the environment.
+release: $(READY)  ## build dist/: wheel, sdist and SBOM, checked; write docs/licences.md (2 minutes)
+	@$(PIP) -c constraints.txt -e '.[release]'
+	@rm -rf dist build
+	@$(BIN)/python -m build
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-reproducible -o dist/fintune.cdx.json
+	@$(BIN)/python scripts/licences.py
 
 clean:  ## remove .venv and the caches of the checks (never data/, output/ or logs/)
 	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def wandb_anew():
     """W&B without what an earlier test made of it: it keeps folder and mode for the life of a process."""
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fintune[track]'")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed: pip install -e '.[track]'")
     wandb.teardown()
     yield
     wandb.teardown()

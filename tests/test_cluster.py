@@ -18,7 +18,7 @@ from fintune.data.raw.readers import row_files
 from fintune.errors import DataError, ModelError
 
 if importlib.util.find_spec("ray") is None:
-    pytest.skip("Ray is not installed: pip install 'fintune[ray]'", allow_module_level=True)
+    pytest.skip("Ray is not installed: pip install -e '.[ray]'", allow_module_level=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

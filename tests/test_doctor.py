@@ -103,7 +103,7 @@ def test_a_missing_torch_is_a_line_and_a_missing_optional_part_no_failure(instal
     assert doctor.run(lines.append, verbose=True) == 1
     failing = [line.split("  ")[0] for line in lines if line.startswith("✗")]
     assert set(failing) - {"✗ memory"} == {"✗ torch", "✗ device", "✗ base model"}
-    assert any(line.startswith("– wandb") and "fintune[track]" in line for line in lines)
+    assert any(line.startswith("– wandb") and "pip install 'wandb>=" in line for line in lines)
     assert lines[-1].startswith(f"{len(failing)} of the required checks fail")
 
 

@@ -147,7 +147,7 @@ def test_one_preparation_serves_two_trainings_and_an_evaluation(tiny_recipe, tmp
 
 
 def test_the_page_is_the_notebook_and_both_run_as_written(tiny_base, tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install 'fintune[dev]'")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install -e '.[dev]'")
     from nbclient import NotebookClient
 
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -156,6 +156,21 @@ def test_what_a_benchmark_imports_from_the_package_is_there(path):
                 assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}")
 
 
+def test_one_version_stands_everywhere():
+    import fintune
+
+    said = {
+        "CITATION.cff": r"^version: (.+)$",
+        "CHANGELOG.md": r"^## ([\d.]+)",
+        "deploy/compose.yaml": r"fintune:(.+)",
+        "deploy/Dockerfile": r"-t fintune:(\S+) ",
+        "deploy/kubernetes/base/kustomization.yaml": r"newTag: (.+)",
+    }
+    for name, pattern in said.items():
+        found = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found and found[1] == fintune.__version__, name
+
+
 def test_an_installed_package_finds_its_default_recipe():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     ((target, patterns),) = project["tool"]["setuptools"]["data-files"].items()

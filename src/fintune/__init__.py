@@ -6,7 +6,7 @@ Importing this package imports nothing heavy; torch and transformers load only w
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _FROM_PYTHON = ("Recipe", "evaluate", "load", "prepare", "train")
 __all__ = ["Recipe", "__version__", "evaluate", "load", "prepare", "train"]
 

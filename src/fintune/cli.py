@@ -142,7 +142,7 @@ def _explained(error: Exception) -> str | None:
     """A sentence for what libraries raise when the machine, not the program, is at fault; else None."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fintune"):
-        return f"The package {error.name} is not installed: run  make setup  (or pip install -e .)"
+        return f"The package {error.name} is not installed: run  fintune doctor, which says what installs it."
     if disk_full(error):
         return f"The disk is full ({text}). What was there before is whole: free some space and run again."
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from fintune.allocator import library
+from fintune.extras import install_command
 
 NEEDED_MEMORY_GB = 4
 NEEDED_DISK_GB = 2
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-SETUP = "make setup" if PYPROJECT.is_file() else "pip install -U fintune"
+SETUP = "make setup" if PYPROJECT.is_file() else "pip install --force-reinstall --no-deps  fintune's wheel"
 PACKAGES, OPTIONAL = "packages", "optional parts"
 MODEL_PARTS = ("torch", "transformers", "peft")
 
@@ -138,7 +139,7 @@ def _packages() -> list[Check]:
         found = _version(name)
         ok = found is not None and wanted.specifier.contains(found, prereleases=True)
         detail = f"{found or 'not installed'} ({versions} is needed)"
-        fix = f"pip install -U '{name}{versions}'" if found else SETUP
+        fix = f"pip install -U '{name}{versions}'" if found or not PYPROJECT.is_file() else SETUP
         checks.append(Check(name, ok, detail, fix, group=PACKAGES))
     return checks
 
@@ -268,7 +269,7 @@ def _optional_parts() -> Iterator[Check]:
     for name, purpose, extra in parts:
         found = _version(name)
         detail = f"{found} ({purpose})" if found else f"not installed ({purpose})"
-        yield _optional(name, found is not None, detail, f"pip install 'fintune[{extra}]'")
+        yield _optional(name, found is not None, detail, install_command(extra))
     if sys.platform == "linux":
         there = library() is not None
         detail = "commands run with it (steady speed on a CPU)" if there else "not installed (speed on a CPU)"

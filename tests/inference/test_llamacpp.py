@@ -11,7 +11,7 @@ from fintune.inference.engine import Engine
 from fintune.models.export import export
 from fintune.tasks import Record
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'fintune[llamacpp]'")
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install -e '.[llamacpp]'")
 
 
 @pytest.fixture(scope="module")

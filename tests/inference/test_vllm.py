@@ -10,7 +10,7 @@ from fintune.inference.engine import Engine
 from fintune.tasks.base import TextFormat
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'fintune[vllm]'")
+pytest.importorskip("vllm", reason="vLLM is not installed: pip install -e '.[vllm]'")
 
 
 @pytest.fixture(scope="module")

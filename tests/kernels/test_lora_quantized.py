@@ -16,7 +16,7 @@ from fintune.kernels.frozen import dense, reader_of
 from fintune.kernels.lora_linears import lora_plain
 from fintune.models import recomputation
 
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[gpu]'")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IDS = torch.arange(3, 21).view(2, 9)
 

@@ -87,7 +87,7 @@ def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_base_trains_saves_reloads_and_predicts(bits, workdir, tiny_base):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[gpu]'")
     from fintune.config import Recipe
     from fintune.data.raw.sample import sample_records
     from fintune.inference.engine import Engine

@@ -130,7 +130,7 @@ def test_what_is_merged_has_the_adapters_logits_also_where_head_and_embeddings_a
 def test_an_adapter_of_a_quantized_base_is_merged_into_what_it_was_trained_over(
     tiny_base, tmp_path, key, far
 ):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[gpu]'")
     import torch
     from transformers import AutoModelForCausalLM
 

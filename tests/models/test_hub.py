@@ -133,3 +133,18 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capf
     assert "which is no name on the hub" in capfd.readouterr().err
     (adapter / "README.md").unlink()
     assert main(command) != 0 and "has no README.md, the model card" in capfd.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(hub, adapter, capsys):
+    hub.shutdown()
+    hub.server_close()
+    assert main(["push", "me/model", "--model_path", str(adapter)]) == 1
+    assert f"The hub at {hub.home} cannot be reached: ConnectError." in capsys.readouterr().err
+
+
+def test_a_base_that_the_hub_does_not_give_is_refused_by_one_request(hub, tmp_path, capsys):
+    hub.status = 404
+    flags = ["--output_dir", str(tmp_path / "out"), "--set", "base_model.name=no/model"]
+    assert main(["train", "--debug", *flags]) == 1
+    assert "base_model.name is no/model, which cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not hub.asked

