@@ -1,4 +1,4 @@
-"""Take the pictures of docs/demo.md, or look at a whole page: `python scripts/screenshots.py`.
+"""Take the pictures of README and docs/demo.md, or look at a whole page: `python scripts/screenshots.py`.
 
 Needs a trained adapter, the extras `demo` and `dev` (Playwright) and Debian's `chromium`. `--all` takes every
 tab on desk and phone, light and dark, into `--output_dir`. `--pages results.html drift.html` takes the first
@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-DESK, PHONE = (1100, 700), (390, 844)
+SIZES = {"desk": (1100, 700), "phone": (390, 844), "wide": (1200, 660)}
 SETTINGS = ("desk-light", "desk-dark", "phone-light", "phone-dark")
 ROWS = """id,text
 r1,Operating profit rose to EUR 13.1 mn from EUR 8.7 mn a year earlier.
@@ -41,7 +41,7 @@ def ask(task: str) -> Callable[[Page, Path], None]:
         page.locator(f"#{task}-examples button").first.click()
         page.wait_for_function(f"document.querySelector('#{task}-text textarea').value.length > 10")
         page.click(f"#{task}-run")
-        page.locator(f"#{task}-answer .ft-answer").wait_for(timeout=120_000)
+        page.locator(f"#{task}-answer .ft-answer").wait_for()
 
     return use
 
@@ -51,7 +51,7 @@ def compare(page: Page, folder: Path) -> None:
     page.click("#compare-example")
     page.wait_for_function("document.querySelector('#compare-text textarea').value.length > 10")
     page.click("#compare-run")
-    page.locator("#compare-tuned .ft-answer").wait_for(timeout=120_000)
+    page.locator("#compare-tuned .ft-answer").wait_for()
 
 
 def batch(page: Page, folder: Path) -> None:
@@ -60,7 +60,7 @@ def batch(page: Page, folder: Path) -> None:
     page.set_input_files("#batch-file input[type=file]", path)
     page.locator("#batch-file").get_by_label("statements.csv").wait_for()
     page.click("#batch-run")
-    page.locator("#batch-result").get_by_label("statements-sentiment.csv").wait_for(timeout=120_000)
+    page.locator("#batch-result").get_by_label("statements-sentiment.csv").wait_for()
 
 
 def report(page: Page, folder: Path) -> None:
@@ -84,6 +84,7 @@ def live(page: Page, folder: Path) -> None:
 # name: the tab, what is done there, and in which settings it is part of the documentation
 SHOTS = {
     "sentiment": ("Sentiment", ask("sentiment"), ["desk-light"]),
+    "readme": ("Headline", ask("headline"), ["wide-light"]),
     "headline": ("Headline", ask("headline"), []),
     "summary": ("Summary", ask("summarization"), ["desk-light", "phone-light"]),
     "qa": ("Q&A", ask("qa"), ["desk-dark"]),
@@ -120,16 +121,15 @@ def main() -> None:
             browser = launch(playwright)
             for name in arguments.only.split(","):
                 tab, use, kept = SHOTS[name]
-                for setting in SETTINGS:
-                    if not (arguments.all or setting in kept):
-                        continue
+                for setting in dict.fromkeys((*kept, *(SETTINGS if arguments.all else ()))):
                     page = new_page(browser, setting)
                     page.goto(url)
                     open_tab(page, tab)
                     use(page, Path(tempfile.mkdtemp()))
                     page.mouse.move(0, 0)
                     page.wait_for_timeout(700)
-                    shoot(page, arguments.output_dir / f"demo-{name}-{setting}.png")
+                    file = "readme.png" if name == "readme" else f"demo-{name}-{setting}.png"
+                    shoot(page, arguments.output_dir / file)
                     page.close()
             browser.close()
     finally:
@@ -146,9 +146,11 @@ def launch(playwright: Playwright) -> Browser:
 def new_page(browser: Browser, setting: str, height: int | None = None) -> Page:
     """A page of the size and colours that a setting names, such as `phone-dark`."""
     device, scheme = setting.split("-")
-    width, usual = DESK if device == "desk" else PHONE
+    width, usual = SIZES[device]
     size: ViewportSize = {"width": width, "height": height or usual}
-    return browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    page.set_default_timeout(120_000)
+    return page
 
 
 def shoot_pages(pages: list[Path], folder: Path) -> None:
@@ -178,13 +180,8 @@ def wait(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def open_tab(page: Page, name: str) -> None:
-    """Go to a tab, through the menu of those that do not fit."""
-    page.wait_for_selector("#sentiment-run")
-    entry = page.get_by_role("tab", name=name, exact=True)
-    if not entry.is_visible():
-        page.get_by_role("button", name="More tabs").first.click()
-        entry = page.locator(".overflow-dropdown button").get_by_text(name, exact=True)
-    entry.click()
+    """Go to a tab."""
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def shoot(page: Page, path: Path, full_page: bool = True) -> None:

@@ -230,3 +230,77 @@ def test_an_answer_is_over_at_the_end_of_text_and_at_the_end_of_the_assistants_t
     names = {base.convert_ids_to_tokens(i) for i in end_tokens(base)}
     assert names == {"<|endoftext|>", "<|im_end|>"}
     assert end_tokens(tokenizer_of("plain")) == [TOKENIZER.eos_token_id]
+
+
+QWEN = """{%- if tools %}<|im_start|>system
+Call by <tool_call>.{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% if m.content and m.tool_calls %}
+{% endif %}{% for call in m.tool_calls or [] %}{{ "" if loop.first else "\\n" }}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+LLAMA = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if tools and loop.first %}Give {"name": function name, "parameters": its arguments}.
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}{% endif %}{% if m.tool_calls %}{"name": "{{ m.tool_calls[0].function.name }}", "parameters":
+{{- " " }}{{ m.tool_calls[0].function.arguments | tojson }}}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+PRICE = {"type": "function", "function": {"name": "price", "parameters": {"type": "object"}}}
+
+
+def with_tools(template):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("form", [QWEN, LLAMA])
+@given(said=PIECES.map(lambda text: f"x{text}x"), day=st.integers(), beside=st.booleans())
+def test_calls_and_results_of_tools_are_trained_and_asked_in_the_templates_own_form(form, said, day, beside):
+    tokenizer, task = with_tools(form), InstructionTask("own", "Be brief.")
+    template = PromptTemplate(tokenizer, 4096)
+    function = {"name": "price", "arguments": {"of": said, "day": day}}
+    content = said if beside and form is QWEN else ""
+    call = {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    asked = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": said}]
+    after = [*asked, call, {"role": "tool", "content": said}]
+    answers = [(asked, call), (after, {"role": "assistant", "content": "It is 12."})]
+    for messages, answer in answers:
+        openai = json.loads(json.dumps([*messages, answer]))
+        for turn in openai:
+            for each in turn.get("tool_calls", ()):
+                each["function"]["arguments"] = json.dumps(each["function"]["arguments"])
+        row = {"messages": openai, "tools": [PRICE]}
+        example = template.example(task, Record(**fields_of(row, "messages")))
+        assert example.prompt_ids == template.chat_ids(messages, [PRICE])
+        served = fields_of({"messages": messages, "tools": [PRICE]}, "messages", answered=False)
+        assert template.prompt_ids(task, Record(**served), 4096)[0] == example.prompt_ids
+        whole = tokenizer.apply_chat_template([*messages, answer], tools=[PRICE], tokenize=False)
+        assert tokenizer.decode([*example.prompt_ids, *example.completion_ids]) + "\n" == whole
+        tags = [tokenizer.convert_tokens_to_ids(tag) for tag in ("<tool_call>", "</tool_call>")]
+        wanted = tags if answer is call and form is QWEN else []
+        assert [i for i in example.completion_ids if i in tags or i in CONTROL][:-1] == wanted
+
+
+def test_tools_are_refused_where_the_template_has_none_or_no_place_for_them():
+    task, call = InstructionTask("own", "Be brief."), {"name": "price", "arguments": "{}"}
+    turns = [{"from": "human", "value": "?"}, {"from": "function_call", "value": json.dumps(call)}]
+    record = Record(**fields_of({"conversations": turns, "tools": json.dumps([PRICE])}, "conversations"))
+    assert record.target == '<tool_call>\n{"name": "price", "arguments": {}}\n</tool_call>'
+    with pytest.raises(DataError, match="the chat template of this base has no tools"):
+        template().example(task, record)
+    two = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [{"function": call}] * 2}]
+    record = Record(**fields_of({"messages": two}, "messages"))
+    with pytest.raises(DataError, match="has no place for several calls"):
+        template(tokenizer=with_tools(LLAMA)).example(task, record)
+    with pytest.raises(DataError, match=r"alone fill the 60 tokens there are: raise training\.max_length"):
+        template(tokenizer=with_tools(QWEN)).prompt_ids(task, record, 60)

@@ -10,7 +10,15 @@ from fintune.extras import install_command
 
 
 class FintuneError(Exception):
-    """A mistake the user can mend; its message names the field, the value and the fix."""
+    """A mistake the user can mend; its message names the field, the value and the fix.
+
+    Attributes:
+        plain: the message without recipe keys and flags, for a reader in a browser.
+    """
+
+    def __init__(self, message: str = "", plain: str = "") -> None:
+        super().__init__(message)
+        self.plain = plain or message
 
 
 class ConfigError(FintuneError):

@@ -17,6 +17,7 @@ from typing import Any
 from fintune.errors import DataError
 from fintune.tasks.base import Record, Task
 from fintune.text.encoding import HALF
+from fintune.tool_calls import Form, form_of, texts_of, with_texts, written
 
 _PLAIN = "### Instruction:\n{instruction}\n\n### Input:\n{body}\n\n### Response:\n"
 
@@ -38,10 +39,17 @@ class TokenizedExample:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def _conversation(task: Task, record: Record) -> list[dict[str, str]]:
-    """A conversation's messages, the system's first."""
-    turns = [{"role": role, "content": text} for role, text in json.loads(record.turns)]
-    return [{"role": "system", "content": task.system(record)}, *turns]
+Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]] | None
+
+
+def _conversation(task: Task, record: Record) -> tuple[Messages, Tools, dict[str, Any] | None]:
+    """A conversation's messages, the system's first; its tools; and the answer, where that calls some."""
+    held = json.loads(record.turns)
+    system = {"role": "system", "content": task.system(record)}
+    if isinstance(held, list):
+        return [system, *({"role": role, "content": text} for role, text in held)], None, None
+    return [system, *held["turns"]], held["tools"], held.get("answer")
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,7 +111,7 @@ class PromptTemplate:
     def prompt_text(self, task: Task, record: Record) -> str:
         """The rendered prompt; the answer's first token comes right after it."""
         if record.turns:
-            return self._chat(_conversation(task, record))
+            return self._chat(*_conversation(task, record)[:2])
         return self._framed(task.system(record), task.body(record))
 
     def _framed(self, system: str, body: str) -> str:
@@ -111,7 +119,7 @@ class PromptTemplate:
             return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
         return self._chat([{"role": "system", "content": system}, {"role": "user", "content": body}])
 
-    def _chat(self, messages: list[dict[str, str]]) -> str:
+    def _chat(self, messages: Messages, tools: Tools = None) -> str:
         """A chat as it is rendered, up to where the assistant's next turn begins.
 
         Where the template has no system message, it stands before the first turn's text.
@@ -121,7 +129,7 @@ class PromptTemplate:
         if self._style == "user" and len(messages) > 1 and messages[0]["role"] == "system":
             system, first, *rest = messages
             messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
-        return self._render(messages)
+        return self._render(messages, tools)
 
     def completion_ids(self, text: str) -> list[int]:
         """An answer's token ids and the end-of-text token.
@@ -175,10 +183,8 @@ class PromptTemplate:
             if len(ids) <= budget:
                 return ids, True
             keep -= max(1, len(ids) - budget)  # a cut text may need more tokens than were kept of it
-        raise DataError(
-            f"The {task.name} instruction and question alone fill the {budget} tokens there are: "
-            "raise training.max_length."
-        )
+        full = f"The {task.name} instruction and question alone fill the {budget} tokens there are"
+        raise DataError(f"{full}: raise training.max_length.", f"{full}: shorten the question.")
 
     def most_characters(self, tokens: int) -> int:
         """More characters than so many tokens of text hold: each of them the longest of the vocabulary."""
@@ -194,7 +200,7 @@ class PromptTemplate:
         If prompt and answer do not fit together, the answer keeps at least `max_length` // 2 of its tokens
         (its first ones and the end of text), and the text is cut to the rest.
         """
-        completion = self.completion_ids(task.completion(record))
+        completion = self._calls_ids(task, record) or self.completion_ids(task.completion(record))
         room = max(1, self.max_length // 2)
         if len(completion) > room:  # more than half is the answer's if the whole prompt leaves it
             room = max(room, self.max_length - len(self._prompt_ids(task, record)))
@@ -229,12 +235,14 @@ class PromptTemplate:
     def _conversation_ids(
         self, task: Task, record: Record, budget: int, truncate: bool
     ) -> tuple[list[int], bool]:
-        messages, cut = _conversation(task, record), False
+        (messages, tools, _), cut = _conversation(task, record), False
+        if isinstance(json.loads(record.turns), dict):
+            self._check_tools(task.name)
         most = self.most_characters(budget)
         while True:
-            if sum(len(turn["content"]) for turn in messages) <= most:
+            if sum(map(len, texts_of([messages, tools]))) <= most:
                 try:
-                    ids = self.chat_ids(messages)
+                    ids = self.chat_ids(messages, tools)
                 except DataError:
                     raise
                 except Exception as error:  # templates refuse an order of roles by raising what they like
@@ -251,36 +259,70 @@ class PromptTemplate:
                     "shorten it, or pass --truncate to leave out its oldest turns."
                 )
             cut = True
-            for oldest in range(2, len(messages)):
-                if messages[oldest]["role"] == "user":
-                    del messages[1:oldest]
-                    break
-            if len(messages) == 2:  # the last turn alone, as any text
+            later = (i for i in range(2, len(messages)) if messages[i]["role"] == "user")
+            if oldest := next(later, 0):
+                del messages[1:oldest]
+            elif tools or len(messages) > 2:
+                raise DataError(
+                    f"The {task.name} tools and last turns alone fill the {budget} tokens there are: "
+                    "raise training.max_length."
+                )
+            if len(messages) == 2 and not tools:  # the last turn alone, as any text
                 alone = replace(record, text=messages[1]["content"], question=None, turns="")
                 ids, shortened = self.prompt_ids(task, alone, budget)
                 return ids, cut or shortened
 
+    def _calls_ids(self, task: Task, record: Record) -> list[int]:
+        """The token ids of an answer that calls tools, in the template's own form; [] of any other answer."""
+        if not record.turns.startswith("{") or not (answer := json.loads(record.turns).get("answer")):
+            return []
+        form = self._check_tools(task.name)
+
+        def frame(*texts: str) -> str:
+            said = with_texts(answer, iter(texts))
+            return written(form, said["content"], said["tool_calls"])
+
+        try:
+            ids = framed_ids(self.tokenizer, frame, *texts_of(answer))
+        except ValueError as error:
+            raise DataError(f"This model's chat template has no place for {error}.") from None
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _check_tools(self, name: str) -> Form:
+        if form := form_of(self.tokenizer):
+            return form
+        raise DataError(
+            f"The {name} data has conversations with tools, and the chat template of this base has no tools "
+            "in a form that is known here: name another base, or leave these rows out."
+        )
+
     def _prompt_ids(self, task: Task, record: Record) -> list[int]:
         if record.turns:
-            return self.chat_ids(_conversation(task, record))
+            return self.chat_ids(*_conversation(task, record)[:2])
         return framed_ids(self.tokenizer, self._framed, task.system(record), task.body(record))
 
-    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+    def chat_ids(self, messages: Messages, tools: Tools = None) -> list[int]:
         """The token ids of a chat, up to where the assistant's next turn begins.
+
+        Args:
+            messages: as chat templates take them.
+            tools: what may be called, in OpenAI's form.
 
         Raises:
             Exception: what the chat template raises of an order of roles that it does not take.
         """
 
-        def frame(*contents: str) -> str:
-            return self._chat(
-                [{**turn, "content": text} for turn, text in zip(messages, contents, strict=True)]
-            )
+        whole = [messages, tools]
 
-        return framed_ids(self.tokenizer, frame, *(turn["content"] for turn in messages))
+        def frame(*texts: str) -> str:
+            return self._chat(*with_texts(whole, iter(texts)))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return framed_ids(self.tokenizer, frame, *texts_of(whole))
+
+    def _render(self, messages: Messages, tools: Tools = None) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
 
     def _find_style(self) -> str:
         """`system` if the chat template takes a system message, `user` if not, `plain` without a template."""

@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 import httpx
 import pytest
 import server as server_process
+from evaluated import write_results
 from forked import Forked
 
 from fintune.demo import render
@@ -99,7 +100,8 @@ def make_adapter(folder, tiny_base):
     import peft
     from transformers import AutoModelForCausalLM
 
-    from fintune.config import Recipe
+    from fintune.config import BUILT_IN_TASKS, Recipe
+    from fintune.data.prepare.dataset import prepare
     from fintune.data.raw.sample import sample_records
     from fintune.models import manifest
     from fintune.tasks import task_set
@@ -107,13 +109,34 @@ def make_adapter(folder, tiny_base):
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
     lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     peft.get_peft_model(base, lora).save_pretrained(folder)
-    recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}})
+    custom = {"name": "flows", "type": "classification", "labels": ["in", "out"], "instruction": "Say which."}
+    rows = [
+        f"{amount} million flowed {way} of fund {way}{amount}.,{way}"
+        for amount in range(30)
+        for way in ("in", "out")
+    ]
+    (folder.parent / "flows.csv").write_text("\n".join(["text,target", *rows]))
+    data = {
+        "prepared_dir": str(folder.parent / "prepared"),
+        "tasks": {"flows": {"file": str(folder.parent / "flows.csv")}},
+    }
+    raw = {
+        "base_model": {"name": str(tiny_base)},
+        "training": {"bf16": False},
+        "custom_task": custom,
+        "data": data,
+    }
+    prepared = prepare(Recipe.model_validate(raw), say=lambda line: None)
+    weights = dict.fromkeys((*BUILT_IN_TASKS, "flows"), 1.0)
+    recipe = Recipe.model_validate({**raw, "multi_task": {"task_weights": weights}})
     tasks = task_set(recipe)
     tasks["regression"].fit(sample_records("regression", sizes=(60, 0, 0)))
     for name in ("summarization", "qa"):
         tasks[name].max_new_tokens = 8
-    data = {"tasks": {"qa": {"dataset": "tatqa", "counts": {"train": 1234}, "dropped": {"too <long>": 5}}}}
-    manifest.write(folder, recipe, tasks, data=data, optimizer_steps=7)
+    known = {"qa": {"dataset": "tatqa", "counts": {"train": 1234}, "dropped": {"too <long>": 5}}}
+    data = {"key": prepared.manifest["key"], "tasks": known}
+    manifest.write(folder, recipe, tasks, data=data, optimizer_steps=7, created="2026-11-28T11:05:00+01:00")
+    write_results(folder, "2026-11-28T11:05:00+01:00", accuracy=0.31)
     (folder / "results.html").write_text(REPORT)
     (folder / "README.md").write_text(CARD)
 
@@ -162,9 +185,6 @@ def tuned(browser, tuned_server, request):
 
 def open_tab(page, name):
     tab = page.get_by_role("tab", name=name, exact=True)
-    if not tab.is_visible():
-        page.get_by_role("button", name="More tabs").click()
-        tab = page.locator(".overflow-dropdown button", has_text=name)
     tab.click()
 
 
@@ -239,12 +259,13 @@ def test_on_a_dark_phone_a_price_move_is_a_number_and_its_spread_and_nothing_ove
     choose_example(page, "regression")
     text = run(page, "regression")
     assert "Expected change in price on the next trading day" in text and "%" in text
-    assert page.locator("#regression-answer .ft-spread i").count() > 3
-    assert "80 % of its probability" in text and page.locator("#regression-answer .ft-scale b").is_visible()
+    assert page.locator("#regression-answer .bar").count() > 3
+    assert "80 % of its probability" in text and page.locator("#regression-answer .band").is_visible()
     for width in (390, 360, 320):
         page.set_viewport_size({"width": width, "height": 844})
-        page.wait_for_timeout(200)  # the tabs that do not fit move into a menu
+        page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.get_by_role("tab").locator("visible=true").count() == 7 + 4  # tasks, and the further tabs
     assert page.evaluate("document.body.classList.contains('dark')")
 
 
@@ -288,11 +309,29 @@ def test_without_an_adapter_the_further_tabs_say_what_is_missing(page):
         page.locator(".ft-missing code", has_text=command).locator("visible=true").first.wait_for()
 
 
+def test_the_page_says_what_was_trained_when_and_which_task_is_below_its_baseline(tuned):
+    header = tuned.inner_text(".ft-header")
+    assert "Trained on tatqa on 28 November 2026 at 10:05 UTC." in header
+    assert "majority class): accuracy 0.310 against 0.340." in tuned.inner_text("#sentiment-warning")
+    assert tuned.locator("#headline-warning").count() == 0
+
+
+def test_a_task_of_ones_own_offers_whole_texts_of_its_test_set(tuned, tuned_server):
+    open_tab(tuned, "Flows")
+    chips = tuned.locator("#flows-examples button")
+    chips.nth(2).wait_for()
+    said = chips.all_inner_texts()
+    assert len(said) == 3 and all(text.endswith(".") for text in said)
+    chips.nth(1).click()
+    tuned.wait_for_function("document.querySelector('#flows-text textarea').value.length > 10")
+    assert tuned.input_value("#flows-text textarea") == said[1]
+
+
 def test_base_and_adapter_answer_side_by_side(tuned):
     open_tab(tuned, "Compare")
     tuned.click("#compare-run")
     tuned.locator("#compare-note .ft-notice", has_text="There is no text yet").wait_for()
-    for task, mark in (("Headline", ".ft-bars"), ("Price move", ".ft-scale")):
+    for task, mark in (("Headline", ".ft-bars"), ("Price move", ".band")):
         tuned.get_by_label(task, exact=True).locator("visible=true").check()
         tuned.click("#compare-example")
         tuned.wait_for_function("document.querySelector('#compare-text textarea').value.length > 10")
@@ -441,7 +480,7 @@ def test_a_taken_port_is_named_with_the_fix_before_any_model_is_loaded():
 
 def test_without_gradio_the_message_is_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'fintune\[demo\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*gradio"):
         launch()
 
 

@@ -1,5 +1,7 @@
 """What the page shows: answers as HTML, with everything from outside escaped."""
 
+import re
+
 from fintune.data.documents.passages import Document, Passage
 from fintune.demo import render
 from fintune.inference.documents import DocumentAnswer, Question, Source
@@ -40,12 +42,24 @@ def test_a_price_move_is_a_signed_percentage_with_the_range_of_most_of_its_proba
     html = move([0.05, 0.5, 0.4, 0.05], (1.0, 2.0))
     assert "+1.45 %" in html and "Expected change in price on the next trading day" in html
     assert "80 % of its probability between +1.00 % and +2.00 %" in html
-    assert html.count("<i ") == 5  # the interval, and a bar for each level
+    assert html.count('class="bar"') == 4 and html.count('class="band"') == 1
 
 
 def test_a_certain_number_is_on_one_level_and_a_custom_task_has_its_own_unit():
     html = move([0.01, 0.98, 0.01], (1.0, 1.0), unit="bp", name="spread_change")
     assert "Expected value: 1.00 bp." in html and "probability at 1.00 bp." in html
+
+
+def test_the_interval_and_the_levels_share_one_scale():
+    html = move([0.1, 0.2, 0.3, 0.4], (0.5, 2.5))
+
+    def left(part):
+        return float(re.search(f'<rect class="{part}" x="([0-9.]+)"', html[html.index(part) - 20 :])[1])
+
+    bars = [float(x) for x in re.findall(r'class="bar" x="([0-9.]+)"', html)]
+    assert abs(left("band") - bars[1]) < 1  # +1's bar begins in the middle between +0 and +1
+    dot = float(re.search(r'class="dot" cx="([0-9.]+)"', html)[1])
+    assert abs(dot - bars[3 - 1] - (bars[3] - bars[2]) / 2) < 1  # the mean is 2, the middle of +2's bar
 
 
 def test_labels_are_bars_from_the_most_to_the_least_probable():

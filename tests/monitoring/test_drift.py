@@ -132,7 +132,7 @@ def test_a_report_is_written_in_three_forms_and_hostile_names_are_escaped(tmp_pa
     hostile = Profile({"<script>alert(1)</script>": REFERENCE.tasks["sentiment"]}, "<b>x</b>")
     report = compare(hostile, {"<script>alert(1)</script>": answers(200, 3, shares=(0.1, 0.6, 0.3))})
     assert "<script>" not in html(report) and "<b>x" not in html(report)
-    assert "| labels | " in markdown(report) and "# Drift: drift" in markdown(report)
+    assert "| labels | " in markdown(report) and "# Drift report: drift found" in markdown(report)
     assert json.loads(write_report(report, tmp_path / "drift.json").read_text())["status"] == "drift"
     with pytest.raises(ConfigError, match=r"\.pdf"):
         write_report(report, tmp_path / "drift.pdf")

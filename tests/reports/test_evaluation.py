@@ -301,7 +301,7 @@ def test_wandb_logs_a_run_offline(results_file, tmp_path, monkeypatch, wandb_ane
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_work(monkeypatch):
     monkeypatch.setattr(uploads.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"fintune\[track\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*wandb"):
         uploads.check(["wandb"])
 
 

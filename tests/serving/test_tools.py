@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fintune.models.base import load_tokenizer
+from fintune.prompts import PromptTemplate
 from fintune.serving import tools
 from fintune.serving.errors import ApiError
 from fintune.serving.schemas import ChatRequest
@@ -86,7 +87,7 @@ def test_a_chat_with_calls_and_results_is_the_templates_with_control_tokens_of_i
         ]
     )
     given = tools.of_request(body)
-    ids = tools.prompt_ids(qwen, tools.turns(body.messages), given)
+    ids = PromptTemplate(qwen, 512).chat_ids(tools.turns(body.messages), list(given.given))
     text = qwen.decode(ids)
     assert '<tool_call>\n{"name": "price", "arguments": {"ticker": "ABC"}}\n</tool_call>' in text
     assert "tool\n12.5 <|im_end|><|im_end|>" in text and '"description": "A share\'s price' in text

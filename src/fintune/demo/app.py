@@ -11,13 +11,11 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fintune.demo import batch_tab, compare_tab, live_tab, render, results_tab, scratch, task_tab, texts
+from fintune.demo import about, batch_tab, compare_tab, live_tab, results_tab, scratch, task_tab, texts
 from fintune.errors import FintuneError, MissingExtraError
-from fintune.models import manifest
 from fintune.serving.origins import OwnPagesOnly
 from fintune.serving.settings import LOOPBACK
 
@@ -36,24 +34,31 @@ LIVE_DIR = "output/live"
 """Where `fintune live` writes by default."""
 
 
-def build(engine: Engine, live_dir: str | Path = LIVE_DIR) -> gradio.Blocks:
+def build(engine: Engine, live_dir: str | Path = LIVE_DIR, public: bool = False) -> gradio.Blocks:
     """The page for an engine's tasks.
 
     Args:
         live_dir: the output folder of `fintune live`, which need not exist yet.
+        public: others may reach the page, so it shows no text of the user's own data.
 
     Raises:
         MissingExtraError: Gradio is not installed.
     """
     gr = _gradio()
     with gr.Blocks(title="fintune demo", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.HTML(_header(engine))
-        with gr.Tabs():
+        gr.HTML(about.header(engine))
+        warnings = about.below_baseline(engine.adapter)
+        examples = {
+            task.name: texts.examples(task)
+            or ([] if public else texts.held_out(engine.adapter, engine.recipe, task))
+            for task in engine.tasks
+        }
+        with gr.Tabs(overflow_behavior="wrap"):
             for task in engine.tasks:
                 with gr.Tab(texts.title(task), id=task.name):
-                    task_tab.add(gr, engine, task)
+                    task_tab.add(gr, engine, task, examples[task.name], warnings.get(task.name, ""))
             with gr.Tab("Compare", id="fintune.compare"):
-                compare_tab.add(gr, engine)
+                compare_tab.add(gr, engine, examples)
             with gr.Tab("Batch", id="fintune.batch"):
                 batch_tab.add(gr, engine)
             with gr.Tab("Results", id="fintune.results") as results:
@@ -93,7 +98,7 @@ def launch(
     print(f"Loading {model_path or 'the untuned base model'} …", flush=True)
     engine = Engine.load(model_path)
     print(describe(engine), flush=True)
-    serve(build(engine, live_dir), port, host, hosts)
+    serve(build(engine, live_dir, host not in LOOPBACK), port, host, hosts)
 
 
 def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1", hosts: Sequence[str] = ()) -> None:
@@ -162,37 +167,6 @@ def describe(engine: Engine) -> str:
     return (
         f"Model: {engine.base_name} without an adapter, so the answers are untuned. "
         "Train one with  fintune train  and start the demo again."
-    )
-
-
-def _header(engine: Engine) -> str:
-    base = f"<code>{escape(str(engine.base_name))}</code>"
-    if engine.adapter:
-        model = f"<p>Model: {base} with the adapter <code>{escape(str(engine.adapter))}</code></p>"
-        model += f'<p class="ft-quiet">{escape(_origin(engine.adapter))}</p>'
-        if engine.recipe and engine.recipe.debug:
-            model += render.notice("This adapter is of a --debug run, so its answers mean nothing.")
-    else:
-        model = f"<p>Model: {base}</p>" + render.notice(
-            "No trained adapter is loaded, so these are the answers of the untuned base model. "
-            "Train one with “fintune train” and start the demo again."
-        )
-    count = len(engine.tasks)
-    tasks = "one finance task" if count == 1 else f"{count} finance tasks"
-    return f'<div class="ft-header"><h1>fintune</h1><p>One language model, {tasks}.</p>{model}</div>'
-
-
-def _origin(adapter: Path) -> str:
-    """When the adapter was trained, and on what; "" where its folder does not say."""
-    facts = manifest.read_raw(adapter)
-    tasks = (facts.get("data") or {}).get("tasks") or {}
-    datasets: dict[str, list[str]] = {}
-    for name, entry in tasks.items():
-        datasets.setdefault(str(entry.get("dataset", "")), []).append(name)
-    listed = "; ".join(f"{dataset} ({', '.join(names)})" for dataset, names in datasets.items())
-    created = str(facts.get("created", ""))[:16].replace("T", " ")
-    return " ".join(
-        filter(None, [f"Trained {created} UTC" if created else "", f"on: {listed}" if listed else ""])
     )
 
 

@@ -89,8 +89,8 @@ def count(file: RowFile, task: Task) -> int:
     total = sum(1 for _ in islice(open_rows(file)[1], MAX_ROWS + 1))
     if total > MAX_ROWS:
         raise DataError(
-            f"The file has more than {MAX_ROWS:,} rows: use  "
-            f"fintune predict --task {task.name} --input_file FILE."
+            f"The file has more than {MAX_ROWS:,} rows, the most that the page answers: split it, or run  "
+            f"fintune predict --task {task.name} --input_file FILE"
         )
     if total == 0:
         raise DataError(f"{file.name} has no rows below its header.")

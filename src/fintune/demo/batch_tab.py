@@ -12,7 +12,6 @@ from fintune.data.raw.readers.own_file import usual_column
 from fintune.data.raw.readers.row_files import KINDS, open_rows, row_files
 from fintune.data.raw.readers.streams import PACKED
 from fintune.demo import batch, render, scratch, texts
-from fintune.demo.task_tab import UNEXPECTED
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.tasks import Task
@@ -26,9 +25,9 @@ def add(gr: Any, engine: Engine) -> None:
     """Fill the tab that is open."""
     tasks = {texts.title(task): task for task in engine.tasks if not task.obstacle()}
     gr.HTML(
-        '<p class="ft-about">A CSV, TSV, JSON, Parquet or Excel file with a column of texts, for Q&amp;A '
-        f"also one of questions: at most {batch.MAX_ROWS:,} rows. The answers come beside the file's own "
-        "columns. <code>.gz</code> and <code>.zst</code> are unpacked.</p>"
+        '<p class="ft-about">Upload a CSV, TSV, JSON, Parquet or Excel file with a column of texts (for '
+        f"Q&amp;A also one of questions) and at most {batch.MAX_ROWS:,} rows, packed as <code>.gz</code> or "
+        "<code>.zst</code> if you like. You get a CSV: the file's own columns, then the answers.</p>"
     )
     with gr.Row():
         with gr.Column(min_width=300):
@@ -69,12 +68,12 @@ def add(gr: Any, engine: Engine) -> None:
                 shown = gr.update(value=_preview(progress), visible=bool(progress.rows))
                 yield _status(progress), hidden, shown, gr.update(visible=True)
         except FintuneError as error:
-            said = str(error).replace(str(path), Path(path).name)
+            said = error.plain.replace(str(path), Path(path).name)
             yield render.failure(said), hidden, hidden, hidden
             return
         except Exception:
             logger.exception("The batch failed")
-            yield render.failure(UNEXPECTED), hidden, hidden, hidden
+            yield render.failure(render.UNEXPECTED), hidden, hidden, hidden
             return
         if progress is not None:
             yield _status(progress), gr.update(value=str(target), visible=True), gr.skip(), hidden

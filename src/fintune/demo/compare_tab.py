@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fintune.demo import render, texts
-from fintune.demo.task_tab import MODEL, UNEXPECTED, ask, unanswerable
+from fintune.demo.task_tab import MODEL, ask, unanswerable
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction, Record, Task
@@ -15,8 +15,12 @@ from fintune.tasks.base import Prediction, Record, Task
 logger = logging.getLogger(__name__)
 
 
-def add(gr: Any, engine: Engine) -> None:
-    """Fill the tab that is open; without an adapter there is nothing to compare."""
+def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> None:
+    """Fill the tab that is open; without an adapter there is nothing to compare.
+
+    Args:
+        examples: task → texts to try it with.
+    """
     if not engine.adapter:
         sentence = "There is no adapter to compare the base model with: train one, and start the demo again."
         gr.HTML(render.missing(sentence, "fintune train"))
@@ -63,11 +67,11 @@ def add(gr: Any, engine: Engine) -> None:
             yield left, render.empty("The adapter is answering …"), gr.update(visible=False)
             with_it, remark = ask(engine, task, record)
         except FintuneError as error:
-            yield empty, empty, gr.update(value=render.failure(str(error)), visible=True)
+            yield empty, empty, gr.update(value=render.failure(error.plain), visible=True)
             return
         except Exception:
             logger.exception("The comparison failed")
-            yield empty, empty, gr.update(value=render.failure(UNEXPECTED), visible=True)
+            yield empty, empty, gr.update(value=render.failure(render.UNEXPECTED), visible=True)
             return
         verdict = " ".join(filter(None, (difference(task, without, with_it), remark)))
         right = render.answer(task, record, with_it).replace('id="ft-', 'id="ft-tuned-')
@@ -75,7 +79,7 @@ def add(gr: Any, engine: Engine) -> None:
         yield left, right, gr.update(value=render.remark(verdict), visible=True)
 
     def next_example(name: str, index: int) -> tuple[Any, ...]:
-        records = texts.examples(tasks[name])
+        records = examples[tasks[name].name]
         if not records:
             said = render.notice("This task has no examples: paste a text of your own.")
             return "", "", -1, empty, empty, gr.update(value=said, visible=True)
@@ -106,7 +110,10 @@ def difference(task: Task, base: Prediction, tuned: Prediction) -> str:
     if task.numeric:
         change = float(tuned.value) - float(base.value)
         unit = "percentage points" if getattr(task, "unit", "") == "%" else getattr(task, "unit", "")
-        return f"The adapter's number is {change:+.2f} {unit}".rstrip() + " from the base's."
+        if not round(change, 2):
+            return "Both gave the same number."
+        than = "higher" if change > 0 else "lower"
+        return " ".join(f"The adapter's number is {abs(change):.2f} {unit} {than} than the base's.".split())
     if str(base.value).strip() != str(tuned.value).strip():
         if not tuned.probabilities:
             return "Their texts differ."

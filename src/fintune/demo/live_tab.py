@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from fintune.demo import render, texts
 from fintune.errors import FintuneError
 
+logger = logging.getLogger(__name__)
+
 SECONDS = 10
 """Between two looks at the folder."""
 SHOWN = 50
@@ -17,7 +20,7 @@ SHOWN = 50
 
 def add(gr: Any, tab: Any, folder: Path) -> None:
     """Fill the tab that is open; the folder is read when the tab is opened, and every few seconds after."""
-    gr.HTML('<p class="ft-about">News as it comes, scored by <code>fintune live</code>.</p>')
+    gr.HTML('<p class="ft-about">The newest items that <code>fintune live</code> has scored.</p>')
     html = gr.HTML(render.empty("Loading …"), elem_id="live-items")
     timer = gr.Timer(SECONDS)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -34,8 +37,11 @@ def page(folder: Path) -> str:
 
             rows, sources = live.rows(folder, SHOWN), live.sources(folder)
             card = live.scorecard(folder)
-        except (FintuneError, ImportError, OSError, ValueError, KeyError) as error:
-            return render.failure(f"The live items in {folder} cannot be read: {error}")
+        except FintuneError as error:
+            return render.failure(f"The live items in {folder} cannot be read: {error.plain}")
+        except Exception:  # another process writes there
+            logger.exception("The live items cannot be read")
+            return render.failure(f"The live items in {folder} cannot be read. {render.UNEXPECTED}")
     if not rows:
         sentence = f"There are no live items in {folder} yet. They appear here while this runs:"
         return render.missing(sentence, f"fintune live --feed URL --output {folder}")

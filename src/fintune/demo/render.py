@@ -11,12 +11,16 @@ from typing import Any
 
 from fintune.inference.documents import NOT_FOUND, DocumentAnswer, Source
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
+from fintune.reports import plots
 from fintune.tasks.base import Prediction, Record, Task
 from fintune.text.numbers import unsupported_figures
 from fintune.text.sentences import bullet_lines, without_bullet
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What a report in a frame may load: nothing from anywhere."""
+
+
+UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo has the details."
 
 
 # Sentences ------------------------------------------------------------------------------------------
@@ -50,7 +54,8 @@ def missing(sentence: str, command: str = "") -> str:
 
 def progress(done: int, total: int, failed: int, seconds_left: float | None) -> str:
     """How far a batch is."""
-    text = f"{done:,} of {total:,} rows" if done < total else f"All {total:,} rows are done"
+    whole = f"All {total:,} rows are done" if total > 1 else "The row is done"
+    text = f"{done:,} of {total:,} rows" if done < total else whole
     if failed:
         text += f", {failed:,} without an answer"
     if seconds_left is not None and done < total:
@@ -212,7 +217,7 @@ def number(value: float, unit: str) -> str:
 
 
 def number_answer(task: Task, prediction: Prediction) -> str:
-    """The expected number with its interval on a scale, and a bar for the probability of each level."""
+    """The expected number, and on one scale its interval and the probability of each level."""
     unit = getattr(task, "unit", "")
     value = number(float(prediction.value), unit)
     what = "change in price on the next trading day" if task.name == "regression" else "value"
@@ -223,35 +228,17 @@ def number_answer(task: Task, prediction: Prediction) -> str:
     low, high = (number(bound, unit) for bound in interval)
     where = f"at {low}" if low == high else f"between {low} and {high}"
     html += f" The model puts 80 % of its probability {escape(where)}.</p>"
-    levels, shares = list(prediction.probabilities), list(prediction.probabilities.values())
-    html += _scale(float(prediction.value), interval, [float(level) for level in levels], unit)
-    top = max(shares)
-    bars = "".join(
-        f'<div title="{escape(level)}: {share:.1%}"><i style="height:{100 * share / top:.1f}%"></i>'
-        f"<span>{escape(level)}</span></div>"
-        for level, share in zip(levels, shares, strict=True)
+    levels = {float(level): share for level, share in prediction.probabilities.items()}
+    picture = plots.distribution(levels, float(prediction.value), interval, unit)
+    caption = (
+        f"Each bar is one of the {len(levels)} levels the model can choose; its area is the level's "
+        "probability. The shaded band holds 80 % of it, and the line with the dot is the expected value."
     )
-    many = " ft-many" if len(levels) > 7 else ""
-    label = escape(", ".join(f"{level}: {share:.0%}" for level, share in prediction.probabilities.items()))
-    spread = f'<div class="ft-spread{many}" role="img" aria-label="{label}">{bars}</div>'
-    caption = f'<p class="ft-quiet">The probability of each of the {len(levels)} levels.</p>'
-    return f'<div class="ft-card ft-answer">{html}{spread}{caption}</div>'
+    return f'<div class="ft-card ft-answer">{html}{picture}<p class="ft-quiet">{caption}</p></div>'
 
 
-def _scale(value: float, interval: tuple[float, float], levels: Sequence[float], unit: str) -> str:
-    """The interval as a bar and the number as a dot, on a line from the lowest to the highest level."""
-    low, high = min(*levels, interval[0], value), max(*levels, interval[1], value)
-    if low == high:
-        return ""
-
-    def at(x: float) -> float:
-        return 100 * (x - low) / (high - low)
-
-    zero = f'<u style="left:{at(0):.1f}%"></u>' if low < 0 < high else ""
-    bar = f'<i style="left:{at(interval[0]):.1f}%;width:{at(interval[1]) - at(interval[0]):.1f}%"></i>'
-    dot = f'<b style="left:{at(value):.1f}%"></b>'
-    ends = f"<p><span>{escape(number(low, unit))}</span><span>{escape(number(high, unit))}</span></p>"
-    return f'<div class="ft-scale" aria-hidden="true"><div>{zero}{bar}{dot}</div>{ends}</div>'
+HINT = '<p class="ft-hint">Scroll sideways to see the whole table.</p>'
+"""At the top of a table's box; shown by the style where the table is wider than the box."""
 
 
 # Files ----------------------------------------------------------------------------------------------
@@ -274,7 +261,7 @@ def table(
     )
     body = "".join(f"<tr>{''.join(_cell(row.get(name), longest) for name in columns)}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="ft-scroll" tabindex="0">{inner}</div>'
+    return f'<div class="ft-scroll" tabindex="0">{HINT}{inner}</div>'
 
 
 def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -321,5 +308,7 @@ def markdown(text: str) -> str:
     text = "\n".join(line for line in text.splitlines() if not line.startswith("<!--"))
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     html = parser.render(text).replace("<a href=", '<a target="_blank" rel="noopener noreferrer" href=')
-    html = html.replace("<table>", '<div class="ft-scroll"><table>').replace("</table>", "</table></div>")
+    html = html.replace("<table>", f'<div class="ft-scroll" tabindex="0">{HINT}<table>').replace(
+        "</table>", "</table></div>"
+    )
     return f'<div class="ft-markdown">{html}</div>'

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fintune.data.raw.licences import commercial_use
-from fintune.demo import render
+from fintune.demo import about, render
 from fintune.errors import FintuneError
 from fintune.models import manifest
 
-LARGEST = 30 * 2**20
-"""Bytes of a report that is shown."""
+logger = logging.getLogger(__name__)
 
 
 def add(gr: Any, tab: Any, folder: Path | None) -> None:
@@ -23,7 +23,7 @@ def add(gr: Any, tab: Any, folder: Path | None) -> None:
         gr.HTML(render.missing(sentence, "fintune run"))
         return
     quiet: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private", "queue": False}
-    with gr.Tabs(elem_id="results-parts"):
+    with gr.Tabs(elem_id="results-parts", overflow_behavior="wrap"):
         for i, (key, title, make) in enumerate(PARTS):
             with gr.Tab(title, id=key) as part:
                 html = gr.HTML(render.empty("Loading …"), elem_id=f"results-{key}")
@@ -35,8 +35,11 @@ def _loader(make: Callable[[Path], str], folder: Path) -> Callable[[], str]:
     def load() -> str:
         try:
             return make(folder)
-        except (FintuneError, OSError, UnicodeDecodeError) as error:
-            return render.failure(f"This cannot be shown: {error}")
+        except FintuneError as error:
+            return render.failure(f"This cannot be shown: {error.plain}")
+        except Exception:  # a folder from elsewhere may hold anything
+            logger.exception("A part of the results cannot be shown")
+            return render.failure(render.UNEXPECTED)
 
     return load
 
@@ -46,10 +49,10 @@ def evaluation(folder: Path) -> str:
     page, text = folder / "results.html", folder / "results.md"
     for path, show in ((page, lambda t: render.frame(t, "Evaluation report")), (text, render.markdown)):
         if path.is_file():
-            if path.stat().st_size > LARGEST:
+            if path.stat().st_size > about.LARGEST:
                 return render.missing("The report is too large to be shown here: open the file.", str(path))
             where = f'<p class="ft-quiet">From <code>{escape(str(path))}</code>.</p>'
-            return where + show(path.read_text(encoding="utf-8"))
+            return where + show(path.read_text(encoding="utf-8", errors="replace"))
     return render.missing(
         "This adapter has not been evaluated yet. Its figures appear here after",
         f"fintune evaluate --model_path {folder} --output_file {folder / 'results.json'}",
@@ -61,7 +64,8 @@ def card(folder: Path) -> str:
     path = folder / "README.md"
     if not path.is_file():
         return render.missing("This adapter's folder has no model card (README.md).")
-    return render.markdown(path.read_text(encoding="utf-8"))
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return render.markdown(stream.read(about.LARGEST))
 
 
 def training_data(folder: Path) -> str:

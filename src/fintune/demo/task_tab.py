@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -19,28 +19,25 @@ logger = logging.getLogger(__name__)
 
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 """Of events that ask the model: one at a time, whatever the tab."""
-UNEXPECTED = "Something unexpected went wrong; the terminal that runs the demo has the details."
 
 
-def add(gr: Any, engine: Engine, task: Task) -> None:
-    """Fill the tab that is open."""
+def add(gr: Any, engine: Engine, task: Task, records: Sequence[Record], warning: str) -> None:
+    """Fill the tab that is open.
+
+    Args:
+        records: texts to try the task with.
+        warning: what a reader must know of its answers; "" where there is nothing.
+    """
     gr.HTML(f'<p class="ft-about">{escape(texts.ABOUT.get(task.name, task.instruction))}</p>')
     if obstacle := task.obstacle():
         gr.HTML(render.notice(obstacle))
-    records = texts.examples(task)
+    if warning:
+        gr.HTML(render.notice(warning), elem_id=f"{task.name}-warning")
     inputs = _boxes(
         gr, task, "Paste a text here, or choose an example above." if records else "Paste a text here."
     )
     empty = render.empty("The answer will appear here.")
-    if records:
-        chosen = gr.Examples(
-            [[r.text, r.question][: len(inputs)] for r in records],
-            inputs,
-            example_labels=[texts.example_label(task, r) for r in records],
-            elem_id=f"{task.name}-examples",
-            preload=False,
-            api_visibility="private",
-        )
+    chips = _examples(gr, task, records) if records else []
     # A summary stands beside its transcript, so it has the page's width; others stand beside their text.
     wide = task.grounded == "bullets"
     with gr.Column() if wide else gr.Row():
@@ -64,14 +61,24 @@ def add(gr: Any, engine: Engine, task: Task) -> None:
         api_visibility="private",
         **MODEL,
     )
-    if records:  # an answer must not stand beside a text it does not belong to
-        chosen.load_input_event.then(
-            lambda: (empty, gr.update(visible=False), None),
+    for chip, record in chips:  # an answer must not stand beside a text it does not belong to
+        chosen = [record.text, record.question or ""][: len(inputs)]
+        chip.click(
+            lambda chosen=chosen: (*chosen, empty, gr.update(visible=False), None),
             None,
-            [answer, note, document],
+            [*inputs, answer, note, document],
             queue=False,
+            show_progress="hidden",
             api_visibility="private",
         )
+
+
+def _examples(gr: Any, task: Task, records: Sequence[Record]) -> list[tuple[Any, Record]]:
+    """A button for each example. Gradio's own `Examples` cuts what stands on its buttons."""
+    where = "" if task.name in texts.TITLES else " from the test set"
+    gr.HTML(f'<p class="ft-quiet">Examples{where}</p>')
+    with gr.Row(elem_id=f"{task.name}-examples", elem_classes="ft-chips"):
+        return [(gr.Button(texts.example_label(task, record), size="sm"), record) for record in records]
 
 
 def _boxes(gr: Any, task: Task, hint: str) -> list[Any]:
@@ -98,7 +105,7 @@ def _upload(gr: Any, task: Task) -> Any:
     return gr.File(
         label="Or a document (HTML, PDF, Markdown, text)",
         file_types=list(ENDINGS),
-        height=120,
+        height=150,
         elem_id=f"{task.name}-document",
     )
 
@@ -129,10 +136,10 @@ def _answerer(gr: Any, engine: Engine, task: Task, empty: str) -> Callable[..., 
             record = Record(text, question=question)
             prediction, remark = ask(engine, task, record)
         except FintuneError as error:
-            return empty, note(render.failure(str(error)))
+            return empty, note(render.failure(error.plain))
         except Exception:
             logger.exception("The %s tab could not answer", task.name)
-            return empty, note(render.failure(UNEXPECTED))
+            return empty, note(render.failure(render.UNEXPECTED))
         return render.answer(task, record, prediction), note(render.notice(remark) if remark else "")
 
     return answer

@@ -60,7 +60,7 @@ class _Refusals(dict[int, str]):
         except DataError as error:
             if self.strict:
                 raise
-            self[place] = str(error)
+            self[place] = error.plain  # also for readers of an answers file or of the API
 
 
 class Engine:

@@ -68,7 +68,8 @@ class _Bullets:
         if tokenizer.decode([self.line]) != "\n":
             raise ConfigError(
                 "evaluation.formats: bullets need a tokenizer with a token that is the end of a line alone, "
-                "and this base has none: leave `bullets` out."
+                "and this base has none: leave `bullets` out.",
+                "This base model cannot be kept to bullet points: its tokenizer has no token for a line end.",
             )
         self.dash = _ids(tokenizer, "-")[0]
         pieces = _pieces(tokenizer)

@@ -61,9 +61,9 @@ def _number(value: float | None) -> str:
 
 
 def _about(task: str, entry: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    text = f"{entry['n']:,} answers against {entry['reference_n']:,} of the reference."
+    text = f"{entry['n']:,} answers, compared with {entry['reference_n']:,} of the reference."
     if entry["status"] == "too few":
-        text += f" Fewer than {report['thresholds']['min_answers']} of either are not judged."
+        text += f" A verdict needs at least {report['thresholds']['min_answers']} of each."
     live = report.get("live_scores", {}).get(task)
     if live and live["accuracy"] is not None:
         text += f" Live accuracy {live['accuracy']:.1%} of {live['feedback']:,} answers with feedback."
@@ -72,25 +72,49 @@ def _about(task: str, entry: Mapping[str, Any], report: Mapping[str, Any]) -> st
     return text
 
 
-def _note(report: Mapping[str, Any]) -> str:
+def _title(report: Mapping[str, Any]) -> str:
+    found = {"drift": "drift found", "watch": "something to watch", "stable": "no drift"}
+    return f"Drift report: {found.get(report['status'], 'too few answers to judge')}"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    """What was found, and what to do about it."""
+    status = report["status"]
+    names = ", ".join(name for name, entry in report["tasks"].items() if entry["status"] == status)
+    if status == "drift":
+        return f"Texts or answers of {names} have changed: check some answers; train again if they got worse."
+    if status == "watch":
+        return f"Texts or answers of {names} have changed a little: look again soon."
+    if status == "stable":
+        return "The newest answers are like the reference, in every task that has enough of them."
+    return f"No task has the {report['thresholds']['min_answers']} answers that a verdict needs."
+
+
+def _reading(report: Mapping[str, Any]) -> list[str]:
+    """How to read the figures, a sentence or two each."""
     limits = report["thresholds"]
     (watch, drift), (watch_words, drift_words) = limits["psi"], limits["words_js"]
-    return (
-        f"Watch from a PSI (population stability index) of {watch}, drift from {drift}, if the test's p is "
-        f"below {limits['p_value']}; for words from a JS (Jensen-Shannon divergence) of {watch_words} and "
-        f"{drift_words} bits. Reference: {report['reference'] or 'unknown'}. Made {report['created']}."
-    )
+    return [
+        f"Labels, confidence, length and value are compared by the population stability index (PSI): watch "
+        f"from {watch}, drift from {drift}, and only if the test's p is below {limits['p_value']}.",
+        f"Words are compared by the Jensen-Shannon divergence (JS): watch from {watch_words} bits, "
+        f"drift from {drift_words}.",
+    ]
+
+
+def _origin(report: Mapping[str, Any]) -> str:
+    return f"Reference: {report['reference'] or 'unknown'} · {report['created']}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
-    lines = [f"# Drift: {report['status']}", ""]
+    lines = [f"# {_title(report)}", "", cell(_origin(report)), "", cell(_verdict(report)), ""]
     for task, entry in report["tasks"].items():
-        lines += [f"## {task}: {entry['status']}", "", _about(task, entry, report), ""]
+        lines += [f"## {cell(task)}: {entry['status']}", "", _about(task, entry, report), ""]
         if rows := _rows(entry):
             lines += [" | ".join(["", *_HEAD, ""]).strip(), "|---|---:|---:|---|---:|---|"]
             lines += ["| " + " | ".join(map(cell, row)) + " |" for row in rows] + [""]
-    return "\n".join([*lines, cell(_note(report)), ""])
+    return "\n".join([*lines, *(f"- {line}" for line in _reading(report)), ""])
 
 
 def html(report: Mapping[str, Any]) -> str:
@@ -98,10 +122,12 @@ def html(report: Mapping[str, Any]) -> str:
     tasks = report["tasks"]
     return make_page(
         "drift.html",
-        f"Drift: {report['status']}",
-        [(f"task-{i}", name) for i, name in enumerate(tasks, 1)],
+        _title(report),
+        [("summary", "Summary"), *((f"task-{i}", name) for i, name in enumerate(tasks, 1))],
         report=report,
-        note=_note(report),
+        origin=_origin(report),
+        verdict=_verdict(report),
+        reading=_reading(report),
         about={name: _about(name, entry, report) for name, entry in tasks.items()},
         rows={name: _rows(entry) for name, entry in tasks.items()},
         changes={name: _changes(entry) for name, entry in tasks.items()},

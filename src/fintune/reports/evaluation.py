@@ -117,6 +117,13 @@ def _pictures(task: TaskResult, answers: Sequence[Answer]) -> Iterable[tuple[Mar
     if details and details.reliability:
         text = "Reliability: a dot below the dashed line has more confidence than accuracy."
         yield plots.reliability(details.reliability), text
+        if start := plots.crowded_from(details.reliability):
+            near = [b.n for b in details.reliability if b.confidence >= start]
+            text = (
+                f"The same from {100 * start:g} % confidence on, which {sum(near):,} of "
+                f"{sum(b.n for b in details.reliability):,} answers have."
+            )
+            yield plots.reliability(details.reliability, start), text
     if details and details.risk_coverage:
         text = (
             "Risk–coverage: the accuracy when the least confident answers are left to a person. The dashed "

@@ -117,7 +117,7 @@ def notes(results: Results) -> list[str]:
     found += _missing_systems(tasks)
     rows = rows_of(results)
     alone = list(dict.fromkeys(row.measure.title for row in rows if row.measure.better == "neither"))
-    read_together = f", but for {' and '.join(alone)}, which say nothing alone" if alone else ""
+    read_together = f", except for {' and '.join(alone)}, which must be read together" if alone else ""
     found.append(
         f"↓ smaller is better; everywhere else larger is better{read_together}. "
         f"Intervals: bootstrap {_drawn(tasks)}."

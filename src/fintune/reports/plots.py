@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
 
 from fintune.evaluation.results import Bin, Point
+from fintune.tasks.types.regression import spread
 
 WIDTH, HEIGHT = 340, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 38
@@ -16,30 +17,36 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 10, 38
 class _Frame:
     """A plot with axes: data coordinates in, SVG elements out."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = HEIGHT) -> None:
         self.x_range, self.y_range = x, y
+        self.left, self.height = _LEFT, height
         self.parts: list[str] = []
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+        return self.left + (value - low) / (high - low) * (WIDTH - self.left - _RIGHT)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return HEIGHT - _BOTTOM - (value - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
     def axes(self, x_label: str, y_label: str, percent: tuple[bool, bool]) -> None:
-        """Grid lines, tick labels and the names of the axes."""
+        """Grid lines, tick labels and the names of the axes; without a `y_label` the x axis alone."""
+        bottom = self.height - _BOTTOM
+        if not y_label:
+            self.left = _RIGHT
         for value in ticks(*self.x_range):
             at = self.x(value)
-            self.line((at, _TOP), (at, HEIGHT - _BOTTOM), "grid")
-            self.text(at, HEIGHT - _BOTTOM + 14, _tick(value, percent[0]), "middle")
+            self.line((at, _TOP), (at, bottom), "grid")
+            self.text(at, bottom + 14, _tick(value, percent[0]), "middle")
+        self.text((self.left + WIDTH - _RIGHT) / 2, self.height - 6, x_label, "middle")
+        if not y_label:
+            return
         for value in ticks(*self.y_range):
             at = self.y(value)
-            self.line((_LEFT, at), (WIDTH - _RIGHT, at), "grid")
-            self.text(_LEFT - 5, at + 4, _tick(value, percent[1]), "end")
-        self.text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, x_label, "middle")
-        middle = (_TOP + HEIGHT - _BOTTOM) / 2
+            self.line((self.left, at), (WIDTH - _RIGHT, at), "grid")
+            self.text(self.left - 5, at + 4, _tick(value, percent[1]), "end")
+        middle = (_TOP + bottom) / 2
         self.parts.append(
             f'<text x="11" y="{middle:g}" text-anchor="middle" transform="rotate(-90 11 {middle:g})">'
             f"{escape(y_label)}</text>"
@@ -80,7 +87,7 @@ class _Frame:
     def svg(self, title: str) -> Markup:
         """The finished picture."""
         return Markup(
-            f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+            f'<svg class="plot" viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">'
             f"{''.join(self.parts)}</svg>"
         )
 
@@ -95,16 +102,28 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _tick(value: float, percent: bool) -> str:
-    return f"{value:.0%}" if percent else f"{value:,g}" if abs(value) < 1e6 else f"{value:.0e}"
+    return f"{100 * value:g}%" if percent else f"{value:,g}" if abs(value) < 1e6 else f"{value:.0e}"
 
 
-def reliability(bins: Sequence[Bin]) -> Markup:
-    """Accuracy against confidence; a dot is a bin, its area grows with the examples in it."""
-    frame = _Frame((0, 1), (0, 1))
-    frame.axes("confidence", "accuracy", (True, True))
-    frame.path([(0, 0), (1, 1)], "ideal")
-    frame.path([(b.confidence, b.accuracy) for b in bins], "curve")
+def crowded_from(bins: Sequence[Bin]) -> float | None:
+    """The confidence from which a reliability plot needs a second, closer view; None where it needs none."""
+    sure = [b.confidence for b in bins if b.confidence >= 0.95]
+    return max(start for start in (0.95, 0.99, 0.999) if start <= min(sure)) if len(sure) > 2 else None
+
+
+def reliability(bins: Sequence[Bin], start: float = 0.0) -> Markup:
+    """Accuracy against confidence; a dot is a bin, its area grows with the examples in it.
+
+    Args:
+        start: the least confidence that is shown; with it the accuracy's axis begins where the dots do.
+    """
     most = max(b.n for b in bins)
+    bins = [b for b in bins if b.confidence >= start]
+    lowest = min(start, *(b.accuracy for b in bins))
+    frame = _Frame((start, 1), (floor(20 * lowest + 1e-9) / 20 if lowest < start else start, 1))
+    frame.axes("confidence", "accuracy", (True, True))
+    frame.path([(start, start), (1, 1)], "ideal")
+    frame.path([(b.confidence, b.accuracy) for b in bins], "curve")
     for b in bins:
         title = f"{b.n} examples: confidence {b.confidence:.1%}, accuracy {b.accuracy:.1%}"
         frame.dot(b.confidence, b.accuracy, 2 + 3 * (b.n / most) ** 0.5, title)
@@ -143,6 +162,38 @@ def scatter(pairs: Sequence[tuple[float, float]]) -> Markup:
     for target, prediction in pairs:
         frame.dot(target, prediction, 2.2, f"target {target:+.2f}, prediction {prediction:+.2f}")
     return frame.svg("Predictions against targets; on the dashed line they are equal")
+
+
+def distribution(
+    levels: Mapping[float, float], value: float, interval: tuple[float, float], unit: str
+) -> Markup:
+    """A number's distribution over its levels: bars by area, the interval as a band, the mean as a line.
+
+    A level's probability is spread to the middle between it and its neighbours, as the interval's is.
+
+    Args:
+        levels: level → its probability.
+    """
+    values = sorted(levels)
+    edges = spread(values)
+    heights = [levels[v] / (right - left) for v, left, right in zip(values, edges, edges[1:], strict=False)]
+    span = min(edges[0], value, *interval), max(edges[-1], value, *interval)
+    frame = _Frame(span, (0, 1.05 * max(heights)), 180)
+    frame.axes("percent" if unit == "%" else unit or "value", "", (False, False))
+    left, right = (frame.x(bound) for bound in interval)
+    bottom = frame.y(0)
+    frame.parts.append(
+        f'<rect class="band" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 2):.1f}" '
+        f'height="{bottom - _TOP:.1f}"/>'
+    )
+    for level, height, low, high in zip(values, heights, edges, edges[1:], strict=False):
+        frame.bar(low, high, height, f"{level:+g}: {levels[level]:.1%}")
+    if frame.x_range[0] < 0 < frame.x_range[1]:
+        frame.line((frame.x(0), _TOP), (frame.x(0), bottom), "ideal")
+    frame.line((frame.x(value), _TOP), (frame.x(value), bottom), "mean")
+    frame.dot(value, 0, 5, f"expected: {value:+.2f}")
+    shares = ", ".join(f"{level:+g}: {levels[level]:.0%}" for level in values)
+    return frame.svg(f"The probability of each level: {shares}")
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], unit: str, limit: float | None = None) -> Markup:

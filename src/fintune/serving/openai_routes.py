@@ -45,14 +45,13 @@ async def chat(body: ChatRequest, request: Request, thread: Thread) -> Any:
         request.state.facts["texts"] = [each["content"] for each in messages]
     if task:
         chosen = task_of(thread, model, task)
-        options.check_task(body, written=chosen.decoding != "candidates")
-        if chosen.takes_turns and tools.needed(messages, None):
-            message = "A task takes no calls of tools and no results of them: ask the model's name alone."
-            raise ApiError(400, message, param="messages")
-        record = _record(chosen, messages)
-        pieces = _task_pieces(thread, model, chosen, record, sampling, asked)
-        pieces = notes.text(pieces, request.app.state.recorder, model, chosen, record)
-        return await answer(request, Asked(body, [pieces], scored=sampling.logprobs is not None))
+        options.check_task(body, chosen.decoding != "candidates", chosen.takes_turns)
+        given = tools.of_request(body)
+        record = _record(chosen, messages, given)
+        result = Asked(body, [], scored=sampling.logprobs is not None, tools=given)
+        pieces = _task_pieces(thread, model, chosen, record, sampling, asked, result)
+        result.texts = [notes.text(pieces, request.app.state.recorder, model, chosen, record)]
+        return await answer(request, result)
     given = tools.of_request(body)
     if given and given.must and sampling.grammar:
         message = f"{sampling.grammar.field} and a tool that must be called are given: send one of them."
@@ -161,10 +160,7 @@ def _chat_prompt(
         said = len(json.dumps([messages, given.given if given else None], ensure_ascii=False))
     _refuse_long(engine, said, thread)
     try:
-        if with_tools:
-            ids = tools.prompt_ids(engine.tokenizer, messages, given)
-        else:
-            ids = engine.template.chat_ids(messages)
+        ids = engine.template.chat_ids(messages, list(given.given) if given else None)
     except FintuneError:
         raise
     except Exception as error:  # templates refuse an order of roles by raising what they like
@@ -220,11 +216,12 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     return ids
 
 
-def _record(task: Task, messages: list[dict[str, Any]]) -> Record:
+def _record(task: Task, messages: list[dict[str, Any]], given: tools.Tools | None) -> Record:
     """What a task is asked: the chat, where its type takes one, as in training; else the last user message,
     of which the last line is the question where the task needs one."""
     if task.takes_turns:
-        asked = fields_of({"messages": messages}, "messages", answered=False)
+        row = {"messages": messages, "tools": given and given.given}
+        asked = fields_of(row, "messages", answered=False)
         if isinstance(asked, str):
             raise ApiError(400, f"The chat cannot be answered: {asked}.", param="messages")
         return Record(
@@ -240,7 +237,13 @@ def _record(task: Task, messages: list[dict[str, Any]]) -> Record:
 
 
 def _task_pieces(
-    thread: ModelThread, model: str, task: Task, record: Record, sampling: Sampling, asked: int | None
+    thread: ModelThread,
+    model: str,
+    task: Task,
+    record: Record,
+    sampling: Sampling,
+    asked: int | None,
+    result: Asked,
 ) -> Pieces:
     """The task's answer, a token a step where it is written."""
     if task.decoding == "candidates":
@@ -249,6 +252,7 @@ def _task_pieces(
     def prompt(engine: Engine) -> list[int]:
         budget = engine.completion_budget(task)
         sampling.max_tokens = min(budget, asked or budget)
+        result.form = tools.check(engine.tokenizer) if result.tools else None
         try:
             return engine.prompt(task, record)
         except DataError as error:

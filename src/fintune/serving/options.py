@@ -81,13 +81,16 @@ def sampling(body: ChatRequest | CompletionRequest, asked: int | None, settings:
     )
 
 
-def check_task(body: ChatRequest, written: bool) -> None:
+def check_task(body: ChatRequest, written: bool, talks: bool) -> None:
     """Raise an ApiError for what changes nothing in a task's answer, which has its own form.
 
     Args:
         written: the task writes a text; else it scores labels.
+        talks: the task takes a conversation, which may have tools, none of which must be called.
     """
-    never = {"tools": body.tools, "response_format": grammar(body), "n": body.n not in (None, 1)}
+    never = {"response_format": bool(grammar(body)), "n": body.n not in (None, 1)}
+    must = body.tool_choice not in (None, "none", "auto")
+    never |= {"tool_choice": must} if talks else {"tools": bool(body.tools)}
     scored = {
         "logprobs": body.logprobs,
         "logit_bias": body.logit_bias,

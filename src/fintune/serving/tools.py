@@ -1,30 +1,20 @@
-"""Tools in a chat: given to the chat template, and calls read from what the model writes in its form.
-
-Two forms are known: `<tool_call>{"name", "arguments"}</tool_call>` (Hermes, Qwen) and a bare
-`{"name", "parameters"}` (Llama 3.1 and later).
-"""
+"""Tools in a request: what may be called, and calls read from what the model writes (see `tool_calls`)."""
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from fintune.inference import grammars
 from fintune.inference.grammars import Grammar
-from fintune.prompts import framed_ids
 from fintune.serving.errors import ApiError
 from fintune.serving.schemas import CalledFunction, ChatRequest, Message, NamedTool, ToolCall
+from fintune.tool_calls import ARGUMENTS, CALL, Form, form_of
 
-Form = Literal["hermes", "llama"]
-_ARGUMENTS = {"hermes": "arguments", "llama": "parameters"}
-_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|$)", re.DOTALL)
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
-_PROBE = {"type": "function", "function": {"name": "p7b", "description": "", "parameters": {}}}
 
 
 @dataclass(frozen=True)
@@ -97,38 +87,6 @@ def needed(messages: Sequence[dict[str, Any]], tools: Tools | None) -> bool:
     return bool(tools) or any(each["role"] == "tool" or "tool_calls" in each for each in messages)
 
 
-def prompt_ids(tokenizer: Any, messages: list[dict[str, Any]], tools: Tools | None) -> list[int]:
-    """The token ids of a chat with tools, in which control tokens are the template's alone.
-
-    Raises:
-        Exception: what the chat template raises of an order of roles that it does not take.
-    """
-    whole = [messages, list(tools.given) if tools else None]
-
-    def frame(*texts: str) -> str:
-        said, given = _with(whole, iter(texts))
-        return _render(tokenizer, said, given)
-
-    return framed_ids(tokenizer, frame, *_texts(whole))
-
-
-@lru_cache(maxsize=8)
-def form_of(tokenizer: Any) -> Form | None:
-    """The form in which the chat template asks for calls; None where it has no tools, or another form."""
-    template = getattr(tokenizer, "chat_template", None)
-    if not template:
-        return None
-    try:
-        shown = _render(tokenizer, [{"role": "user", "content": "?"}], [_PROBE])
-    except Exception:  # a template may raise anything
-        return None
-    if "p7b" not in shown:
-        return None
-    if "<tool_call>" in shown:
-        return "hermes"
-    return "llama" if '"parameters"' in shown and "<function" not in shown else None
-
-
 def check(tokenizer: Any) -> Form:
     """The form, or an ApiError that says that there is none."""
     if form := form_of(tokenizer):
@@ -148,7 +106,7 @@ def grammar(form: Form, tools: Tools) -> Grammar:
         function = tool["function"]
         if function["name"] in tools.names:
             parameters = function.get("parameters") or _NO_PARAMETERS
-            fields = {"name": {"const": function["name"]}, _ARGUMENTS[form]: parameters}
+            fields = {"name": {"const": function["name"]}, ARGUMENTS[form]: parameters}
             calls.append(
                 {
                     "type": "object",
@@ -166,7 +124,7 @@ def parsed(form: Form, text: str, tools: Tools) -> tuple[str | None, list[ToolCa
     """What was said besides calls, and the calls; a call of no tool that was given is left in the text."""
     found: list[ToolCall] = []
     if form == "hermes":
-        rest = _CALL.sub(lambda match: "" if _read(form, match[1], tools, found) else match[0], text)
+        rest = CALL.sub(lambda match: "" if _read(form, match[1], tools, found) else match[0], text)
     else:
         rest = "" if _read(form, text.strip().removeprefix("<|python_tag|>"), tools, found) else text
     if not found:
@@ -180,38 +138,9 @@ def _read(form: Form, text: str, tools: Tools, found: list[ToolCall]) -> bool:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    arguments = value.get(_ARGUMENTS[form], {}) if isinstance(value, dict) else None
+    arguments = value.get(ARGUMENTS[form], {}) if isinstance(value, dict) else None
     if not isinstance(arguments, dict) or value.get("name") not in tools.names:
         return False
     function = CalledFunction(name=value["name"], arguments=json.dumps(arguments, ensure_ascii=False))
     found.append(ToolCall(id=f"call_{secrets.token_hex(12)}", function=function))
     return True
-
-
-def _render(tokenizer: Any, messages: Any, tools: Any) -> str:
-    rendered: str = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=True
-    )
-    return rendered
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys too, in the order of `_with`."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for key in value:
-            yield from _texts(key)
-            if isinstance(value, dict):
-                yield from _texts(value[key])
-
-
-def _with(value: Any, texts: Iterator[str]) -> Any:
-    """The same value with other texts. Keys that a template reads, such as `role`, hold no control token."""
-    if isinstance(value, str):
-        return next(texts)
-    if isinstance(value, list):
-        return [_with(each, texts) for each in value]
-    if isinstance(value, dict):
-        return {_with(key, texts): _with(each, texts) for key, each in value.items()}
-    return value

@@ -37,6 +37,8 @@ class Record:
     """A system message of the example's own, in place of the task's instruction."""
     turns: str = ""
     """Of a conversation its turns before the answer, [[role, text], …] as JSON: what the model is asked.
+    With tools it is {"tools", "turns", "answer"}: turns as chat templates take them, and the answer where it
+    calls a tool.
     `text` and `question` hold the same in one string each, by which rows are told apart."""
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fintune.metrics.measure import Measure, each
 from fintune.tasks.base import MISSING, Prediction, Record, Task
-from fintune.tasks.types.wording import is_half_wrong, token_f1, wording_mistake
-from fintune.text.answers import rouge
+from fintune.tasks.types.wording import is_half_wrong, wording_mistake
+from fintune.text.answers import answer_scores, rouge
+from fintune.tool_calls import as_hermes
+
+
+def _said(record: Record, prediction: Prediction) -> str:
+    """An answer as the target is written: a call of a tool in one form, whatever the base's."""
+    text = str(prediction.value)
+    return as_hermes(text) if record.turns.startswith("{") else text
 
 
 class InstructionTask(Task):
@@ -27,11 +35,16 @@ class InstructionTask(Task):
 
     type = "instruction"
     measures = (
-        token_f1(),
+        Measure(
+            "f1",
+            "F1 (tokens)",
+            each(lambda _, r, p: answer_scores(str(r.target), _said(r, p))[1]),
+            share=True,
+        ),
         Measure(
             "rougeL",
             "ROUGE-L",
-            each(lambda _, r, p: rouge(str(r.target), str(p.value))["rougeL"]),
+            each(lambda _, r, p: rouge(str(r.target), _said(r, p))["rougeL"]),
             share=True,
         ),
         MISSING,
@@ -51,12 +64,13 @@ class InstructionTask(Task):
         return f"{record.text}\n\n{record.question}" if record.question else record.text
 
     def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
-        return wording_mistake(str(record.target), str(prediction.value)), {}
+        return wording_mistake(str(record.target), _said(record, prediction)), {}
 
     def is_error(
         self, records: Sequence[Record], predictions: Sequence[Prediction], train: Sequence[Record]
     ) -> list[bool]:
-        return is_half_wrong(records, predictions)
+        pairs = zip(records, predictions, strict=True)
+        return is_half_wrong(records, [replace(p, value=_said(r, p)) for r, p in pairs])
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), **({"answers": "all"} if self.every_answer else {})}

@@ -244,8 +244,7 @@ class RegressionTask(Task):
         values = [float(level) for level in self.levels]
         if len(values) == 1:
             return values[0]
-        inner = [(a + b) / 2 for a, b in pairwise(values)]
-        edges = [2 * values[0] - inner[0], *inner, 2 * values[-1] - inner[-1]]
+        edges = spread(values)
         below = 0.0
         for i, p in enumerate(probabilities.values()):
             if p > 0 and below + p >= q:
@@ -340,6 +339,12 @@ class RegressionTask(Task):
     def to_dict(self) -> dict[str, Any]:
         learnt = {name: getattr(self, name) for name in self.learnt}
         return {**super().to_dict(), "unit": self.unit, **learnt}
+
+
+def spread(levels: Sequence[float]) -> list[float]:
+    """The bounds between which each level's probability lies; of a single level one half on either side."""
+    inner = [(a + b) / 2 for a, b in pairwise(levels)] or [levels[0] + 0.5]
+    return [2 * levels[0] - inner[0], *inner, *([2 * levels[-1] - inner[-1]] if len(levels) > 1 else [])]
 
 
 def _signed(value: float, decimals: int) -> str:

@@ -10,11 +10,18 @@ from fintune.data.records import Dropped
 from fintune.errors import DataError
 from fintune.models.base import load_tokenizer
 from fintune.prompts import PromptTemplate
-from fintune.tasks.base import Record
+from fintune.tasks.base import Prediction, Record
 from fintune.tasks.registry import task_from_dict
 from fintune.tasks.types import InstructionTask
 
 TASK = InstructionTask("advise", "Be brief.")
+CALL = {"id": "c1", "type": "function", "function": {"name": "price", "arguments": '{"of": "ABC"}'}}
+CALLED = [
+    {"role": "user", "content": "What is ABC's price?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "12.5", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "12.5."},
+]
 
 
 def read(path, *rows, columns=None):
@@ -185,3 +192,42 @@ def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_pa
     assert task_from_dict(task.to_dict()).every_answer and "answers" not in TASK.to_dict()
     with pytest.raises(ValueError, match="answers is 'some'"):
         InstructionTask("own", "Be brief.", answers="some")
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"tools": "[{"}, "its tools are no JSON"),
+        ({"tools": [{"description": "of no name"}]}, "one of its tools has no name"),
+        ({"tools": {"name": "price"}}, "its tools are not a list"),
+        (
+            {
+                "messages": [
+                    *CALLED[:1],
+                    {**CALLED[1], "tool_calls": [{"function": {"name": "a", "arguments": "["}}]},
+                ]
+            },
+            "turn 2 of its conversation has a call without a name or a JSON object of arguments",
+        ),
+    ],
+)
+def test_what_is_wrong_with_tools_is_named(tmp_path, change, why):
+    records, whys = read(tmp_path / "f.jsonl", {"messages": CALLED[:2], **change})
+    assert not records and whys == [why]
+
+
+def test_calls_of_tools_are_answers_and_turns_and_parquet_leaves_no_null_in_them(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tools = [{"name": "price", "parameters": {"type": "object"}}, {"name": "news", "description": "The news"}]
+    pq.write_table(pa.Table.from_pylist([{"messages": CALLED, "tools": tools}]), tmp_path / "f.parquet")
+    task = InstructionTask("advise", "Be brief.", answers="all")
+    first, second = read_own_file(*row_files(tmp_path / "f.parquet", "file"), task, {}, "", None)
+    assert first.target == '<tool_call>\n{"name": "price", "arguments": {"of": "ABC"}}\n</tool_call>'
+    assert (second.question, second.target) == ("Tool: 12.5", "12.5.")
+    held = json.loads(second.turns)
+    assert held["tools"] == [{"type": "function", "function": tool} for tool in tools]
+    assert [turn["role"] for turn in held["turns"]] == ["user", "assistant", "tool"] and "answer" not in held
+    score = dict(task.metrics([first], [Prediction('{"name": "price", "parameters": {"of": "ABC"}}')]))
+    assert score["f1"] == 1.0

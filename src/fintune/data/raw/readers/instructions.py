@@ -1,7 +1,7 @@
 """A row of instruction data, in any of the three usual shapes, as a prompt and its answer.
 
-- OpenAI: `messages`, a list of {role, content};
-- ShareGPT: `conversations`, a list of {from, value};
+- OpenAI: `messages`, a list of {role, content}, with `tool_calls`, and `tools` beside it;
+- ShareGPT: `conversations`, a list of {from, value}, with `function_call` and `observation`;
 - Alpaca: `instruction`, `input` (may be empty), `output`, and sometimes `system`.
 
 Knows nothing of files or tasks.
@@ -14,13 +14,15 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fintune.data.raw.readers.cells import plain
+from fintune.tool_calls import written
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
-_NAMES = {"user": "User", "assistant": "Assistant"}
+_NAMES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 def shape_of(names: Collection[str], answered: bool = True) -> str | None:
@@ -52,23 +54,33 @@ def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict
         found = {"text": "\n\n".join(filter(None, parts)), "target": row.get("output")}
         return {**found, "system": row.get("system")}
     turns = _turns(row.get(shape))
-    if isinstance(turns, str):
-        return turns
-    system = "\n\n".join(text for role, text in turns if role == "system")
-    turns = [turn for turn in turns if turn[0] != "system"]
-    last = "assistant" if answered else "user"
-    while turns and turns[-1][0] != last:
+    tools = _tools(row.get("tools"))
+    if isinstance(turns, str) or isinstance(tools, str):
+        return turns if isinstance(turns, str) else str(tools)
+    system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+    turns = [turn for turn in turns if turn["role"] != "system"]
+    last = {"assistant"} if answered else {"user", "tool"}
+    while turns and turns[-1]["role"] not in last:
         turns.pop()
-    target = turns.pop()[1] if answered and turns else None
-    if not turns:
+    answer = turns.pop() if answered and turns else None
+    if not any(turn["role"] == "user" for turn in turns):
         return f"its {shape} have no turn of the user{' before an answer' if answered else ''}"
-    if turns[-1][0] != "user":
+    if turns[-1]["role"] not in ("user", "tool"):
         return f"its {shape} have two answers in a row"
-    asked_in = json.dumps(turns, ensure_ascii=False)
-    question = turns.pop()[1]
-    told = "\n".join(f"{_NAMES[role]}: {text}" for role, text in turns)
-    asked = {"text": told, "question": f"User: {question}"} if told else {"text": question, "question": None}
-    return {**asked, "turns": asked_in, "target": target, "system": system or row.get("system")}
+    asked_in: Any = [[turn["role"], turn["content"]] for turn in turns]
+    calls = bool(answer and "tool_calls" in answer)
+    if tools or calls or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+        asked_in = {"tools": tools, "turns": turns, **({"answer": answer} if calls else {})}
+    asking = turns.pop()
+    told = "\n".join(f"{_NAMES[turn['role']]}: {_said(turn)}" for turn in turns)
+    question = f"{_NAMES[asking['role']]}: {asking['content']}" if told else None
+    return {
+        "text": told or asking["content"],
+        "question": question,
+        "turns": json.dumps(asked_in, ensure_ascii=False),
+        "target": _said(answer) if answer else None,
+        "system": system or row.get("system"),
+    }
 
 
 def each_answer(row: Mapping[str, Any], shape: str) -> Iterator[Mapping[str, Any]]:
@@ -85,8 +97,8 @@ def each_answer(row: Mapping[str, Any], shape: str) -> Iterator[Mapping[str, Any
         yield from ({**row, shape: turns[: end + 1]} for end in ends)
 
 
-def _turns(value: Any) -> list[tuple[str, str]] | str:
-    """(role, text) of each turn; or what is wrong with them."""
+def _turns(value: Any) -> list[dict[str, Any]] | str:
+    """The turns as chat templates take them; or what is wrong with them."""
     if not isinstance(value, list | tuple) or not value:
         return "its conversation is not a list of turns"
     turns = []
@@ -97,10 +109,69 @@ def _turns(value: Any) -> list[tuple[str, str]] | str:
         text = _text(turn["content"] if "content" in turn else turn.get("value"))
         if role is None:
             return f"turn {number} of its conversation has the role {named!r}, which is none of a chat's"
-        if not text:
+        made: dict[str, Any] = {"role": role, "content": text}
+        try:
+            if str(named).casefold() == "function_call":
+                made |= {"content": "", "tool_calls": _calls(json.loads(text))}
+            elif role == "assistant" and turn.get("tool_calls"):
+                made["tool_calls"] = _calls(turn["tool_calls"])
+        except (ValueError, RecursionError):
+            return (
+                f"turn {number} of its conversation has a call without a name or a JSON object of arguments"
+            )
+        if not text and "tool_calls" not in made:
             return f"turn {number} of its conversation has no text"
-        turns.append((role, text))
+        if role == "tool":
+            made |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
+        turns.append(made)
     return turns
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """Calls as chat templates take them, of OpenAI's or ShareGPT's form; ValueError where one is neither."""
+    made = []
+    for call in value if isinstance(value, list | tuple) else [value]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        name, arguments = (function.get(key) for key in ("name", "arguments")) if function else (None, None)
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "{}")
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            raise ValueError
+        identified = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        made.append(
+            {"type": "function", "function": {"name": name, "arguments": dict(arguments)}, **identified}
+        )
+    return made
+
+
+def _tools(value: Any) -> list[dict[str, Any]] | str | None:
+    """What may be called, in OpenAI's form; or what is wrong with it. ShareGPT has it as JSON in a text."""
+    try:
+        value = json.loads(value) if isinstance(value, str) and value.strip() else value
+    except (ValueError, RecursionError):
+        return "its tools are no JSON"
+    if not isinstance(value, list | tuple):
+        return None if value is None or value != value or value == "" else "its tools are not a list"
+    tools = []
+    for tool in value:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            return "one of its tools has no name"
+        tools.append({"type": "function", "function": _without_none(function)})
+    return tools or None
+
+
+def _without_none(value: Any) -> Any:
+    """A JSON value without the fields that a Parquet row lacks."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """A turn's text, with its calls as Hermes writes them."""
+    calls = turn.get("tool_calls")
+    return written("hermes", turn["content"], calls) if calls else turn["content"]
 
 
 def _role(turn: Mapping[str, Any]) -> tuple[Any, str | None]:

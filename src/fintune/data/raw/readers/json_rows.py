@@ -97,9 +97,10 @@ def _only_list(file: Readable, encoding: str) -> tuple[str, str]:
             '(in pandas: to_json(path, orient="records")).'
         )
     if len(found) > 1:
+        several = f"{file.shown} holds several lists of objects ({', '.join(names)})"
         raise DataError(
-            f"{file.shown} holds several lists of objects ({', '.join(names)}): say in the recipe which has "
-            f"the rows, such as  columns: {{text: {names[0]}.text}}"
+            f"{several}: say in the recipe which has the rows, such as  columns: {{text: {names[0]}.text}}",
+            f"{several}: save the one with the rows as a file of its own.",
         )
     return next(iter(found)), f"has its rows at {names[0]}"
 

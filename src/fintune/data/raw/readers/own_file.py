@@ -259,8 +259,9 @@ def _check_columns(
         if not has_column(names, column) and (field in required or field in columns):
             near = difflib.get_close_matches(column, names, n=1, cutoff=0.7)
             guess = near[0] if near else usual_column(field, names) or names[0]
+            columns_are = f"its columns are: {', '.join(names)}."
+            fix = fix.replace("FIELD", field).replace("COLUMN", guess)
             raise DataError(
-                f"{path} has no column '{column}' for the {field} of task {task.name}; "
-                f"its columns are: {', '.join(names)}. "
-                f"{fix.replace('FIELD', field).replace('COLUMN', guess)}"
+                f"{path} has no column '{column}' for the {field} of task {task.name}; {columns_are} {fix}",
+                f"{path} has no column '{column}'; {columns_are} Choose the one with the {field}.",
             )

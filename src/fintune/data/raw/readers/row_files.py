@@ -218,8 +218,8 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
-        what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, set `encoding` in "
-        what += "the recipe (--encoding of predict), or save it as UTF-8"
+        what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, save it as UTF-8, "
+        what += "or say its `encoding`"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
