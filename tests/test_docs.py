@@ -138,6 +138,7 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
     taken = []
     stubs = [replace(command, run=lambda args: taken.append(args) or 0) for command in cli.COMMANDS]
     monkeypatch.setattr(cli, "COMMANDS", stubs)
+    monkeypatch.setattr(cli, "_parser", cache(cli._parser))
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
@@ -275,6 +276,8 @@ def test_the_commands_of_a_page_run_as_written(path, tiny_base, random_adapter, 
                 if own[0] in ("train", "run") and not refused(output):
                     tiny = (f"base_model.name={tiny_base}", "training.max_steps=2", "training.max_length=128")
                     own += [part for setting in tiny for part in ("--set", setting)]
+                elif own[0] == "evaluate":
+                    own += ["--set", "evaluation.baselines=[]"]
                 code, said = cli.main(own), capfd.readouterr()
                 assert bool(code) == refused(output), (block.where, said.err)
                 _shown(block.where, output, said.out + said.err)
