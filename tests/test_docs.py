@@ -138,8 +138,6 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch, capsys):
     taken = []
     stubs = [replace(command, run=lambda args: taken.append(args) or 0) for command in cli.COMMANDS]
     monkeypatch.setattr(cli, "COMMANDS", stubs)
-    monkeypatch.setattr(cli, "_parser", cache(cli._parser))
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     faults = []
