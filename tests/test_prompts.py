@@ -236,8 +236,7 @@ QWEN = """{%- if tools %}<|im_start|>system
 Call by <tool_call>.{% for tool in tools %}
 {{ tool | tojson }}{% endfor %}<|im_end|>
 {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% if m.content and m.tool_calls %}
-{% endif %}{% for call in m.tool_calls or [] %}{{ "" if loop.first else "\\n" }}<tool_call>
+{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\\n" if m.content or not loop.first }}<tool_call>
 {"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
 </tool_call>{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -260,6 +259,7 @@ def with_tools(template):
 
 
 @pytest.mark.parametrize("form", [QWEN, LLAMA])
+@settings(deadline=None, max_examples=25)
 @given(said=PIECES.map(lambda text: f"x{text}x"), day=st.integers(), beside=st.booleans())
 def test_calls_and_results_of_tools_are_trained_and_asked_in_the_templates_own_form(form, said, day, beside):
     tokenizer, task = with_tools(form), InstructionTask("own", "Be brief.")
@@ -303,4 +303,5 @@ def test_tools_are_refused_where_the_template_has_none_or_no_place_for_them():
     with pytest.raises(DataError, match="has no place for several calls"):
         template(tokenizer=with_tools(LLAMA)).example(task, record)
     with pytest.raises(DataError, match=r"alone fill the 60 tokens there are: raise training\.max_length"):
+        record = Record(**fields_of({"messages": two, "tools": [PRICE] * 9}, "messages"))
         template(tokenizer=with_tools(QWEN)).prompt_ids(task, record, 60)

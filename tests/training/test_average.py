@@ -69,7 +69,7 @@ def test_the_command_names_its_members_in_card_and_manifest(trained, workdir, ca
     raw = manifest.read_raw(workdir / "mean")
     assert [member["seed"] for member in raw["average_of"]] == [1, 2]
     assert raw["recipe"]["data"]["seed"] == 1
-    assert main(["average", str(a), str(b), "--output_dir", "mean"]) == 1
+    assert main(["average", str(a), str(b), "--output_dir", "mean"]) == 2
     assert "--output_dir is mean, which is not empty" in capsys.readouterr().err
 
 
