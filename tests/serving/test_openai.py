@@ -152,7 +152,11 @@ def test_the_models_are_listed(client, tiny_base):
         ({"model": "gpt-9"}, openai.NotFoundError, "no model of this name"),
         ({"max_tokens": 99999}, openai.BadRequestError, "64 are allowed"),
         ({"messages": []}, openai.BadRequestError, "messages"),
-        ({"messages": [{"role": "user", "content": "up " * 5000}]}, openai.BadRequestError, "answer holds at most"),
+        (
+            {"messages": [{"role": "user", "content": "up " * 5000}]},
+            openai.BadRequestError,
+            "answer holds at most",
+        ),
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"n": 0}, openai.BadRequestError, "n:"),
         ({"stop": ["a", "b" * 257]}, openai.BadRequestError, "a text of 257 characters; at most 256 are"),

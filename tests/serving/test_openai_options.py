@@ -214,7 +214,9 @@ def test_a_hostile_schema_is_the_clients_mistake(client, schema):
 
 def test_a_task_takes_no_options_that_its_answer_has_no_place_for(client):
     for more in ({"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}):
-        with pytest.raises(openai.BadRequestError, match=f"{next(iter(more))} cannot be combined with a task"):
+        with pytest.raises(
+            openai.BadRequestError, match=f"{next(iter(more))} cannot be combined with a task"
+        ):
             chat(client, model="first:headline", **more)
 
 

@@ -111,7 +111,12 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_one_before(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(FintuneError) as told:
         train(recipe, workdir / "out", progress=False)
-    for part in ("The disk of", "is full", "the checkpoint of step 4 needs about", "checkpoint-2 is complete"):
+    for part in (
+        "The disk of",
+        "is full",
+        "the checkpoint of step 4 needs about",
+        "checkpoint-2 is complete",
+    ):
         assert part in str(told.value)
     monkeypatch.undo()
     monkeypatch.chdir(workdir)
