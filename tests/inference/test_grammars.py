@@ -80,7 +80,7 @@ def deep(levels):
         (lambda: grammars.of_choice("f", ["a" * 100_001]), "100,000 are allowed"),
         (lambda: grammars.of_choice("f", ["a", ""]), "empty choice"),
         (lambda: grammars.of_schema("f", [1]), "not a JSON schema"),
-        (lambda: grammars.parsed("f", "{"), "no JSON"),
+        (lambda: grammars.parsed("f", "{"), "not valid JSON"),
         (lambda: grammars.of_regex("f", "(.{0,1000}){0,1000}x"), "cannot be followed"),
         (lambda: grammars.of_regex("f", "(unclosed"), "cannot be followed"),
         (lambda: grammars.of_schema("f", {"$ref": "file:///etc/passwd"}), "cannot be followed"),

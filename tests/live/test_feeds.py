@@ -81,7 +81,7 @@ def test_malformed_xml_gives_what_can_be_read_and_is_asked_for_again(server, web
 
 @pytest.mark.parametrize("body", [b"", b"<html><body>Sign in</body></html>", b"\x00\xff\xfe\x80", b"{}"])
 def test_what_is_no_feed_is_an_error(body):
-    with pytest.raises(ProviderError, match="no feed"):
+    with pytest.raises(ProviderError, match="not a feed"):
         parse(body, {}, URL)
 
 
@@ -309,7 +309,7 @@ def test_a_json_feed_is_read(server, web):
     assert (poll.items[0].summary, poll.items[0].symbols) == ("More.", ("ACM",))
     assert poll.problem == "2 of 4 entries have neither title nor text"
     assert poll.cursor == {"etag": '"j"'}
-    with pytest.raises(ProviderError, match="no feed"):
+    with pytest.raises(ProviderError, match="not a feed"):
         parse(b'{"a":' * 100_000, {}, URL)
 
 

@@ -93,7 +93,7 @@ def test_a_target_is_kept_in_the_type_of_the_answer(tmp_path, answer, target, ke
 def test_a_text_is_no_target_of_a_number(store):
     name = store.add_prediction("regression", "news", Prediction(0.5))
     for target in ("lots", "nan"):
-        with pytest.raises(DataError, match=f"must be a number, as the answer is, got '{target}'"):
+        with pytest.raises(DataError, match=f"must be a number like the answer, got '{target}'"):
             store.add_feedback(name, target=target)
     assert store.scores() == {}
 

@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_refused_in_a_sentence(
 ):
     monkeypatch.chdir(results_file.parent)
     before = results_file.read_bytes()
-    assert main(["report", "results.json", "--output_file", output]) == 1
+    assert main(["report", "results.json", "--output_file", output]) == 2
     assert message in capsys.readouterr().err and results_file.read_bytes() == before
 
 

@@ -64,7 +64,7 @@ def test_a_merged_export_is_served_as_one_model(adapters, predicted, no_keys, st
         for served, line in zip(answer["data"], predicted("sentiment"), strict=True):
             same(served, line)
         other = httpx.post(f"{server.url}/v1/tasks/sentiment", json={**sent, "model": "first"})
-        assert other.status_code == 404 and "this server has whole alone" in other.text
+        assert other.status_code == 404 and "this server has only whole" in other.text
     finally:
         server.stop()
 

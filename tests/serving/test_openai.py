@@ -155,7 +155,7 @@ def test_the_models_are_listed(client, tiny_base):
         (
             {"messages": [{"role": "user", "content": "up " * 5000}]},
             openai.BadRequestError,
-            "answer holds at most",
+            "answer together may have",
         ),
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"n": 0}, openai.BadRequestError, "n:"),

@@ -191,8 +191,8 @@ def _refuse_long(engine: Engine, characters: int, thread: ModelThread) -> None:
     if characters > (most := engine.template.most_characters(context)):
         raise ApiError(
             400,
-            f"The prompt has {characters:,} characters; the context of {context} tokens for prompt and "
-            f"answer holds at most {most:,}.",
+            f"The prompt has {characters:,} characters; prompt and answer together may have {context} "
+            f"tokens, which hold at most {most:,} characters.",
             code="context_length_exceeded",
             param="messages",
         )
@@ -208,7 +208,7 @@ def _fitting(engine: Engine, ids: list[int], sampling: Sampling, thread: ModelTh
     if not ids or len(ids) + min(1, sampling.max_tokens) > context:
         raise ApiError(
             400,
-            f"The prompt has {len(ids)} tokens, which fill the context of {context} for prompt and answer.",
+            f"The prompt has {len(ids)} tokens; prompt and answer together may have {context}.",
             code="context_length_exceeded",
             param="messages",
         )
