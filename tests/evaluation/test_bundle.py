@@ -37,7 +37,7 @@ def test_a_bundle_runs_again_and_other_figures_or_data_are_told(tiny_recipe, wor
 
     (kept / "recipe.yaml").write_text((kept / "recipe.yaml").read_text() + "# changed\n")
     assert main(["reproduce", "kept", "--output_dir", "third"]) != 0
-    assert "recipe.yaml is not as SHA256SUMS has it" in capsys.readouterr().err
+    assert "recipe.yaml does not match SHA256SUMS" in capsys.readouterr().err
     content["metrics"]["sentiment"] = {
         name: value + 0.5 for name, value in content["metrics"]["sentiment"].items()
     }

@@ -156,7 +156,7 @@ def test_numbers_with_dates_are_compared_by_date(folders):
 def test_runs_on_different_examples_are_refused_in_one_sentence(folders, tmp_path):
     a = Run.load(folders / "good")
     with pytest.raises(
-        DataError, match=r"sentiment has 24 test examples .* 20 .* 4 of them .* one only: evaluate both"
+        DataError, match=r"sentiment has 24 test examples .* 20 .* 4 of them .* only one: evaluate both"
     ):
         compare(a, Run.load(folders / "fewer"))
     shutil.copytree(folders / "good", tmp_path / "changed")
