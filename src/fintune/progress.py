@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal as text, in a notebook as a widget, and nowhere else."""
+"""Progress bars: text on a terminal, a widget in a notebook, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 
 def progress_bar(wanted: bool = True, **options: Any) -> Any:
-    """A bar of tqdm, which takes `options`."""
+    """A tqdm bar; `options` are tqdm's."""
     from tqdm.auto import tqdm
 
-    notebook = "ipykernel" in sys.modules  # nothing there is a terminal
+    notebook = "ipykernel" in sys.modules  # a notebook's stderr is not a terminal
     return tqdm(**options, disable=True if not wanted else False if notebook else None)
