@@ -30,7 +30,7 @@ def find_encoder(config: EvaluationConfig) -> Path | None:
         folder = Path(config.bertscore_encoder).expanduser()
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"evaluation.bertscore_encoder is {config.bertscore_encoder}, but it contains no config.json: "
+                f"evaluation.bertscore_encoder is {config.bertscore_encoder}, but it has no config.json: "
                 "give the folder of an encoder such as BERT or RoBERTa."
             )
         return folder
