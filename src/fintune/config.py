@@ -58,7 +58,7 @@ FittedEpochs = Annotated[float, BeforeValidator(_number), Field(gt=0), *_AS_IT_I
 def _label(value: Any) -> Any:
     """A label as text, stripped of outer spaces: YAML reads `0`, `true` and `null` as other types."""
     if value is None:
-        raise ValueError("YAML reads null, ~ and an empty value as no label: put it in quotation marks")
+        raise ValueError("YAML reads null, ~ and an empty value as no label: write it in quotation marks")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

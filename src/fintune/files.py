@@ -63,7 +63,7 @@ def writable(path: str | Path, endings: Sequence[str], name: str = "--output_fil
             pass
     except OSError as error:
         raise ConfigError(
-            f"{name} is {path}, but its folder is not writable ({error.strerror}): name another."
+            f"{name} is {path}, but its folder cannot be written to ({error.strerror}): name another."
         ) from None
     return path
 
