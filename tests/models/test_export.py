@@ -145,7 +145,7 @@ def test_an_adapter_of_a_quantized_base_is_merged_into_what_it_was_trained_over(
     merged = export(adapter, tmp_path / "merged", "merged", "f32", say=said.append).folder
     found = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
     assert (found - wanted).abs().mean() < far * (found - plain).abs().mean()
-    assert "bit: it is merged" in said[0]
+    assert "bit base: it is merged" in said[0]
 
 
 def test_a_sum_that_does_not_fit_the_dtype_is_refused(tiny_base, tmp_path):

@@ -51,7 +51,7 @@ class AdapterConfig(BaseModel):
     lora_alpha: _Alpha = 8
     lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     target_modules: list[_Module] | Annotated[str, Field(max_length=10_000)]
-    """Names; a string is `all-linear` or a pattern, which is not run: the weights say which layers matched."""
+    """Names; a string is `all-linear` or a pattern, which is never run: the weights show what it matched."""
     rank_pattern: dict[_Module, _Rank] = {}
     alpha_pattern: dict[_Module, _Alpha] = {}
     use_dora: bool = False
@@ -125,8 +125,8 @@ def _config(folder: Path) -> AdapterConfig:
     for key, value in raw.items():
         if key not in known and value not in (False, {}, [], "", _DEFAULTS.get(key)):
             raise ModelError(
-                f"{path} sets {_short(key)} to {_short(value)}, but fintune loads only plain LoRA, rsLoRA and "
-                "DoRA: train the adapter without it."
+                f"{path} sets {_short(key)} to {_short(value)}, but fintune loads only plain LoRA, rsLoRA "
+                "and DoRA: train the adapter without it."
             )
     try:
         return AdapterConfig.model_validate({key: raw[key] for key in raw if key in known})

@@ -81,8 +81,8 @@ def _check_targets(model: Any, targets: list[str]) -> None:
 
 
 def _keep_4bit_layout(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU: the repacked layout has
-    no gradient, so after a validation most layers would learn nothing."""
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU: the repacked layout
+    has no gradient, so after a validation most layers would learn nothing."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -255,8 +255,8 @@ def check_start(lora: LoraConfig, base: str) -> Path:
         raise ConfigError(f"{begin}whose layers differ in rank or alpha: remove init_adapter.")
     if (found := saved.get("base_model_name_or_path")) != base:
         raise ConfigError(
-            f"{begin}an adapter of {found}, but base_model.name is {base}: set base_model.name to {found}, or "
-            "remove init_adapter."
+            f"{begin}an adapter of {found}, but base_model.name is {base}: set base_model.name to {found}, "
+            "or remove init_adapter."
         )
     return folder
 

@@ -24,8 +24,8 @@ def merged(recipe: Recipe, model_path: str | Path | None, dtype: Any, say: Calla
         model = adapters.load_adapter(model, model_path)
         if untie(model):
             say(
-                "The base's head shares the embeddings' weights, but the adapter changes only one of them: the "
-                "export gets separate head weights."
+                "The base's head shares the embeddings' weights, but the adapter changes only one of them: "
+                "the export gets separate head weights."
             )
         try:
             _merge(model, dtype or stored)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep only each decoder layer's input, and recompute the rest in the backward pass."""
+"""Gradient checkpointing: keep each decoder layer's input, recompute the rest in the backward pass."""
 
 from __future__ import annotations
 
