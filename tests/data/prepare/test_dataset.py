@@ -412,7 +412,7 @@ def test_data_that_another_preparation_replaced_is_not_read():
     prepared = prepare(recipe(), say=quiet)
     assert prepared.records("sentiment", "train")
     prepare(recipe(sentiment={"max_train": 30}), say=quiet)
-    why = r"another preparation replaced.*another data\.prepared_dir"
+    why = r"another run has replaced.*another data\.prepared_dir"
     with pytest.raises(DataError, match=why):
         prepared.records("sentiment", "train")
     (prepared.folder / "sentiment" / "train.parquet").unlink()
