@@ -176,7 +176,7 @@ def test_vllms_layout_has_one_rank_and_scale_and_the_adapters_logits(tiny_base, 
     assert torch.allclose(logits(peft.PeftModel.from_pretrained(base, done.folder)), wanted, atol=1e-4)
     assert "--enable-lora --max-lora-rank 8 --lora-modules vllm=" in done.commands[0]
     dora, _ = adapter_with(tiny_base, tmp_path / "dora", target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(ModelError, match=r"use_dora is true, and vLLM has no DoRA; merge it instead"):
+    with pytest.raises(ModelError, match=r"use_dora is true, but vLLM has no DoRA; merge it instead"):
         export(dora, tmp_path / "no", "vllm")
 
 
@@ -237,7 +237,7 @@ def test_k_quants_are_llama_cpps_own(tiny_base, tmp_path, monkeypatch):
     recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        ModelError, match=r"q4_k_m is made by llama.cpp's llama-quantize, which is not on the PATH"
+        ModelError, match=r"q4_k_m needs llama.cpp's llama-quantize, which is not on the PATH"
     ):
         export(None, tmp_path / "out", "gguf", "q4_k_m", recipe)
     tool = tmp_path / "llama-quantize"

@@ -283,7 +283,7 @@ def test_a_base_whose_rows_cannot_be_packed_trains_in_padded_batches_and_says_wh
     steps = {"max_steps": 2, "regression_loss_weight": 0.5}
     recipe = tiny_recipe(base_model={"name": str(folder)}, training=steps)
     assert train(recipe, workdir / "out", progress=False)["training"]["examples"] == 16
-    assert "padded batches, not as packed rows: its layers do not hand" in capsys.readouterr().out
+    assert "padded batches, not as packed rows: its layers do not pass" in capsys.readouterr().out
 
 
 def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch, wandb_anew):

@@ -211,7 +211,7 @@ def refuse_full(folder: Location, key: str) -> None:
     """Raise a DataError if an output folder already holds files; `key` is the flag that names it."""
     if folder.exists() and folder.files():
         raise DataError(
-            f"{key} is {folder.shown}, which already holds files: name another folder, or empty it."
+            f"{key} is {folder.shown}, which holds files already: name another folder, or empty it."
         )
 
 
