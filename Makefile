@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint format release clean
+.PHONY: help setup run check test lint docs format release clean
 
 help:  ## list what make can do
 	@echo "make TARGET, where TARGET is one of:"
@@ -35,10 +35,10 @@ check: lint  ## lint, and the tests that train nothing and start no server or br
 	@echo "Running the quick tests."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow" $(ARGS)
 
-LINTERS := lint-style lint-types lint-imports lint-deploy
+LINTERS := lint-style lint-types lint-imports lint-deploy lint-docs
 .PHONY: $(LINTERS)
 
-lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/ (about 20 seconds)
+lint: $(READY)  ## ruff, the formatter's check, mypy, the direction of imports, deploy/, docs/ (about 20 seconds)
 	@echo "Checking style and types: about 20 seconds."
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) $(LINTERS)
 
@@ -58,6 +58,13 @@ lint-deploy:
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
+# Strict: a page without a place, a broken link or a request to another machine is an error.
+lint-docs:
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(READY) lint-docs  ## build the documentation site into site/ (5 seconds); open site/index.html
+	@echo "Open site/index.html, or serve it:  $(BIN)/python -m http.server --directory site"
+
 format: $(READY)  ## put the code into the project's style
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
@@ -73,7 +80,7 @@ release: $(READY)  ## build dist/: wheel, sdist and SBOM, checked; write docs/li
 	@$(BIN)/python scripts/licences.py
 
 clean:  ## remove .venv and the caches of the checks (never data/, output/ or logs/)
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

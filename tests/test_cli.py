@@ -1,4 +1,4 @@
-"""The command line: mistakes are one sentence and exit code 1, help is quick, nothing is lost."""
+"""The command line: mistakes are one sentence and exit code 2, help is quick, nothing is lost."""
 
 import io
 import json
@@ -30,9 +30,9 @@ def adapter(tiny_base, tmp_path_factory):
     return folder / "output" / "model"
 
 
-def fails(capsys, *arguments):
+def fails(capsys, *arguments, code=2):
     """The sentence with which a command fails."""
-    assert main(list(arguments)) == 1
+    assert main(list(arguments)) == code
     error = capsys.readouterr().err.strip()
     assert error.startswith("fintune: ") and "Traceback" not in error
     return error.splitlines()[-1]
@@ -139,7 +139,7 @@ def test_a_full_disk_leaves_what_was_there(capsys, workdir, monkeypatch):
     assert main(["data", "prepare", "--config", str(CONFIGS / "debug.yaml")]) == 0
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     monkeypatch.setattr("fintune.data.prepare.dataset.write_json", full)
-    sentence = fails(capsys, "data", "prepare", "--force", "--config", str(CONFIGS / "debug.yaml"))
+    sentence = fails(capsys, "data", "prepare", "--force", "--config", str(CONFIGS / "debug.yaml"), code=1)
     assert "The disk is full" in sentence and "free some space" in sentence
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
@@ -148,7 +148,8 @@ def test_a_file_is_answered_row_by_row_and_a_bad_row_has_its_error(capsys, workd
     rows = ["id,text", "a,Shares rise", "b,", f"c,{'profit ' * 900}", "d,Shares fall"]
     (workdir / "in.csv").write_text("\n".join(rows) + "\n")
     flags = ["--task", "headline", "--model_path", str(adapter), "--input_file", "in.csv"]
-    assert main(["predict", *flags, "--output_file", "out.jsonl"]) == 0
+    assert main(["predict", *flags, "--output_file", "out.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"output_file": "out.jsonl", "answers": 2}
     lines = [json.loads(line) for line in (workdir / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["a", "in.csv:3", "c", "d"]
     assert lines[1]["error"] == "the text is empty"
@@ -199,8 +200,13 @@ def test_an_adapter_is_evaluated_on_its_own_data_and_overrides_apply(capsys, wor
     assert results["complete"] and set(results["tasks"]["qa"]["systems"]) == {"baseline", "adapter"}
     assert results["tasks"]["qa"]["systems"]["adapter"]["n"] == 2
     assert "built-in sample" in capsys.readouterr().out
-    assert main(["evaluate", *flags, "--max_test", "2", "--output_file", "again.json"]) == 0
-    assert main(["compare", str(adapter), "again.json"]) == 0  # a folder, or a file
+    assert main(["evaluate", *flags, "--max_test", "2", "--output_file", "again.json", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    (accuracy,) = [row for row in rows if (row["task"], row["metric"]) == ("headline", "accuracy")]
+    assert accuracy["better"] == "higher" and 0 <= accuracy["adapter"] <= 1 and accuracy["base"] is None
+    assert main(["compare", str(adapter), "again.json", "--json"]) == 0  # a folder, or a file
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["tasks"]["headline"]["metrics"]["accuracy"]["difference"] == 0
 
 
 def test_an_evaluation_that_cannot_be_written_is_refused_before_anything_is_loaded(

@@ -86,7 +86,7 @@ def test_the_command_prints_the_plan_and_names_a_base_it_cannot_read(tiny_base, 
         main(["plan", "--config", str(CONFIGS / "debug.yaml"), "--set", f"base_model.name={tiny_base}"]) == 0
     )
     assert "peak memory" in capsys.readouterr().out
-    assert main(["plan", "--set", "base_model.name=nobody/nothing"]) == 1
+    assert main(["plan", "--set", "base_model.name=nobody/nothing"]) == 2
     assert "config.json of base_model.name = nobody/nothing" in capsys.readouterr().err
 
 
@@ -194,9 +194,10 @@ def test_a_budget_that_is_set_stays_and_a_cpu_has_its_own():
 
 
 def test_a_measured_machine_is_planned_by_what_was_measured(tiny_recipe, tmp_path, monkeypatch, capsys):
+    from fintune.commands.common import plain
     from fintune.data.prepare.dataset import prepare
     from fintune.errors import DataError
-    from fintune.planning import measuring, show
+    from fintune.planning import as_dict, measuring, show
 
     monkeypatch.setattr(speed, "_path", lambda: tmp_path / "calibrations.json")
     monkeypatch.setattr(measuring, "SECONDS", 1)
@@ -212,6 +213,10 @@ def test_a_measured_machine_is_planned_by_what_was_measured(tiny_recipe, tmp_pat
     assert need.seconds_per_epoch == pytest.approx(found.seconds(need.tokens_per_epoch, 2))
     show(recipe)
     assert "measured here on" in capsys.readouterr().out.replace("\n", " ")
+    told = plain(as_dict(recipe, need))
+    assert (
+        told["fits"] and told["peak_bytes"] == need.peak_bytes and told["calibration"]["date"] == found.date
+    )
     assert estimate(tiny_recipe(lora_config={"use_dora": True})).calibration is None  # other work
     assert estimate(recipe, device="cuda").calibration is None  # another device
     (tmp_path / "calibrations.json").write_text("{")

@@ -47,7 +47,6 @@ def test_a_model_is_asked_as_it_was_trained(repeats):
     assert truncated == (repeats > 1)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(140, 400), st.text(max_size=20))
 def test_an_example_is_never_too_long_and_the_question_survives(texts, answers, max_length, odd):
     record = qa(f"Sales. {odd}" + SENTENCE * texts, "Yes. " + SENTENCE * answers + odd)
@@ -138,7 +137,6 @@ def control(ids):
     return [i for i in ids if i in CONTROL]
 
 
-@settings(deadline=None, max_examples=80)
 @given(st.text(max_size=80), st.text(max_size=20))
 def test_ordinary_text_is_tokenized_with_its_frame_as_a_whole(text, question):
     record = Record(text, "", question)
@@ -149,7 +147,6 @@ def test_ordinary_text_is_tokenized_with_its_frame_as_a_whole(text, question):
     assert template().text_ids(text) == TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
-@settings(deadline=None, max_examples=80)
 @given(PIECES, PIECES, PIECES)
 def test_no_text_makes_a_control_token_and_every_text_stays_as_it_is(text, question, system):
     record = Record(f"a{text}", f"a{text}", f"b{question}", system=f"c{system}")
@@ -186,6 +183,7 @@ TURN = st.text("abc .", min_size=1, max_size=12).map(lambda text: f"x{text}x")
 
 
 @pytest.mark.parametrize("style", ["system", "user", "plain"])
+@settings(max_examples=15)
 @given(system=TURN, turns=st.lists(st.tuples(TURN, TURN), max_size=3), asked=TURN, answer=TURN)
 def test_a_conversation_is_trained_answered_and_chatted_with_in_the_same_tokens(
     style, system, turns, asked, answer
@@ -236,8 +234,7 @@ QWEN = """{%- if tools %}<|im_start|>system
 Call by <tool_call>.{% for tool in tools %}
 {{ tool | tojson }}{% endfor %}<|im_end|>
 {% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% if m.content and m.tool_calls %}
-{% endif %}{% for call in m.tool_calls or [] %}{{ "" if loop.first else "\\n" }}<tool_call>
+{{ m.content }}{% for call in m.tool_calls or [] %}{{ "\\n" if m.content or not loop.first }}<tool_call>
 {"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
 </tool_call>{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -260,6 +257,7 @@ def with_tools(template):
 
 
 @pytest.mark.parametrize("form", [QWEN, LLAMA])
+@settings(max_examples=15)
 @given(said=PIECES.map(lambda text: f"x{text}x"), day=st.integers(), beside=st.booleans())
 def test_calls_and_results_of_tools_are_trained_and_asked_in_the_templates_own_form(form, said, day, beside):
     tokenizer, task = with_tools(form), InstructionTask("own", "Be brief.")
@@ -303,4 +301,5 @@ def test_tools_are_refused_where_the_template_has_none_or_no_place_for_them():
     with pytest.raises(DataError, match="has no place for several calls"):
         template(tokenizer=with_tools(LLAMA)).example(task, record)
     with pytest.raises(DataError, match=r"alone fill the 60 tokens there are: raise training\.max_length"):
+        record = Record(**fields_of({"messages": two, "tools": [PRICE] * 9}, "messages"))
         template(tokenizer=with_tools(QWEN)).prompt_ids(task, record, 60)

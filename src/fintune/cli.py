@@ -8,57 +8,78 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from fintune import __version__
 from fintune.allocator import let_threads_sleep, use_mimalloc
-from fintune.commands import answering, data, exporting, serving, starting, training
-from fintune.commands.common import Command
+from fintune.commands import answering, completion, data, exporting, runs, serving, starting, training
+from fintune.commands.common import Command, action, apart, json_flag, shown
 from fintune.commands.parsing import Parser, underscored
-from fintune.errors import FintuneError, Interrupted
+from fintune.errors import DONE, EXIT_CODES, FAILED, FintuneError, Interrupted
 from fintune.files import disk_full
 
 COMPUTING = ("run", "plan", "train", "evaluate", "predict", "demo", "live", "serve")
 
 
 def _doctor_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-v", "--verbose", action="store_true", help="a line for each check that passes, too"
-    )
+    command.add_argument("-v", "--verbose", action="store_true", help="show every check, one a line")
+    json_flag(command)
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from fintune.doctor import run
+    from fintune import doctor
 
-    return run(verbose=args.verbose)
+    if not args.json:
+        return doctor.run(verbose=args.verbose)
+    checks = list(doctor.checks())
+    ok = all(check.ok or not check.required for check in checks)
+    shown(args, {"ok": ok, "checks": checks})
+    return DONE if ok else FAILED
+
+
+def _completion(args: argparse.Namespace) -> int:
+    print(completion.script(parser(), args.shell))
+    return DONE
 
 
 COMMANDS = (
     *starting.COMMANDS,
-    *training.COMMANDS,
-    *exporting.COMMANDS,
-    *answering.COMMANDS,
-    *serving.COMMANDS,
     *data.COMMANDS,
-    Command("doctor", "check this machine and this installation", _doctor, _doctor_flags),
+    *training.COMMANDS,
+    *answering.COMMANDS,
+    *runs.COMMANDS,
+    *serving.COMMANDS,
+    *exporting.COMMANDS,
+    Command(
+        "doctor", "check that this machine and this installation can run fintune", _doctor, _doctor_flags
+    ),
+    Command(
+        "completion", "print the script that lets a shell complete commands", _completion, completion.flags
+    ),
 )
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def parser() -> Parser:
+    """The parser of all commands."""
+    codes = (
+        textwrap.fill(meaning, 78, initial_indent=f"  {code:<4} ", subsequent_indent=" " * 7)
+        for code, meaning in EXIT_CODES.items()
+    )
+    found = Parser(
         prog="fintune",
         description="Fine-tune one LLM with one LoRA adapter on five finance tasks, and use it.",
-        epilog="Start with `fintune run --debug`: a minute or two, and every step of the pipeline.",
+        epilog="Start with `fintune run --debug`: it takes a minute or two and runs every step.\n\n"
+        "exit codes:\n" + "\n".join(codes),
     )
-    parser.add_argument("--version", action="version", version=f"fintune {__version__}")
-    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found.add_argument("--version", action="version", version=f"fintune {__version__}")
+    parsers = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        text = command.help
-        flags = parsers.add_parser(command.name, help=text, description=text[0].upper() + text[1:] + ".")
+        flags = action(parsers, command.name, command.help)
         flags.set_defaults(run=command.run)
         if command.add_flags:
             command.add_flags(flags)
-    return parser
+    return found
 
 
 def _quiet() -> None:
@@ -100,21 +121,23 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def main(arguments: Sequence[str], said: Sequence[str] = ()) -> int:
-    """Run a command; returns the exit code: 0, 1 for a mistake that one sentence explains, 130 for Ctrl-C.
+    """Run a command; returns its exit code (`errors.EXIT_CODES`).
 
     Args:
         said: the whole command as it was typed, to be repeated; () is `fintune` with the arguments.
     """
-    args = _parser().parse_args(underscored(arguments))
+    args = parser().parse_args(underscored(arguments))
     _quiet()
+    code = FAILED
     try:
         if getattr(args, "trust_plugins", False):
             from fintune.tasks import plugins
 
             plugins.trust()
-        return int(args.run(args))
+        with apart(args):
+            return int(args.run(args))
     except FintuneError as error:
-        message = str(error)
+        message, code = str(error), error.code
     except Interrupted as stop:
         if str(stop):  # of the first of several processes
             go_on = stop.command or _again(said or ["fintune", *arguments], stop.flag)
@@ -123,13 +146,16 @@ def main(arguments: Sequence[str], said: Sequence[str] = ()) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. What was saved so far is whole.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it ends
+        return 128 + signal.SIGPIPE
     except Exception as error:
-        known = _explained(error)
+        code, known = FAILED, _explained(error)
         if known is None:
             raise
         message = known
     print(f"fintune: {message}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _again(said: Sequence[str], flag: str) -> str:

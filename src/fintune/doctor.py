@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.allocator import library
+from fintune.errors import DONE, FAILED
 from fintune.extras import install_command
 
 NEEDED_MEMORY_GB = 4
@@ -47,47 +48,57 @@ class Check:
         return "✓" if self.ok else "✗" if self.required else "–"
 
     def __str__(self) -> str:
-        line = f"{self.mark} {self.name:<20} {self.detail}"
+        line = f"{self.mark} {self.name:<15} {self.detail}"
         return line if self.ok or not self.fix else f"{line}  →  {self.fix}"
 
 
 def run(say: Callable[[str], Any] = print, verbose: bool = False) -> int:
-    """Say what was found, failures last with their fix; return 1 when a required check fails, else 0.
+    """Say what was found in ten lines at most, failures last with their fix; return the exit code.
 
     Args:
-        verbose: a line for each check, where a group that passes is one line else.
+        verbose: a line for each check, where a group is one line else.
     """
     start = time.perf_counter()
-    late: list[str] = []
-    failed = 0
+    failing: list[Check] = []
+    absent: list[Check] = []
     for group, found in groupby(checks(), key=lambda check: check.group):
         each = list(found)
-        fine = [check for check in each if check.ok]
-        if fine and group and not verbose:
-            fine = [Check(group, True, _together(group, fine))]
-        for check in fine:
-            say(str(check))
-        absent = [check for check in each if not check.ok and not check.required]
-        if absent and not verbose:
-            names = ", ".join(check.name for check in absent)
-            late.append(f"– {'not set up':<20} {names}  →  fintune doctor -v  says what for")
-        late += [str(check) for check in each if not check.ok and (check.required or verbose)]
-        failed += sum(check.required and not check.ok for check in each)
-    for line in sorted(late, key=lambda line: line.startswith("✗")):
-        say(line)
-    seconds = time.perf_counter() - start
-    if failed:
-        say(f"{failed} of the required checks fail ({seconds:.1f} s): see the lines with ✗.")
-        return 1
-    say(f"All that is required works ({seconds:.1f} s).")
-    return 0
+        bad = [check for check in each if check.required and not check.ok]
+        failing += bad if verbose else _together(group, bad)
+        for check in each if verbose else [] if bad and group else _together(group, each):
+            if check.ok:
+                say(str(check))
+            elif not check.required:
+                absent.append(check)
+    for check in absent:
+        say(str(check))
+    seconds = f"{time.perf_counter() - start:.1f} s"
+    if not failing:
+        say(f"All that is required works ({seconds}).")
+        return DONE
+    say(f"{len(failing)} of the required checks {'fails' if len(failing) == 1 else 'fail'} ({seconds}):")
+    for check in failing:
+        say(str(check))
+    return FAILED
 
 
-def _together(group: str, checks: list[Check]) -> str:
-    """What one line says of checks that pass."""
-    if group == PACKAGES:
-        return f"{len(checks)} installed, each new enough"
-    return ", ".join(check.name for check in checks)
+def _together(group: str, checks: list[Check]) -> list[Check]:
+    """The checks of a group as one."""
+    if not group or not checks:
+        return checks
+    bad = [check for check in checks if not check.ok]
+    if group == OPTIONAL:
+        detail = f"{len(checks) - len(bad)} of {len(checks)} set up"
+        if bad:
+            detail += f", without {bad[0].name}{f' and {len(bad) - 1} more' if bad[1:] else ''}"
+        return [Check(group, True, f"{detail} (fintune doctor -v)")]
+    if not bad:
+        return [Check(group, True, f"{len(checks)} installed, each new enough")]
+    if len(bad) == 1:
+        return bad
+    names = ", ".join(check.name for check in bad[:4])
+    more = f" and {len(bad) - 4} more" if bad[4:] else ""
+    return [Check(group, False, f"{names}{more} are missing or too old", SETUP)]
 
 
 def checks() -> Iterator[Check]:
@@ -166,8 +177,9 @@ def _device() -> Check:
 
     bf16 = "with" if choose_precision(TrainingConfig()).dtype == torch.bfloat16 else "without"
     here = machine()
-    cores = f"{here['cores']} cores, {torch.get_num_threads()} used by torch"
-    detail = f"CPU: {here['processor']}, {cores}, {bf16} bf16"
+    cores, threads = f"{here['cores']} cores", torch.get_num_threads()
+    cores += f" ({threads} used)" if threads != here["cores"] else ""
+    detail = f"{here['processor']}, {cores}, {bf16} bf16"
     if shutil.which("nvidia-smi"):
         detail += "; torch does not see the GPU of this machine"
     return Check("device", True, detail)
@@ -181,7 +193,7 @@ def _memory() -> Check:
         "memory",
         memory.available >= NEEDED_MEMORY_GB * 1e9,
         f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free ({NEEDED_MEMORY_GB} needed)",
-        "close other programs, or lower training.per_device_train_batch_size and training.max_length",
+        "close other programs, or lower training.max_length",
     )
 
 
@@ -191,7 +203,7 @@ def _disk() -> Check:
         "disk",
         free >= NEEDED_DISK_GB * 1e9,
         f"{free / 1e9:.1f} GB free in this folder ({NEEDED_DISK_GB} needed)",
-        "free some space, or work in a folder on another disk",
+        "free some space, or use another disk",
     )
 
 
@@ -224,7 +236,7 @@ def _base_model() -> Check:
             bars.enable_progress_bar()
     seconds = time.perf_counter() - start
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    detail = f"{config.name}, {millions:.0f} M parameters, loaded and run in {seconds:.1f} s"
+    detail = f"{config.name}, {millions:.0f} M parameters, ran in {seconds:.1f} s"
     if not finite:
         return Check(
             "base model", False, f"{config.name} computes NaN", "delete the cache folder and try again"
@@ -248,7 +260,7 @@ def _data() -> Check:
         return Check("data", False, detail, fix)
     found = [name for name, state in states.items() if state == "yes"]
     if not found:
-        return Check("data", True, f"built-in sample for all tasks (no public dataset in {where})")
+        return Check("data", True, f"built-in sample (no public dataset in {where})")
     sample = [task for task, dataset in DEFAULTS.items() if dataset not in found]
     rest = f"; built-in sample for {', '.join(sample)}" if sample else ""
     return Check("data", True, f"{', '.join(found)} in {where}{rest}")

@@ -1,4 +1,4 @@
-"""Errors that a user can cause. The command line prints only their message, without a traceback."""
+"""The errors a user can cause, and the command line's exit codes; it prints only an error's message."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Sequence
 
 from fintune.extras import install_command
 
+DONE, FAILED, MISTAKE = 0, 1, 2
+EXIT_CODES = {
+    DONE: "done",
+    FAILED: "a check found something wrong (doctor, --strict, reproduce), or machine or network failed",
+    MISTAKE: "the command, the recipe, the data or the model cannot be used as given",
+    130: "stopped by Ctrl-C; 143: stopped by SIGTERM",
+}
+"""What the exit codes of every command mean."""
+
 
 class FintuneError(Exception):
     """A mistake the user can fix; its message names the field, the value and the fix.
@@ -16,25 +25,40 @@ class FintuneError(Exception):
         plain: the message without recipe keys and flags, for a reader in a browser.
     """
 
+    code = FAILED
+    """The exit code of a command that ends with this error."""
+
     def __init__(self, message: str = "", plain: str = "") -> None:
         super().__init__(message)
         self.plain = plain or message
 
 
+class CheckFailed(FintuneError):
+    """A check that the user asked for found something wrong."""
+
+
 class ConfigError(FintuneError):
     """A recipe that cannot be run: an unknown key, a wrong value, an impossible combination."""
+
+    code = MISTAKE
 
 
 class DataError(FintuneError):
     """Data that cannot be used: a missing file or column, an unknown label, an empty split."""
 
+    code = MISTAKE
+
 
 class ModelError(FintuneError):
     """A base model, adapter or checkpoint that cannot be loaded or used."""
 
+    code = MISTAKE
+
 
 class MissingExtraError(FintuneError):
     """An optional part is not installed; the message has the command that installs it."""
+
+    code = MISTAKE
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional part: run  {install_command(extra)}")

@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from fintune.errors import Interrupted
 if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
     from fintune.data.prepare.dataset import PreparedDataset
-    from fintune.evaluation.bundle import Bundle
+    from fintune.evaluation.bundle import Bundle, Line
     from fintune.evaluation.evaluate import TaskDone
     from fintune.evaluation.results import Answer, Results
     from fintune.evaluation.task_run import HeldOut
@@ -111,14 +112,28 @@ def _save_profile(adapter: Path, profile: Profile) -> None:
     profile.save(adapter)
 
 
+@dataclass(frozen=True)
+class Reproduced:
+    """A bundle's recipe, run again."""
+
+    other_data: list[str]
+    """Prepared files that are not the bundle's."""
+    metrics: list[Line]
+    tolerance: float
+
+    @property
+    def same(self) -> bool:
+        return not self.other_data and all(line.within(self.tolerance) for line in self.metrics)
+
+
 def reproduce(
     bundle: Bundle,
     output_dir: Path,
     tolerance: float,
     data_dir: str | None = None,
     say: Callable[[str], None] = print,
-) -> bool:
-    """Run a bundle's recipe again; return whether data and metrics match the bundle.
+) -> Reproduced:
+    """Run a bundle's recipe again; return how its data and metrics differ from the bundle's.
 
     Args:
         output_dir: a new folder, also for the prepared data.
@@ -145,7 +160,7 @@ def reproduce(
         mark = "✓" if each.within(tolerance) else "✗"
         now = "missing" if each.now is None else f"{each.now:.4f}"
         say(f"{mark} {each.task} {each.metric}: {each.then:.4f} then, {now} now")
-    return not differ and all(each.within(tolerance) for each in lines)
+    return Reproduced(differ, lines, tolerance)
 
 
 def run(

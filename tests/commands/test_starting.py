@@ -95,7 +95,7 @@ def test_an_official_test_file_stays_one_and_numbers_get_their_names(workdir, ca
     assert own["test_file"] == "stance-test.csv" and own["labels"] == {"0": "dovish", "1": "hawkish"}
     assert prepare(load_recipe("fed.yaml")).manifest["tasks"]["stance"]["counts"]["test"] == 12
 
-    assert main(["init", "stance-train.csv", *flags]) == 1, "a recipe is not written over"
+    assert main(["init", "stance-train.csv", *flags]) == 2, "a recipe is not written over"
     assert "fed.yaml exists" in capsys.readouterr().err
 
 
@@ -110,19 +110,19 @@ def test_what_is_not_plain_is_asked_for_in_one_sentence(workdir, capsys):
         (["a.csv", "b.csv"], "one training file"),
         (["dated.csv"], "set  --time_format: day_first"),
     ):
-        assert main(["init", "--yes", *arguments]) == 1
+        assert main(["init", "--yes", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
 
 
 def test_what_set_says_holds_with_debug_too(tmp_path):
-    from fintune.cli import _parser
+    from fintune.cli import parser
     from fintune.commands.common import recipe_of
 
     (tmp_path / "r.yaml").write_text("training: {max_steps: 50}\ndata: {tasks: {qa: {dataset: sample}}}\n")
     said = ["training.max_steps=3", "training.warmup_steps=1", "data.tasks.qa.max_train=9"]
     words = ["train", "--config", str(tmp_path / "r.yaml"), "--debug", *(f"--set={each}" for each in said)]
-    recipe = recipe_of(_parser().parse_args(words))
+    recipe = recipe_of(parser().parse_args(words))
     small = recipe.training
     assert (small.max_steps, small.warmup_steps, small.max_length, recipe.debug) == (3, 1, 256, True)
     assert (recipe.data.tasks["qa"].max_train, recipe.data.tasks["qa"].max_test) == (9, 8)

@@ -68,9 +68,10 @@ def test_an_export_is_scored_kept_with_its_figures_or_removed(random_adapter, wo
     state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].flip(0).contiguous()
     save_file(state, "other/model.safetensors", {"format": "pt"})
     other = [*command, "--base_model", "./other", "--output_dir", "off"]
-    assert main(other) != 0 and not (workdir / "off").exists()
+    assert main(other) == 1 and not (workdir / "off").exists()
     assert "answers otherwise than its adapter" in capsys.readouterr().err
-    assert main([*other, "--force"]) == 0 and (workdir / "off/export.json").is_file()
+    assert main([*other, "--force", "--json"]) == 0 and (workdir / "off/export.json").is_file()
+    assert json.loads(capsys.readouterr().out)["agreement"]["verdict"] == "refuse"
 
 
 @pytest.mark.slow

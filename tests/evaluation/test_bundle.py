@@ -44,11 +44,10 @@ def test_a_bundle_runs_again_and_other_figures_or_data_are_told(tiny_recipe, wor
     content["data"]["sentiment/test.parquet"] = "0" * 64
     (kept / "bundle.json").write_text(json.dumps(content))
     reseal(kept)
-    assert main(["reproduce", "kept", "--output_dir", "third"]) == 1
-    shown = capsys.readouterr().out
-    assert (
-        "✗ sentiment" in shown and "Other data: sentiment/test.parquet" in shown and "Not reproduced" in shown
-    )
+    assert main(["reproduce", "kept", "--output_dir", "third", "--json"]) == 1
+    told, shown = capsys.readouterr()
+    assert json.loads(told)["same"] is False
+    assert "✗ sentiment" in shown and "Other data: sentiment/test.parquet" in shown
 
 
 def test_what_was_not_evaluated_or_not_made_by_one_run_is_no_bundle(random_adapter, workdir, capsys):

@@ -242,7 +242,7 @@ def test_the_command_prints_a_table_of_80_columns_and_writes_json_and_markdown(f
 )
 def test_the_command_refuses_in_one_sentence(folders, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(folders)
-    assert main(["compare", *arguments]) == 1
+    assert main(["compare", *arguments]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and not printed.out  # before the work
 
@@ -265,7 +265,7 @@ def test_a_damaged_line_of_predictions_is_named(folders, tmp_path, change, messa
         ["compare", str(tmp_path / "run"), str(folders / "good")],
         ["report", str(tmp_path / "run")],
     ):
-        assert main(command) == 1
+        assert main(command) == 2
         assert re.search(message, capsys.readouterr().err)
 
 

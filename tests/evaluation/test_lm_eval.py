@@ -88,7 +88,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(random_adapter, work
     (workdir / "mine").mkdir()
     (workdir / "mine" / "notes.txt").write_text("mine")
     command = ["evaluate", "--model_path", str(random_adapter), "--max_test", "3", "--export_lm_eval"]
-    assert main([*command, "mine"]) == 1 and "holds something else" in capsys.readouterr().err
+    assert main([*command, "mine"]) == 2 and "holds something else" in capsys.readouterr().err
     assert (workdir / "mine" / "notes.txt").read_text() == "mine"
     assert main([*command, "tasks"]) == 0 and main([*command, "tasks"]) == 0
     ids = pq.read_table(workdir / "tasks" / "headline.parquet")["id"].to_pylist()

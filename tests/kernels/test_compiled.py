@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 import torch
 from families import tiny
 from torch._dynamo.utils import counters
@@ -19,11 +18,13 @@ def row_of(examples, length):
     return join([pack(prompts, [[[7, 8], [9]] for _ in prompts]), pack([[4, 5]], [[[6, 7]]])])
 
 
-@pytest.mark.parametrize(("kind", "dora"), [("llama", False), ("gemma3_text", True)])
-def test_compiled_layers_are_the_layers_and_are_compiled_once(kind, dora):
+def test_compiled_layers_are_the_layers_and_are_compiled_once():
+    """Of Gemma 3, which has windows, its own norms and two kinds of layers, with DoRA."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    plain = add_adapter(tiny(kind).requires_grad_(False), LoraConfig(r=4, lora_dropout=0.0, use_dora=dora))
+    plain = add_adapter(
+        tiny("gemma3_text").requires_grad_(False), LoraConfig(r=4, lora_dropout=0.0, use_dora=True)
+    )
     for name, weight in plain.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -36,7 +37,7 @@ def test_compiled_layers_are_the_layers_and_are_compiled_once(kind, dora):
     assert compiled.enable(ours, backend="aot_eager") == 4
     counters.clear()
     graphs = []
-    for row in (row_of(2, 3), row_of(3, 9), row_of(5, 20), row_of(4, 6)):
+    for row in (row_of(2, 3), row_of(5, 20), row_of(4, 6)):
         gradients = []
         for model in (plain, ours):
             loss = target_nll(model, row).mean()

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import flex_attention
 
@@ -14,7 +14,6 @@ from fintune.kernels.packing import join, pack
 from fintune.kernels.rule import Rule
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     prefix=st.integers(0, 30),

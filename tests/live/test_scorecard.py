@@ -1,5 +1,6 @@
 """The live scorecard: answers joined with what prices did afterwards, and figures with their intervals."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -141,7 +142,9 @@ def test_the_command_scores_a_folder_with_prices_of_files(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "regression, live: 3 of 3 answers over 3 days" in shown
     assert "hit rate" in shown and "say little yet" in shown
-    assert main(["live", "score", "--output", str(tmp_path / "none"), "--prices", str(tmp_path)]) == 1
+    assert main([*past, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"]["hit_rate"]["n"] == 3
+    assert main(["live", "score", "--output", str(tmp_path / "none"), "--prices", str(tmp_path)]) == 2
     assert "holds no answers of the task regression" in capsys.readouterr().err
 
 

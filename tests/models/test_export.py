@@ -92,7 +92,6 @@ def logits(model):
 @pytest.mark.parametrize(
     "lora",
     [
-        {"target_modules": ["q_proj", "lm_head"]},
         {"target_modules": ["embed_tokens", "down_proj"], "use_rslora": True},
         {"target_modules": ["v_proj", "lm_head"], "use_dora": True},
         {
@@ -101,7 +100,7 @@ def logits(model):
             "alpha_pattern": {"q_proj": 3},
         },
     ],
-    ids=["head", "embeddings-rslora", "head-dora", "patterns"],
+    ids=["embeddings-rslora", "head-dora", "patterns"],
 )
 def test_what_is_merged_has_the_adapters_logits_also_where_head_and_embeddings_are_one(
     tiny_base, tmp_path, lora
@@ -182,7 +181,7 @@ def test_vllms_layout_has_one_rank_and_scale_and_the_adapters_logits(tiny_base, 
 
 @pytest.mark.parametrize(
     ("dtype", "bits", "off"),
-    [("f16", 16, 1e-3), ("bf16", 16, 4e-3), ("q8_0", 8.5, 8e-3), ("q5_1", 6, 0.05), ("q4_0", 4.5, 0.13)],
+    [("bf16", 16, 4e-3), ("q8_0", 8.5, 8e-3), ("q4_0", 4.5, 0.13)],
 )
 def test_a_gguf_of_each_dtype_is_read_back_as_the_model_it_was_made_of(tiny_base, tmp_path, dtype, bits, off):
     import gguf

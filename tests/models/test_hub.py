@@ -116,6 +116,9 @@ def test_a_dry_run_shows_all_and_asks_nothing(hub, adapter, capfd):
     shown = capfd.readouterr().out
     assert "adapter_model.safetensors" in shown and "## Licence note" in shown
     assert "Nothing was sent. me/model would be public" in shown and not hub.asked
+    assert main(["push", "me/model", "--model_path", str(adapter), "--dry_run", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["sent_to"] is None and sum(file["bytes"] for file in told["files"]) < told["bytes"]
 
 
 def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capfd):
@@ -138,13 +141,13 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capf
 def test_a_hub_that_cannot_be_reached_is_said_in_a_sentence(hub, adapter, capsys):
     hub.shutdown()
     hub.server_close()
-    assert main(["push", "me/model", "--model_path", str(adapter)]) == 1
+    assert main(["push", "me/model", "--model_path", str(adapter)]) == 2
     assert f"The hub at {hub.home} cannot be reached: ConnectError." in capsys.readouterr().err
 
 
 def test_a_base_that_the_hub_does_not_give_is_refused_by_one_request(hub, tmp_path, capsys):
     hub.status = 404
     flags = ["--output_dir", str(tmp_path / "out"), "--set", "base_model.name=no/model"]
-    assert main(["train", "--debug", *flags]) == 1
+    assert main(["train", "--debug", *flags]) == 2
     assert "base_model.name is no/model, which cannot be loaded" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not hub.asked

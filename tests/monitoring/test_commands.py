@@ -8,7 +8,7 @@ import pytest
 from fintune.cli import main
 from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
-from fintune.monitoring.commands import show_drift
+from fintune.monitoring.commands import drift
 from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.store import Store
 from fintune.tasks import Prediction
@@ -106,14 +106,17 @@ def test_feedback_shows_the_live_scores_and_forgets_on_request(store_url, capsys
     out = capsys.readouterr().out
     assert "0 predictions older than 30 days deleted" in out
     assert "sentiment: 30 answers with feedback, 33.3% right" in out
+    assert main(["monitor", "feedback", "--store", store_url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["tasks"]["sentiment"]
+    assert told == {"feedback": 30, "accuracy": pytest.approx(1 / 3), "mae": None}
 
 
 def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
     command = ["data", "from-feedback", "--output_file", "x.jsonl", "--store"]
-    assert main([*command, "sqlite:///nowhere.db", "--task", "sentiment"]) == 1
-    assert main([*command, store_url, "--task", "qa"]) == 1
+    assert main([*command, "sqlite:///nowhere.db", "--task", "sentiment"]) == 2
+    assert main([*command, store_url, "--task", "qa"]) == 2
     assert (
-        main(["data", "from-feedback", "--store", store_url, "--task", "qa", "--output_file", "x.csv"]) == 1
+        main(["data", "from-feedback", "--store", store_url, "--task", "qa", "--output_file", "x.csv"]) == 2
     )
     errors = capsys.readouterr().err.splitlines()
     assert ["no store nowhere.db" in errors[0], "feedback is there for sentiment" in errors[1]] == [
@@ -128,16 +131,14 @@ def test_drift_reads_the_answers_of_its_adapter_and_says_when_the_store_has_othe
     store = Store.open(url, keep=True)
     store.add_prediction("sentiment", "profit fell", Prediction("neutral", {"neutral": 1.0}), model="old")
     store.close()
-    said = {}
-    for name in ("old", "new"):
+    said = {"old": [], "new": []}
+    counted = {}
+    for name in said:
         (tmp_path / name).mkdir()
         Profile({"sentiment": TaskProfile(n=200, labels={"neutral": 200})}).save(tmp_path / name)
-        lines = []
-        show_drift(tmp_path / name, url, None, lines.append)
-        said[name] = "\n".join(lines)
-    assert said["old"].startswith("# Drift") and "1 answers against 200" in said["old"]
-    assert said["new"].startswith("The store has no answer of new, but of old:")
-    assert "0 answers against 200" in said["new"]
+        counted[name] = drift(tmp_path / name, url, None, said[name].append)["tasks"]["sentiment"]["n"]
+    assert counted == {"old": 1, "new": 0} and said["old"] == []
+    assert said["new"][0].startswith("The store has no answer of new, but of old:")
 
 
 def test_an_evaluated_adapter_has_a_profile_and_drift_is_measured_against_it(
@@ -162,3 +163,6 @@ def test_an_evaluated_adapter_has_a_profile_and_drift_is_measured_against_it(
     report = json.loads((workdir / "drift.json").read_text())
     assert report["tasks"]["sentiment"] == {"n": 30, "reference_n": 5, "status": "too few", "signals": {}}
     assert report["live_scores"]["sentiment"]["feedback"] == 30
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "too few"

@@ -50,7 +50,7 @@ def test_the_command_makes_lists_and_revokes(tmp_path, capsys):
     listed = capsys.readouterr().out
     assert "desk" in listed and "60/min" in listed and made not in listed
     assert main(["keys", "revoke", "desk", *file]) == 0
-    assert main(["keys", "revoke", "desk", *file]) == 1
+    assert main(["keys", "revoke", "desk", *file]) == 2
     assert "no key in use called 'desk'" in capsys.readouterr().err
     assert keys.KeyRing(tmp_path / "keys.json").find(f"Bearer {made}") is None
 
@@ -68,7 +68,7 @@ def test_a_file_of_keys_that_is_named_is_never_an_open_server(host, file, by, tm
         command += ["--keys", str(path)]
     else:
         monkeypatch.setenv("FINTUNE_KEYS", str(path))
-    assert main(command) == 1
+    assert main(command) == 2
     said = capsys.readouterr().err
     assert ("has no key in use" if file == "revoked" else "does not exist") in said
     assert "fintune keys create --name NAME" in said and "--insecure" in said
@@ -77,7 +77,7 @@ def test_a_file_of_keys_that_is_named_is_never_an_open_server(host, file, by, tm
 def test_a_public_address_without_keys_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("FINTUNE_KEYS", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 1
+    assert main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 2
     assert "there is no API key: make one with  fintune keys create" in capsys.readouterr().err
     assert keys.required(None, insecure=False, public=False) is None
 

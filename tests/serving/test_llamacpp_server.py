@@ -67,5 +67,5 @@ def test_adapters_by_name_are_refused_in_a_sentence(running, gguf, capsys):
     assert "this server has own.gguf alone" in answer.text
     assert httpx.get(f"{running.url}/v1/adapters").json()["data"] == []
     command = ["serve", "--backend", "llama.cpp", "--model_path", str(gguf), "--adapters", str(gguf.parent)]
-    assert main([*command, "--port", "0"]) == 1
+    assert main([*command, "--port", "0"]) == 2
     assert "--adapters is given, and --backend llama.cpp answers as one model" in capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_code_that_an_adapter_names_runs_only_where_the_user_trusts_it_and_names
     registry_module._registered.clear()
     monkeypatch.chdir(workdir / "others")
     for command in (["predict", "--task", "where", "--model_path", ".", "Up."], ["plan", "--config", "."]):
-        assert main(command) == 1
+        assert main(command) == 2
         assert "names the plug-ins 'kept_plugin', and a plug-in is code" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="pass --trust_plugins"):
         manifest.read(".", manifest.read_recipe("."))  # its own word for it is none

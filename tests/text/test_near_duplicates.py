@@ -5,7 +5,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fintune.errors import ConfigError
@@ -35,7 +35,6 @@ def test_similarity_is_the_jaccard_index_of_word_triples(a, b):
     assert similarity(shingles(a), shingles(b)) == jaccard(a, b)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(texts, max_size=12), texts)
 def test_a_match_is_the_most_similar_text_and_an_exact_one_is_never_missed(held_out, text):
     index = Index(threshold=0.5)

@@ -5,7 +5,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fintune.config import Recipe
@@ -43,7 +43,6 @@ def words(text):
     return len(text.split())
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     DOCUMENTS | st.text(max_size=300),
     st.integers(-1, 60),
@@ -172,7 +171,6 @@ def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so
     assert line.startswith("salience: graph was removed; score") and "is used instead" in line
 
 
-@settings(deadline=None, max_examples=40)
 @given(DOCUMENTS, st.integers(120, 300), st.sampled_from(METHODS))
 def test_a_prompt_of_salient_sentences_is_never_too_long(document, max_length, method):
     record = Record(f"Sales. {document}", "- Sales rose")

@@ -1,5 +1,7 @@
 """The mix: what is shown is what is trained on."""
 
+import json
+
 import pytest
 
 from fintune.cli import main
@@ -48,7 +50,7 @@ def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
     recipe = tiny_recipe(**SMALL, training={"max_steps": -1, "num_train_epochs": 3}, data={"tasks": SIZES})
     mix.show(recipe)
     said = capsys.readouterr().out
-    assert "summarization           6        23  50.0%" in said and "75.0%    11.5×" in said
+    assert "summarization          6       23  50.0%" in said and "75.0%    11.5×" in said
     assert "The run: 18 steps of 8 examples, 138 in all (3.00 epochs; balanced sampling)." in said
     warning, few = [line for line in said.splitlines() if line.startswith("Warning: ")]
     assert few.startswith("Warning: Only 18 optimizer steps")
@@ -68,3 +70,8 @@ def test_the_command_shows_the_mix(tiny_base, workdir, capsys):
     said = capsys.readouterr().out
     assert "The run: 6 steps of 8 examples, 48 in all" in said
     assert all(name in said for name in ("sentiment", "headline", "summarization", "qa", "regression"))
+    assert main([*command.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 6 and sum(t["share_of_loss"] for t in found["tasks"].values()) == pytest.approx(
+        1
+    )

@@ -48,7 +48,7 @@ def test_a_run_leaves_a_plain_peft_adapter_its_checkpoints_manifest_card_and_log
     log = next((workdir / "logs").glob("train-*.log")).read_text()
     assert "sentiment_loss=" in log and "eval_headline_accuracy=" in log
     assert list((workdir / "out" / "tensorboard").glob("events.*"))
-    assert "validation, step 4/4" in capsys.readouterr().out
+    assert "Validation loss at step 4/4, lower is better: " in capsys.readouterr().out
 
 
 def test_a_run_that_was_killed_resumes_to_the_same_weights(tiny_recipe, workdir, capsys):
@@ -250,8 +250,7 @@ def test_compiled_training_reaches_the_weights_of_plain_training(tiny_recipe, wo
         train(recipe, workdir / "none", progress=False)
     monkeypatch.undo()
     monkeypatch.chdir(workdir)
-    if not any(map(layers.shutil.which, ("g++", "clang++"))):
-        pytest.skip("no C++ compiler on this machine")
+    monkeypatch.setattr(layers.enable, "__defaults__", ("aot_eager",))  # the C++ compiler takes a minute
     train(recipe, workdir / "compiled", progress=False)
     train(tiny_recipe(training={"max_steps": 2}), workdir / "plain", progress=False)
     compiled, plain = weights(workdir / "compiled"), weights(workdir / "plain")
@@ -303,5 +302,5 @@ def test_wandb_that_is_missing_is_named_with_its_fix(monkeypatch, workdir):
     from fintune.training import callbacks
 
     monkeypatch.setattr(callbacks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="pip install .*wandb"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*wandb"):
         callbacks.wandb()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -17,8 +18,10 @@ from fintune.commands.common import (
     adapter_of,
     backend_flag,
     count,
+    json_flag,
     model_path_flag,
     recipe_flags,
+    shown,
     trained_recipe,
 )
 from fintune.errors import DataError
@@ -34,90 +37,120 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output_file",
         metavar="JSON",
-        help="the results (default: results.json beside the adapter, or here without one; "
-        "results-validation.json of --split validation)",
+        help="results file (default: results.json beside the adapter, or here if there is none; "
+        "results-validation.json with --split validation)",
     )
     command.add_argument(
         "--split",
         choices=("test", "validation"),
         default="test",
-        help="validation is for choosing among recipes, so that test is read once (default: test)",
+        help="examples to evaluate on; choose among recipes by validation (default: test)",
     )
-    command.add_argument("--max_test", type=count, metavar="N", help="examples per task at most")
-    command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases too")
+    command.add_argument(
+        "--max_test", type=count, metavar="N", help="evaluate at most N examples of each task"
+    )
+    command.add_argument("--use_wandb", action="store_true", help="send the figures to Weights & Biases, too")
     command.add_argument(
         "--export_lm_eval",
         metavar="DIR",
-        help="write the label tasks for lm-evaluation-harness to a folder, and evaluate nothing",
+        help="evaluate nothing, and write the label tasks for lm-evaluation-harness to this folder",
     )
+    json_flag(command)
     recipe_flags(command)
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("results", metavar="RESULTS", help="the results file, or the folder that holds it")
+    command.add_argument("results", metavar="RESULTS", help="results file, or the folder that holds it")
     command.add_argument(
         "--output_file",
         metavar="HTML",
-        help="the page, with the Markdown beside it (default: beside the results, as .html and .md)",
+        help="HTML report; the Markdown report goes beside it (default: beside the results)",
     )
+    json_flag(command)
 
 
 def _compare_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "runs", nargs="+", metavar="RESULTS", help="results files, or the folders that hold them: A B"
+        "runs",
+        nargs="+",
+        metavar="RESULTS",
+        help="results files, or the folders that hold them; two, or several with --seeds",
     )
-    command.add_argument("--task", metavar="TASK", help="one task only")
-    command.add_argument("--metric", metavar="METRIC", help="one metric only, such as macro_f1")
+    command.add_argument("--task", metavar="TASK", help="compare this task alone")
+    command.add_argument("--metric", metavar="METRIC", help="compare this metric alone, such as macro_f1")
     command.add_argument(
-        "--seeds", action="store_true", help="mean and standard deviation over runs of one recipe"
+        "--seeds", action="store_true", help="show mean and standard deviation over runs of one recipe"
     )
-    command.add_argument("--output_file", metavar="FILE", help="write it too, as .json or .md")
+    command.add_argument(
+        "--output_file", metavar="FILE", help="write the comparison to a .json or .md file, too"
+    )
+    json_flag(command)
 
 
 def _predict_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("text", nargs="?", help="the text, or - to read it from standard input")
-    command.add_argument("--task", required=True, metavar="TASK", help="sentiment, headline, qa, …")
-    command.add_argument("--question", metavar="TEXT", help="the question of a qa text")
+    command.add_argument(
+        "text", nargs="?", metavar="TEXT", help="text to answer, or - to read it from standard input"
+    )
+    command.add_argument(
+        "--task", required=True, metavar="TASK", help="task, such as sentiment, headline or qa"
+    )
+    command.add_argument("--question", metavar="TEXT", help="question on the text, for a qa task")
     command.add_argument(
         "--document",
         action="append",
         metavar="PATH",
-        help="answer from a document, and say where it stands: HTML, a filing with inline XBRL, PDF, "
-        "Markdown or text, or a folder of them; the text is then the question; may be repeated",
+        help="answer from a document and show the source: HTML, a filing with inline XBRL, PDF, Markdown, "
+        "text, or a folder of them; TEXT is then the question; can be repeated",
     )
     model_path_flag(command)
     backend_flag(command)
     command.add_argument(
         "--input_file",
         metavar="PATH",
-        help="a CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of them; s3:// too; "
-        "or a folder of documents (.txt, .md, .html, .pdf), one answer each",
+        help="CSV, TSV, JSON, Parquet or Excel file with a text column, or a folder of such files, also at "
+        "s3:// and the like; or a folder of documents (.txt, .md, .html, .pdf), to answer each",
     )
     command.add_argument(
         "--columns",
         nargs="+",
         action=Pairs,
         metavar="FIELD=COLUMN",
-        help="the file's columns, as text=Headline (default: as in the training file, else text, question)",
+        help="columns of the file, such as text=Headline (default: those of the training file, else text "
+        "and question)",
     )
     command.add_argument(
         "--output_file",
         metavar="PATH",
-        help="where answers go: .csv or .xlsx with the input's columns, JSON lines, or with a / at its end "
-        "Parquet files (default: JSON lines on standard output); a run that was stopped goes on",
+        help="file for the answers: .csv, .tsv or .xlsx with the input's columns, or JSON lines; a path that "
+        "ends in / becomes a folder of Parquet files; the same command again continues a stopped run "
+        "(default: JSON lines on standard output)",
     )
-    command.add_argument("--encoding", metavar="NAME", help="of a text file (default: found by looking)")
-    command.add_argument("--sheet", metavar="NAME", help="of an Excel workbook (default: its first)")
-    command.add_argument("--truncate", action="store_true", help="cut texts that do not fit the context")
+    command.add_argument("--encoding", metavar="NAME", help="encoding of a text file (default: detected)")
+    command.add_argument("--sheet", metavar="NAME", help="sheet of an Excel workbook (default: the first)")
+    command.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut texts that are too long for the model (default: refuse them)",
+    )
+    command.add_argument(
+        "--json",
+        action="store_true",
+        dest="as_json",  # standard output is not kept for one object: rows are answered as they come
+        help="print JSON on a terminal, too: one object for one answer, a line for each row of a file; with "
+        "--output_file, an object with the number of answers",
+    )
     command.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="answer a file with Ray: of a cluster (auto, HOST:PORT), or without ADDRESS of this machine",
+        help="answer a file on a Ray cluster: auto or HOST:PORT (without ADDRESS: on this machine)",
     )
     command.add_argument(
-        "--workers", type=count, metavar="N", help="of --ray (default: one a GPU, else one for 4 CPU cores)"
+        "--workers",
+        type=count,
+        metavar="N",
+        help="workers for --ray (default: one a GPU, else one per 4 cores)",
     )
 
 
@@ -129,7 +162,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
     from fintune.pipeline import check_evaluation, evaluate
-    from fintune.reports.figures import print_table
+    from fintune.reports.figures import as_dict, print_table
 
     model_path = adapter_of(args.model_path)
     recipe = trained_recipe(model_path, args)
@@ -148,11 +181,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         names = [task.name for task in prepared.task_set() if task.name in engine.tasks.names()]
         records = {name: drawn(prepared.records(name, args.split), args.max_test) for name in names}
         tasks = export(engine.tasks, engine.template, records, args.export_lm_eval)
-        print(f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …")
+        line = f"lm_eval --include_path {args.export_lm_eval} --tasks {','.join(tasks)} --model hf …"
+        shown(args, {"folder": args.export_lm_eval, "tasks": tasks}, lambda: print(line))
         return 0
     config = recipe.evaluation.tracked(args.use_wandb)
     results = evaluate(engine, prepared, config, output, max_test=args.max_test, split=args.split)
-    print_table(results)
+    shown(args, as_dict(results), lambda: print_table(results))
     print(f"Results: {output}; to read: {output.with_suffix('.html')} or .md")
     return 0
 
@@ -161,7 +195,8 @@ def _report(args: argparse.Namespace) -> int:
     from fintune.reports.evaluation import write_report
 
     page = write_report(args.results, args.output_file)
-    print(f"Report: {page} and {page.with_suffix('.md')}")
+    markdown = page.with_suffix(".md")
+    shown(args, {"page": page, "markdown": markdown}, lambda: print(f"Report: {page} and {markdown}"))
     return 0
 
 
@@ -184,7 +219,7 @@ def _compare(args: argparse.Namespace) -> int:
         compared = compare.spread(runs, task=args.task, metric=args.metric)
     else:
         compared = compare.compare(*runs, task=args.task, metric=args.metric)
-    comparison.print_comparison(compared)
+    shown(args, compared, lambda: comparison.print_comparison(compared))
     if output:
         comparison.write(output, compared)
         print(f"Comparison: {output}")
@@ -220,7 +255,8 @@ def _predict(args: argparse.Namespace) -> int:
 def _predict_document(args: argparse.Namespace) -> int:
     from fintune.data.documents.reading import documents
     from fintune.files import atomic_write, json_line, writable
-    from fintune.inference.documents import answer, shown
+    from fintune.inference.documents import answer
+    from fintune.inference.documents import shown as show
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
 
@@ -238,16 +274,15 @@ def _predict_document(args: argparse.Namespace) -> int:
     line = json_line(given.to_dict(args.task))
     if output:
         atomic_write(output, line)
-        print(f"The answer, with its sources, is in {output}")
-    elif sys.stdout.isatty():
-        shown(given)
+        _written(args, 1, f"The answer, with its sources, is in {output}")
+    elif sys.stdout.isatty() and not args.as_json:
+        show(given)
     else:
         sys.stdout.write(line)
     return 0
 
 
 def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile]) -> int:
-    from fintune.data.storage import shown
     from fintune.inference.answer_files import Output
     from fintune.inference.documents import predict_files
     from fintune.inference.engine import Engine
@@ -257,9 +292,7 @@ def _predict_documents(args: argparse.Namespace, task: Task, files: list[RowFile
     _check_question(task, args.question, "--input_file", args.input_file)
     output = Output.at(args.output_file, args.input_file) if args.output_file else None
     engine = Engine.load(adapter_of(args.model_path), backend=args.backend)
-    count = predict_files(engine, args.task, files, output, args.question)
-    if args.output_file:
-        print(f"{count} answers written to {shown(args.output_file)}")
+    _written(args, predict_files(engine, args.task, files, output, args.question))
     return 0
 
 
@@ -301,7 +334,6 @@ def _refuse_file_name(text: str, task: str) -> None:
 
 def _predict_file(args: argparse.Namespace) -> int:
     from fintune.data.inputs import input_documents
-    from fintune.data.storage import shown
     from fintune.inference.answers import check_files, predict_file
     from fintune.inference.engine import Engine
     from fintune.models.source import Source
@@ -333,19 +365,30 @@ def _predict_file(args: argparse.Namespace) -> int:
     else:
         engine = Engine.load(model_path, backend=args.backend)
         count = predict_file(engine, args.task, *files, args.truncate, args.columns, reading, checked)
-    if args.output_file:
-        print(f"{count} answers written to {shown(args.output_file)}")
+    _written(args, count)
     return 0
+
+
+def _written(args: argparse.Namespace, count: int, line: str = "") -> None:
+    """Say how many answers are in `--output_file`; nothing where they went to standard output."""
+    from fintune.data.storage import shown as shown_path
+
+    if args.output_file and args.as_json:
+        print(json.dumps({"output_file": shown_path(args.output_file), "answers": count}))
+    elif args.output_file:
+        print(line or f"{count} answers written to {shown_path(args.output_file)}")
 
 
 COMMANDS = (
     Command(
         "evaluate",
-        "score an adapter, or what was exported of it, on the test data, beside its baselines",
+        "score an adapter or an export, beside its baselines",
         _evaluate,
         _evaluate_flags,
     ),
-    Command("report", "the reports of a results file, made again without the model", _report, _report_flags),
-    Command("compare", "compare two evaluations, or the seeds of one recipe", _compare, _compare_flags),
-    Command("predict", "answer one text, or a file of them", _predict, _predict_flags),
+    Command("report", "write the reports of a results file again, without the model", _report, _report_flags),
+    Command("compare", "compare two evaluations, or several seeds of one recipe", _compare, _compare_flags),
+    Command(
+        "predict", "answer one text, a file of texts, or a question on a document", _predict, _predict_flags
+    ),
 )

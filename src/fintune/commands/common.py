@@ -1,12 +1,15 @@
-"""What the commands share: the recipe's flags, and the adapter that is meant."""
+"""What the commands share: the recipe's flags, the adapter that is meant, and `--json`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from fintune.errors import ConfigError, FintuneError
 
 OUTPUT_DIR = "output/model"
 MODEL_PATH_HELP = (
-    "the folder of an adapter or of fintune export (default: the newest adapter under output/, else the "
+    "folder of an adapter, or of fintune export (default: the newest adapter under output/, else the "
     "untuned base model)"
 )
 STORE = "sqlite:///output/monitoring.db"
@@ -31,29 +34,88 @@ class Command:
     add_flags: Callable[[argparse.ArgumentParser], None] | None = None
 
 
+def json_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object on standard output, and all else on standard error",
+    )
+
+
+def former(command: argparse.ArgumentParser, flag: str, name: str) -> None:
+    """Keep a flag's former name, which help does not show."""
+    command._option_string_actions[name] = command._option_string_actions[flag]
+
+
+def action(actions: Any, name: str, help: str) -> argparse.ArgumentParser:
+    """The parser of an action, such as `list` of `fintune data list`."""
+    found: argparse.ArgumentParser = actions.add_parser(name, help=help, description=sentence(help))
+    return found
+
+
+def sentence(help: str) -> str:
+    return f"{help[0].upper()}{help[1:]}."
+
+
+@contextlib.contextmanager
+def apart(args: argparse.Namespace) -> Iterator[None]:
+    """With `--json` keep standard output for `shown`: what else is printed goes to standard error."""
+    args.stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext():
+        yield
+
+
+def shown(args: argparse.Namespace, value: Any, show: Callable[[], object] | None = None) -> None:
+    """Show a command's result: by `show`, or with `--json` as JSON alone."""
+    if getattr(args, "json", False):
+        args.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        args.stdout.flush()
+    elif show:
+        show()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: objects by field, numbers as numbers, and null for NaN and infinity."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
 def recipe_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config",
         metavar="YAML",
-        help="the recipe, or the folder of an adapter: its recipe (default: configs/default.yaml)",
+        help="recipe file, or an adapter's folder to take its recipe (default: configs/default.yaml)",
     )
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe, such as training.learning_rate=1e-4; may be repeated",
+        help="set a key of the recipe, such as training.learning_rate=1e-4; can be repeated",
     )
     data_dir_flag(command)
     trust_flag(command)
-    command.add_argument("--debug", action="store_true", help="a very small run that exercises everything")
+    command.add_argument(
+        "--debug", action="store_true", help="use very little data and few steps, to try everything"
+    )
 
 
 def data_dir_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data_dir",
         metavar="DIR",
-        help="folder of public datasets, looked in before FINTUNE_DATA_DIR and data/raw",
+        help="folder of public datasets to search first, before FINTUNE_DATA_DIR and data/raw",
     )
 
 
@@ -62,8 +124,8 @@ def backend_flag(command: argparse.ArgumentParser) -> None:
         "--backend",
         metavar="NAME",
         default="builtin",
-        help="what computes: builtin (the default), vllm, another package's, or llama.cpp, which takes a "
-        "folder of fintune export --format gguf",
+        help="library that runs the model: builtin, vllm, llama.cpp (for a folder of fintune export "
+        "--format gguf), or one that another package adds (default: builtin)",
     )
 
 
@@ -179,20 +241,27 @@ def trust_flag(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--trust_plugins",
             action="store_true",
-            help="import the Python modules that an adapter names under plugins: code that runs here",
+            help="import the Python modules that an adapter lists under plugins; this runs their code",
         )
 
 
 def address_flags(command: argparse.ArgumentParser, port: int, more: str = "") -> None:
     """`--port` and `--host`; `more` is what the help says of the port besides its default."""
-    command.add_argument("--port", type=int, default=port, help=f"(default: {port}{more})")
-    command.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    command.add_argument(
+        "--port", type=int, default=port, metavar="N", help=f"port to listen on{more} (default: {port})"
+    )
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1, this machine alone)",
+    )
     command.add_argument(
         "--allow_host",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="host names by which it is asked, besides this machine's own: those of a proxy before it",
+        help="further host names that requests may use, such as that of a proxy in front",
     )
 
 
@@ -201,5 +270,5 @@ def store_flag(command: argparse.ArgumentParser) -> None:
         "--store",
         default=os.environ.get("FINTUNE_STORE", STORE),
         metavar="URL",
-        help=f"where predictions are kept (default: FINTUNE_STORE, else {STORE}); also postgresql://…",
+        help=f"database of predictions, sqlite:/// or postgresql:// (default: FINTUNE_STORE, else {STORE})",
     )

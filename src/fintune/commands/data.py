@@ -6,95 +6,126 @@ import argparse
 import contextlib
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fintune.commands.common import (
     Command,
+    action,
     count,
+    data_dir_flag,
+    json_flag,
     model_path_flag,
+    plain,
     recipe_flags,
     recipe_of,
+    shown,
     store_flag,
 )
 from fintune.errors import FintuneError
-
-if TYPE_CHECKING:
-    from fintune.config import Recipe
 
 REPORT_DIR = "output/quality"
 
 
 def _data_flags(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="the public datasets: task, licence, home, and whether found")
-    listing.add_argument("--data_dir", metavar="DIR")
-    download = actions.add_parser("download", help="fetch public datasets into data/raw")
+    actions = command.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    listing = action(actions, "list", "list the public datasets, and whether they are here")
+    data_dir_flag(listing)
+    download = action(actions, "download", "download public datasets")
     download.add_argument(
         "--dataset",
         action="append",
         metavar="NAME",
-        help="one dataset, or all (the default); may be repeated",
+        help="dataset to download; can be repeated (default: all)",
     )
-    download.add_argument("--data_dir", default="data/raw", metavar="DIR", help="(default: data/raw)")
-    prepare = actions.add_parser("prepare", help="raw data into checked, split Parquet files")
+    download.add_argument(
+        "--data_dir", default="data/raw", metavar="DIR", help="folder to download to (default: data/raw)"
+    )
+    prepare = action(actions, "prepare", "check and split a recipe's data into Parquet files")
     recipe_flags(prepare)
-    prepare.add_argument("--force", action="store_true", help="prepare again, even if nothing changed")
+    prepare.add_argument("--force", action="store_true", help="prepare again even if nothing changed")
     prepare.add_argument(
         "--commercial_only",
         action="store_true",
-        help="leave out the datasets whose licence does not allow commercial use",
+        help="leave out datasets whose licence does not allow commercial use",
     )
     prepare.add_argument(
-        "--strict", action="store_true", help="fail where a training text stands in a test set of this run"
+        "--strict",
+        action="store_true",
+        help="exit with 1 if a training text is also in a test set of this run",
     )
     prepare.add_argument(
-        "--workers", type=count, metavar="N", help="processes that read (default: one a core)"
+        "--workers", type=count, metavar="N", help="processes that read the data (default: one a core)"
     )
     prepare.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="read on a Ray cluster; without ADDRESS, on a Ray started here",
+        help="read on a Ray cluster: auto or HOST:PORT (without ADDRESS: on this machine)",
     )
     prepare.add_argument(
-        "--copy_to", metavar="PATH", help="write it as partitioned Parquet too: a folder, s3://, gs://, …"
+        "--copy_to",
+        metavar="PATH",
+        help="write the data as partitioned Parquet, too: to a folder, s3://, gs://, …",
     )
-    mix = actions.add_parser("mix", help="what the recipe's sampling feeds the model, task by task")
+    mix = action(actions, "mix", "show how much of each task a recipe trains on")
     recipe_flags(mix)
-    report = actions.add_parser("report", help="the quality of the prepared data, for people and machines")
+    report = action(actions, "report", "write a report on the quality of the prepared data")
     recipe_flags(report)
     report.add_argument(
-        "--output_dir", default=REPORT_DIR, metavar="DIR", help=f"the report's folder (default: {REPORT_DIR})"
+        "--output_dir",
+        default=REPORT_DIR,
+        metavar="DIR",
+        help=f"folder for the report (default: {REPORT_DIR})",
     )
-    filings = actions.add_parser("filings", help="annual reports and others from SEC's EDGAR, as documents")
-    filings.add_argument("ticker", metavar="TICKER", help="a company's ticker or CIK number")
-    filings.add_argument("--form", default="10-K", help="10-K, 10-Q, 8-K, … (default: 10-K)")
-    filings.add_argument("--count", type=count, default=1, metavar="N", help="the newest N (default: 1)")
+    filings = action(actions, "filings", "download a company's reports from SEC's EDGAR")
+    filings.add_argument("ticker", metavar="TICKER", help="ticker or CIK number of the company")
     filings.add_argument(
-        "--identity", metavar="WHO", help='"Your Name you@example.com", as SEC asks for (or EDGAR_IDENTITY)'
+        "--form",
+        default="10-K",
+        metavar="FORM",
+        help="form of the reports: 10-K, 10-Q, 8-K, … (default: 10-K)",
     )
     filings.add_argument(
-        "--output_dir", default="data/filings", metavar="DIR", help="(default: data/filings)"
+        "--count", type=count, default=1, metavar="N", help="download the newest N reports (default: 1)"
     )
-    clean = actions.add_parser("decontaminate", help="your file without what repeats a test set")
-    clean.add_argument("file", metavar="FILE", help="a CSV, TSV, JSON, Parquet or Excel file")
-    clean.add_argument("--output_file", required=True, metavar="OUT", help="the cleaned file, same kind")
-    clean.add_argument("--task", metavar="TASK", help="take the text column the recipe maps for it")
+    filings.add_argument(
+        "--identity",
+        metavar="WHO",
+        help='"Your Name you@example.com": SEC wants to know who downloads (default: EDGAR_IDENTITY)',
+    )
+    filings.add_argument(
+        "--output_dir",
+        default="data/filings",
+        metavar="DIR",
+        help="folder for the reports (default: data/filings)",
+    )
+    clean = action(actions, "decontaminate", "copy a file without the rows that repeat a test set")
+    clean.add_argument("file", metavar="FILE", help="CSV, TSV, JSON, Parquet or Excel file to clean")
+    clean.add_argument(
+        "--output_file", required=True, metavar="OUT", help="cleaned file, of the same kind as FILE"
+    )
+    clean.add_argument(
+        "--task", metavar="TASK", help="task whose text column, as the recipe maps it, is compared"
+    )
     clean.add_argument(
         "--threshold",
         type=float,
         default=0.8,
         metavar="S",
-        help="of a near duplicate (default: 0.8)",
+        help="similarity from 0 to 1 at which a text counts as repeated (default: 0.8)",
     )
     recipe_flags(clean)
-    feedback = actions.add_parser("from-feedback", help="wrong answers, with the right ones, to train on")
-    feedback.add_argument("--task", required=True, metavar="TASK", help="whose answers")
-    feedback.add_argument("--output_file", required=True, metavar="OUT", help="a .jsonl or .parquet file")
-    feedback.add_argument("--all", action="store_true", help="answers that were called right, too")
-    model_path_flag(feedback, "the adapter to better (default: the newest under output/)")
+    feedback = action(actions, "from-feedback", "write corrected answers as training data")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="task of the answers")
+    feedback.add_argument(
+        "--output_file", required=True, metavar="OUT", help=".jsonl or .parquet file to write"
+    )
+    feedback.add_argument("--all", action="store_true", help="write answers that were right, too")
+    model_path_flag(feedback, "adapter to train further (default: the newest under output/)")
     store_flag(feedback)
+    for each in (listing, prepare, mix, report, filings, clean):
+        json_flag(each)
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -103,25 +134,31 @@ def _data(args: argparse.Namespace) -> int:
 
         return 1 if download(args.dataset, Path(args.data_dir), print) else 0
     if args.action == "list":
-        from fintune.data.raw.sources import list_datasets
-
-        list_datasets(args.data_dir)
+        _list(args)
     elif args.action == "mix":
-        from fintune.training.mix import show
+        from fintune.training import mix
 
-        show(recipe_of(args))
+        recipe = recipe_of(args)
+        found = mix.measure_prepared(recipe)
+        shown(args, mix.as_dict(found), lambda: mix.show(recipe, found))
     elif args.action == "filings":
         from fintune.data.raw.filings import fetch_filings
 
+        saved = []
         for path in fetch_filings(args.ticker, args.form, args.count, args.identity, args.output_dir):
             print(f"Saved {path}", flush=True)
+            saved.append(path)
+        shown(args, {"saved": saved})
         print(f'Ask it:  fintune predict --task qa --document {args.output_dir} "…"')
     elif args.action == "report":
-        _report(recipe_of(args), Path(args.output_dir))
+        _report(args)
     elif args.action == "decontaminate":
         from fintune.data.quality.decontaminate import decontaminate
 
-        decontaminate(args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold)
+        removal = decontaminate(
+            args.file, args.output_file, recipe_of(args), task=args.task, threshold=args.threshold
+        )
+        shown(args, {**plain(removal), "output_file": args.output_file})
     elif args.action == "from-feedback":
         from fintune.models.source import newest_adapter
         from fintune.monitoring.commands import from_feedback
@@ -132,36 +169,80 @@ def _data(args: argparse.Namespace) -> int:
                 adapter = newest_adapter()
         from_feedback(args.store, args.task, args.output_file, everything=args.all, model_path=adapter)
     else:
-        from fintune.data.prepare.dataset import prepare
-
-        mapper = None
-        if args.ray:
-            from fintune.cluster import ray_map
-
-            mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
-        recipe = recipe_of(args)
-        prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
-        if args.strict:
-            from fintune.data.quality.measured import refuse_leaks
-
-            refuse_leaks(prepared, recipe)
-        print(f"Prepared data: {prepared.folder}")
-        if args.copy_to:
-            print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+        _prepare(args)
     return 0
 
 
-def _report(recipe: Recipe, folder: Path) -> None:
+def _list(args: argparse.Namespace) -> None:
+    from fintune.data.raw.sources import list_datasets
+
+    datasets, folders = list_datasets(args.data_dir)
+
+    def show() -> None:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(highlight=False)
+        wide = console.width >= 140
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for heading in ("dataset", "type", "default of", "found", "licence", *(["home"] * wide)):
+            table.add_column(heading, no_wrap=heading != "licence")
+        for each in datasets:
+            cells = (each.name, each.type, each.default_of or "–", each.found, each.licence)
+            table.add_row(*cells, *([each.home] * wide))
+        console.print(table)
+        more = "" if wide else " A wider terminal, and --json, show where each dataset comes from."
+        print(f"Looked in {', '.join(map(str, folders))}.{more}")
+
+    shown(args, {"datasets": datasets, "folders": folders}, show)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from fintune.data.prepare.dataset import prepare
+
+    mapper = None
+    if args.ray:
+        from fintune.cluster import ray_map
+
+        mapper = functools.partial(ray_map, workers=args.workers, address=args.ray)
+    recipe = recipe_of(args)
+    prepared = prepare(recipe, force=args.force, workers=args.workers, mapper=mapper)
+    fields = ("dataset", "source", "licence", "counts", "labels", "dropped", "notes")
+    tasks = {
+        name: {field: entry[field] for field in fields} for name, entry in prepared.manifest["tasks"].items()
+    }
+    shown(args, {"folder": prepared.folder, "tasks": tasks})
+    if args.strict:
+        from fintune.data.quality.measured import refuse_leaks
+
+        refuse_leaks(prepared, recipe)
+    print(f"Prepared data: {prepared.folder}")
+    if args.copy_to:
+        print(f"Copied {prepared.copy_to(args.copy_to):,} records to {args.copy_to}")
+
+
+def _report(args: argparse.Namespace) -> None:
     """Prepare a recipe's data if need be, measure it, write the report and show the gist."""
     from fintune.data.prepare.dataset import prepare
     from fintune.data.quality.measured import build, leaks, overlaps
     from fintune.models.base import load_tokenizer
     from fintune.reports.data_quality import write
 
+    recipe = recipe_of(args)
     prepared = prepare(recipe)
     tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
     measured = build(prepared, tokenizer, recipe)
-    paths = write(folder, measured)
+    paths = write(Path(args.output_dir), measured)
+    shown(args, {**measured, "files": paths}, lambda: _print_gist(measured))
+    for sentence in leaks(measured):
+        print(f"leak: {sentence}")
+    for sentence in overlaps(measured):
+        print(f"not in a test set of this run: {sentence}")
+    print(f"The report: {', '.join(map(str, paths))}")
+
+
+def _print_gist(measured: dict[str, Any]) -> None:
     print()
     print(f"{'task':<14} {'rows':>8} {'cut':>7} {'repeated':>9} {'conflicts':>10} {'encoding':>9}")
     for name, task in measured["tasks"].items():
@@ -173,11 +254,8 @@ def _report(recipe: Recipe, folder: Path) -> None:
             f"{sum(split['conflicts']['texts'] for split in splits):>10,} "
             f"{sum(split['encoding']['repairable'] + split['encoding']['lost'] for split in splits):>9,}"
         )
-    for sentence in leaks(measured):
-        print(f"leak: {sentence}")
-    for sentence in overlaps(measured):
-        print(f"not in a test set of this run: {sentence}")
-    print(f"The report: {', '.join(map(str, paths))}")
+    print("Cut: longer than training.max_length. Repeated: texts that repeat one of their split.")
+    print("Conflicts: texts with several targets. Encoding: records with damaged characters.")
 
 
 COMMANDS = (Command("data", "list, download, prepare and check data", _data, _data_flags),)

@@ -6,17 +6,21 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fintune.commands.common import (
     Command,
     adapter_of,
     count,
     data_dir_flag,
+    json_flag,
     model_path_flag,
+    plain,
+    shown,
     trust_flag,
 )
-from fintune.errors import ConfigError, ModelError
+from fintune.errors import DONE, FAILED, CheckFailed, ConfigError
+from fintune.files import read_json
 
 if TYPE_CHECKING:
     from fintune.config import Recipe
@@ -30,35 +34,39 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
         "--format",
         choices=("merged", "gguf", "vllm", "bundle"),
         default="merged",
-        help="a folder of safetensors (the default), a GGUF file for llama.cpp and Ollama, the adapter as "
-        "vLLM's server takes it, or what fintune reproduce makes it of again",
+        help="merged: safetensors with the adapter merged in (default); gguf: a file for llama.cpp and "
+        "Ollama; vllm: the adapter for vLLM's server; bundle: all that fintune reproduce needs",
     )
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for the export")
     command.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="of the weights: f16 (the default), bf16 or f32; of a GGUF also q8_0, q5_1, q5_0, q4_1, q4_0, "
-        "and with llama.cpp's llama-quantize q6_k, q5_k_m, q4_k_m, …",
+        help="type of the weights: f16 (default), bf16 or f32; for gguf also q8_0, q5_1, q5_0, q4_1, q4_0 "
+        "and, if llama.cpp's llama-quantize is installed, q6_k, q5_k_m, q4_k_m, …",
     )
     command.add_argument(
         "--base",
         action="store_true",
-        help="write the base model alone, of --model_path or of the default recipe",
+        help="export the base model of --model_path, or of the default recipe, without an adapter",
     )
     command.add_argument(
         "--base_model",
         metavar="NAME",
-        help="merge the adapter into other weights of its base, such as the hub's, and see what that costs",
+        help="merge the adapter into these weights of its base, such as the hub's, instead of those it was "
+        "trained on",
     )
     command.add_argument(
         "--rows",
         type=count,
         default=ROWS,
         metavar="N",
-        help=f"held-out rows of each task, answered by adapter and export (default: {ROWS})",
+        help=f"compare adapter and export on N held-out rows of each task (default: {ROWS})",
     )
-    command.add_argument("--no_score", action="store_true", help="compare no answers")
-    command.add_argument("--force", action="store_true", help="keep an export that answers otherwise")
+    command.add_argument("--no_score", action="store_true", help="do not compare adapter and export")
+    command.add_argument(
+        "--force", action="store_true", help="keep the export even if its answers differ too much"
+    )
+    json_flag(command)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -75,8 +83,10 @@ def _export(args: argparse.Namespace) -> int:
             "llama.cpp has no name for this tokenizer, so the GGUF is without a vocabulary: "
             "fintune needs none, other programs do."
         )
+    agreement = None
     if not args.no_score and not (args.base and args.dtype is None and args.format == "merged"):
-        _score(args, model_path, recipe)
+        agreement = _score(args, model_path, recipe)
+    shown(args, {"folder": done.folder, "commands": done.commands, "agreement": agreement})
     print(f"Written to {done.folder}: fintune predict --model_path {done.folder} …")
     for command in done.commands:
         print(f"  {command}")
@@ -103,22 +113,24 @@ def _bundle(args: argparse.Namespace) -> int:
         raise ConfigError(f"--{wrong} does not go with --format bundle, which holds no weights: drop it.")
     target = new_folder(args.output_dir)
     bundle.write(args.model_path or newest_adapter(), target)
-    print(f"Written to {target}: fintune reproduce {target} --output_dir again")
+    text = f"Written to {target}: fintune reproduce {target} --output_dir again"
+    shown(args, {"folder": target, "commands": [], "agreement": None}, lambda: print(text))
     return 0
 
 
 def _reproduce_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("bundle", metavar="BUNDLE", help="a folder of fintune export --format bundle")
-    command.add_argument("--output_dir", required=True, metavar="DIR", help="a new folder")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder of fintune export --format bundle")
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="new folder for data and adapter")
     command.add_argument(
         "--tolerance",
         type=float,
         default=0.02,
         metavar="X",
-        help="of each metric, or of a number above 1 a share of it (default: 0.02)",
+        help="how far each metric may differ; a fraction of metrics above 1 (default: 0.02)",
     )
     data_dir_flag(command)
     trust_flag(command)
+    json_flag(command)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
@@ -128,24 +140,25 @@ def _reproduce(args: argparse.Namespace) -> int:
 
     found = bundle.read(args.bundle)
     plugins.check_trusted(found.recipe.plugins, args.bundle)
-    same = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
-    print("Reproduced." if same else "Not reproduced: see the lines above.")
-    return 0 if same else 1
+    again = reproduce(found, Path(args.output_dir), args.tolerance, args.data_dir)
+    text = "Reproduced." if again.same else "Not reproduced: see the lines above."
+    shown(args, {"same": again.same, **plain(again)}, lambda: print(text))
+    return DONE if again.same else FAILED
 
 
-def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> None:
+def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Recipe | None) -> dict[str, Any]:
     """Print and keep what the export lost; remove one that lost too much, unless it is forced."""
     from fintune.evaluation import agreement
     from fintune.reports.exports import print_agreement
 
     folder = Path(args.output_dir)
     found = agreement.measure(model_path, folder, args.rows, recipe)
-    found.write()
+    written: dict[str, Any] = read_json(found.write())
     print_agreement(found)
     worst = ", ".join(task.task for task in found.tasks if task.verdict == found.verdict)
     if found.verdict == "refuse" and not args.force:
         shutil.rmtree(folder)
-        raise ModelError(
+        raise CheckFailed(
             f"The export answers otherwise than its adapter ({worst}), and was removed: take a --dtype of "
             "more bits, or keep it with --force."
         )
@@ -153,15 +166,19 @@ def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Reci
         print(
             f"The export differs from its adapter: {worst}. Evaluate it before it is used.", file=sys.stderr
         )
+    return written
 
 
 def _push_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "repo", metavar="REPO", help="on the hub: NAME or OWNER/NAME; made where there is none"
+        "repo", metavar="REPO", help="repository on the hub, NAME or OWNER/NAME; created if it does not exist"
     )
-    model_path_flag(command, "the folder of an adapter or of fintune export")
-    command.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
-    command.add_argument("--dry_run", action="store_true", help="show files and card, and send nothing")
+    model_path_flag(command, "folder of an adapter, or of fintune export (default: the newest under output/)")
+    command.add_argument(
+        "--public", action="store_true", help="make the repository public (default: private)"
+    )
+    command.add_argument("--dry_run", action="store_true", help="show files and card, and upload nothing")
+    json_flag(command)
 
 
 def _push(args: argparse.Namespace) -> int:
@@ -169,6 +186,14 @@ def _push(args: argparse.Namespace) -> int:
     from fintune.models.source import newest_adapter
 
     upload = hub.plan(args.model_path or newest_adapter())
+    about = {
+        "repo": args.repo,
+        "public": args.public,
+        "bytes": upload.bytes,
+        "files": [{"name": path.name, "bytes": path.stat().st_size} for path in upload.files],
+        "not_sent": upload.left_out,
+        "card": upload.card,
+    }
     for path in upload.files:
         print(f"{path.stat().st_size:>14,}  {path.name}")
     print(f"{len(upload.card.encode()):>14,}  README.md")
@@ -179,13 +204,15 @@ def _push(args: argparse.Namespace) -> int:
         print(
             f"\n{upload.card}\nNothing was sent. {args.repo} would be {seen}, {upload.bytes / 1e6:,.1f} MB."
         )
+        shown(args, {**about, "sent_to": None})
         return 0
-    print(f"Sent to {hub.push(upload, args.repo, args.public)}")
+    address = hub.push(upload, args.repo, args.public)
+    shown(args, {**about, "sent_to": address}, lambda: print(f"Sent to {address}"))
     return 0
 
 
 COMMANDS = (
-    Command("reproduce", "train and evaluate by a bundle again, and compare", _reproduce, _reproduce_flags),
-    Command("push", "an adapter, or an export, with its card to the Hugging Face hub", _push, _push_flags),
-    Command("export", "an adapter and its base as one model, and what that lost", _export, _export_flags),
+    Command("export", "export an adapter with its base, and measure what that loses", _export, _export_flags),
+    Command("push", "upload an adapter or an export to the Hugging Face hub", _push, _push_flags),
+    Command("reproduce", "train and evaluate from a bundle again, and compare", _reproduce, _reproduce_flags),
 )

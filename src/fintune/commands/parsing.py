@@ -24,8 +24,20 @@ FLAG_ALIASES = {
 """What other programs call a flag → what it is called here; a command may lack it."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which a long name of a command and its text stand on one line."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += 2  # their indentation, which argparse leaves out
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors say what was probably meant; parsers of its commands are such, too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **kwargs})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's, but a command without actions of its own refuses what it does not know.

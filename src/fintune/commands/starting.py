@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fintune.commands.common import Command, Pairs
+from fintune.commands.common import Command, Pairs, former
 from fintune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,26 +38,36 @@ def _init_flags(command: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="the training file; files of test and validation by their names",
+        help="training file; files with test or validation in their names are held out",
     )
-    command.add_argument("--name", metavar="TASK", help="the task's name (default: from the file's name)")
-    command.add_argument("--type", choices=TYPES, help="what is asked of the model (default: by the data)")
-    for field in FIELDS:
-        command.add_argument(f"--{field}", metavar="COLUMN", help=f"the column of the {field}")
+    command.add_argument("--name", metavar="TASK", help="name of the task (default: from the file's name)")
     command.add_argument(
-        "--time_format", metavar="FORM", help="day_first, month_first, epoch, or a form such as %%d.%%m.%%Y"
+        "--type", choices=TYPES, metavar="TYPE", help=f"{', '.join(TYPES)} (default: from the data)"
     )
-    command.add_argument("--instruction", metavar="TEXT", help="what the model is told to do")
+    for field in FIELDS:
+        command.add_argument(
+            f"--{field}", metavar="COLUMN", help=f"column that holds the {field} (default: from the data)"
+        )
+    command.add_argument(
+        "--time_format", metavar="FORM", help="day_first, month_first, epoch, or a format such as %%d.%%m.%%Y"
+    )
+    command.add_argument("--instruction", metavar="TEXT", help="instruction that the model is given")
     command.add_argument(
         "--labels",
         nargs="+",
         action=Pairs,
         metavar="VALUE=LABEL",
-        help="names of labels, as 0=dovish 1=hawkish",
+        help="names for labels of the file, such as 0=dovish 1=hawkish",
     )
-    command.add_argument("--base", default=DEFAULT_BASE, metavar="NAME", help="the base model")
-    command.add_argument("--output_file", metavar="YAML", help="the recipe (default: TASK.yaml)")
-    command.add_argument("--yes", action="store_true", help="ask nothing: take what the files suggest")
+    command.add_argument(
+        "--base_model",
+        default=DEFAULT_BASE,
+        metavar="NAME",
+        help=f"base model: a name on the hub, or a folder (default: {DEFAULT_BASE})",
+    )
+    former(command, "--base_model", "--base")
+    command.add_argument("--output_file", metavar="YAML", help="recipe to write (default: TASK.yaml)")
+    command.add_argument("--yes", action="store_true", help="ask nothing, and take what the files suggest")
 
 
 def _init(args: argparse.Namespace) -> int:
@@ -83,7 +93,7 @@ def _init(args: argparse.Namespace) -> int:
             subject=_subject(seen), labels=", ".join(filter(None, dict.fromkeys(labels.values())))
         ),
     )
-    content = recipe_text(seen, name, instruction, labels, args.base, args.time_format)
+    content = recipe_text(seen, name, instruction, labels, args.base_model, args.time_format)
     atomic_write(output, content)
     load_recipe(output)  # what was written can be read, or says why not
     print(f"\nRecipe    {output}: read it, and change what is not right.")
@@ -253,8 +263,4 @@ def _splits(seen: Look) -> list[str]:
     return fractions
 
 
-COMMANDS = (
-    Command(
-        "init", "look at your own files and write a recipe that trains a task on them", _init, _init_flags
-    ),
-)
+COMMANDS = (Command("init", "look at your own files and write a recipe for them", _init, _init_flags),)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.demo import about, batch_tab, compare_tab, live_tab, results_tab, scratch, task_tab, texts
-from fintune.errors import FintuneError, MissingExtraError
+from fintune.errors import ConfigError, FintuneError, MissingExtraError
 from fintune.serving.origins import OwnPagesOnly
 from fintune.serving.settings import LOOPBACK
 
@@ -142,14 +142,14 @@ def check_port(host: str, port: int) -> None:
         FintuneError: it cannot; the message names the port and the fix.
     """
     if not 0 < port < 65536:
-        raise FintuneError(f"--port must be between 1 and 65535, got {port}.")
+        raise ConfigError(f"--port must be between 1 and 65535, got {port}.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except socket.gaierror:
-        raise FintuneError(
+        raise ConfigError(
             f"--host {host} is no address of this machine; leave it out or use 127.0.0.1."
         ) from None
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ConfigError, DataError, MissingExtraError
 
@@ -29,16 +29,16 @@ def open_store(url: str, *, keep: bool = False, must_exist: bool = True) -> Stor
     return Store.open(url, keep=keep)
 
 
-def show_drift(
-    model_path: str | Path, url: str, output_file: str | None, say: Callable[[str], None] = print
-) -> str:
-    """Compare the newest answers of an adapter in a store with its profile; returns the report's status.
+def drift(
+    model_path: str | Path, url: str, output_file: str | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Compare the newest answers of an adapter in a store with its profile; write the report if it is to be.
 
-    Its own are those under the name of its folder, by which the service calls it.
+    Its own answers are those under the name of its folder, by which the service calls it.
     """
     from fintune.monitoring.drift import WINDOW, compare
     from fintune.monitoring.profile import Profile
-    from fintune.reports.drift import markdown, write_report
+    from fintune.reports.drift import write_report
 
     reference = Profile.load(model_path)
     model = Path(model_path).resolve().name
@@ -55,27 +55,39 @@ def show_drift(
         )
     if output_file:
         say(f"Drift: {report['status']}. Report: {write_report(report, output_file)}")
-    else:
-        say(markdown(report).rstrip())
-    return str(report["status"])
+    return report
 
 
-def show_feedback(url: str, forget_days: float | None = None, say: Callable[[str], None] = print) -> None:
+def show_drift(report: dict[str, Any]) -> None:
+    """Print the report."""
+    from fintune.reports.drift import markdown
+
+    print(markdown(report).rstrip())
+
+
+def feedback(
+    url: str, forget_days: float | None = None, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
     """The live scores by task; with `forget_days`, predictions older than that are deleted first."""
     store = open_store(url)
     if forget_days is not None:
         say(f"{store.delete_older(forget_days):,} predictions older than {forget_days:g} days deleted.")
     scores = store.scores()
     store.close()
+    return scores
+
+
+def show_feedback(scores: dict[str, dict[str, Any]]) -> None:
+    """Print the scores, a line a task."""
     if not scores:
-        say("There is no feedback yet: it comes by POST /v1/feedback.")
+        print("There is no feedback yet: it comes by POST /v1/feedback.")
     for task, entry in sorted(scores.items()):
         line = f"{task}: {entry['feedback']:,} answers with feedback"
         if entry["accuracy"] is not None:
             line += f", {entry['accuracy']:.1%} right"
         if entry["mae"] is not None:
             line += f", mean absolute error {entry['mae']:.3f}"
-        say(line)
+        print(line)
 
 
 def from_feedback(

@@ -74,6 +74,10 @@ class Estimate:
             return held + self.activation_bytes + self.validation_bytes
         return held + max(self.activation_bytes, self.validation_bytes)
 
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.available_bytes * 0.95
+
 
 @dataclass(frozen=True)
 class Work:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from fintune.config import Recipe
 from fintune.planning.estimating import Estimate, estimate
+from fintune.progress import duration, megabytes
 from fintune.training.fit import choices, few_steps
 from fintune.training.memory import quantized
 
@@ -24,25 +28,37 @@ def _available() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def show(recipe: Recipe) -> None:
+def as_dict(recipe: Recipe, need: Estimate) -> dict[str, Any]:
+    """The estimate's figures by name, whether it fits, and what to change where it does not."""
+    figures = {f.name: getattr(need, f.name) for f in dataclasses.fields(need) if f.name != "recipe"}
+    return {
+        "base_model": recipe.base_model.name,
+        "fits": need.fits,
+        **figures,
+        "peak_bytes": need.peak_bytes,
+        "advice": advice(recipe, need),
+    }
+
+
+def show(recipe: Recipe, need: Estimate | None = None) -> None:
     """Print the estimate, and what to change where it does not fit."""
     from rich.console import Console
     from rich.table import Table
 
-    need = estimate(recipe)
+    need = need or estimate(recipe)
     table = Table(title=f"Plan for {recipe.base_model.name}", show_header=False, title_justify="left")
     share = need.trainable_parameters / need.all_parameters
     rows = (
         ("trainable parameters", f"{need.trainable_parameters:,} of {need.all_parameters:,} ({share:.2%})"),
-        ("adapter on disk", _size(need.adapter_bytes)),
-        ("base model's weights", _size(need.weight_bytes)),
-        ("adapter and optimizer", _size(need.optimizer_bytes)),
-        ("activations", f"{_size(need.activation_bytes)} for {need.tokens:,} tokens at once"),
-        ("validation", _size(need.validation_bytes)),
-        ("runtime", _size(need.runtime_bytes)),
+        ("adapter on disk", megabytes(need.adapter_bytes)),
+        ("base model's weights", megabytes(need.weight_bytes)),
+        ("adapter and optimizer", megabytes(need.optimizer_bytes)),
+        ("activations", f"{megabytes(need.activation_bytes)} for {need.tokens:,} tokens at once"),
+        ("validation", megabytes(need.validation_bytes)),
+        ("runtime", megabytes(need.runtime_bytes)),
         (
             "peak memory",
-            f"{_size(need.peak_bytes)} of {_size(need.available_bytes)} ({_memory_of(need.device)})",
+            f"{megabytes(need.peak_bytes)} of {megabytes(need.available_bytes)} ({_memory_of(need.device)})",
         ),
         ("optimizer steps", _steps(need)),
         ("time an epoch", _time(need)),
@@ -60,7 +76,7 @@ def show(recipe: Recipe) -> None:
 
 def advice(recipe: Recipe, need: Estimate) -> str:
     """One line: it fits, or the recipe's changes that save memory, the one that costs least first."""
-    if need.peak_bytes <= need.available_bytes * 0.95:
+    if need.fits:
         return "It fits."
     options = []
     if need.tokens > 1024:
@@ -82,17 +98,13 @@ def _steps(need: Estimate) -> str:
     return f"{need.steps:,} of {size} examples, in {training.num_train_epochs:g} epochs at most"
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def _time(need: Estimate) -> str:
     if need.seconds_per_epoch is None or need.tokens_per_epoch is None:
         return "unknown until the data is prepared: fintune data prepare"
     found = need.calibration
     how = f"measured here on {found.date}" if found else "estimated; fintune plan --measure measures it"
     return (
-        f"{need.seconds_per_epoch / 60:.1f} minutes for about {need.tokens_per_epoch:,} tokens ({how}), "
+        f"{duration(need.seconds_per_epoch)} for about {need.tokens_per_epoch:,} tokens ({how}), "
         "and validation"
     )
 

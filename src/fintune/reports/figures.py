@@ -84,6 +84,30 @@ def _rows_of_task(name: str, task: TaskResult) -> list[Row]:
     ]
 
 
+def as_dict(results: Results) -> dict[str, Any]:
+    """The table and its notes as `--json` prints them; a row a task and metric."""
+    rows = [
+        {
+            "task": row.task,
+            "metric": row.measure.name,
+            "title": row.measure.title,
+            "better": row.measure.better,
+            "n": row.n,
+            "baseline": row.baseline,
+            "base": row.base,
+            "base_n": row.base_n,
+            "adapter": row.adapter,
+            "adapter_on_base_n": row.adapter_beside_base,
+            "interval": row.interval,
+            "others": row.others,
+            "best": row.verdict,
+        }
+        for row in rows_of(results)
+    ]
+    about = {"split": results.split, "complete": results.complete, "seconds": results.seconds}
+    return {**about, "model": results.model, "data": results.data, "rows": rows, "notes": notes(results)}
+
+
 def summary_line(results: Results, name: str) -> str:
     """One task in one line, while an evaluation runs."""
     task = results.tasks[name]

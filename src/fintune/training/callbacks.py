@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import textwrap
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,57 +14,96 @@ from typing import Any
 import transformers
 
 from fintune.errors import MissingExtraError
-from fintune.progress import progress_bar
+from fintune.progress import duration, progress_bar, sparkline
+from fintune.tasks import TaskSet
 
 logger = logging.getLogger("fintune.train")
 
 
-_ONLY_IN_THE_LOG = ("grad_norm", "plain_tokens_per_second", "sharing", "padding", "utilisation")
-
-
 class Progress(transformers.TrainerCallback):
-    """A bar with the loss, the speed and the time left; a line for each validation."""
+    """The steps done, the loss, the speed and the time left: a bar on a terminal, lines elsewhere; and each
+    validation's figures by task."""
 
-    def __init__(self, say: Any, bar: bool = True) -> None:
+    def __init__(self, say: Any, tasks: TaskSet, bar: bool = True) -> None:
         self.say = say
+        self.tasks = tasks
         self.show_bar = bar
         self.bar: Any = None
-        self.shown = ""
+        self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
         self.show_bar = self.show_bar and state.is_world_process_zero
         self.bar = progress_bar(
             self.show_bar,
             total=state.max_steps,
             initial=state.global_step,
-            desc="train",
-            unit="step",
+            bar_format="{n_fmt}/{total_fmt} steps {bar} {desc}{remaining} left",
             dynamic_ncols=True,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
-        self.bar.set_postfix_str(self.shown, refresh=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
-        if "tokens_per_second" in logs:
-            self.shown = (
-                f"loss {logs['loss']:.3f}, {logs['examples_per_second']:.1f} examples/s, "
-                f"{logs['tokens_per_second']:.0f} tokens/s, {logs['utilisation']:.0%} of the matrix peak"
+        figures = {k: v for k, v in logs.items() if k != "epoch" and isinstance(v, float | int)}
+        at = f"step {state.global_step}/{state.max_steps}"
+        text = " ".join(f"{k}={v:.4g}" for k, v in figures.items())
+        logger.info("%s, epoch %.2f: %s", at, state.epoch, text)
+        if any(key.startswith("eval_") for key in figures):
+            for line in self._validated(at, figures):
+                self.write(line)
+        elif "loss" in figures:
+            rate = (
+                f"{figures['examples_per_second']:.1f} examples/s" if "examples_per_second" in figures else ""
             )
-        line = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}"
-        shown = {k: v for k, v in logs.items() if k != "epoch" and isinstance(v, float | int)}
-        logger.info("%s: %s", line, " ".join(f"{k}={v:.4g}" for k, v in shown.items()))
-        validating = any(key.startswith("eval_") for key in shown)
-        if validating or self.bar.disable:
-            losses = {k.removeprefix("eval_"): v for k, v in shown.items() if k not in _ONLY_IN_THE_LOG}
-            text = "  ".join(f"{k} {v:.3g}" for k, v in losses.items())
-            self.write(f"{'validation, ' if validating else ''}{line}:  {text}")
+            if self.bar.disable:
+                done = state.global_step - self.first
+                left = (time.monotonic() - self.began) / max(done, 1) * (state.max_steps - state.global_step)
+                parts = (f"training loss {figures['loss']:.3f}", rate, f"{duration(left)} left")
+                share = state.global_step / state.max_steps
+                self.write(f"{at} ({share:.0%}): {', '.join(filter(None, parts))}")
+            else:
+                loss = f"loss {sparkline(_losses(state))} {figures['loss']:.3f}"
+                self.bar.set_description_str(
+                    "".join(f"{part}, " for part in (loss, rate) if part), refresh=False
+                )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+        losses = _losses(state)
+        if len(losses) > 1 and state.is_world_process_zero:
+            first, last = losses[0], losses[-1]
+            self.say(
+                f"Training loss, lower is better: {sparkline(losses, 24)} from {first:.3f} to {last:.3f}"
+            )
+
+    def _validated(self, at: str, figures: dict[str, float]) -> list[str]:
+        """Lines on a validation: the losses, and what the tasks' answers are worth where they were asked."""
+        losses: list[str] = []
+        answers: dict[str, list[str]] = {}
+        for key, value in figures.items():
+            if task := max(
+                (name for name in self.tasks.names() if key.startswith(f"eval_{name}_")), default="", key=len
+            ):
+                name = key.removeprefix(f"eval_{task}_")
+                if name == "loss":
+                    losses.append(f"{task} {value:.3f}")
+                    continue
+                measure = next((m for m in self.tasks[task].measures if m.name == name), None)
+                title = measure.title + (" ↓" if measure.better == "lower" else "") if measure else name
+                answers.setdefault(task, []).append(f"{title} {value:.3f}")
+        lines = []
+        if "eval_loss" in figures:
+            lines.append(
+                f"Validation loss at {at}, lower is better: {figures['eval_loss']:.3f} ({', '.join(losses)})"
+            )
+        if answers:
+            lines.append(f"Validation answers at {at}, higher is better, but lower with ↓:")
+        lines += [f"  {task + ':':15} {'  '.join(found)}" for task, found in answers.items()]
+        return [textwrap.fill(line, 80, subsequent_indent=" " * 4, break_on_hyphens=False) for line in lines]
 
     def write(self, text: str) -> None:
         """A line above the bar; to a `say` that is not the console's, as any other."""
@@ -70,6 +111,11 @@ class Progress(transformers.TrainerCallback):
             self.bar.write(text)
         else:
             self.say(text)
+
+
+def _losses(state: Any) -> list[float]:
+    """The training loss of each log, of the runs before a checkpoint, too."""
+    return [entry["loss"] for entry in state.log_history if "loss" in entry]
 
 
 def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:

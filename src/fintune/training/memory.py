@@ -9,6 +9,7 @@ heads together.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,12 +120,21 @@ def base_config(recipe: Recipe) -> Any:
 def laid_out(recipe: Recipe) -> tuple[Any, Support]:
     """The base with the recipe's adapter on PyTorch's meta device, without weights; and how it computes
     several examples at once."""
+    base = recipe.base_model
+    own = BaseModelConfig(name=base.name, revision=base.revision)
+    return _laid_out(Recipe(base_model=own, lora_config=recipe.lora_config).model_dump_json())
+
+
+@functools.lru_cache(maxsize=2)
+def _laid_out(parts: str) -> tuple[Any, Support]:
+    """Kept, because a plan tries several settings of one model, and 32 layers take a second."""
     import torch
     import transformers
 
     from fintune.kernels import attention
     from fintune.models.adapters import add_adapter
 
+    recipe = Recipe.model_validate_json(parts)
     with torch.device("meta"):
         base = transformers.AutoModelForCausalLM.from_config(base_config(recipe))
         support = attention.enable(base)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,18 +147,37 @@ def measure(recipe: Recipe, prepared: PreparedDataset, template: Any) -> Mix:
     return Mix(found, len(run), drawn.step_size)
 
 
-def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
-    """Prepare the recipe's data, and print the mix and its warnings."""
+def as_dict(mix: Mix) -> dict[str, Any]:
+    """The mix as `--json` prints it."""
+    tasks = {
+        task.name: {
+            **{f.name: getattr(task, f.name) for f in dataclasses.fields(task) if f.name != "name"},
+            "share_of_examples": mix.share(task, lambda t: t.per_epoch),
+            "share_of_tokens": mix.share(task, lambda t: t.per_epoch * t.tokens),
+            "share_of_loss": mix.share(task, lambda t: t.per_epoch * t.loss_weight),
+            "repeats": task.repeats,
+        }
+        for task in mix.tasks
+    }
+    return {"steps": mix.steps, "step_size": mix.step_size, "tasks": tasks, "warnings": mix.warnings()}
+
+
+def measure_prepared(recipe: Recipe) -> Mix:
+    """The mix of a recipe, whose data is prepared if need be."""
     from fintune.data.prepare.dataset import prepare
     from fintune.models.base import load_tokenizer
     from fintune.prompts import PromptTemplate
 
-    prepared = prepare(recipe, say=say)
     tokenizer = load_tokenizer(recipe.base_model.name, recipe.base_model.revision)
-    mix = measure(recipe, prepared, PromptTemplate(tokenizer, recipe.training.max_length))
+    return measure(recipe, prepare(recipe), PromptTemplate(tokenizer, recipe.training.max_length))
+
+
+def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = print) -> None:
+    """Print the mix and its warnings; None is that of the prepared data."""
+    mix = mix or measure_prepared(recipe)
     say(
-        f"\n{'':15}{'training':>10}{'an epoch':>10}{'':>7}{'':>11}{'':>7}{'of the':>8}{'seen in':>9}{'':>6}\n"
-        f"{'task':15}{'examples':>10}{'examples':>10}{'share':>7}{'tokens':>11}{'share':>7}{'loss':>8}"
+        f"\n{'':15}{'training':>9}{'an epoch':>9}{'':>7}{'':>10}{'':>7}{'of the':>7}{'seen in':>9}{'':>6}\n"
+        f"{'task':15}{'examples':>9}{'examples':>9}{'share':>7}{'tokens':>10}{'share':>7}{'loss':>7}"
         f"{'the run':>9}{'cut':>6}"
     )
     for task in mix.tasks:
@@ -165,8 +185,8 @@ def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
         tokens = mix.share(task, lambda t: t.per_epoch * t.tokens)
         loss = mix.share(task, lambda t: t.per_epoch * t.loss_weight)
         say(
-            f"{task.name:15}{task.examples:>10,}{task.per_epoch:>10,}{examples:>7.1%}"
-            f"{task.per_epoch * task.tokens:>11,.0f}{tokens:>7.1%}{loss:>8.1%}"
+            f"{task.name:15}{task.examples:>9,}{task.per_epoch:>9,}{examples:>7.1%}"
+            f"{task.per_epoch * task.tokens:>10,.0f}{tokens:>7.1%}{loss:>7.1%}"
             f"{task.repeats:>8.1f}×{task.cut:>6.0%}"
         )
     epoch, run = sum(t.per_epoch for t in mix.tasks), sum(t.seen for t in mix.tasks)
@@ -176,6 +196,7 @@ def show(recipe: Recipe, say: Callable[[str], None] = print) -> None:
         f"The run: {mix.steps:,} steps of {mix.step_size} examples, {run:,} in all "
         f"({run / epoch:.2f} epochs; {recipe.multi_task.sampling_strategy} sampling)."
     )
+    say("Seen in the run: how often each example is. Cut: examples longer than training.max_length.")
     part = [f"{t.sampled:,} of {t.examples:,} {t.name}" for t in mix.tasks if t.sampled < t.examples]
     if part:
         say(f"Tokens are estimated from a part of the examples: {', '.join(part)}.")

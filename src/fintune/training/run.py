@@ -23,6 +23,7 @@ from fintune.inference.engine import Engine
 from fintune.kernels import compiled
 from fintune.models import adapters, base, card, manifest, pissa, recomputation
 from fintune.models.placement import Process
+from fintune.progress import duration
 from fintune.prompts import PromptTemplate, TokenizedExample
 from fintune.provenance import peak_memory, stamp
 from fintune.tasks import Record, TaskSet
@@ -223,7 +224,9 @@ def _train(
     model, pissa_start = _model(run)
     engine = _engine(run, model)
     facts = _facts(run, engine)
-    trainer = _trainer(run, engine, facts, pissa_start, report_to, [Progress(say, progress), stopping])
+    trainer = _trainer(
+        run, engine, facts, pissa_start, report_to, [Progress(say, run.tasks, progress), stopping]
+    )
     _announce(run, facts)
     say(f"Log: {log_file}")
     began = time.perf_counter()
@@ -240,7 +243,7 @@ def _train(
     finally:  # whatever fails after the last step, its weights are kept
         _save(run, trainer)
     say(
-        f"Trained in {speed['seconds'] / 60:.1f} min ({speed['examples_per_second']:.1f} examples/s, "
+        f"Trained in {duration(speed['seconds'])} ({speed['examples_per_second']:.1f} examples/s, "
         f"{speed['utilisation']:.0%} of the matrix peak, "
         f"peak memory {speed['peak_memory_gib']} GiB). Adapter: {output_dir}"
     )

@@ -68,6 +68,6 @@ def test_the_flag_of_data_prepare_leaves_out_what_is_not_for_commercial_use(work
         f"data: {{tasks: {{regression: {{dataset: fiqa_sa}}, headline: {sizes}}}}}\n"
     )
     command = ["data", "prepare", "--config", "r.yaml"]
-    assert main(command) == 1 and "fiqa_sa needs" in capsys.readouterr().err
+    assert main(command) == 2 and "fiqa_sa needs" in capsys.readouterr().err
     assert main([*command, "--commercial-only"]) == 0
     assert "regression: left out (data.commercial_only)" in capsys.readouterr().out

@@ -113,6 +113,6 @@ def test_a_type_that_nobody_registered_is_named_with_those_there_are(workdir, ti
         "data": {"tasks": {"offers": {"file": "offers.jsonl"}}},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["train", "--config", "recipe.yaml"]) == 1
+    assert main(["train", "--config", "recipe.yaml"]) == 2
     said = capsys.readouterr().err
     assert "custom_task.type of offers is 'sorting'" in said and "classification, multilabel" in said

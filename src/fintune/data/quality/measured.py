@@ -17,7 +17,7 @@ from fintune.data.prepare.dataset import SPLITS, PreparedDataset
 from fintune.data.quality.held_out import FRAME_TEXTS, Found, HeldOut, passages, public_and_prepared
 from fintune.data.raw.registry import DATASETS
 from fintune.data.records import Split, text_key
-from fintune.errors import DataError
+from fintune.errors import CheckFailed
 from fintune.prompts import PromptTemplate
 from fintune.tasks.base import Record, Task
 from fintune.text import encoding
@@ -141,14 +141,14 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
     """Check that no training text occurs in a test set of this run, and say what was removed for that.
 
     Raises:
-        DataError: there are leaks; the message lists them, as `leaks` does.
+        CheckFailed: there are leaks; the message lists them, as `leaks` does.
     """
     found = _found(prepared, recipe, THRESHOLD)
     for sentence in overlaps(found):
         say(f"Not in a test set of this run: {sentence}.")
     if sentences := leaks(found):
-        raise DataError(
-            "--strict allows no leak, but the data has these (fintune data report names the texts):\n  "
+        raise CheckFailed(
+            "--strict allows no leak, but there are these (fintune data report names the texts):\n  "
             + "\n  ".join(sentences)
             + "\nLeave data.near_duplicates at its default, and clean your own files with  fintune data "
             "decontaminate."

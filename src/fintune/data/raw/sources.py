@@ -416,18 +416,30 @@ def _plugin_records(rows: list[dict[str, Any]], task: Task) -> Iterator[Record |
         yield record_of(row, task, f"{task.name}:{number}", None)
 
 
-def list_datasets(data_dir: str | None = None, say: Callable[[str], None] = print) -> None:
-    """Show every public dataset: task type, licence, home, and whether its files are found."""
+@dataclass(frozen=True)
+class Listed:
+    """A dataset in `fintune data list`."""
+
+    name: str
+    type: str
+    default_of: str | None
+    """The task that uses it by default."""
+    found: str
+    """yes, in part or no."""
+    licence: str
+    home: str
+
+
+def list_datasets(data_dir: str | None = None) -> tuple[list[Listed], list[Path]]:
+    """Every public dataset and the built-in sample, and the folders that were searched."""
     folders = data_folders(DataConfig(dir=data_dir))
     task_of = {dataset: task for task, dataset in DEFAULTS.items()}
-    say(f"{'dataset':<23} {'type':<15} {'default of':<14} {'found':<7} licence; home")
-    for dataset in DATASETS.values():
-        say(
-            f"{dataset.name:<23} {dataset.type:<15} {task_of.get(dataset.name, '-'):<14} "
-            f"{found_in(dataset, folders):<7} {dataset.licence}; {dataset.home}"
-        )
-    say(f"{'sample':<23} {'all five tasks':<15} {'-':<14} {'yes':<7} Apache-2.0; built in")
-    say(f"Looked in {', '.join(str(folder) for folder, _ in folders)}.")
+    listed = [
+        Listed(d.name, d.type, task_of.get(d.name), found_in(d, folders), d.licence, d.home)
+        for d in DATASETS.values()
+    ]
+    sample = Listed("sample", "all five tasks", None, "yes", "Apache-2.0", "built in")
+    return [*listed, sample], [folder for folder, _ in folders]
 
 
 def repaired(read: Callable[[], Iterable[Record | Dropped]]) -> Iterator[Record | Dropped]:

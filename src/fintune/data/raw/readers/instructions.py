@@ -71,8 +71,8 @@ def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict
     calls = bool(answer and "tool_calls" in answer)
     if tools or calls or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         asked_in = {"tools": tools, "turns": turns, **({"answer": answer} if calls else {})}
-    asking = turns.pop()
-    told = "\n".join(f"{_NAMES[turn['role']]}: {_said(turn)}" for turn in turns)
+    *before, asking = turns
+    told = "\n".join(f"{_NAMES[turn['role']]}: {_said(turn)}" for turn in before)
     question = f"{_NAMES[asking['role']]}: {asking['content']}" if told else None
     return {
         "text": told or asking["content"],
