@@ -20,7 +20,7 @@ def progress_bar(wanted: bool = True, **options: Any) -> Any:
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The values as bars from left to right, scaled from lowest to highest; more than `width` are averaged."""
+    """The values as bars, left to right, scaled from lowest to highest; more than `width` are averaged."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return ""

@@ -80,13 +80,11 @@ def push(upload: Upload, repo: str, public: bool = False) -> str:
     try:
         url = api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.model_info(url.repo_id).private:
-            raise ModelError(
-                f"{repo} is there and is public: add --public to send it there, or name another."
-            )
+            raise ModelError(f"{repo} exists and is public: add --public to send it there, or name another.")
         api.create_commit(url.repo_id, operations, commit_message="Upload by fintune push")
     except HFValidationError as error:
         raise ConfigError(
-            f"REPO is {repo}, which is no name on the hub: write NAME or OWNER/NAME."
+            f"REPO is {repo}, which is not a repository name: write NAME or OWNER/NAME."
         ) from error
     except OfflineModeIsEnabled as error:
         raise ModelError("HF_HUB_OFFLINE is set, so nothing can be sent: unset it.") from error

@@ -126,7 +126,7 @@ def test_strict_accepts_data_whose_repetitions_preparation_left_out_and_says_how
     said = []
     refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
     assert said == [
-        "No training text stands in a test set of this run; 2 texts that repeat a held-out one were left out."
+        "No training text occurs in a test set of this run; 2 texts that repeat a held-out one were left out."
     ]
 
 

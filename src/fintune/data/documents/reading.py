@@ -130,7 +130,7 @@ def _decoded(content: bytes, name: str) -> str:
         return _CONTROL.sub("", content.decode("utf-16", "replace"))
     if b"\0" in content[:4096]:
         raise DataError(
-            f"{name} is no text and no PDF: give HTML, PDF, Markdown or plain text (save a .docx as one)."
+            f"{name} is neither text nor a PDF: give HTML, PDF, Markdown or plain text (save a .docx as one)."
         )
     named = _CHARSET.search(content[:4096])
     for encoding in ("utf-8-sig", named[1].decode("ascii") if named else "cp1252"):

@@ -148,7 +148,7 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
         say(f"Not in a test set of this run: {sentence}.")
     if sentences := leaks(found):
         raise CheckFailed(
-            "--strict allows no leak, but there are these (fintune data report names the texts):\n  "
+            "--strict allows no leak, but the data has these (fintune data report names the texts):\n  "
             + "\n  ".join(sentences)
             + "\nLeave data.near_duplicates at its default, and clean your own files with  fintune data "
             "decontaminate."
@@ -156,7 +156,7 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
     counts = (task["dropped"].items() for task in found["tasks"].values())
     left_out = sum(count for reason, count in chain.from_iterable(counts) if " also in " in reason)
     say(
-        "No training text stands in a test set of this run; "
+        "No training text occurs in a test set of this run; "
         f"{left_out:,} texts that repeat a held-out one were left out."
     )
 

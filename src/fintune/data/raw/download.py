@@ -96,7 +96,7 @@ def get(
         except OfflineError as error:
             outcome.unreached[dataset.name] = str(error)
         except FetchError as error:
-            outcome.failed[dataset.name] = f"{dataset.name} could not be had: {error}."
+            outcome.failed[dataset.name] = f"{dataset.name} could not be downloaded: {error}."
         else:
             state = " and ".join(sorted(done)) or "already there"
             files = ", ".join(dataset.found(Path(target_dir)))
@@ -262,7 +262,7 @@ def _refuse_wrong(origin: Origin, part: Path, name: str) -> None:
             for _ in members(part, "(?!)"):  # read to the end, to check that it is complete and not hostile
                 pass
         except DataError as error:
-            raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
+            raise FetchError(f"{origin.address} gave no valid archive: {error}".rstrip(".")) from None
     elif _is_web_page(part):  # such as a network's log-in page
         raise FetchError(f"{origin.address} gave a web page instead of the file")
 

@@ -107,7 +107,9 @@ def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
         pause = min(_LONGEST_PAUSE, limits.pause_seconds * 2 ** (failures - 1)) * random.uniform(0.5, 1)
         if time.monotonic() + max(pause, wait) > deadline:
             more = f" and asks to wait for {wait:.0f} more" if wait else ""
-            raise FetchError(f"{url} cannot be had within {limits.file_seconds:g} seconds: {why}{more}")
+            raise FetchError(
+                f"{url} cannot be downloaded within {limits.file_seconds:g} seconds: {why}{more}"
+            )
         time.sleep(max(pause, wait))
 
 
@@ -226,7 +228,7 @@ def _refusal(url: str, status: int) -> str:
         return f"{url} is no longer there (HTTP {status})"
     if status in (401, 403, 451):
         return f"{url} refuses access from here (HTTP {status})"
-    return f"{url} was not given (HTTP {status})"
+    return f"{url} was refused (HTTP {status})"
 
 
 def brief(error: BaseException) -> str:

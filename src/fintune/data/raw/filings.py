@@ -69,7 +69,7 @@ def fetch_filings(
         if "NotFound" in type(error).__name__:
             raise DataError(f"EDGAR knows no company {ticker}: give its ticker or its CIK number.") from None
         raise DataError(
-            f"{form} of {ticker} cannot be had from EDGAR ({type(error).__name__}: {brief(error)}): try "
+            f"{form} of {ticker} cannot be downloaded from EDGAR ({type(error).__name__}: {brief(error)}): try "
             "again later."
         ) from None
 

@@ -110,7 +110,7 @@ def test_a_stated_encoding_is_taken_and_a_wrong_one_is_said(tmp_path):
         own(path, encoding="utf-8")
     with pytest.raises(DataError, match=r"f\.csv is not ascii text"):
         own(path, encoding="ascii")
-    with pytest.raises(DataError, match="No encoding is called 'klingon'"):
+    with pytest.raises(DataError, match="The encoding 'klingon' is unknown"):
         own(path, encoding="klingon")
 
 

@@ -205,7 +205,7 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         raise DataError(f"{file.shown} is empty.")
     meant = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), "")
     if meant:
-        raise DataError(f"{file.shown} is no text: by its first bytes its name should end in {meant}.")
+        raise DataError(f"{file.shown} is not text: by its first bytes, its name should end in {meant}.")
     if marked := encodings.marked(head):
         file = replace(file, encoding=marked)
         return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
@@ -213,7 +213,7 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         try:
             "".encode(encoding)
         except LookupError:
-            raise DataError(f"No encoding is called {encoding!r}: try utf-8, utf-16, cp1252, …") from None
+            raise DataError(f"The encoding {encoding!r} is unknown: try utf-8, utf-16, cp1252, …") from None
         return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
     with file.open() as stream:
         found, example = encodings.guessed(stream)
