@@ -154,7 +154,7 @@ def test_a_sum_that_does_not_fit_the_dtype_is_refused(tiny_base, tmp_path):
     state = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value * 1e4 for name, value in state.items()}, adapter / "adapter_model.safetensors")
     (adapter / "fintune.json").unlink()
-    with pytest.raises(ModelError, match=r"q_proj.weight does not fit into torch.float16: take --dtype bf16"):
+    with pytest.raises(ModelError, match=r"q_proj.weight does not fit into torch.float16: use --dtype bf16"):
         export(adapter, tmp_path / "merged", "merged", "f16")
     assert not (tmp_path / "merged").exists()
 

@@ -113,7 +113,7 @@ def test_an_adapter_is_kept_although_its_data_goes_and_what_was_measured_of_the_
         train(tiny_recipe(training={"max_steps": 1, "seed": 7}), out, overwrite=True, progress=False)
     assert moved == ["fintune.json"]
     with pytest.raises(
-        ModelError, match=r"of two adapters: fintune.json and adapter_model.safetensors do not"
+        ModelError, match=r"mixes two adapters: fintune.json and adapter_model.safetensors do not"
     ):
         Engine.load(out)
 

@@ -269,7 +269,7 @@ def test_a_file_at_hand_is_copied_and_one_with_another_checksum_is_not(no_networ
 
 
 def test_an_unknown_dataset_is_refused():
-    with pytest.raises(DataError, match="no dataset 'tatq'; there are: all, financial_phrasebank"):
+    with pytest.raises(DataError, match="no dataset 'tatq'; valid are: all, financial_phrasebank"):
         download(["tatq"])
 
 

@@ -69,8 +69,8 @@ def fetch_filings(
         if "NotFound" in type(error).__name__:
             raise DataError(f"EDGAR knows no company {ticker}: give its ticker or its CIK number.") from None
         raise DataError(
-            f"{form} of {ticker} cannot be downloaded from EDGAR ({type(error).__name__}: {brief(error)}): try "
-            "again later."
+            f"{form} of {ticker} cannot be downloaded from EDGAR ({type(error).__name__}: {brief(error)}): "
+            "try again later."
         ) from None
 
 

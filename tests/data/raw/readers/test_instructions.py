@@ -126,7 +126,9 @@ def test_a_conversation_that_cannot_be_used_is_named(tmp_path, row, why):
 
 
 def test_a_file_of_no_known_shape_is_refused_with_the_shapes(tmp_path):
-    with pytest.raises(DataError, match=r"no column 'text' .*Have messages, conversations, or instruction"):
+    with pytest.raises(
+        DataError, match=r"no column 'text' .*Provide messages, conversations, or instruction"
+    ):
         read(tmp_path / "f.jsonl", {"prompt": "a", "reply": "b"})
 
 
@@ -197,7 +199,7 @@ def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_pa
 @pytest.mark.parametrize(
     "change, why",
     [
-        ({"tools": "[{"}, "its tools are no JSON"),
+        ({"tools": "[{"}, "its tools are not JSON"),
         ({"tools": [{"description": "of no name"}]}, "one of its tools has no name"),
         ({"tools": {"name": "price"}}, "its tools are not a list"),
         (

@@ -27,7 +27,7 @@ def test_a_kilobyte_that_unpacks_to_four_gigabytes_is_refused_in_little_memory(t
         pq.write_table(pa.table({"text": column}), path, compression="zstd", store_schema=False)
         assert path.stat().st_size < 1_500
         tracemalloc.start()
-        with pytest.raises(DataError, match=r"unpacks to more than 268,435,456 bytes.*write it anew as JSON"):
+        with pytest.raises(DataError, match=r"unpacks to more than 268,435,456 bytes.*rewrite it as JSON"):
             for _ in rows(path):
                 pass
         assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
