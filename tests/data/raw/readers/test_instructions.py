@@ -113,8 +113,8 @@ def test_the_last_answer_is_the_target_and_what_came_before_is_the_prompt(tmp_pa
             "its messages have two answers in a row",
         ),
         (
-            chat(("user", "a"), ("tool", "b"), ("assistant", "c")),
-            "turn 2 of its conversation has the role 'tool'",
+            chat(("user", "a"), ("bot", "b"), ("assistant", "c")),
+            "turn 2 of its conversation has the role 'bot'",
         ),
         (chat(("user", ""), ("assistant", "c")), "turn 1 of its conversation has no text"),
         ({"messages": "a"}, "its conversation is not a list of turns"),
@@ -192,7 +192,7 @@ def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_pa
     assert records[0].group == records[1].group != records[2].group
     assert len({r.id for r in records}) == 3
     assert task_from_dict(task.to_dict()).every_answer and "answers" not in TASK.to_dict()
-    with pytest.raises(ValueError, match="answers is 'some'"):
+    with pytest.raises(ValueError, match="answers must be last or all, got 'some'"):
         InstructionTask("own", "Be brief.", answers="some")
 
 

@@ -137,7 +137,7 @@ def form_of(values: Iterable[tuple[str, Any]], key: str) -> tuple[str, str]:
     if len(found) > 1:
         (day, one), (month, other) = found[DAY_FIRST], found[MONTH_FIRST]
         raise DataError(
-            f"The times have days and months both ways round: {day} ({one}) and {month} ({other}). Correct "
+            f"The times have days and months both ways: {day} ({one}) and {month} ({other}). Correct "
             f"them; or {choices}, which drops the rows that do not fit."
         )
     if not found and by_custom:
