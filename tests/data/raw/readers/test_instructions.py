@@ -113,8 +113,8 @@ def test_the_last_answer_is_the_target_and_what_came_before_is_the_prompt(tmp_pa
             "its messages have two answers in a row",
         ),
         (
-            chat(("user", "a"), ("bot", "b"), ("assistant", "c")),
-            "turn 2 of its conversation has the role 'bot'",
+            chat(("user", "a"), ("narrator", "b"), ("assistant", "c")),
+            "turn 2 of its conversation has the role 'narrator'",
         ),
         (chat(("user", ""), ("assistant", "c")), "turn 1 of its conversation has no text"),
         ({"messages": "a"}, "its conversation is not a list of turns"),
