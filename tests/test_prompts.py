@@ -1,6 +1,7 @@
 """Prompts: one way to ask, never too long, and an answer that ends."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -223,7 +224,7 @@ def test_of_a_conversation_that_is_too_long_the_oldest_turns_are_left_out():
 
 
 def test_an_answer_is_over_at_the_end_of_text_and_at_the_end_of_the_assistants_turn():
-    base = copy.copy(TOKENIZER)
+    base = copy.deepcopy(TOKENIZER)
     base.eos_token = "<|endoftext|>"
     names = {base.convert_ids_to_tokens(i) for i in end_tokens(base)}
     assert names == {"<|endoftext|>", "<|im_end|>"}
@@ -249,6 +250,7 @@ LLAMA = """{% for m in messages %}<|im_start|>{{ m.role }}
 PRICE = {"type": "function", "function": {"name": "price", "parameters": {"type": "object"}}}
 
 
+@functools.cache
 def with_tools(template):
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.add_tokens(["<tool_call>", "</tool_call>"])

@@ -54,9 +54,11 @@ class Builtin:
         self.model = model
         self.pad = pad
         self.prefixes = PrefixStore(keep_prefixes)
+        # Before anything is computed: on a CPU each pass of PEFT's DoRA layers over an 8-bit base makes a new
+        # quantized weight and loses its scale, so that the second pass fails.
+        self.fast_layers = lora.enable(model)
         self.support = attention.enable(model)
         self.by_blocks = bool(self.support)
-        self.fast_layers = lora.enable(model)
         norm.enable(model)
         with adapters.mixed_precision(model, self.peft_forwards):
             self.head = likelihood.frozen_head(model)
