@@ -54,7 +54,7 @@ def fails(capsys, *arguments, code=2):
         (["run", "--output_dir", "a-file"], ["output_dir is a-file, which is a file"]),
         (["run", "--output_file", "a.txt"], ["output_file must end in .json, got a.txt"]),
         (["train", "--resume_from_checkpoint", "absent"], ["no checkpoint at absent"]),
-        (["train", "--data_dir", "absent"], ["data.dir is absent, which is no folder"]),
+        (["train", "--data_dir", "absent"], ["data.dir is absent, which is not a folder"]),
         (["train", "--set", "data.tasks.qa.file=empty.csv"], ["empty.csv is empty"]),
         (["train", "--set", "data.tasks.qa.file=absent.csv"], ["absent.csv"]),
         (["train", "--set", "data.tasks.headline.file=columns.csv"], ["no column 'text'", "headline, label"]),

@@ -84,7 +84,7 @@ def test_an_override_replaces_any_key_and_creates_its_section(write):
         ),
         (
             "lora_config: {target_modules: [q_proj, all-linear]}",
-            ["lora_config.target_modules", "leave it or"],
+            ["lora_config.target_modules", "remove it or"],
         ),
         ("lora_config: {target_modules: q_proj}", ["lora_config.target_modules must be", "list", "'q_proj'"]),
         (

@@ -296,7 +296,7 @@ def test_tools_are_refused_where_the_template_has_none_or_no_place_for_them():
     turns = [{"from": "human", "value": "?"}, {"from": "function_call", "value": json.dumps(call)}]
     record = Record(**fields_of({"conversations": turns, "tools": json.dumps([PRICE])}, "conversations"))
     assert record.target == '<tool_call>\n{"name": "price", "arguments": {}}\n</tool_call>'
-    with pytest.raises(DataError, match="the chat template of this base has no tools"):
+    with pytest.raises(DataError, match="this base's chat template has no tool format"):
         template().example(task, record)
     two = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [{"function": call}] * 2}]
     record = Record(**fields_of({"messages": two}, "messages"))

@@ -1,13 +1,13 @@
-"""The memory allocator and the waiting threads of a command that computes on a CPU.
+"""Memory allocator and OpenMP thread settings for commands that compute on a CPU.
 
-**mimalloc in place of glibc's.** A training step allocates and frees some 20,000 tensors of ever other sizes.
-glibc's heap (2.36 was measured) goes to pieces under that: it takes more memory, is searched longer and is
-faulted in again, and a run loses a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019),
-told to keep what it has, is faster from the first step and stays so. docs/LOG.md has the figures.
+**mimalloc instead of glibc's malloc.** A training step allocates and frees some 20,000 tensors of varying
+sizes. They fragment glibc's heap (measured with 2.36): it takes more memory, longer searches and more page
+faults, and a run loses a fifth of its speed within fifty steps. mimalloc (Leijen et al., 2019), set to keep
+its memory, is faster from the first step and stays so. docs/LOG.md has the figures.
 
-**Threads that wait soon sleep.** OpenMP's threads meet at a barrier after each operator. By libgomp's default
-a thread spins there for 300,000 turns: on a machine that does other work it takes the core that the other one
-needs. After 1,000 turns it hardly ever sleeps where the machine is idle, and gives way where it is not.
+**Waiting threads sleep soon.** OpenMP's threads meet at a barrier after each operator. By default, libgomp's
+threads spin there for 300,000 turns, which on a busy machine takes a core that another process needs. With
+1,000 turns, threads hardly ever sleep on an idle machine, and give way on a busy one.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import sysconfig
 from pathlib import Path
 
 MARK = "FINTUNE_ALLOCATOR"
-"""Environment variable: `system` keeps the system's allocator; anything else is for this module's own use."""
+"""Environment variable: `system` keeps the system's allocator; other values are internal."""
 
 
 WAITING = {"GOMP_SPINCOUNT": "1000"}
-"""libgomp's settings of a thread at a barrier; `benchmarks/busy.py` compares some."""
+"""libgomp's settings for a thread at a barrier; `benchmarks/busy.py` compares several."""
 
 
 def let_threads_sleep() -> None:
-    """Have OpenMP's threads sleep where they wait; to be called before torch is imported, which reads it."""
+    """Make waiting OpenMP threads sleep. Call it before importing torch, which reads these variables."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
         os.environ.update(WAITING)
 
 
 def library() -> Path | None:
-    """mimalloc, where the package `cmeel-mimalloc` is installed; only Linux preloads it here."""
+    """mimalloc's file, if the package `cmeel-mimalloc` is installed; only on Linux, where it is preloaded."""
     path = Path(sysconfig.get_path("purelib")) / "cmeel.prefix" / "lib" / "libmimalloc.so"
     return path.resolve() if sys.platform == "linux" and path.is_file() else None
 
@@ -47,11 +47,11 @@ def in_use() -> str:
 
 
 def use_mimalloc() -> None:
-    """Start this process again with mimalloc, once, with the same arguments; to be called before all else.
+    """Restart this process once with mimalloc and the same arguments. Call it before anything else.
 
-    Does nothing where mimalloc is not installed, where the user preloads something else or asked for
-    `FINTUNE_ALLOCATOR=system`, and with an NVIDIA driver, under which tensors are not in this memory.
-    Child processes get the environment as it was.
+    Does nothing if mimalloc is not installed, if the user preloads another library or set
+    `FINTUNE_ALLOCATOR=system`, or with an NVIDIA driver, whose tensors are in GPU memory.
+    Child processes get the original environment.
     """
     found = library()
     if os.environ.get(MARK) == str(found):
@@ -64,5 +64,5 @@ def use_mimalloc() -> None:
 
 
 def preload(found: Path) -> dict[str, str]:
-    """The environment of a process that is to run with mimalloc."""
+    """The environment variables that run a process with mimalloc."""
     return {"LD_PRELOAD": str(found), "MIMALLOC_PURGE_DELAY": "-1", MARK: str(found)}

@@ -1,8 +1,8 @@
-"""The same work on Ray: `predict --ray`, `data prepare --ray`, any function of one argument over many items.
+"""Work on Ray: `predict --ray`, `data prepare --ray`, or any one-argument function over many items.
 
-Workers read, parse and compute with the functions a single process uses (`data.inputs`, `predict.answers`);
-this process writes what they return, in order. A worker that dies is started again, and what it was at is
-done again.
+Workers read, parse and compute with the same functions as a single process (`data.inputs`,
+`predict.answers`); this process writes their results in order. A worker that dies is restarted and its work
+is repeated.
 """
 
 from __future__ import annotations
@@ -34,29 +34,31 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 RETRIES = 3
-"""How often a worker that died is started again, and what it was at is tried again."""
+"""How often a dead worker is restarted and its work retried."""
 _STORE_BYTES = 512 * 2**20
-"""Shared memory of a Ray started here; what does not fit goes to disk."""
+"""Shared memory of a Ray started here; the rest spills to disk."""
 _BLOCK_BYTES = 2**20
-"""Of rows read, at most, before they are handed on."""
+"""The most rows read before they are handed on."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def connect(address: str = LOCAL) -> None:
-    """Join the Ray cluster at `address` (`auto`, `HOST:PORT`, `ray://HOST:PORT`), or start Ray here.
+    """Join the Ray cluster at `address` (`auto`, `HOST:PORT`, `ray://HOST:PORT`), or start Ray locally.
 
-    A Ray started here listens on 127.0.0.1 alone, has no dashboard, reports nothing, and ends with this
-    process. Does nothing where this process has joined one before.
+    A local Ray listens on 127.0.0.1 only, has no dashboard, sends no usage reports, and ends with this
+    process. Does nothing if this process has already joined one.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        DataError: there is no cluster at the address.
+        DataError: no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is less is no news to a user
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will do, and warns about
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # users need nothing less severe
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # Ray's future default, without its warning
     if address == LOCAL:  # Ray replaces 127.0.0.1 by an outer address, except where it has no clusters
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
@@ -65,7 +67,7 @@ def connect(address: str = LOCAL) -> None:
     except ImportError:
         raise MissingExtraError("--ray", "ray") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # It deprecates the bound on restarts without a successor; pyproject.toml keeps to versions with it.
+    # Deprecated by Ray without a replacement; pyproject.toml restricts Ray to versions that have it.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     if address not in (LOCAL, "auto"):
         _refuse_unreachable(address)
@@ -75,7 +77,7 @@ def connect(address: str = LOCAL) -> None:
     if address == LOCAL:
         ray.init(
             address=LOCAL,
-            num_cpus=max(2, os.cpu_count() or 1),  # one to read, one to compute
+            num_cpus=max(2, os.cpu_count() or 1),  # one core reads, one computes
             include_dashboard=False,
             object_store_memory=_STORE_BYTES,
             **quiet,
@@ -89,13 +91,13 @@ def connect(address: str = LOCAL) -> None:
         return
     try:
         ray.init(address=address, **quiet)
-    except Exception as error:  # ConnectionError, ValueError, RuntimeError, by the kind of address
+    except Exception as error:  # ConnectionError, ValueError or RuntimeError, depending on the address
         why = " ".join(str(error).split())[:200]
         raise DataError(f"--ray is {address}, but no Ray cluster answers there: {why}") from None
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raise a DataError where nothing listens: Ray itself would try for minutes."""
+    """Raise a DataError if nothing listens at the address: Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -111,11 +113,11 @@ def ray_map(
     workers: int | None = None,
     address: str = LOCAL,
 ) -> Iterator[Result]:
-    """`map(function, items)` on Ray Data, in order: what a process pool's `imap` is on one machine.
+    """`map(function, items)` on Ray Data, in order, like a process pool's `imap` on one machine.
 
     Args:
-        function: pure, and importable on the workers; so may its arguments and results be sent there.
-        workers: functions that run at once, at most; None is what the cluster has room for.
+        function: pure and importable on the workers; its arguments and results must be serializable.
+        workers: how many calls run at once, at most; None uses the whole cluster.
 
     Raises:
         DataError: the function raised a FintuneError with this message; other errors come as Ray wraps them.
@@ -141,7 +143,7 @@ def ray_map(
 
 @dataclass(frozen=True)
 class _Failure:
-    """A sentence a worker ended with: Ray would pass on a printed traceback instead of the error."""
+    """A worker's error message: Ray would pass on a printed traceback instead of the error."""
 
     message: str
 
@@ -154,7 +156,7 @@ def _tried(function: Callable[[Item], Result], item: Item) -> Result | _Failure:
 
 
 class _Box:
-    """Keeps Ray Data from reading a value as columns: it comes out as it went in."""
+    """Wraps a value so that Ray Data does not read it as columns."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -172,15 +174,15 @@ def predict_on_ray(
     reading: Mapping[str, str | None] | None = None,
     checked: Checked | None = None,
 ) -> int:
-    """`answers.predict_file` with the model loaded once by each of several workers; same lines, same order.
+    """`answers.predict_file` on several workers that each load the model once; same lines, same order.
 
     Args:
-        model_path: an adapter's folder that every machine of the cluster sees; None is the untuned base.
-        workers: None is one for each GPU, or, where there is none, for every four CPU cores.
+        model_path: an adapter folder that every machine of the cluster can read; None is the untuned base.
+        workers: None is one per GPU, or, without GPUs, one per four CPU cores.
         checked: see `predict_file`.
 
     Raises:
-        FintuneError: as `predict_file` does, or a worker could not load the model.
+        FintuneError: as in `predict_file`, or a worker could not load the model.
     """
     from fintune.inference.answers import check_files, write_answers
 
@@ -191,7 +193,8 @@ def predict_on_ray(
     parts, output = checked or check_files(chosen, input_file, output_file, *mapped, reading)
     if not parts[0].place.shared:
         raise DataError(
-            f"{locate(input_file).shown} is in this process's memory, where Ray's workers cannot read."
+            f"{locate(input_file).shown} is in this process's memory, which Ray's workers cannot read: "
+            "write it to a file first."
         )
     connect(address)
     asked = (str(Path(model_path).resolve()) if model_path else None, source.recipe, chosen, truncate)
@@ -210,11 +213,11 @@ _Asked = tuple[str | None, Recipe, Task, bool]
 
 
 _Mapped = tuple[Mapping[str, str] | None, Mapping[str, str]]
-"""Field → column, as given and as of the training file."""
+"""Field → column, as given and as in the training file."""
 
 
 def _left(parts: list[RowFile], done: int) -> list[tuple[RowFile, int]]:
-    """The files that have rows after the first `done` of all, each with the number of its rows to skip."""
+    """The files with rows after the first `done` of all, each with the number of its rows to skip."""
     left = []
     for part in parts:
         rows = sum(1 for _ in open_rows(part)[1]) if done else 1
@@ -227,7 +230,7 @@ def _left(parts: list[RowFile], done: int) -> list[tuple[RowFile, int]]:
 def _answers(
     parts: list[tuple[RowFile, int]], mapped: _Mapped, asked: _Asked, workers: int | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """The lines of all parts, in order, as they come from the workers."""
+    """The lines of all parts, in order, as the workers return them."""
     if not parts:
         return
     import ray.data
@@ -241,7 +244,7 @@ def _answers(
         batch_format="pyarrow",
         max_retries=RETRIES,
     )
-    # Blocks of a chunk each: one worker shall not get a whole file, and batches be those of one process.
+    # One chunk per block, so that no worker gets a whole file and batches match a single process's.
     lines = rows.repartition(target_num_rows_per_block=CHUNK).map_batches(
         Answerer,
         fn_constructor_args=(*asked, share.threads, os.getcwd()),
@@ -262,7 +265,7 @@ def _answers(
 
 
 def _ordered(data: Any) -> Any:
-    """A dataset that yields its rows in order, and leaves the console to fintune's own progress bar."""
+    """A dataset that yields rows in order and shows no progress bar of its own."""
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
     data.context.target_max_block_size = _BLOCK_BYTES
@@ -271,7 +274,7 @@ def _ordered(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Share:
-    """What each of `workers` computes with, and what it asks of Ray: less, so that reading goes on."""
+    """The resources of each of `workers`, and the smaller share to request from Ray, so reading can go on."""
 
     workers: int
     threads: int
@@ -295,7 +298,7 @@ def _share(workers: int | None) -> _Share:
 
 
 def _read(batch: Any, parts: list[tuple[RowFile, int]], task: Task, mapped: _Mapped) -> Iterator[Any]:
-    """The rows of the parts that a batch names: tables of one column `row`, a JSON object of a `Record`, a
+    """The rows of a batch's parts: tables with one column `row`, each a JSON object of a `Record`, a
     `Dropped`, or the `failure` that ends the work."""
     try:
         for number in batch["part"].to_pylist():
@@ -314,7 +317,7 @@ def _table(column: str, values: list[dict[str, Any]]) -> Any:
 
 
 class Answerer:
-    """A worker: loads the model once, then answers table after table of `_read`."""
+    """A worker: loads the model once, then answers the tables that `_read` yields."""
 
     def __init__(
         self,
@@ -330,16 +333,16 @@ class Answerer:
         from fintune.inference.engine import Engine
         from fintune.tasks import plugins
 
-        with contextlib.suppress(OSError):  # a recipe's paths begin where the command was given
+        with contextlib.suppress(OSError):  # a recipe's paths are relative to where the command was run
             os.chdir(folder)
         torch.set_num_threads(threads)
-        plugins.trust(recipe.plugins)  # or the process that asks would have refused them
+        plugins.trust(recipe.plugins)  # the calling process has already checked them
         self.engine = _tried(lambda _: Engine.load(model_path, recipe), None)
         self.task = task.name
         self.truncate = truncate
 
     def __call__(self, batch: Any) -> Any:
-        """The batch's answers, in order: a column `line` of JSON objects, or of one with a `failure`."""
+        """The batch's answers, in order: a column `line` of JSON objects, or one object with a `failure`."""
         from fintune.inference.answers import answers
 
         read = [json.loads(row) for row in batch["row"].to_pylist()]
@@ -354,7 +357,7 @@ class Answerer:
 
 @contextlib.contextmanager
 def _told_deaths() -> Iterator[None]:
-    """Say in a sentence that a worker died too often."""
+    """Turn the error of a worker that died too often into one sentence."""
     try:
         yield
     except FintuneError:
@@ -365,6 +368,6 @@ def _told_deaths() -> Iterator[None]:
         if not isinstance(error, known.RayActorError | known.WorkerCrashedError | known.OutOfMemoryError):
             raise
         raise ModelError(
-            f"A worker died {RETRIES + 1} times over the same work, most likely for want of memory: "
-            "give each more by fewer --workers, or look into Ray's logs."
+            f"A worker died {RETRIES + 1} times over the same work, most likely because memory ran out: "
+            "use fewer --workers so that each has more, or see Ray's logs."
         ) from error

@@ -1,6 +1,6 @@
-"""The one schema of a run: what a `Recipe` may hold, with its defaults, and what excludes what.
+"""The recipe schema: every setting of a run with its default, and which settings exclude each other.
 
-Knows nothing of torch, data or models, so that a bad recipe is refused at once; `recipes` reads it from YAML.
+Imports no torch, data or models, so that a bad recipe is refused at once; `recipes` reads it from YAML.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUILT_IN_TASKS = ("sentiment", "headline", "summarization", "qa", "regression")
 
 
 def _number(value: Any) -> Any:
-    """Accept `3e-4`, which YAML 1.1 reads as a string, as the number it plainly is."""
+    """Accept `3e-4`, which YAML 1.1 reads as a string, as a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -41,14 +41,14 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 AUTO: Any = "auto"
-"""A setting that `training.fit` decides by the data or the device."""
+"""A setting that `training.fit` chooses from the data or the device."""
 
 
 def _or_auto(value: Any, read: Callable[[Any], Any]) -> Any:
     return AUTO if value == AUTO else read(value)
 
 
-# What reads these has a recipe that was fitted, in which they are numbers.
+# Code that reads these gets a fitted recipe, in which they are numbers.
 _AS_IT_IS = (WrapValidator(_or_auto), PlainSerializer(lambda value: value))
 FittedCount = Annotated[int, Field(gt=0), *_AS_IT_IS]
 FittedSteps = Annotated[int, Field(ge=0), *_AS_IT_IS]
@@ -56,9 +56,9 @@ FittedEpochs = Annotated[float, BeforeValidator(_number), Field(gt=0), *_AS_IT_I
 
 
 def _label(value: Any) -> Any:
-    """A label as text, without outer spaces: YAML reads `0`, `true` and `null` as something else."""
+    """A label as text, stripped of outer spaces: YAML reads `0`, `true` and `null` as other types."""
     if value is None:
-        raise ValueError("YAML reads null, ~ and nothing as no label: write it in quotation marks")
+        raise ValueError("YAML reads null, ~ and an empty value as no label: write it in quotation marks")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -101,9 +101,9 @@ class BaseModelConfig(_Section):
 
 
 def _all_linear(value: Any) -> Any:
-    """`target_modules: all-linear`, as PEFT writes it, is the list of this one word here."""
+    """Turn PEFT's spelling `target_modules: all-linear` into a list of this one word."""
     if isinstance(value, list) and "all-linear" in value and len(value) > 1:
-        raise ValueError("all-linear already covers every linear layer: leave it or the other names out")
+        raise ValueError("all-linear covers every linear layer: remove it or the other names")
     return [value] if value == "all-linear" else value
 
 
@@ -115,26 +115,26 @@ class LoraConfig(_Section):
     target_modules: Annotated[list[str], BeforeValidator(_all_linear)] = Field(
         default=["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
-    """The layers that are adapted, by name; `all-linear` is every linear layer but the LM head."""
+    """The layers to adapt, by name; `all-linear` is every linear layer except the LM head."""
     lora_dropout: Number = Field(0.1, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
     use_dora: bool = False
-    """Train magnitude and direction apart (DoRA, Liu et al., 2024)."""
+    """Train magnitude and direction separately (DoRA, Liu et al., 2024)."""
     use_rslora: bool = False
     """Scale by lora_alpha / √r instead of lora_alpha / r (Kalajdzievski, 2023)."""
     init_lora_weights: Literal[True] | Annotated[str, Field(pattern=r"^pissa(_niter_[1-9][0-9]*)?$")] = True
-    """true: B = 0 (Hu et al., 2021); `pissa`: from the singular vectors of W (Meng et al., 2024), or
-    `pissa_niter_16`: from an approximation of them in so many iterations, which is much faster."""
+    """true: B = 0 (Hu et al., 2021); `pissa`: from the singular vectors of W (Meng et al., 2024);
+    `pissa_niter_16`: from approximate ones after this many iterations, which is much faster."""
 
     init_adapter: str | None = None
-    """A saved adapter of the same shape and base to go on from, instead of new weights."""
+    """Start from a saved adapter of the same shape and base instead of new weights."""
 
     @property
     def pissa(self) -> bool:
         return isinstance(self.init_lora_weights, str)
 
     def plain(self) -> LoraConfig:
-        """The same adapter with B = 0, which reads no weights of the base."""
+        """The same adapter with B = 0, which needs no weights of the base."""
         return self.model_copy(update={"init_lora_weights": True})
 
     @model_validator(mode="after")
@@ -152,66 +152,67 @@ class LoraConfig(_Section):
 class TrainingConfig(_Section):
     """The optimization; names and meanings are those of `transformers.TrainingArguments`.
 
-    `auto`, the default of five of them, fits data and device: `training.fit` decides, once data is prepared.
+    Five settings default to `auto`: `training.fit` chooses them from data and device after preparation.
     """
 
     num_train_epochs: FittedEpochs = AUTO
     max_steps: int = Field(-1, ge=-1)
     """Stop after this many optimizer steps; -1 trains `num_train_epochs`."""
     per_device_train_batch_size: FittedCount = AUTO
-    """Examples computed at once: the memory knob. It never changes the loss."""
+    """Examples per forward pass: the memory knob. It never changes the loss."""
     row_tokens: FittedCount = AUTO
-    """Tokens computed at once at most: the other memory knob. It never changes the loss either. `auto` is
-    4,096 on a CPU, and on a GPU what its free memory holds."""
+    """At most this many tokens per forward pass: the other memory knob. It does not change the loss either.
+    `auto` is 4,096 on a CPU, and on a GPU as many as its free memory holds."""
     gradient_accumulation_steps: FittedCount = AUTO
-    """An optimizer step sees per_device_train_batch_size × this many examples."""
+    """An optimizer step uses per_device_train_batch_size × this many examples."""
     learning_rate: Number = Field(3e-4, gt=0)
     loraplus_lr_ratio: Number | None = Field(None, ge=1)
-    """LoRA+ (Hayou et al., 2024): the learning rate of B is this many times that of A, `learning_rate`."""
+    """LoRA+ (Hayou et al., 2024): B's learning rate is this many times `learning_rate`, which is A's."""
     weight_decay: Number = Field(0.01, ge=0)
     warmup_steps: FittedSteps = AUTO
     warmup_ratio: Number = Field(0.0, ge=0, lt=1)
-    """Warm up over this share of all steps instead of `warmup_steps`."""
+    """Warm up for this share of all steps instead of `warmup_steps`."""
     regression_loss_weight: Number = Field(0.0, ge=0)
-    """Regression-aware training (Lukasik et al., 2025): so many times the squared error of the expectation
-    over the levels, in variances of the training targets, is added to each regression example's loss."""
+    """Regression-aware training (Lukasik et al., 2025): the weight of the expectation's squared error over
+    the levels, in variances of the training targets, in each regression example's loss."""
     fp16: bool = False
     bf16: bool | None = None
-    """None uses bfloat16 where the hardware computes in it, and fp32 elsewhere."""
+    """None uses bfloat16 where the hardware supports it, and fp32 elsewhere."""
     gradient_checkpointing: bool = False
-    """Keep the input of each decoder layer alone, and compute the layer again for the backward pass."""
+    """Keep only the input of each decoder layer, and recompute the layer in the backward pass."""
     gradient_checkpointing_offload: bool = False
-    """Keep these inputs in the machine's memory, not the GPU's."""
+    """Keep these inputs in CPU memory instead of GPU memory."""
     max_grad_norm: Number = Field(1.0, gt=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     dataloader_num_workers: FittedSteps = AUTO
-    """Processes that pack steps ahead. `auto` is one where a GPU computes, else none."""
+    """Processes that pack steps ahead. `auto` is one if training runs on a GPU, else none."""
     torch_compile: bool = False
-    """Compile what gains by it (RMS normalization): for long runs, and with a C++ compiler on a CPU."""
+    """Compile what gains from it (RMS normalization): for long runs; a CPU needs a C++ compiler."""
     seed: int = Field(42, ge=0)
     max_length: int = Field(1024, gt=0)
-    """Tokens of prompt and completion together; longer texts are cut, and counted."""
+    """Tokens of prompt and completion together; longer texts are cut and counted."""
     shared_prefix: bool = True
-    """Compute what the examples of a task share (their instruction) once per micro-batch, not once each."""
+    """Compute the prefix that a task's examples share (their instruction) once per micro-batch."""
     logging_steps: int = Field(5, gt=0)
     eval_steps: int | None = Field(None, gt=0)
-    """Validate every so many optimizer steps; None validates as often as costs about a tenth of the run."""
+    """Validate every this many optimizer steps; None validates so often that it takes about a tenth of the
+    run."""
     load_best_model_at_end: bool = True
-    """Keep the weights of the step that validation found best; false keeps the last ones."""
+    """Keep the weights of the best validation; false keeps the last ones."""
     metric_for_best_model: str = "loss"
-    """What is best: `loss`, the mean over tasks; or a figure of one task, such as `headline_macro_f1`."""
+    """What is best: `loss`, the mean over tasks; or a metric of one task, such as `headline_macro_f1`."""
     early_stopping_patience: int | None = Field(None, gt=0)
-    """Stop after this many validations in a row that found no better step; None trains to the end."""
+    """Stop after this many validations in a row without improvement; None trains to the end."""
     save_steps: int | None = Field(None, gt=0)
-    """Save a checkpoint every so many optimizer steps; None saves at the end of each epoch."""
+    """Save a checkpoint every this many optimizer steps; None saves at the end of each epoch."""
     save_minutes: Number | None = Field(5, gt=0)
-    """Save a checkpoint when the last one is this old, too; null leaves that out."""
+    """Also save a checkpoint when the last one is this old; null turns this off."""
     save_total_limit: int = Field(2, gt=0)
 
     @model_validator(mode="before")
     @classmethod
     def _batch_size_alias(cls, values: Any) -> Any:
-        """`batch_size` is the guide's short name of `per_device_train_batch_size`."""
+        """`batch_size` is a short name of `per_device_train_batch_size`."""
         if isinstance(values, dict) and "batch_size" in values:
             if "per_device_train_batch_size" in values:
                 raise ValueError(
@@ -234,7 +235,7 @@ class TrainingConfig(_Section):
             raise ValueError("fp16 and bf16 exclude each other: keep one of them")
         if self.gradient_checkpointing_offload and not self.gradient_checkpointing:
             raise ValueError(
-                "gradient_checkpointing_offload needs gradient_checkpointing: true, whose inputs it moves"
+                "gradient_checkpointing_offload needs gradient_checkpointing: true: set both or neither"
             )
         if self.warmup_ratio and self.warmup_steps not in (0, AUTO):
             raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
@@ -252,21 +253,21 @@ class MultiTaskConfig(_Section):
     task_weights: Weights = Field(
         default_factory=lambda: {name: 1.0 for name in BUILT_IN_TASKS}, min_length=1
     )
-    """The tasks to train, with the weight of each in the loss. Unset: a recipe with tasks of its own trains
-    these and what else it names, another one the five built-in tasks."""
+    """The tasks to train, with the weight of each in the loss. Unset: the recipe's own tasks and any that it
+    names elsewhere; without own tasks, the five built-in ones."""
     sampling_strategy: Literal["balanced", "proportional", "weighted", "temperature"] = "balanced"
-    """balanced: equal shares; proportional: as the data; weighted: by `sampling_weights` (or else by
-    `task_weights`, which then no longer weigh the loss); temperature: shares ∝ size^(1/temperature)."""
+    """balanced: equal shares; proportional: as in the data; weighted: by `sampling_weights`, or else by
+    `task_weights`, which then do not weight the loss; temperature: shares ∝ size^(1/temperature)."""
     sampling_weights: Weights = {}
-    """With `weighted`: the part of each trained task in an epoch. All are named; 0 leaves a task out."""
+    """With `weighted`: each trained task's share of an epoch. Name every task; 0 leaves a task out."""
     temperature: Number = Field(2.0, ge=1)
     samples_per_epoch: int | None = Field(None, gt=0)
     """Examples of all tasks in one epoch; None is the number of training examples."""
     class_weights: dict[str, Literal["balanced"] | dict[Label, Annotated[Number, Field(ge=0)]]] = {}
-    """Label task → the weight of each label's examples in the loss (1 where none is given), or `balanced`:
-    examples / (labels · examples of the label), so that rare labels count as much as frequent ones."""
+    """Label task → each label's weight in the loss (1 where not given), or `balanced`: examples / (labels ·
+    examples of the label), so that rare labels count as much as frequent ones."""
     instructions: dict[str, Annotated[str, Field(min_length=1)]] = {}
-    """Task → its instruction, where another wording is wanted than the task's own."""
+    """Task → an instruction that replaces the task's own."""
 
     @model_validator(mode="after")
     def _possible(self) -> MultiTaskConfig:
@@ -285,13 +286,12 @@ class CustomTaskConfig(_Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
     type: str = Field(min_length=1)
-    """A type of task: `classification`, `multilabel`, `qa`, `summarization`, `regression`, `instruction`, or
-    one
+    """A task type: `classification`, `multilabel`, `qa`, `summarization`, `regression`, `instruction`, or one
     that a plug-in registers."""
     instruction: str = Field(min_length=1)
     labels: list[Label] = []
     options: dict[str, Any] = {}
-    """Further arguments of the type, such as `unit` of a regression."""
+    """Further arguments of the type, such as `unit` for a regression."""
 
     @model_validator(mode="after")
     def _own_name(self) -> CustomTaskConfig:
@@ -305,7 +305,7 @@ def _as_list_of_paths(value: Any) -> Any:
 
 
 class TaskDataConfig(_Section):
-    """Where one task's examples come from, and how many of them are used."""
+    """Where one task's examples come from, and how many are used."""
 
     dataset: str | None = None
     """A public dataset by name (`fintune data list`), or `sample`, the built-in one."""
@@ -314,32 +314,31 @@ class TaskDataConfig(_Section):
     validation_file: str | None = None
     test_file: str | None = None
     more_train: Annotated[list[str], BeforeValidator(_as_list_of_paths)] = []
-    """More files of rows to train on, beside `file` or `dataset`: corrected answers, say. None of their rows
-    is held out, and those that repeat a held-out text are left out. Columns and labels are those of `file`,
-    or as the task calls them."""
+    """More files of training rows, beside `file` or `dataset`: corrected answers, for example. None of their
+    rows is held out, and rows that repeat a held-out text are removed. Columns and labels are named as in
+    `file`, or as in the task."""
     columns: dict[str, str] = {}
     """Field (text, target, question, group, split, time) → your file's column, where the names differ; or a
-    path to it in JSON, such as `data.items[].headline`. `document` instead of text → the column that names a
-    document (HTML, PDF, Markdown, text) in the file's folder or below."""
+    path into its JSON, such as `data.items[].headline`. Instead of text, `document` → the column with the
+    path of a document (HTML, PDF, Markdown, text) in or below the file's folder."""
     labels: dict[Label, Label | None] = {}
-    """The data's label → the task's label, where they differ; null leaves out the rows that have it."""
+    """The data's label → the task's label, where they differ; null removes the rows with that label."""
     encoding: str | None = None
-    """What your file's text is in, such as cp1252; None is its byte order mark, UTF-8, or a guess that is
-    said."""
+    """Your file's encoding, such as cp1252; None uses its byte order mark, UTF-8, or a reported guess."""
     sheet: str | None = None
-    """The sheet of your Excel workbook; None is its first."""
+    """The sheet of your Excel workbook; None is the first one."""
     time_format: str | None = None
-    """How times are written: `day_first` or `month_first` (05/01/2026), `epoch` (seconds since 1970, or
-    milliseconds), or a form of Python's strptime such as `%d%m%Y`; None is ISO 8601, or what is plain."""
+    """How times are written: `day_first` or `month_first` (05/01/2026), `epoch` (seconds or milliseconds
+    since 1970), or a strptime format such as `%d%m%Y`; None is ISO 8601, or any unambiguous form."""
     salience: Literal["none", "lead", "score", "learnt", "bm25", "graph"] | None = None
-    """What is kept of a text that does not fit: its first tokens (none), or the sentences that
-    `fintune.text.salience` chooses; None is learnt for summarization and none for other types. `graph`, of
-    earlier versions, is read as score."""
+    """What to keep of a text that is too long: its first tokens (`none`), or the sentences that
+    `fintune.text.salience` chooses; None is `learnt` for summarization and `none` for other types. `graph`,
+    from earlier versions, is read as `score`."""
     max_train: int | None = Field(None, gt=0)
     max_validation: int | None = Field(None, gt=0)
     max_test: int | None = Field(None, gt=0)
     winsorize: Number = Field(0.005, ge=0, lt=0.5)
-    """Regression's training targets are clipped to this quantile and to 1 minus it."""
+    """Clip regression's training targets to this quantile and to 1 minus it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskDataConfig:
@@ -347,7 +346,7 @@ class TaskDataConfig(_Section):
             raise ValueError("dataset and file exclude each other: keep one of them")
         own = ("validation_file", "test_file", "columns", "encoding", "sheet", "time_format")
         if not self.file and (given := [name for name in own if getattr(self, name)]):
-            raise ValueError(f"{' and '.join(given)} describe your own file: set file")
+            raise ValueError(f"{' and '.join(given)} only apply to your own file: set file")
         return self
 
     @field_validator("encoding")
@@ -356,7 +355,7 @@ class TaskDataConfig(_Section):
         try:
             "".encode(value or "utf-8")
         except LookupError:
-            raise ValueError(f"no encoding is called {value!r}: try utf-8, utf-16, cp1252, …") from None
+            raise ValueError(f"unknown encoding {value!r}: try utf-8, utf-16, cp1252, …") from None
         return value
 
     @field_validator("time_format")
@@ -364,7 +363,7 @@ class TaskDataConfig(_Section):
     def _known_format(cls, value: str | None) -> str | None:
         if value is not None and value not in ("day_first", "month_first", "epoch") and "%" not in value:
             raise ValueError(
-                f"must be day_first, month_first, epoch, or a form such as %d.%m.%Y, got {value!r}"
+                f"must be day_first, month_first, epoch, or a format such as %d.%m.%Y, got {value!r}"
             )
         return value
 
@@ -376,76 +375,77 @@ class DataConfig(_Section):
     """The public datasets' folder; None is FINTUNE_DATA_DIR, else data/raw, else the built-in sample."""
     prepared_dir: str = "data/processed"
     seed: int | None = Field(42, ge=0)
-    """Of splits and limits, whatever `training.seed` is; None, as adapters of earlier versions have it, is
-    `training.seed`."""
+    """The seed of splits and limits, independent of `training.seed`. None, as in adapters of earlier
+    versions, uses `training.seed`."""
     validation_fraction: Number = Field(0.1, gt=0, lt=0.5)
     test_fraction: Number = Field(0.1, gt=0, lt=0.5)
-    """Of datasets without official splits."""
+    """Split sizes of datasets without official splits."""
     near_duplicates: Number | None = Field(0.8, ge=0.3, le=1)
-    """Training texts this similar to a held-out one (Jaccard index of three-word shingles) are left out;
-    null leaves out exact repetitions alone."""
+    """Remove training texts at least this similar to a held-out one (Jaccard index of three-word shingles);
+    null removes exact duplicates only."""
     embargo_days: int = Field(5, ge=0)
-    """Days before a held-out split from which nothing is trained on, where records carry times."""
+    """Skip training rows from this many days before a held-out split, where records carry times."""
     commercial_only: bool = False
-    """Leave out the public datasets whose licence does not allow commercial use."""
+    """Leave out public datasets whose licence does not allow commercial use."""
     repair_encoding: bool = False
-    """Put text right that was read in a wrong encoding (`fintune data report` counts it). Changes test sets
-    too, so figures no longer compare with published ones."""
+    """Repair text that was decoded with the wrong encoding (`fintune data report` counts it). This changes
+    test sets too, so figures no longer compare with published ones."""
     tasks: dict[str, TaskDataConfig] = {}
 
 
 class TextFormatConfig(_Section):
-    """How a text task's answers must look; each part is off by default."""
+    """Constraints on a text task's answers; each is off by default."""
 
     max_new_tokens: int | None = Field(None, gt=0)
-    """The longest answer in tokens; None is the length of the task's type (48 for qa, 96 for summaries)."""
+    """The longest answer in tokens; None is the task type's default (48 for qa, 96 for summaries)."""
     bullets: int | None = Field(None, gt=0)
-    """At most so many lines, each of which begins with a dash."""
+    """At most this many lines, each starting with a dash."""
     bullet_tokens: int | None = Field(None, gt=3)
-    """At most so many tokens in each of them."""
+    """At most this many tokens in each line."""
     copy_spans: bool = False
-    """The answer is a passage of the record's text, word for word."""
+    """The answer is copied from the record's text, word for word."""
     source_numbers: bool = False
-    """Every number of the answer, with its scale, stands in the record's text or question."""
+    """Every number in the answer, with its scale, occurs in the record's text or question."""
 
     @model_validator(mode="after")
     def _one_shape(self) -> TextFormatConfig:
         if self.copy_spans and (self.bullets or self.bullet_tokens):
             raise ValueError("copy_spans and bullets exclude each other: keep one of them")
         if self.bullet_tokens and not self.bullets:
-            raise ValueError("bullet_tokens is set, but bullets, how many there may be, is not: set both")
+            raise ValueError("bullet_tokens is set without bullets, the number of lines: set both")
         return self
 
 
 class EvaluationConfig(_Section):
-    """How the model is asked, and what stands beside its figures."""
+    """How the model is asked, and what its figures are compared with."""
 
     batch_size: int = Field(16, gt=0)
     base_model: bool = True
-    """Evaluate the untuned base model too."""
+    """Also evaluate the untuned base model."""
     base_model_max_test: int | None = Field(None, gt=0)
     """Examples per task for the untuned base; None is all of them."""
     baselines: list[Literal["tfidf", "lexicon", "zero"]] = ["tfidf", "lexicon", "zero"]
-    """Systems beside the simplest one: TF-IDF with a linear model, a finance lexicon, no change (numbers)."""
+    """Baselines beside the simplest: TF-IDF with a linear model, a finance lexicon, no change (numbers)."""
     other_models: list[str] = []
-    """Classifiers of the hub, or local folders, that answer the label tasks too: `[ProsusAI/finbert]`."""
+    """Hub classifiers or local folders that also answer the label tasks: `[ProsusAI/finbert]`."""
     max_validation: int = Field(50, gt=0)
     """Validation examples per task scored during training."""
     report_to: list[Literal["wandb", "tensorboard"]] = []
-    """Where the final figures and tables go besides the files."""
+    """Trackers that get the final figures and tables, besides the files."""
     bertscore_encoder: str | None = None
     """A local encoder folder for BERTScore; None is the one the `eval` extra installs."""
     label_normalization: Literal["auto", "none", "tokens"] = "auto"
-    """none: labels by log p of all their tokens; tokens: by its mean; auto: as validation chose."""
+    """none: score labels by the log-probability of all their tokens; tokens: by its mean; auto: as
+    validation chose."""
     calibration: Literal["none", "contextual"] = "none"
-    """contextual: labels are divided by their probability after content-free inputs (Zhao et al., 2021)."""
+    """contextual: divide labels by their probability after content-free inputs (Zhao et al., 2021)."""
     number_decoding: Literal["expectation", "greedy"] = "expectation"
-    """expectation: the mean of the distribution over levels (Lukasik et al., 2025); greedy: its likeliest."""
+    """expectation: the mean of the distribution over levels (Lukasik et al., 2025); greedy: the likeliest."""
     formats: dict[str, TextFormatConfig] = {}
-    """Text task → how its answers must look."""
+    """Text task → constraints on its answers."""
 
     def tracked(self, use_wandb: bool) -> EvaluationConfig:
-        """The same, reporting to W&B too if `use_wandb`."""
+        """This configuration, reporting to W&B too if `use_wandb`."""
         more = ["wandb"] if use_wandb and "wandb" not in self.report_to else []
         return self.model_copy(update={"report_to": [*self.report_to, *more]})
 
@@ -464,23 +464,23 @@ class Recipe(_Section):
     custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
     """One task block, or a list of them."""
     plugins: list[str] = []
-    """Python modules to import because they register tasks: installed, beside the recipe, or in the working
+    """Python modules that register tasks, to import: installed, beside the recipe, or in the working
     folder."""
     _plugin_folder: str | None = PrivateAttr(None)
     data: DataConfig = Field(default_factory=DataConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     debug: bool = False
-    """Set by `--debug`: the run is too small for its figures to mean anything, and every table says so."""
+    """Set by `--debug`: the run is too small for meaningful figures, and every table says so."""
 
     @property
     def plugin_folder(self) -> str | None:
-        """Where its plug-ins may be besides among the installed packages; see `read_from`."""
+        """The folder where plug-ins may be besides the installed packages; see `read_from`."""
         return self._plugin_folder
 
     def read_from(self, folder: str) -> Recipe:
-        """This recipe as the user's own, read from a folder: its plug-ins may come from there.
+        """This recipe, marked as read by the user from a folder: its plug-ins may be imported from there.
 
-        A recipe that an adapter keeps is never marked so: the adapter may be another's, with code beside it.
+        An adapter's recipe is never marked: someone else may have made the adapter and put code in it.
         """
         self._plugin_folder = folder if self.plugins else None
         return self
@@ -496,7 +496,7 @@ class Recipe(_Section):
             bits = "load_in_4bit" if base.load_in_4bit else "load_in_8bit"
             raise ValueError(
                 f"lora_config.init_lora_weights: {self.lora_config.init_lora_weights} changes the base's "
-                f"weights, which base_model.{bits} has quantized: leave out one of them"
+                f"weights, which base_model.{bits} has quantized: remove one of them"
             )
         return self
 
@@ -543,11 +543,11 @@ class Recipe(_Section):
         return self
 
     def columns(self, task: str) -> dict[str, str]:
-        """Field → column of a task's own file; {} where it has none."""
+        """Field → column of a task's own file; {} if there is none."""
         return self.data.tasks[task].columns if task in self.data.tasks else {}
 
     def debugged(self) -> Recipe:
-        """The same recipe at the smallest scale that still exercises everything (`--debug`)."""
+        """This recipe at the smallest scale that still exercises everything (`--debug`)."""
         raw = self.model_dump(exclude_unset=True)
         tasks = raw.setdefault("data", {}).setdefault("tasks", {})
         for name in [*self.multi_task.task_weights, *(task.name for task in self.custom_task)]:

@@ -1,4 +1,4 @@
-"""The errors a user can cause, and the exit codes of the command line, which prints their message alone."""
+"""The errors a user can cause, and the command line's exit codes; it prints only an error's message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXIT_CODES = {
 
 
 class FintuneError(Exception):
-    """What the user can mend; its message names the field, the value and the fix.
+    """A mistake the user can fix; its message names the field, the value and the fix.
 
     Attributes:
         plain: the message without recipe keys and flags, for a reader in a browser.
@@ -56,7 +56,7 @@ class ModelError(FintuneError):
 
 
 class MissingExtraError(FintuneError):
-    """An optional part is not installed; the message is the command that installs it."""
+    """An optional part is not installed; the message has the command that installs it."""
 
     code = MISTAKE
 
@@ -65,12 +65,12 @@ class MissingExtraError(FintuneError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM in a job that is worth going on with; the message says what is saved.
+    """Ctrl-C or SIGTERM in a job that can be resumed; the message says what is saved.
 
     Attributes:
-        flag: what the same command takes to go on; "" where it needs nothing more.
-        command: another command that goes on, where it is not the same.
-        number: the signal's.
+        flag: the flag that makes the same command resume; "" if none is needed.
+        command: another command that resumes, if it is not the same one.
+        number: the signal's number.
     """
 
     def __init__(
@@ -89,6 +89,6 @@ class Interrupted(KeyboardInterrupt):
 
 
 def hint(wrong: str, valid: Sequence[str]) -> str:
-    """The end of a sentence on a wrong name: the valid one most like it, else all that are valid."""
+    """The end of a sentence on a wrong name: the most similar valid one, else all valid ones."""
     near = difflib.get_close_matches(wrong, valid, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; valid are: {', '.join(valid)}"

@@ -1,4 +1,4 @@
-"""What an optional part consists of, and the command that installs it."""
+"""Optional parts: the packages each one needs, and the command that installs them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 def install_command(extra: str) -> str:
-    """`pip install` with the packages of the extra that are missing or too old, or with all of them.
+    """`pip install` with the extra's packages that are missing or too old, or with all of them.
 
-    It names the packages and not `fintune[extra]`, which pip finds on no index.
+    It names the packages instead of `fintune[extra]`, because fintune is on no package index.
     """
     from packaging.requirements import Requirement
 
     try:
         wanted = [Requirement(line) for line in importlib.metadata.requires("fintune") or ()]
-    except importlib.metadata.PackageNotFoundError:  # run from its sources, without an installation
+    except importlib.metadata.PackageNotFoundError:  # run from source, not installed
         return f"pip install -e '.[{extra}]'  in fintune's folder"
     parts = []
     for each in wanted:
         if each.marker and each.marker.evaluate({"extra": extra}) and not each.marker.evaluate({"extra": ""}):
-            each.marker = None  # so that `str` is the name, its own extras and its versions
+            each.marker = None  # so that `str` gives only name, extras and versions
             parts.append(each)
     missing = [each for each in parts if not _is_there(each)]
     return shlex.join(["pip", "install", *map(str, missing or parts)])

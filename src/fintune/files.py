@@ -1,4 +1,4 @@
-"""Files written whole or not at all: a killed process or a full disk leaves the old file as it was."""
+"""Write files atomically: if a process is killed or the disk is full, the old file stays as it was."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fintune.errors import ConfigError, DataError, FintuneError
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Write a file through a temporary one beside it; parents are made."""
+    """Write a file through a temporary one beside it; creates parent folders."""
     with atomic_file(path) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
@@ -31,7 +31,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
+    """A file to fill; it replaces `path` if the block succeeds, and is deleted if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.absolute())
@@ -47,10 +47,10 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def writable(path: str | Path, endings: Sequence[str], name: str = "--output_file") -> Path:
-    """A file to be written, refused before the work rather than after it; its folder is made.
+    """Check an output path before the work starts, and create its folder.
 
     Raises:
-        ConfigError: it has none of the endings, is a folder, or its folder cannot be written to.
+        ConfigError: it has none of the endings, is a folder, or its folder is not writable.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,7 +63,7 @@ def writable(path: str | Path, endings: Sequence[str], name: str = "--output_fil
             pass
     except OSError as error:
         raise ConfigError(
-            f"{name} is {path}, and its folder cannot be written to ({error.strerror}): name another."
+            f"{name} is {path}, but its folder cannot be written to ({error.strerror}): name another."
         ) from None
     return path
 
@@ -74,18 +74,18 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON, with its end."""
+    """A value as one line of JSON, with its newline."""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def write_jsonl(path: str | Path, rows: list[dict[str, Any]]) -> Path:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     return atomic_write(path, "".join(map(json_line, rows)))
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill; it takes the place of `path` when the block ends well, and vanishes when not."""
+    """A folder to fill; it replaces `path` if the block succeeds, and is deleted if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
@@ -100,10 +100,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`, which may not exist; `old` is whole at every moment.
+    """Put `new` in the place of `old`, which may not exist; `old` is complete at every moment.
 
-    Where the system cannot swap two folders, `old` is absent for a moment; of a process that is killed then
-    `recover` puts it back.
+    Where the system cannot swap two folders, `old` is briefly absent; if the process is killed then,
+    `recover` restores it.
     """
     if not old.exists():
         os.replace(new, old)
@@ -118,10 +118,10 @@ def replace_folder(new: Path, old: Path) -> None:
 
 
 def recover(path: str | Path) -> None:
-    """Put a folder back that a killed process had set aside, and remove what others left beside it."""
+    """Restore a folder that a killed process had set aside, and remove leftovers beside it."""
     path = Path(path).absolute()
     set_aside = filter(abandoned, path.parent.glob(f".{glob.escape(path.name)}.*.old"))
-    with contextlib.suppress(FileNotFoundError):  # another process is quicker
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
         for aside in sorted(set_aside, key=os.path.getctime, reverse=True):
             if path.exists():
                 shutil.rmtree(aside, ignore_errors=True)
@@ -131,13 +131,13 @@ def recover(path: str | Path) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    """A name of its own: two containers on one volume may both be process 1."""
+    """A unique name: two containers on one volume may both be process 1."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}")
 
 
 @functools.lru_cache(1024)
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left half-written beside a path; once a process."""
+    """Remove half-written leftovers of killed processes beside a path; once per process."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
         if abandoned(left, YOUNG):
             with contextlib.suppress(OSError):
@@ -145,14 +145,14 @@ def _sweep(path: Path) -> None:
 
 
 YOUNG, OLD = 60.0, 86_400.0
-"""Seconds: what is younger may not be locked yet; without locks what is older is nobody's."""
+"""Seconds. Younger files may not be locked yet; older files on a system without locks are abandoned."""
 
 
 def abandoned(path: Path, least: float = 0.0) -> bool:
-    """Whether the process that made it is gone: nobody has it `held`, or it is a day old.
+    """Whether the process that made it is gone: nobody holds its lock (`held`), or it is a day old.
 
     Args:
-        least: seconds; what is younger may not be held yet.
+        least: seconds; a younger file may not be locked yet.
     """
     try:
         age = time.time() - path.stat().st_ctime
@@ -165,14 +165,14 @@ def abandoned(path: Path, least: float = 0.0) -> bool:
             os.close(found)
     except (BlockingIOError, FileNotFoundError):
         return False
-    except (ImportError, OSError):  # no locks here
+    except (ImportError, OSError):  # no file locks here
         return age > OLD
     return age >= least
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """A lock on a file or folder itself, which says that it is in use, and ends with this process."""
+    """Hold a lock on a file or folder to mark it as in use; it ends with this process."""
     try:
         import fcntl
 
@@ -189,7 +189,7 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step, where the system and the file system can: Linux's RENAME_EXCHANGE."""
+    """Exchange two folders atomically, where system and file system can: Linux's RENAME_EXCHANGE."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -199,10 +199,10 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def replace_files(new: Path, old: Path, first: str, last: str) -> None:
-    """Move the files of `new` over those of `old`, in the order of two names; `new` vanishes.
+    """Move the files of `new` over those of `old`, `first` first and `last` last; `new` is removed.
 
-    Other files of `old` stay, and every file is whole. Where `first` says what `last` must be, a folder that
-    was left half-way is known by it.
+    Other files of `old` stay, and every file is complete. If `first` says what `last` must be, a folder that
+    was left half-way can be recognized.
     """
     old.mkdir(parents=True, exist_ok=True)
     for path in sorted(new.iterdir(), key=lambda path: (path.name != first, path.name == last)):
@@ -211,18 +211,18 @@ def replace_files(new: Path, old: Path, first: str, last: str) -> None:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, a quota, or a file's allowed size that is used up."""
+"""Errors for a full disk, an exhausted quota, or a file-size limit."""
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error, perhaps of a library that wraps the system's own, says that a disk is full."""
-    # safetensors and torch.save wrap it.
+    """Whether an error, possibly wrapped by a library, says that a disk is full."""
+    # safetensors and torch.save wrap the system's error.
     signs = ("No space left", "os error 28", "File too large", "file write failed", "iostream error")
     return getattr(error, "errno", None) in FULL or any(sign in str(error) for sign in signs)
 
 
 def refuse_small_disk(folder: Path, needed: int, what: str, then: str = "Free some space.") -> None:
-    """Raise a FintuneError where a folder's disk has less room than `needed` bytes."""
+    """Raise a FintuneError if a folder's disk has less room than `needed` bytes."""
     whole = folder.absolute()
     free = shutil.disk_usage(next(p for p in (whole, *whole.parents) if p.exists())).free
     if free < needed:
@@ -238,13 +238,13 @@ def _size(count: int) -> str:
 
 @contextlib.contextmanager
 def room_for(folder: Path, needed: int, what: str, then: str) -> Iterator[None]:
-    """Say of a disk that becomes full in the block what is full, how much is missing, and `then`."""
+    """If the disk becomes full in the block, say what needed the room, how much, and `then`."""
     try:
         yield
     except Exception as error:
         if not disk_full(error):
             raise
-        then = f"Nothing that was whole is lost. Free some space. {then}"
+        then = f"Complete files are intact. Free some space. {then}"
         refuse_small_disk(folder, needed, what, then)
         raise FintuneError(
             f"The disk of {folder}, or your share of it, is full ({error}): {what} needs about "
@@ -253,7 +253,7 @@ def room_for(folder: Path, needed: int, what: str, then: str) -> Iterator[None]:
 
 
 def like_neighbours(folder: Path) -> None:
-    """Give a folder's safetensors, written for their owner alone, the mode of the folder's other files."""
+    """Give a folder's safetensors, written with mode 600, the mode of the folder's other files."""
     files = [path for path in folder.iterdir() if path.is_file()]
     modes = [path.stat().st_mode & 0o777 for path in files if path.suffix != ".safetensors"]
     for path in files:
@@ -262,10 +262,10 @@ def like_neighbours(folder: Path) -> None:
 
 
 class Lock:
-    """A lock on a folder, between processes: on a file beside it, and gone with the process that holds it.
+    """A lock on a folder between processes: a file beside it, released when its process ends.
 
-    One of the kind `lock` is held alone, and names its holder; one of another kind may be shared. Where the
-    file cannot be made, or its file system has no locks, everyone gets the lock.
+    A lock of the kind `lock` is exclusive and names its holder; other kinds may be shared. If the file
+    cannot be created, or the file system has no locks, everyone gets the lock.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -275,7 +275,7 @@ class Lock:
         self._stream: TextIO | None = None
 
     def take(self, *, shared: bool = False, wait: bool = False) -> bool:
-        """Whether this process has the lock now: alone, or with others who share it."""
+        """Whether this process now has the lock: exclusively, or shared."""
         try:
             import fcntl
         except ImportError:  # Windows
@@ -288,13 +288,13 @@ class Lock:
                 fcntl.flock(self._stream, how)
             except BlockingIOError:
                 if self.kind == "lock":
-                    self._close()  # so that `release` removes no other's file
+                    self._close()  # so that `release` does not remove someone else's file
                 return False
             except OSError:
                 return True
             if os.fstat(self._stream.fileno()).st_nlink:
                 break
-            self._close()  # the holder before has removed the file: take its successor
+            self._close()  # the previous holder has removed the file: open the new one
         if self.kind == "lock":
             self._stream.truncate(0)
             self._stream.write(f"process {os.getpid()}, since {datetime.now():%H:%M}")
@@ -303,14 +303,14 @@ class Lock:
 
     @property
     def holder(self) -> str:
-        """Who has it, as they say."""
+        """The holder, as it describes itself."""
         try:
             return self.path.read_text(encoding="utf-8")
         except OSError:
             return "another process"
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._stream:
             if self.kind == "lock":
                 self.path.unlink(missing_ok=True)
@@ -335,7 +335,7 @@ def read_json(path: str | Path, limit: int = 256_000_000) -> Any:
     """The value of a JSON file of at most `limit` bytes.
 
     Raises:
-        DataError: the file is missing, too large, or no JSON.
+        DataError: the file is missing, too large, or not JSON.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -347,12 +347,12 @@ def read_json(path: str | Path, limit: int = 256_000_000) -> Any:
         raise DataError(f"There is no file {path}.") from None
     except RecursionError:
         raise DataError(f"{path} is damaged: its JSON is nested too deeply.") from None
-    except ValueError as error:  # of JSON, UTF-8, or a number of too many digits
+    except ValueError as error:  # not JSON, not UTF-8, or a number with too many digits
         raise DataError(f"{path} is damaged: it is not valid JSON ({error}).") from None
 
 
 def known_sha256(path: str | Path) -> str:
-    """`file_sha256`, computed once a process for each state of a file."""
+    """`file_sha256`, cached per process until the file changes."""
     return _sha256(Path(path), stamp(Path(path)))
 
 
@@ -362,7 +362,7 @@ def _sha256(path: Path, stamped: object) -> str:
 
 
 def stamp(*paths: Path) -> tuple[tuple[int, ...], ...]:
-    """What changes when one of these files does, or comes or goes: no byte of them is read."""
+    """A value that changes when one of these files changes, appears or vanishes; reads no contents."""
     found: list[tuple[int, ...]] = []
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""Whole jobs: an evaluation with its reports; and prepare, train, evaluate and show (`make run`)."""
+"""Complete jobs: an evaluation with its reports; and prepare, train, evaluate and show (`make run`)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def check_evaluation(output_file: str | Path, config: EvaluationConfig) -> None:
-    """Refuse what can be refused before data and model are loaded.
+    """Refuse bad settings before data and model are loaded.
 
     Raises:
-        MissingExtraError: a tracker of `report_to` is not installed.
+        MissingExtraError: a tracker in `report_to` is not installed.
         ConfigError: the output file or the BERTScore encoder cannot be used.
     """
     from fintune.evaluation.evaluate import check
@@ -49,11 +49,11 @@ def evaluate(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Results:
-    """`evaluation.evaluate` with everything that people read of it.
+    """`evaluation.evaluate`, with every report for people.
 
     After every task the Markdown and HTML reports are written beside the results. At the end the figures
-    go to `report_to`; of test examples the adapter's model card gets the headline figures, its folder the
-    profile that live answers are compared with.
+    go to `report_to`. Figures on test examples also go to the adapter's model card, and the adapter's folder
+    gets the profile that live answers are compared with.
     """
     from fintune.evaluation.evaluate import evaluate as run_evaluation
     from fintune.evaluation.results import output_files
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _save_profile(adapter: Path, profile: Profile) -> None:
-    """Keep the profile, and what an evaluation of more examples has left of the same adapter."""
+    """Save the profile; keep tasks that an earlier evaluation of this adapter measured on more examples."""
     from fintune.errors import DataError
     from fintune.files import file_sha256
     from fintune.models.adapters import WEIGHTS
@@ -107,7 +107,7 @@ def _save_profile(adapter: Path, profile: Profile) -> None:
 
     weights = adapter / WEIGHTS
     profile.weights = file_sha256(weights) if weights.is_file() else ""
-    with contextlib.suppress(DataError):  # there is none yet, or it is of another version
+    with contextlib.suppress(DataError):  # none yet, or from another version
         profile = profile.beside(Profile.load(adapter))
     profile.save(adapter)
 
@@ -136,16 +136,16 @@ def reproduce(
     """Run a bundle's recipe again; return how its data and metrics differ from the bundle's.
 
     Args:
-        output_dir: a new folder, for the prepared data too.
-        tolerance: of a metric, or of a number above 1 a share of it.
-        data_dir: where public datasets are looked for first.
+        output_dir: a new folder, also for the prepared data.
+        tolerance: allowed difference of a metric; relative for numbers above 1.
+        data_dir: where to look for public datasets first.
     """
     from fintune.data.prepare.dataset import load_prepared
     from fintune.evaluation.bundle import compare, other_data
     from fintune.models.export import new_folder
 
     for line in bundle.other_versions():
-        say(f"Another version: {line}.")
+        say(f"Different version: {line}.")
     new_folder(output_dir)
     recipe = bundle.recipe
     changes: dict[str, str] = {"prepared_dir": str(output_dir / "prepared")}
@@ -154,7 +154,7 @@ def reproduce(
     results = run(recipe, output_dir / "model", say=say)
     differ = other_data(bundle, load_prepared(changes["prepared_dir"]).manifest)
     for name in differ:
-        say(f"Other data: {name} is not what the bundle's adapter was made of.")
+        say(f"Other data: {name} differs from the data that the bundle's adapter was trained on.")
     lines = compare(bundle, results)
     for each in lines:
         mark = "✓" if each.within(tolerance) else "✗"
@@ -175,8 +175,8 @@ def run(
 ) -> Results:
     """Run every stage; return the evaluation's results. Raises what the stages raise.
 
-    What an earlier run has left in `output_dir` is replaced, and that is said: its checkpoints once there is
-    a new one, its adapter once the new one is trained.
+    Replaces what an earlier run left in `output_dir`, and says so: its checkpoints once there is a new one,
+    its adapter once the new one is trained.
     """
     from fintune.data.prepare.dataset import prepare
     from fintune.data.raw.sources import describe_sources, fetch_missing
@@ -189,16 +189,16 @@ def run(
     output_file = output_file or output_dir / "results.json"
     config = recipe.evaluation.tracked(use_wandb)
     origin(recipe, output_dir, resume, overwrite=True)
-    check_evaluation(output_file, config)  # hours before it is needed
+    check_evaluation(output_file, config)  # now, because it is needed only hours later
     if not resume and (what := occupant(output_dir)):
-        say(f"{output_dir} holds {what}. This run replaces it; --resume_from_checkpoint would go on with it.")
+        say(f"{output_dir} holds {what}. This run replaces it; --resume_from_checkpoint would resume it.")
     why = fetch_missing(recipe, say)
     data = describe_sources(recipe, task_set(recipe), why)
     say(f"This run uses {data}.")
     say("1/3  Data")
     prepared = prepare(recipe, say=say)
     say("2/3  Training")
-    from fintune.training.run import train  # takes seconds: after what may be refused
+    from fintune.training.run import train  # slow import: after the checks
 
     train(
         recipe,

@@ -12,16 +12,15 @@ _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def progress_bar(wanted: bool = True, **options: Any) -> Any:
-    """A bar of tqdm, which takes `options`."""
+    """A tqdm bar; `options` are tqdm's."""
     from tqdm.auto import tqdm
 
-    notebook = "ipykernel" in sys.modules  # nothing there is a terminal
+    notebook = "ipykernel" in sys.modules  # a notebook's stderr is not a terminal
     return tqdm(**options, disable=True if not wanted else False if notebook else None)
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The values from left to right as bars between the lowest and the highest; means where there are more
-    than `width`."""
+    """The values as bars, left to right, scaled from lowest to highest; more than `width` are averaged."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return ""
@@ -35,7 +34,7 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in words: 48 s, 13 min, 2.4 h; – where there is none."""
+    """A time in words: 48 s, 13 min, 2.4 h; – for None."""
     if seconds is None:
         return "–"
     if seconds < 90:

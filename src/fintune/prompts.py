@@ -1,8 +1,8 @@
-"""Task and record in, token ids out: the one place where prompts are made.
+"""Make prompts: a task and a record in, token ids out.
 
-Training, evaluation, the demo and serving all use `PromptTemplate`, so a model is asked as it was trained.
-The instruction comes first, so that all examples of a task share it as a token prefix. Control tokens, such
-as the end of a turn, are the frame's alone: in a text their names are plain text.
+Training, evaluation, the demo and serving all use `PromptTemplate`, so they ask a model as it was trained.
+The instruction comes first, so that all examples of a task share it as a token prefix. Only the template
+emits control tokens, such as end of turn: their names inside a user's text are tokenized as plain text.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class TokenizedExample:
     task: str
     truncated: bool = False
     extra: Any = None
-    """What a training objective keeps of it, such as the other levels of a number."""
+    """What a training objective keeps of the example, such as the other levels of a number."""
     weight: float = 1.0
-    """Factor in the loss, besides the weight of its task."""
+    """Factor in the loss, on top of the task's weight."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -44,7 +44,7 @@ Tools = list[dict[str, Any]] | None
 
 
 def _conversation(task: Task, record: Record) -> tuple[Messages, Tools, dict[str, Any] | None]:
-    """A conversation's messages, the system's first; its tools; and the answer, where that calls some."""
+    """A conversation's messages, system first; its tools; and the answer, if it calls any of them."""
     held = json.loads(record.turns)
     system = {"role": "system", "content": task.system(record)}
     if isinstance(held, list):
@@ -54,9 +54,9 @@ def _conversation(task: Task, record: Record) -> tuple[Messages, Tools, dict[str
 
 @functools.lru_cache(maxsize=8)
 def _control_tokens(tokenizer: Any, size: int) -> tuple[str, ...]:
-    """The names of a tokenizer's control tokens: its special ones, and added ones that its chat template has.
+    """The names of a tokenizer's control tokens: special tokens, and added tokens in its chat template.
 
-    Other added tokens, such as a run of spaces, are text. `size` is the vocabulary's, which may grow.
+    Other added tokens, such as a run of spaces, are text. `size` is the vocabulary size, which may grow.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     template = str(getattr(tokenizer, "chat_template", None) or "")
@@ -69,16 +69,16 @@ def _control_tokens(tokenizer: Any, size: int) -> tuple[str, ...]:
 
 
 def framed_ids(tokenizer: Any, frame: Callable[..., str], *texts: str, special: bool = False) -> list[int]:
-    """The token ids of `frame(*texts)`, in which no control token comes from the texts.
+    """The token ids of `frame(*texts)`, with no control token from the texts.
 
-    The name of a control token in a text is tokenized in two parts, so that it is none. Other texts are
-    tokenized with their frame as a whole.
+    The name of a control token inside a text is tokenized in two parts, so that it stays text. Texts without
+    such names are tokenized together with their frame.
 
     Args:
-        special: begin as the tokenizer begins a text.
+        special: add the tokenizer's begin-of-text tokens.
 
     Raises:
-        DataError: a text holds half a character.
+        DataError: a text holds half a surrogate pair.
     """
     if any(map(HALF.search, texts)):
         raise DataError("The text holds half a character (a surrogate without its other half): remove it.")
@@ -99,7 +99,7 @@ class PromptTemplate:
     """Renders prompts with the tokenizer's chat template, or in a plain format if it has none.
 
     Args:
-        tokenizer: of the base model, from Transformers.
+        tokenizer: the base model's, from Transformers.
         max_length: the most tokens of a training example, prompt and answer together.
     """
 
@@ -120,9 +120,9 @@ class PromptTemplate:
         return self._chat([{"role": "system", "content": system}, {"role": "user", "content": body}])
 
     def _chat(self, messages: Messages, tools: Tools = None) -> str:
-        """A chat as it is rendered, up to where the assistant's next turn begins.
+        """A rendered chat, up to where the assistant's next turn begins.
 
-        Where the template has no system message, it stands before the first turn's text.
+        If the template has no system message, the system text goes before the first turn's text.
         """
         if self._style == "plain":
             return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages) + "assistant:"
@@ -134,33 +134,32 @@ class PromptTemplate:
     def completion_ids(self, text: str) -> list[int]:
         """An answer's token ids and the end-of-text token.
 
-        An answer is tokenized apart from its prompt, so that its tokens are the same after every prompt.
+        An answer is tokenized separately from its prompt, so that its tokens are the same after every prompt.
         """
         return [*self.text_ids(text), self.tokenizer.eos_token_id]
 
     def prompt_ids(
         self, task: Task, record: Record, budget: int, truncate: bool = True
     ) -> tuple[list[int], bool]:
-        """The prompt's token ids, at most `budget` of them, and whether the text was shortened to fit.
+        """The prompt's token ids, at most `budget`, and whether the text was shortened to fit.
 
-        A text that does not fit is replaced by its most salient sentences if the task ranks them
-        (`Task.salience`); otherwise, and if not one sentence fits, its end is cut off.
-
-        Of a conversation that does not fit the oldest turns are left out.
+        A text that does not fit is reduced to its most salient sentences if the task ranks them
+        (`Task.salience`); otherwise, or if not one sentence fits, its end is cut off. A conversation that
+        does not fit loses its oldest turns.
 
         Raises:
             DataError: the prompt is too long and `truncate` is False, or no text would be left; or the chat
-                template does not take a conversation's turns.
+                template rejects a conversation's turns.
         """
         if record.turns:
             return self._conversation_ids(task, record, budget, truncate)
         most, cut = self.most_characters(budget), False
         besides = len(record.question or "") + len(record.system or "")
-        if len(record.text) + besides > most:  # tokenizing a megabyte takes a second
+        if len(record.text) + besides > most:  # check characters first: tokenizing a megabyte takes a second
             if not truncate or besides > most:
                 raise DataError(
                     f"The {task.name} input has {len(record.text) + besides:,} characters, and the "
-                    f"{budget} tokens that there is room for hold {most:,} at most: shorten it"
+                    f"{budget} tokens that there is room for hold at most {most:,}: shorten it"
                     + ("." if truncate else ", or pass --truncate to cut it.")
                 )
             if not task.salience:
@@ -182,12 +181,12 @@ class PromptTemplate:
             ids = self._prompt_ids(task, task.with_text(record, text))
             if len(ids) <= budget:
                 return ids, True
-            keep -= max(1, len(ids) - budget)  # a cut text may need more tokens than were kept of it
+            keep -= max(1, len(ids) - budget)  # cut text can have more tokens than were kept
         full = f"The {task.name} instruction and question alone fill the {budget} tokens there are"
         raise DataError(f"{full}: raise training.max_length.", f"{full}: shorten the question.")
 
     def most_characters(self, tokens: int) -> int:
-        """More characters than so many tokens of text hold: each of them the longest of the vocabulary."""
+        """An upper bound of characters in this many tokens: each as long as the vocabulary's longest."""
         return max(1_000, tokens * self._longest_token)
 
     @functools.cached_property
@@ -197,12 +196,12 @@ class PromptTemplate:
     def example(self, task: Task, record: Record) -> TokenizedExample:
         """A training example of at most `max_length` tokens.
 
-        If prompt and answer do not fit together, the answer keeps at least `max_length` // 2 of its tokens
-        (its first ones and the end of text), and the text is cut to the rest.
+        If prompt and answer do not fit together, the answer keeps at least `max_length` // 2 tokens (its
+        first ones and the end of text), and the text is cut to the rest.
         """
         completion = self._calls_ids(task, record) or self.completion_ids(task.completion(record))
         room = max(1, self.max_length // 2)
-        if len(completion) > room:  # more than half is the answer's if the whole prompt leaves it
+        if len(completion) > room:  # the answer gets more than half only if the whole prompt still fits
             room = max(room, self.max_length - len(self._prompt_ids(task, record)))
         cut = len(completion) > room
         if cut:
@@ -211,7 +210,7 @@ class PromptTemplate:
         return TokenizedExample(prompt, completion, task.name, truncated or cut)
 
     def _salient_ids(self, task: Task, record: Record, budget: int) -> list[int] | None:
-        """The prompt with as many salient sentences as fit; None if not one does."""
+        """The prompt with as many salient sentences as fit; None if none fits."""
         assert task.salience is not None
         room = budget - len(self._prompt_ids(task, task.with_text(record, "")))
         while room > 0:
@@ -221,15 +220,15 @@ class PromptTemplate:
             ids = self._prompt_ids(task, task.with_text(record, text))
             if len(ids) <= budget:
                 return ids
-            room -= len(ids) - budget  # a text may have more tokens in the prompt than alone
+            room -= len(ids) - budget  # a text can have more tokens in the prompt than alone
         return None
 
     def count_tokens(self, text: str) -> int:
-        """The number of tokens of a text alone, without special ones."""
+        """The number of tokens of a text, without special tokens."""
         return len(self.text_ids(text))
 
     def text_ids(self, text: str) -> list[int]:
-        """The token ids of a text alone, without control tokens."""
+        """The token ids of a text, without control tokens."""
         return framed_ids(self.tokenizer, str, text)
 
     def _conversation_ids(
@@ -245,10 +244,10 @@ class PromptTemplate:
                     ids = self.chat_ids(messages, tools)
                 except DataError:
                     raise
-                except Exception as error:  # templates refuse an order of roles by raising what they like
+                except Exception as error:  # templates reject an order of roles with any exception type
                     roles = ", ".join(turn["role"] for turn in messages)
                     raise DataError(
-                        f"The model's chat template does not take a conversation of {roles}: let user and "
+                        f"The model's chat template rejects a conversation of {roles}: let user and "
                         "assistant take turns, the user first."
                     ) from error
                 if len(ids) <= budget:
@@ -267,13 +266,13 @@ class PromptTemplate:
                     f"The {task.name} tools and last turns alone fill the {budget} tokens there are: "
                     "raise training.max_length."
                 )
-            if len(messages) == 2 and not tools:  # the last turn alone, as any text
+            if len(messages) == 2 and not tools:  # only the last turn: cut it like any text
                 alone = replace(record, text=messages[1]["content"], question=None, turns="")
                 ids, shortened = self.prompt_ids(task, alone, budget)
                 return ids, cut or shortened
 
     def _calls_ids(self, task: Task, record: Record) -> list[int]:
-        """The token ids of an answer that calls tools, in the template's own form; [] of any other answer."""
+        """The token ids of an answer that calls tools, in the template's format; [] for other answers."""
         if not record.turns.startswith("{") or not (answer := json.loads(record.turns).get("answer")):
             return []
         form = self._check_tools(task.name)
@@ -292,8 +291,8 @@ class PromptTemplate:
         if form := form_of(self.tokenizer):
             return form
         raise DataError(
-            f"The {name} data has conversations with tools, and the chat template of this base has no tools "
-            "in a form that is known here: name another base, or leave these rows out."
+            f"The {name} data has conversations with tools, but this base's chat template has no tool format "
+            "that fintune knows: use another base, or remove these rows."
         )
 
     def _prompt_ids(self, task: Task, record: Record) -> list[int]:
@@ -305,11 +304,11 @@ class PromptTemplate:
         """The token ids of a chat, up to where the assistant's next turn begins.
 
         Args:
-            messages: as chat templates take them.
-            tools: what may be called, in OpenAI's form.
+            messages: in the chat template's format.
+            tools: callable tools, in OpenAI's format.
 
         Raises:
-            Exception: what the chat template raises of an order of roles that it does not take.
+            Exception: whatever the chat template raises for an order of roles that it rejects.
         """
 
         whole = [messages, tools]

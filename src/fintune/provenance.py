@@ -1,4 +1,4 @@
-"""What a result depends on besides its recipe: versions, commit, machine. For manifests and reports."""
+"""What a result depends on besides its recipe (versions, commit, machine), for manifests and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def stamp() -> dict[str, Any]:
-    """What each manifest says of its making: when, with which versions and commit, on which machine."""
+    """What each manifest records: time, versions, commit and machine."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -27,7 +27,7 @@ def stamp() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's result; a package that is not installed is left out."""
+    """Versions of the packages that affect results; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in ("fintune", "torch", "transformers", "peft", "accelerate", "bitsandbytes"):
         try:
@@ -38,10 +38,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` where a file of it was changed; None outside git.
+    """The commit of the running code, with `+` if a tracked file was changed; None outside git.
 
-    Files that git does not know, such as recipes and results of your own, are no change of it; nor is the
-    commit of another project in whose folder this package is installed its own.
+    Untracked files, such as your own recipes and results, are not a change. The commit of another project
+    whose folder contains the installed package does not count.
     """
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -83,7 +83,7 @@ def _processor() -> str:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, in bytes: on the GPU where it has one."""
+    """The peak memory of this process in bytes: on the GPU if it uses one."""
     import resource
 
     import torch

@@ -1,4 +1,4 @@
-"""Reading a recipe: YAML and `--set` overrides in, a valid `Recipe` out, or a sentence on each mistake."""
+"""Read a recipe: YAML and `--set` overrides in, a valid `Recipe` out, or one sentence per mistake."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _ELSEWHERE = {
     "training.warmup_ratio": "warmup",
     "training.weight_decay": "wd",
 }
-"""Key of a recipe → what other programs call it."""
+"""Recipe key → its names in other programs."""
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose booleans are true and false alone, as in YAML 1.2: `yes` and `no` may be labels.
+    """YAML with only true and false as booleans, as in YAML 1.2: `yes` and `no` may be labels.
 
-    Where a switch is meant, the recipe's schema still takes them.
+    The recipe's schema still accepts them as switches.
     """
 
 
@@ -69,11 +69,11 @@ _Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|Fal
 
 
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1_000_000, 50, 100_000
-"""What a recipe may come to once its aliases are written out: a few of each other come to billions."""
+"""The largest recipe once its aliases are expanded: a few nested aliases can expand to billions of values."""
 
 
 def _read_yaml(text: str) -> Any:
-    """Raises yaml.YAMLError: it is no YAML, or nested too deeply or without end."""
+    """Raises yaml.YAMLError: the text is not YAML, or is nested too deeply or endlessly."""
     if len(text) > MAX_BYTES:
         raise yaml.YAMLError(f"it has more than {MAX_BYTES:,} characters")
     try:
@@ -87,7 +87,7 @@ def _read_yaml(text: str) -> Any:
         value, depth = left.pop()
         seen += 1
         if seen > MAX_VALUES or depth > MAX_DEPTH:
-            raise yaml.YAMLError("it is nested too deeply, or its aliases come to too much")
+            raise yaml.YAMLError("it is nested too deeply, or its aliases expand to too much")
         inner = (
             [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
         )
@@ -96,7 +96,7 @@ def _read_yaml(text: str) -> Any:
 
 
 def default_recipe_path() -> Path:
-    """`configs/default.yaml` of the working folder, the repository, or the installed package."""
+    """`configs/default.yaml` of the working folder, the repository or the installed package."""
     homes = (Path.cwd(), Path(__file__).parents[2], Path(sys.prefix) / "share" / "fintune")
     for home in homes:
         path = home / "configs" / "default.yaml"
@@ -109,7 +109,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
     """Read a YAML recipe and apply `section.key=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or empty or no YAML mapping, or a key or value is not valid;
+        ConfigError: the file is missing, empty or not a YAML mapping, or a key or value is invalid;
             the message names the file, the key, the value and the nearest valid key.
     """
     path = Path(path)
@@ -128,7 +128,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] | None = None) -> Rec
 
 
 def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str) -> Recipe:
-    """A recipe of plain values with `section.key=value` overrides; `where` names its source in errors."""
+    """A recipe from plain values and `section.key=value` overrides; `where` names the source in errors."""
     raw = copy.deepcopy(raw)
     for override in overrides or []:
         _apply(raw, override)
@@ -147,7 +147,7 @@ _RIVALS = (
     {"load_in_4bit", "load_in_8bit"},
     {"dataset", "file"},
 )
-"""Keys of which a section may have one; an override replaces the other."""
+"""Groups of keys of which a section may have one; an override replaces the other key."""
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -188,10 +188,10 @@ def _valid_keys(location: tuple[Any, ...]) -> list[str]:
 
 
 def key_meant(name: str, spelt_alike: bool = True) -> str | None:
-    """The key of a recipe that is most likely meant by a setting's name in any section; None if none is near.
+    """The recipe key, in any section, that a setting's name most likely means; None if none is near.
 
-    A key of that name in another section comes before what other programs call it, and both before keys that
-    are only spelt alike; those count if `spelt_alike`.
+    The same name in another section comes first, then names used by other programs, then (if `spelt_alike`)
+    similar spellings.
     """
     keys = dict(reversed(list(_keys(Recipe)))) | {"batch_size": "training.batch_size"}
     if name in keys or name in ALIASES:
@@ -201,7 +201,7 @@ def key_meant(name: str, spelt_alike: bool = True) -> str | None:
 
 
 def _keys(model: Any, section: str = "") -> Iterator[tuple[str, str]]:
-    """Each key of a section and of those below it, with its whole path."""
+    """Each key of a section and of its subsections, with its full path."""
     for name, field in model.model_fields.items():
         yield name, section + name
         if hasattr(field.annotation, "model_fields"):

@@ -1,6 +1,6 @@
-"""Calls of tools as chat templates write them, and how a call is told from text.
+"""Write tool calls as chat templates do, and tell a call from plain text.
 
-Two forms are known: `<tool_call>{"name", "arguments"}</tool_call>` (Hermes, Qwen) and a bare
+Two formats are known: `<tool_call>{"name", "arguments"}</tool_call>` (Hermes, Qwen) and a bare
 `{"name", "parameters"}` (Llama 3.1 and later).
 """
 
@@ -20,7 +20,7 @@ _PROBE = {"type": "function", "function": {"name": "p7b", "description": "", "pa
 
 @lru_cache(maxsize=8)
 def form_of(tokenizer: Any) -> Form | None:
-    """The form in which the chat template asks for calls; None where it has no tools, or another form."""
+    """The chat template's format of calls; None if it has no tools or an unknown format."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return None
@@ -37,13 +37,13 @@ def form_of(tokenizer: Any) -> Form | None:
 
 
 def written(form: Form, content: str, calls: Sequence[Mapping[str, Any]]) -> str:
-    """An assistant's turn that calls tools, as a model of this form writes it.
+    """An assistant's turn that calls tools, in the given format.
 
     Args:
         calls: each {"function": {"name": text, "arguments": object}}, as chat templates take them.
 
     Raises:
-        ValueError: the form has no place for several calls, or for a text beside a call.
+        ValueError: the format has no place for several calls, or for a text beside a call.
     """
     if form == "llama" and (len(calls) > 1 or content):
         raise ValueError("several calls, or a text beside a call")
@@ -57,7 +57,7 @@ def written(form: Form, content: str, calls: Sequence[Mapping[str, Any]]) -> str
 
 
 def as_hermes(text: str) -> str:
-    """A text with its calls, of either form, as `written` writes Hermes' calls; any other text as it is."""
+    """A text with its calls, of either format, rewritten in Hermes' format; other texts unchanged."""
 
     def again(found: str, form: Form) -> str | None:
         try:
@@ -76,11 +76,11 @@ def as_hermes(text: str) -> str:
 
 
 _FRAME = {"role", "system", "user", "assistant", "tool", "content", "tool_calls", "type", "function", "name"}
-"""What a chat template compares with: it stays as it is, even where a tokenizer has a token of that name."""
+"""Strings that chat templates compare with: they stay unchanged even if a tokenizer has such a token."""
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys too, in the order of `with_texts`, but for those of the frame."""
+    """Every text in a JSON value, keys included, in `with_texts`' order, except the template's own."""
     if isinstance(value, str):
         if value not in _FRAME:
             yield value
@@ -93,7 +93,7 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def with_texts(value: Any, texts: Iterator[str]) -> Any:
-    """The same value with other texts in place of those that `texts_of` yields."""
+    """The same value with `texts` in place of those that `texts_of` yields."""
     if isinstance(value, str):
         return value if value in _FRAME else next(texts)
     if isinstance(value, list | tuple):

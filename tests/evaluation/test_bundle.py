@@ -33,7 +33,7 @@ def test_a_bundle_runs_again_and_other_figures_or_data_are_told(tiny_recipe, wor
     capsys.readouterr()
     assert main(["reproduce", "kept", "--output_dir", "again", "--tolerance", "0.0001"]) == 0
     shown = capsys.readouterr().out
-    assert "✓ sentiment" in shown and "Reproduced." in shown and "Another version" not in shown
+    assert "✓ sentiment" in shown and "Reproduced." in shown and "Different version" not in shown
 
     (kept / "recipe.yaml").write_text((kept / "recipe.yaml").read_text() + "# changed\n")
     assert main(["reproduce", "kept", "--output_dir", "third"]) != 0

@@ -51,7 +51,7 @@ def test_the_card_lists_every_dataset_with_its_licence_and_commercial_use(
         and "twitter" not in (text.partition("## Licence note")[2])
     )
     assert "license: other" in text and "## Intended use and limits" in text
-    assert "a 4-bit rounding (GGUF, Q4_1) of `HuggingFaceTB/SmolLM2-135M-Instruct`" in text
+    assert "a 4-bit quantization (GGUF, Q4_1) of `HuggingFaceTB/SmolLM2-135M-Instruct`" in text
     card.put_export(tmp_path / "out", tmp_path, "merged", "f16", "smollm2-135m-instruct")
     exported = (tmp_path / "out/README.md").read_text()
     assert "library_name: transformers" in exported and "library_name: peft" not in exported

@@ -144,7 +144,7 @@ def test_an_adapter_of_a_quantized_base_is_merged_into_what_it_was_trained_over(
     merged = export(adapter, tmp_path / "merged", "merged", "f32", say=said.append).folder
     found = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
     assert (found - wanted).abs().mean() < far * (found - plain).abs().mean()
-    assert "bit: it is merged" in said[0]
+    assert "bit base: it is merged" in said[0]
 
 
 def test_a_sum_that_does_not_fit_the_dtype_is_refused(tiny_base, tmp_path):
@@ -154,7 +154,7 @@ def test_a_sum_that_does_not_fit_the_dtype_is_refused(tiny_base, tmp_path):
     state = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value * 1e4 for name, value in state.items()}, adapter / "adapter_model.safetensors")
     (adapter / "fintune.json").unlink()
-    with pytest.raises(ModelError, match=r"q_proj.weight does not fit into torch.float16: take --dtype bf16"):
+    with pytest.raises(ModelError, match=r"q_proj.weight does not fit into torch.float16: use --dtype bf16"):
         export(adapter, tmp_path / "merged", "merged", "f16")
     assert not (tmp_path / "merged").exists()
 
@@ -175,7 +175,7 @@ def test_vllms_layout_has_one_rank_and_scale_and_the_adapters_logits(tiny_base, 
     assert torch.allclose(logits(peft.PeftModel.from_pretrained(base, done.folder)), wanted, atol=1e-4)
     assert "--enable-lora --max-lora-rank 8 --lora-modules vllm=" in done.commands[0]
     dora, _ = adapter_with(tiny_base, tmp_path / "dora", target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(ModelError, match=r"use_dora is true, and vLLM has no DoRA; merge it instead"):
+    with pytest.raises(ModelError, match=r"use_dora is true, but vLLM has no DoRA; merge it instead"):
         export(dora, tmp_path / "no", "vllm")
 
 
@@ -236,7 +236,7 @@ def test_k_quants_are_llama_cpps_own(tiny_base, tmp_path, monkeypatch):
     recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        ModelError, match=r"q4_k_m is made by llama.cpp's llama-quantize, which is not on the PATH"
+        ModelError, match=r"q4_k_m needs llama.cpp's llama-quantize, which is not on the PATH"
     ):
         export(None, tmp_path / "out", "gguf", "q4_k_m", recipe)
     tool = tmp_path / "llama-quantize"

@@ -125,7 +125,7 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capf
     command = ["push", "me/model", "--model_path", str(adapter)]
     hub.private = False
     assert main(command) != 0
-    assert "me/model is there and is public: add --public" in capfd.readouterr().err and hub.commit is None
+    assert "me/model exists and is public: add --public" in capfd.readouterr().err and hub.commit is None
     assert main([*command, "--public"]) == 0
     for status, told in ((401, "hf auth login"), (403, "may not write there")):
         hub.status = status
@@ -133,7 +133,7 @@ def test_what_the_hub_refuses_is_a_sentence_without_the_token(hub, adapter, capf
         shown = "".join(capfd.readouterr())
         assert told in shown and TOKEN not in shown and "Traceback" not in shown
     assert main(["push", "a/b/c", "--model_path", str(adapter)]) != 0
-    assert "which is no name on the hub" in capfd.readouterr().err
+    assert "which is not a repository name" in capfd.readouterr().err
     (adapter / "README.md").unlink()
     assert main(command) != 0 and "has no README.md, the model card" in capfd.readouterr().err
 

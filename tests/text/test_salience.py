@@ -168,7 +168,7 @@ def test_a_recipe_or_an_adapter_with_the_former_graph_reads_as_score_and_says_so
     for task in (summarization("graph"), task_from_dict(trained)):
         assert task.salience == Salience("score")
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("salience: graph is no longer there") and "score, which is used instead" in line
+    assert line.startswith("salience: graph was removed; score") and "is used instead" in line
 
 
 @given(DOCUMENTS, st.integers(120, 300), st.sampled_from(METHODS))

@@ -113,7 +113,7 @@ def test_an_adapter_is_kept_although_its_data_goes_and_what_was_measured_of_the_
         train(tiny_recipe(training={"max_steps": 1, "seed": 7}), out, overwrite=True, progress=False)
     assert moved == ["fintune.json"]
     with pytest.raises(
-        ModelError, match=r"of two adapters: fintune.json and adapter_model.safetensors do not"
+        ModelError, match=r"mixes two adapters: fintune.json and adapter_model.safetensors do not"
     ):
         Engine.load(out)
 
@@ -282,7 +282,7 @@ def test_a_base_whose_rows_cannot_be_packed_trains_in_padded_batches_and_says_wh
     steps = {"max_steps": 2, "regression_loss_weight": 0.5}
     recipe = tiny_recipe(base_model={"name": str(folder)}, training=steps)
     assert train(recipe, workdir / "out", progress=False)["training"]["examples"] == 16
-    assert "padded batches, not as packed rows: its layers do not hand" in capsys.readouterr().out
+    assert "padded batches, not as packed rows: its layers do not pass" in capsys.readouterr().out
 
 
 def test_wandb_logs_offline_when_it_has_no_credentials(tiny_recipe, workdir, monkeypatch, wandb_anew):

@@ -1,1 +1,1 @@
-"""Reading, checking, splitting and batching the examples of every task."""
+"""Read, check, split and batch the examples of every task."""

@@ -1,6 +1,6 @@
-"""What `fintune predict` reads: a file of rows, or a folder of them, at any path, chunk after chunk.
+"""Read the input of `fintune predict`, a file of rows or a folder of them at any path, in chunks.
 
-Memory does not grow with the input. A row that cannot be read is named by file and line in its place.
+Memory does not grow with the input. A row that cannot be read is reported in its place, by file and line.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fintune.data.records import Dropped
 from fintune.tasks.base import Record, Task
 
 CHUNK = 64
-"""Rows of a chunk, at least."""
+"""The fewest rows of a chunk."""
 CHARACTERS = 2**24
-"""Characters of the texts of a chunk of more than `CHUNK` rows, at most: they stand in memory together."""
+"""The most characters of texts in a chunk of more than `CHUNK` rows: they are in memory together."""
 
 
 def read_all(
@@ -28,7 +28,7 @@ def read_all(
     columns: Mapping[str, str] | None = None,
     trained: Mapping[str, str] | None = None,
 ) -> Iterator[Record | Dropped]:
-    """The rows of all files, in order; arguments and errors as of `own_file.read_inputs`."""
+    """The rows of all files, in order; arguments and errors as in `own_file.read_inputs`."""
     return chain.from_iterable(read_inputs(file, task, columns, trained) for file in files)
 
 
@@ -38,17 +38,17 @@ def check_inputs(
     columns: Mapping[str, str] | None = None,
     trained: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise a DataError for a file that is empty, damaged at its head or of an unknown kind, or lacks a
-    column."""
+    """Raise a DataError for a file that is empty, damaged at its start, of an unknown kind, or without a
+    needed column."""
     for file in files:
         next(read_inputs(file, task, columns, trained), None)
 
 
 def chunks(rows: Iterable[Record | Dropped], size: int = CHUNK) -> Iterator[list[Record | Dropped]]:
-    """Rows in order, some at a time.
+    """Group rows into chunks, in order.
 
     Args:
-        size: rows of a chunk: `CHUNK` where it is less; fewer where their texts are long.
+        size: rows per chunk; beyond `CHUNK` rows, long texts make it smaller.
     """
     chunk: list[Record | Dropped] = []
     characters = 0
@@ -63,8 +63,8 @@ def chunks(rows: Iterable[Record | Dropped], size: int = CHUNK) -> Iterator[list
 
 
 def input_documents(path: str | Path) -> list[RowFile]:
-    """The documents that `predict --input_file` names: a file of such an ending, or those of a folder; []
-    where there are none, or the folder holds files of rows, which are read then.
+    """The documents that `predict --input_file` names: a file with a document's ending, or a folder's; [] if
+    there are none, or if the folder holds files of rows, which take precedence.
 
     Raises:
         DataError: there is nothing at the path.
@@ -77,7 +77,7 @@ def input_documents(path: str | Path) -> list[RowFile]:
     if found and any(kind_of(file)[0] for file in files):
         print(
             f"{place.shown} holds files of rows, which are answered; its {len(found):,} documents "
-            f"({', '.join(ENDINGS)}) are left out.",
+            f"({', '.join(ENDINGS)}) are ignored.",
             file=sys.stderr,
         )
         return []

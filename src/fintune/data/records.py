@@ -1,4 +1,4 @@
-"""What readers yield: records, and rows that were dropped, counted and named; and when two texts are one."""
+"""What readers yield: records, and dropped rows with a reason; and when two texts count as the same."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fintune.tasks.base import Record
 Split = Literal["train", "validation", "test", "more"]
 
 COLUMNS = tuple(field.name for field in fields(Record) if field.name != "split")
-"""A record's fields as the columns of a split's file: all of them, so that none is lost on the way."""
+"""A record's fields as the columns of a split's file: all of them, so that none is lost."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row a reader could not turn into a record, or left out by its dataset's rule."""
+    """A row that a reader could not turn into a record, or left out by its dataset's rule."""
 
     reason: str
-    """A short phrase that rows are counted under, such as "malformed rows"."""
+    """A short phrase under which rows are counted, such as "malformed rows"."""
     where: str
-    """File and line, or another name the row can be found by."""
+    """File and line, or another way to find the row."""
     why: str = ""
     count: int = 1
 
@@ -32,14 +32,14 @@ Read = Callable[[], Iterable[Record | Dropped]]
 
 
 def text_key(text: str) -> str:
-    """Two texts with the same key are the same text: case and spacing do not tell them apart."""
+    """A key that is equal for texts that differ only in case and spacing."""
     return " ".join(text.casefold().split())
 
 
 def digest(key: str) -> int:
-    """64 bits that stand for a key. With 10 million texts the chance of any collision is about 1 in 400,000.
+    """A 64-bit hash of a key. With 10 million texts the chance of any collision is about 1 in 400,000.
 
     Raises:
-        UnicodeEncodeError: the text holds half a character (a lone surrogate).
+        UnicodeEncodeError: the text holds a lone surrogate.
     """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

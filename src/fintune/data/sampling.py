@@ -1,7 +1,7 @@
-"""How tasks are mixed: exact shares per epoch, and the order in which examples are seen.
+"""Mix tasks: exact shares per epoch, and the order of examples.
 
-Everything is decided before training starts, by the seed alone: the schedule is a list of optimizer
-steps, each a list of example indices. Resuming is reading the same list from a later place.
+Everything is fixed before training starts, by the seed alone: the schedule is a list of optimizer steps, each
+a list of example indices. Resuming means reading the same list from a later step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def shares(
     weights: Mapping[str, float] | None = None,
     temperature: float = 2.0,
 ) -> dict[str, float]:
-    """Each task's share of an epoch; they sum to 1, and a task without examples has none.
+    """Each task's share of an epoch; they sum to 1, and a task without examples gets none.
 
     `balanced` is 1/k for each of k tasks; `proportional` n_i/Σn; `weighted` w_i/Σw; `temperature`
     n_i^(1/T)/Σn^(1/T) (Raffel et al., 2020, section 3.5.2).
@@ -56,9 +56,9 @@ def schedule(
 ) -> list[list[int]]:
     """Optimizer steps, each a list of `step_size` indices into `task_of` (the last may be shorter).
 
-    Every epoch holds exactly `per_epoch[task]` examples of each task, shuffled together. A task's
-    examples are dealt from a reshuffled deck, so none is seen twice before all were seen once,
-    also across epochs. A fraction of an epoch at the end keeps the tasks' shares.
+    Every epoch has exactly `per_epoch[task]` examples of each task, shuffled together. A task's examples are
+    dealt from a reshuffled deck, so none is seen twice before all were seen once, even across epochs. A final
+    fraction of an epoch keeps the tasks' shares.
     """
     rng = np.random.default_rng(seed)
     members = {

@@ -1,7 +1,7 @@
-"""Files at any path that fsspec knows (a local one, s3://, gs://, memory://), and Parquet in parts.
+"""Files at any path that fsspec supports (local, s3://, gs://, memory://), and partitioned Parquet.
 
-Paths in; streams, Arrow batches and whole files out. Knows nothing of tasks or records. What it says of a
-path is without the path's credentials.
+Paths in; streams, Arrow batches and whole files out. Knows no tasks or records. Messages about a path omit
+its credentials.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fintune.errors import DataError, FintuneError
 from fintune.files import FULL, atomic_write
 
 ROWS_PER_FILE = 4096
-"""Rows of a Parquet part: what a run that is killed loses at most."""
+"""Rows per Parquet part: the most that a killed run loses."""
 DONE = "_SUCCESS"
-"""The empty file that says a folder has all its parts; Parquet readers skip names that begin with `_`."""
+"""The empty file that marks a folder as complete; Parquet readers skip names that begin with `_`."""
 
 
 def shown(path: str | Path) -> str:
-    """A path as messages show it: without user, password, query and fragment of a URL."""
+    """A path for messages: a URL without user, password, query and fragment."""
     links = re.split(
         r"::(?=[\w+.-]+://)", os.fspath(path)
     )  # zip://member::https://user:password@host/archive
@@ -45,14 +45,14 @@ def _without_secrets(url: str) -> str:
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder (of an object store: a prefix) on a file system; it can be sent to another process."""
+    """A file or folder (in an object store: a prefix) on a file system; it can be sent to another process."""
 
     fs: Any
     """An `fsspec.AbstractFileSystem`."""
     path: str
     """The path within `fs`, without protocol."""
     shown: str
-    """What messages call it."""
+    """Its name in messages."""
 
     @property
     def name(self) -> str:
@@ -60,17 +60,17 @@ class Location:
 
     @property
     def suffix(self) -> str:
-        """The kind of file, such as `.csv`, in lower case."""
+        """The ending in lower case, such as `.csv`."""
         return Path(self.name).suffix.lower()
 
     @property
     def local(self) -> Path | None:
-        """The path on this machine's disk, if it is there."""
+        """The path on this machine's disk, if it is local."""
         return Path(self.path) if _protocol(self.fs) == "file" else None
 
     @property
     def shared(self) -> bool:
-        """Whether another process on this machine sees it too."""
+        """Whether other processes on this machine see it too."""
         return _protocol(self.fs) != "memory"
 
     def exists(self) -> bool:
@@ -86,7 +86,7 @@ class Location:
             return bool(self.fs.isdir(self.path))
 
     def open(self) -> IO[bytes]:
-        """Its bytes, as a stream to read.
+        """Open it to read its bytes.
 
         Raises:
             DataError: it is missing or cannot be read.
@@ -95,14 +95,14 @@ class Location:
             return open(self.path, "rb") if self.local else self.fs.open(self.path, "rb")
 
     def size(self) -> int:
-        """Its bytes; a folder's files together."""
+        """Its size in bytes; for a folder, of all its files."""
         with _told(self, "found"):
             if not self.is_folder():
                 return int(self.fs.size(self.path))
         return sum(file.size() for file in self.files())
 
     def modified(self) -> str:
-        """When it was written last, as its file system says it; "" where it does not."""
+        """When it was last written, according to its file system; "" if unknown."""
         with _told(self, "found"):
             info = self.fs.info(self.path)
         return str(info.get("mtime") or info.get("LastModified") or info.get("etag") or "")
@@ -113,7 +113,7 @@ class Location:
             return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def write(self, content: bytes) -> None:
-        """Write the file whole or not at all; local parents are made."""
+        """Write the file atomically; creates local parents."""
         if self.local:
             atomic_write(self.local, content)
             return
@@ -121,7 +121,7 @@ class Location:
             self.fs.pipe_file(self.path, content)
 
     def put(self, file: Path) -> None:
-        """Take over a file of this disk, whole or not at all."""
+        """Copy a local file here, atomically."""
         with _told(self, "written"):
             self.fs.put_file(str(file), self.path)
 
@@ -134,7 +134,7 @@ class Location:
         return Location(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.shown.rstrip('/')}/{name}")
 
     def files(self) -> list[Location]:
-        """The files below it, sorted by path; hidden ones and `_SUCCESS`-like ones left out."""
+        """The files below it, sorted by path, without hidden ones and ones like `_SUCCESS`."""
         with _told(self, "listed"):
             found = sorted(self.fs.find(self.path))
         names = (path.removeprefix(self.path.rstrip("/")).lstrip("/") for path in found)
@@ -159,7 +159,7 @@ def locate(path: str | Path) -> Location:
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or getattr(error, "name", None) or f"for {protocol}"
         raise DataError(f"{shown(text)} needs the package {package}: run  pip install {package}") from None
-    except Exception as error:  # each file system refuses in its own way
+    except Exception as error:  # each file system raises different errors
         if str(error).startswith("Protocol not known"):
             why = (
                 f"the protocol {protocol} is unknown; give a plain path, s3://, gs:// or another of fsspec's"
@@ -177,8 +177,8 @@ def parquet_batches(
 
     Args:
         columns: those to read; None is all.
-        rows: of a batch, at most.
-        root: where the folders' names begin to count as columns (`year=2024/`); None is `file`, if a folder.
+        rows: the most per batch.
+        root: the folder below which folder names (`year=2024/`) are columns; None is `file`, if a folder.
 
     Raises:
         DataError: there is no Parquet file, or one is damaged.
@@ -208,7 +208,7 @@ def parquet_dataset(file: Location, root: Location | None = None) -> Any:
 
 
 def refuse_full(folder: Location, key: str) -> None:
-    """Raise a DataError if a folder to write to holds files already; `key` is the flag that names it."""
+    """Raise a DataError if an output folder already holds files; `key` is the flag that names it."""
     if folder.exists() and folder.files():
         raise DataError(
             f"{key} is {folder.shown}, which holds files already: name another folder, or empty it."
@@ -218,10 +218,10 @@ def refuse_full(folder: Location, key: str) -> None:
 def write_parquet(
     folder: Location, schema: Any, tables: Iterable[Any], rows_per_file: int = ROWS_PER_FILE
 ) -> int:
-    """Write tables as `part-00000.parquet`, … in order, each whole or not at all, and `_SUCCESS` at the end.
+    """Write tables as `part-00000.parquet`, … in order, each atomically, and `_SUCCESS` at the end.
 
     Args:
-        schema: the `pyarrow.Schema` of all tables; without rows, one part holds nothing else.
+        schema: the `pyarrow.Schema` of all tables; without rows, one empty part is written with it.
 
     Returns:
         The number of rows.
@@ -258,7 +258,7 @@ def _protocol(fs: Any) -> str:
 
 
 def _scrubbed(error: BaseException, path: str) -> str:
-    """What a library says, in one line, with no credentials of the path in it."""
+    """A library's message in one line, without the path's credentials."""
     text = " ".join(str(error).replace(path, shown(path)).split()) or type(error).__name__
     text = re.sub(r"""://[^\s"']*@""", "://", text)  # scheme://user:password@host
     text = re.sub(r"""[^\s"'/:]+:(?!//)[^\s"'@]*@""", "", text)  # user:password@host
@@ -268,14 +268,14 @@ def _scrubbed(error: BaseException, path: str) -> str:
 
 @contextlib.contextmanager
 def _told(location: Location, what: str) -> Iterator[None]:
-    """Turn what a file system raises into a DataError; a full disk and Ctrl-C stay what they are."""
+    """Convert file system errors to a DataError; a full disk and Ctrl-C pass unchanged."""
     try:
         yield
     except FintuneError:
         raise
     except FileNotFoundError:
         raise DataError(f"There is no file {location.shown}.") from None
-    except Exception as error:  # each file system raises its own
+    except Exception as error:  # each file system raises different errors
         if getattr(error, "errno", None) in FULL:
             raise
         why = _scrubbed(error, location.path)

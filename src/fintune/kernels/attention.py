@@ -1,17 +1,17 @@
-"""Attention over a packed row by blocks, registered with Transformers under one name.
+"""Block attention over a packed row, registered with Transformers under one name.
 
 A block's prefix attends to itself causally; every suffix attends to the prefix and to itself. Only these
 scores are computed, P² + B · L · (P + L) instead of T²: on a CPU by `attention_cpu`, on a GPU by `flex` or
-`fused_blocks`. Any model of Transformers that hands its keyword arguments on to the attention interface can
-be used (`probing` finds out); without a layout (generation, plain PEFT) the call goes to SDPA unchanged. The
-plain reference is `attention_plain` under the mask `allowed_plain`.
+`fused_blocks`. This works for any Transformers model that passes its keyword arguments on to the attention
+interface (`probing` finds out); without a layout (generation, plain PEFT) the call goes to SDPA unchanged.
+The plain reference is `attention_plain` with the mask `allowed_plain`.
 
 Shape suffixes of names:
     T  tokens of a row                         B  suffixes of a block, or texts of a batch
     H  query heads                             P  tokens of a block's prefix
     G  key heads, each read by H / G of them   L  tokens of the longest suffix
     D  width of a head                         K  keys that a suffix sees, P + L
-and q, k, v queries, keys and values, w attention's probabilities.
+and q, k, v are queries, keys and values, w the attention probabilities.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ NAME = "fintune_shared_prefix"
 
 
 def register(forward: Callable[..., tuple[Tensor, None]] | None = None) -> str:
-    """Make the attention known to Transformers; return its name for `config._attn_implementation`."""
+    """Register the attention with Transformers; return its name for `config._attn_implementation`."""
     from transformers.masking_utils import sdpa_mask
 
     return probing.register(NAME, forward or attention_forward, sdpa_mask)
 
 
 def stay_outside_graphs() -> None:
-    """Have compiled layers (`compiled`) call attention as it is: a layout is new in each pass."""
+    """Exclude attention from compiled layers (`compiled`): each pass has a new layout."""
     register(torch.compiler.disable(attention_forward))
 
 
 def enable(model: Any) -> probing.Support:
-    """Switch a model to block attention where that computes what it computes; else it keeps its own."""
+    """Switch a model to block attention if that computes the same; otherwise leave it unchanged."""
     if getattr(model.config.get_text_config(), "_attn_implementation", None) == NAME:
         return probing.Support("packed")
     found = probing.support(model)
@@ -71,8 +71,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Transformers' attention contract: query (1, H, T, D), key and value (1, G, T, D) → (1, T, H, D).
 
-    With a `Decode` layout: query (B, H, 1, D), key and value (B, G, T, D) → (B, 1, H, D). Where there is a
-    layout, a cap or a sink, dropout of attention's probabilities is left out.
+    With a `Decode` layout: query (B, H, 1, D), key and value (B, G, T, D) → (B, 1, H, D). With a layout, a
+    cap or a sink, dropout of the attention probabilities is not applied.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -84,13 +84,13 @@ def attention_forward(
         )
     if layout is None:
         queries, keys = query.shape[2], key.shape[2]
-        if attention_mask is None:  # Transformers leaves out what is causal
+        if attention_mask is None:  # Transformers omits a causal mask
             attention_mask = query.new_ones(queries, keys, dtype=torch.bool).tril_(keys - queries)
         return attention_plain(query, key, value, attention_mask, rule), None
     if isinstance(layout, Decode):
         return decode_attention(query, key, value, layout, rule), None
-    # Keys that a cache put before the row's own are the prefix of its one block (`PackedRow.after_prefix`).
-    # Its queries are zeros whose output is dropped: attention is cheap beside the projections that are saved.
+    # Keys from a cache before the row's own are the prefix of its only block (`PackedRow.after_prefix`). Its
+    # queries are zeros, and their output is dropped: attention is cheap beside the saved projections.
     cached = key.shape[2] - query.shape[2]
     if cached:
         query = pad(query, (0, 0, cached, 0))  # (1, H, cached + T, D)
@@ -99,15 +99,15 @@ def attention_forward(
 
 @dataclass
 class Decode:
-    """One new token for each text of a left-padded batch; hidden: (B, 1, 1, T) bool, True at padding."""
+    """One new token per text of a left-padded batch; hidden: (B, 1, 1, T) bool, True at padding."""
 
     hidden: Tensor
 
 
 def decode_attention(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, layout: Decode, rule: Rule) -> Tensor:
-    """Attention of one query a text, (B, 1, H, D), without copies of the keys for each query head."""
+    """Attention of one query per text, (B, 1, H, D), without copying the keys for each query head."""
     hidden = layout.hidden
-    if rule.window is not None:  # texts end at the same place, so it reaches equally far in all of them
+    if rule.window is not None:  # all texts end at the same place, so the window hides the same keys in each
         k_BGTD, v_BGTD = (states[:, :, -rule.window :] for states in (k_BGTD, v_BGTD))
         hidden = hidden[..., -rule.window :]
     if q_BH1D.device.type != "cpu":
@@ -118,14 +118,14 @@ def decode_attention(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, layout: Dec
 def block_attention(
     q_1HTD: Tensor, k_1GTD: Tensor, v_1GTD: Tensor, layout: Sequence[Block], rule: Rule
 ) -> Tensor:
-    """Attention of a row by its blocks, (1, T, H, D), as fast as the device can."""
+    """Attention of a row by its blocks, (1, T, H, D), with the fastest kernel for the device."""
     q_THD, k_TGD, v_TGD = (states[0].transpose(0, 1) for states in (q_1HTD, k_1GTD, v_1GTD))
     if q_THD.device.type == "cpu":
         return attention_cpu.blocks(q_THD, k_TGD, v_TGD, layout, rule)[None]
     if flex.available():
         try:
             return flex.attend(q_THD, k_TGD, v_TGD, layout, rule)[None]
-        except (RuntimeError, NotImplementedError) as error:  # a head size or card its kernels do not cover
+        except (RuntimeError, NotImplementedError) as error:  # unsupported head size or GPU
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             flex.give_up(error)
@@ -133,7 +133,7 @@ def block_attention(
 
 
 def fused_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, rule: Rule) -> Tensor:
-    """What `attention_cpu.blocks` computes, by PyTorch's fused attention and autograd: for other GPUs."""
+    """The result of `attention_cpu.blocks`, by PyTorch's fused attention and autograd, for other GPUs."""
     parts_THD = []
     for begin, middle, end, block in spans_of(layout):
         prefix, suffixes = slice(begin, middle), slice(middle, end)
@@ -155,8 +155,8 @@ def fused_blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Any, rule:
 
 
 def _fused(states: Iterable[Tensor], rule: Rule, **mask: Any) -> Tensor:
-    """Fused attention of queries (B, H, L, D), keys and values (B, G, K, D) → (B, H, L, D), where PyTorch has
-    it for the rule."""
+    """Attention of queries (B, H, L, D), keys and values (B, G, K, D) → (B, H, L, D), fused if PyTorch
+    supports the rule."""
     q_BHLD, k_BGKD, v_BGKD = states
     if not rule.plain:
         return attention_plain(q_BHLD, k_BGKD, v_BGKD, mask["attn_mask"], rule).transpose(1, 2)

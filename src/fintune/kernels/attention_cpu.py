@@ -1,13 +1,12 @@
-"""Attention over a row's blocks on a CPU, in plain products and with a backward pass of its own.
+"""Block attention over a row on a CPU, with plain matrix products and a custom backward pass.
 
-PyTorch's fused attention is slow backwards on a CPU (12 times these products for 32 suffixes of 65 tokens),
-and autograd would fill, copy and add whole rows for every slice. The plain reference is
+PyTorch's fused attention has a slow backward pass on a CPU (12 times these products for 32 suffixes of 65
+tokens), and autograd would fill, copy and add whole rows for every slice. The plain reference is
 `attention.attention_plain`.
 
-Shape suffixes of names as in `attention`, and R queries of one key head, H / G · L of them; values may be
-narrower than keys. q, k, v are
-queries, keys and values, w attention's probabilities; g is the gradient of the output, dq, dk and dv those of
-q, k and v.
+Shape suffixes of names as in `attention`, and R: queries of one key head, H / G · L; values may be narrower
+than keys. q, k, v are queries, keys and values, w attention probabilities; g is the gradient of the output,
+dq, dk and dv those of q, k and v.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from fintune.kernels.packing import Block, Mask, spans_of
 from fintune.kernels.rule import Rule
 
 CHUNK = 256
-"""Queries of a head computed at once on a CPU: longer suffixes never have all their scores in memory, at the
-price of computing them again for the backward pass."""
+"""Queries per head computed at once on a CPU: the scores of longer suffixes are never all in memory, but are
+recomputed for the backward pass."""
 
 
 class _CpuBlocks(torch.autograd.Function):
-    """`blocks`. Each block is two problems of `_attend`: the prefix on itself, and the suffixes, each with
+    """`blocks`. Each block is two problems for `_attend`: the prefix on itself, and the suffixes, each with
     the prefix's keys before its own.
 
-    Kept for the backward pass of each problem: queries (scaled), keys and values as `_attend` took them, and
-    the probabilities if it kept them.
+    Saved for the backward pass of each problem: queries (scaled), keys and values as given to `_attend`, and
+    the probabilities if `_attend` kept them.
     """
 
     @staticmethod
@@ -76,13 +75,13 @@ class _CpuBlocks(torch.autograd.Function):
                 torch.mul(_tokens_first(dq, p)[0], rule.scale, out=dq_THD[begin:middle])
                 dk_TGD[begin:middle], dv_TGD[begin:middle] = (_tokens_first(x, p)[0] for x in (dk, dv))
             q, k, v, weights = (next(saved) for _ in range(4))
-            # Padding's gradient is 0, so that it adds nothing to the keys' and values'.
+            # Padding's gradient is 0, so that it does not contribute to the keys' and values' gradients.
             g_BGRD = _heads_first(block.padded(g_THD[middle:end]), groups)
             dq, dk, dv = _attend_backward(g_BGRD, q, k, v, weights, block.mask(rule.window), rule)
             dq = _tokens_first(dq, longest).flatten(0, 1).mul_(rule.scale)
             torch.index_select(dq, 0, block.places, out=dq_THD[middle:end])
             for grad_TGD, own_BGKD in ((dk_TGD, dk), (dv_TGD, dv)):
-                if p:  # every suffix reads the prefix: what they all give back is added to its own
+                if p:  # every suffix reads the prefix, so the sum of their gradients is added to its own
                     grad_TGD[begin:middle] += own_BGKD[:, :, :p].sum(0).transpose(0, 1)
                 of_places = _tokens_first(own_BGKD, p + longest).flatten(0, 1)  # (B · K, G, D)
                 torch.index_select(of_places, 0, block.places_with_prefix, out=grad_TGD[middle:end])
@@ -95,21 +94,21 @@ def blocks(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, layout: Sequence[Block],
 
 
 def decode(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, hidden_B11T: Tensor, rule: Rule) -> Tensor:
-    """Attention of one query a text, (B, 1, H, D), which may look where nothing is hidden; no gradients."""
+    """Attention of one query per text, (B, 1, H, D), to all keys that are not hidden; no gradients."""
     q_BGRD = _heads_first(q_BH1D.transpose(1, 2), k_BGTD.shape[1], rule.scale)
     return _tokens_first(_probabilities(q_BGRD, k_BGTD, hidden_B11T, rule) @ v_BGTD, 1)
 
 
 def _heads_first(states_BLHD: Tensor, groups: int | None = None, scale: float = 1.0) -> Tensor:
-    """(B, L, H, D) → (B, G, R, D), scaled; G is H where no groups are given.
+    """(B, L, H, D) → (B, G, R, D), scaled; G is H if `groups` is None.
 
-    Row h · L + i of a key head is query i of its h-th query head: all queries that read the same keys are one
-    product, and keys are never repeated for each query head.
+    Row h · L + i of a key head is query i of its h-th query head: all queries that read the same keys are in
+    one product, and keys are never repeated for each query head.
     """
     batch, _, heads, dim = states_BLHD.shape
     groups = groups or heads
     by_group = states_BLHD.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
-    out = torch.empty(by_group.shape, dtype=states_BLHD.dtype)  # products want a copy in this order anyway
+    out = torch.empty(by_group.shape, dtype=states_BLHD.dtype)  # products would copy to this order anyway
     torch.mul(by_group, scale, out=out) if scale != 1 else out.copy_(by_group)
     return out.view(batch, groups, -1, dim)
 
@@ -130,10 +129,10 @@ def _with_prefix(states_TGD: Tensor, block: Block) -> Tensor:
 
 
 def _attend(q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Mask, rule: Rule) -> tuple[Tensor, Any]:
-    """softmax(q·kᵀ)·v, (B, G, R, D), and its probabilities where they are small enough to keep, else None.
+    """softmax(q·kᵀ)·v, (B, G, R, D), and its probabilities if they are small enough to keep, else None.
 
-    query: scaled. Queries are taken `CHUNK` at a time, each with the keys up to its chunk's end: query i sees
-    none after P + i.
+    query: scaled. Queries are processed in chunks of `CHUNK`, each with the keys up to the chunk's end,
+    because query i sees no key after P + i.
     """
     longest, p = mask.queries, mask.before
     if longest <= CHUNK:
@@ -152,8 +151,8 @@ def _attend(q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, mask: Mask, rule: Ru
 def _attend_backward(
     g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Any, mask: Mask, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the scaled query, of key and value; probabilities that were not kept are computed
-    again, chunk by chunk as in `_attend` (Dao et al., 2022)."""
+    """The gradients of the scaled query, of key and value; probabilities that were not kept are recomputed
+    chunk by chunk as in `_attend` (Dao et al., 2022)."""
     longest, p = mask.queries, mask.before
     if w_BGRK is not None:
         return _gradients(g_BGRD, q_BGRD, k_BGKD, v_BGKD, w_BGRK, rule)
@@ -172,14 +171,14 @@ def _attend_backward(
 
 
 def _probabilities(q_BGRD: Tensor, k_BGKD: Tensor, hidden_B1LK: Tensor, rule: Rule) -> Tensor:
-    """(B, G, R, K), the softmax of scaled queries over what is not hidden from them.
+    """(B, G, R, K), the softmax of scaled queries over the keys that are not hidden.
 
-    In the states' own dtype: a CPU's softmax computes in fp32 inside and rounds its result.
+    In the states' own dtype: a CPU's softmax computes in fp32 internally and rounds its result.
     """
     scores_BGRK = q_BGRD @ k_BGKD.transpose(2, 3)
     if rule.cap is not None:
         scores_BGRK.div_(rule.cap).tanh_().mul_(rule.cap)
-    # R counts heads, then tokens: as (B, G, H / G, L, K) the mask of a token is the same for every head.
+    # R is heads × tokens: as (B, G, H / G, L, K), all heads share a token's mask.
     scores_BGhLK = scores_BGRK.view(*scores_BGRK.shape[:2], -1, hidden_B1LK.shape[2], scores_BGRK.shape[3])
     scores_BGhLK.masked_fill_(hidden_B1LK[:, :, None], float("-inf"))  # a view: scores_BGRK changes with it
     if rule.sinks_H is None:
@@ -192,10 +191,10 @@ def _probabilities(q_BGRD: Tensor, k_BGKD: Tensor, hidden_B1LK: Tensor, rule: Ru
 def _gradients(
     g_BGRD: Tensor, q_BGRD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, w_BGRK: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of query, key and value for probabilities at hand.
+    """The gradients of query, key and value, given the probabilities.
 
-    The softmax's is w · (g − Σ w · g) for g = grad·vᵀ, 0 where a key was hidden, since its w is 0; PyTorch's
-    own operation makes one pass of it. A sink's g is 0, so it needs no term. A cap's is 1 − tanh².
+    The softmax's gradient is w · (g − Σ w · g) for g = grad·vᵀ, and 0 for hidden keys, since their w is 0;
+    PyTorch has one operation for it. A sink's g is 0, so it needs no term. A cap's factor is 1 − tanh².
     """
     g_of_w_BGRK = g_BGRD @ v_BGKD.transpose(2, 3)
     s_BGRK = torch.ops.aten._softmax_backward_data(g_of_w_BGRK, w_BGRK, 3, w_BGRK.dtype)

@@ -1,4 +1,4 @@
-"""Attention under a mask of every pair of tokens: the plain reference of what the kernels compute.
+"""Attention with a mask over every pair of tokens: the plain reference for the attention kernels.
 
 Shape suffixes of names as in `attention`.
 """
@@ -15,8 +15,8 @@ from fintune.kernels.rule import Rule
 
 
 def attention_plain(q_BHTD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, allowed: Tensor, rule: Rule) -> Tensor:
-    """softmax(s)·v → (B, T, H, D), with s as of `Rule`; `allowed` broadcasts to (B, H, T, K), its window is
-    not the rule's."""
+    """softmax(s)·v → (B, T, H, D), with s as in `Rule`; `allowed` broadcasts to (B, H, T, K) and must
+    include the window, because the rule's is ignored."""
     share = q_BHTD.shape[1] // k_BGKD.shape[1]
     k_BHKD, v_BHKD = (states.repeat_interleave(share, dim=1) for states in (k_BGKD, v_BGKD))
     s_BHTK = rule.scale * q_BHTD @ k_BHKD.transpose(2, 3)
@@ -31,8 +31,8 @@ def attention_plain(q_BHTD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, allowed: Ten
 
 
 def allowed_plain(layout: Sequence[Block], window: int | None = None) -> Tensor:
-    """(T, T) bool, what each token of a row may attend to, by the rule that `packing` states; with a window a
-    token sees itself and the window − 1 before it in its sequence."""
+    """(T, T) bool, what each token of a row may attend to, by the rule in `packing`; with a window a token
+    sees itself and the window − 1 tokens before it in its sequence."""
     total = sum(block.tokens for block in layout)
     device = layout[0].places.device
     allowed_TT = torch.zeros(total, total, dtype=torch.bool, device=device)

@@ -1,7 +1,7 @@
-"""A decoder's layers compiled for training: rotary embeddings, normalizations, activations, LoRA's products.
+"""Compile a decoder's layers for training: rotary embeddings, normalizations, activations, LoRA's products.
 
-What is small and frequent in a layer becomes a few kernels. Attention stays outside: it reads a row's layout,
-which is new in each pass. Sequence lengths are dynamic, and all layers of one kind share one compilation.
+Many small operations of a layer become a few kernels. Attention is excluded: it reads a row's layout, which
+is new in each pass. Sequence lengths are dynamic, and all layers of one kind share one compilation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 
 def enable(model: Any, backend: Any = "inductor") -> int:
-    """Compile the forward and backward passes of the model's decoder layers; returns how many they are.
+    """Compile the forward and backward passes of the model's decoder layers; return how many there are.
 
-    Passes without gradients (validation, answers) stay as they are: their shapes are others, and each would
-    be compiled on its own. A layer that cannot be compiled is computed as usual, which one line says.
+    Passes without gradients (validation, answers) are not compiled: they have other shapes, and each would
+    need its own compilation. A layer that cannot be compiled runs uncompiled, which is logged.
 
     Args:
-        backend: of `torch.compile`.
+        backend: the backend of `torch.compile`.
 
     Raises:
         ConfigError: the model is on a CPU, and there is no C++ compiler.
@@ -47,7 +47,7 @@ def enable(model: Any, backend: Any = "inductor") -> int:
 
 
 def _compiled(own: Any, backend: Any) -> Any:
-    """A layer's forward pass, compiled where it has gradients, until that fails."""
+    """A layer's forward pass, compiled when it has gradients, unless compilation has failed."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
@@ -74,6 +74,6 @@ def _find_compiler(device: str) -> None:
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
     if device == "cpu" and not any(shutil.which(name) for name in compilers if name):
         raise ConfigError(
-            "training.torch_compile is true, which needs a C++ compiler on a CPU, and there is none here: "
+            "training.torch_compile is true, which needs a C++ compiler on a CPU, but there is none here: "
             "install one (apt install g++), or set it to false."
         )

@@ -1,9 +1,9 @@
-"""Attention over a row's blocks by PyTorch's FlexAttention (Dong et al., 2024), for GPUs with Triton.
+"""Block attention over a row by PyTorch's FlexAttention (Dong et al., 2024), for GPUs with Triton.
 
-One kernel a row computes only the tiles of its mask that hold anything: neither padding nor copies of the
-prefix, which `attention.fused_blocks` pays for. Which tiles these are is found on the host, from lengths
-alone, once a row for all layers. The plain references are `attention.attention_plain`, and for the tiles
-FlexAttention's own `create_block_mask`, which looks at every (query, key) pair.
+One kernel per row computes only the non-empty tiles of its mask, without the padding and the copies of the
+prefix that `attention.fused_blocks` needs. The host finds these tiles from lengths alone, once per row for
+all layers. The plain references are `attention.attention_plain`, and for the tiles FlexAttention's own
+`create_block_mask`, which looks at every (query, key) pair.
 
 Shape suffixes of names: T tokens of a row, H query heads, G key heads, D width of a head, M tiles of `TILE`
 tokens.
@@ -26,11 +26,11 @@ from fintune.kernels.packing import Block, moved, spans_of
 from fintune.kernels.rule import Rule
 
 TILE = 128
-"""Queries and keys of a tile, as FlexAttention's kernels cut them by default."""
+"""Queries and keys per tile, FlexAttention's default."""
 
 _masks: WeakKeyDictionary[Block, list[tuple[list[ref[Block]], int | None, Any]]] = WeakKeyDictionary()
-"""By a row's first block: its blocks, a window, and FlexAttention's mask, made once for all layers. The
-blocks are weak, too: one of them is the key, which else would never go."""
+"""A row's first block → its blocks, a window, and FlexAttention's mask, built once for all layers. The
+values refer to blocks weakly too: one is the key, which would otherwise never be freed."""
 _failures: list[Exception] = []
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def available() -> bool:
 
 
 def give_up(error: Exception) -> None:
-    """Use `attention.fused_blocks` for the rest of this process, and say why."""
+    """Use `attention.fused_blocks` for the rest of this process, and log why."""
     _failures.append(error)
     _log.warning("FlexAttention cannot be used here, so attention is padded instead: %s", error)
 
@@ -73,24 +73,24 @@ def attend(
     mixed_1HTD, aux = kernel(
         q_1HTD, k_1GTD, v_1GTD, block_mask=mask, return_aux=flex.AuxRequest(lse=True), **options
     )
-    # One more score s in the denominator: e^lse / (e^lse + e^s) of what it is without.
+    # A sink adds one score s to the denominator: scale the result by e^lse / (e^lse + e^s).
     share_1HT = (aux.lse - rule.sinks_H.detach()[None, :, None]).sigmoid().to(mixed_1HTD.dtype)
     return (mixed_1HTD * share_1HT[..., None])[0].transpose(0, 1)
 
 
-@functools.cache  # one function a cap, for each new one would be compiled again
+@functools.cache  # one function per cap: each new function object would be compiled again
 def _capped(cap: float) -> Callable[..., Tensor]:
     return lambda score, batch, head, query, key: cap * torch.tanh(score / cap)
 
 
 def block_mask(layout: Sequence[Block], window: int | None = None) -> Any:
-    """FlexAttention's mask of a row, found without looking at (T, T) entries."""
+    """FlexAttention's mask of a row, built without looking at (T, T) entries."""
     blocks = tuple(layout)
     if window is not None and window >= max(block.reach for block in blocks):
         window = None
     known = _masks.setdefault(blocks[0], [])
     for those, width, mask in known:
-        if width == window and [each() for each in those] == list(blocks):  # blocks are equal to themselves
+        if width == window and [each() for each in those] == list(blocks):  # blocks compare by identity
             return mask
     mask = _block_mask(blocks, window)
     known.append(([ref(block) for block in blocks], window, mask))
@@ -100,10 +100,10 @@ def block_mask(layout: Sequence[Block], window: int | None = None) -> Any:
 def allowed(
     layout: Sequence[Block], window: int | None = None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The mask as a function of a query's and a key's place in the row, FlexAttention's `mask_mod`."""
+    """The mask as a function of query and key positions in the row, FlexAttention's `mask_mod`."""
     parts = list(segments(layout))
     device = layout[0].places.device
-    # For each token where its block begins, where its block's prefix ends, where its own segment begins.
+    # For each token: where its block begins, where its block's prefix ends, where its segment begins.
     table = torch.tensor([(part.block_begin, part.middle, part.begin) for part in parts], dtype=torch.int32)
     counts = torch.tensor([part.end - part.begin for part in parts])
     (bounds_3T,) = moved([table.repeat_interleave(counts, dim=0).T.contiguous()], device)
@@ -115,7 +115,7 @@ def allowed(
             [(torch.arange(b.prefix_length, device=device), b.positions) for b in layout],
         )
     )
-    # It reads tensors alone: a Python number would be compiled in, and each new one would compile again.
+    # A tensor, because a Python number would be compiled in, and each new one would recompile.
     width = position_T.new_full((), torch.iinfo(torch.int32).max if window is None else window)
 
     def reaches(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -129,11 +129,11 @@ def allowed(
 
 
 class Segment(NamedTuple):
-    """Tokens of a row side by side that attend to each other: a prefix or a suffix, begin … end.
+    """Adjacent tokens of a row that attend to each other: a prefix or a suffix, begin … end.
 
     Attributes:
         block_begin, middle: where the block begins and where its prefix ends.
-        trunk: the segment's tokens before its first branch.
+        trunk: the number of the segment's tokens before its first branch.
     """
 
     begin: int
@@ -144,7 +144,7 @@ class Segment(NamedTuple):
 
 
 def segments(layout: Sequence[Block]) -> Iterator[Segment]:
-    """A row's segments in their order."""
+    """A row's segments in order."""
     for begin, middle, _, block in spans_of(layout):
         if middle > begin:
             yield Segment(begin, middle, begin, middle, middle - begin)
@@ -155,10 +155,10 @@ def segments(layout: Sequence[Block]) -> Iterator[Segment]:
 
 
 def _block_mask(layout: Sequence[Block], window: int | None) -> Any:
-    """Which tiles hold an allowed pair, in which all pairs are, and `allowed` for the rest.
+    """Which tiles contain an allowed pair, which are fully allowed, and `allowed` for the rest.
 
-    A segment's queries in a tile reach the tokens of their prefix and, of their own segment, those up to
-    themselves: two ranges of keys, each a range of tiles.
+    A segment's queries in a tile see their prefix and their own segment up to themselves: two ranges of keys,
+    each a range of tiles.
     """
     total = sum(block.tokens for block in layout)
     count = -(-total // TILE)  # rounded up
@@ -169,15 +169,15 @@ def _block_mask(layout: Sequence[Block], window: int | None) -> Any:
         shared = part.middle - part.block_begin if part.begin >= part.middle else 0  # P, if it has a prefix
         for tile in range(part.begin // TILE, -(-part.end // TILE)):
             first, last = max(part.begin, tile * TILE), min(part.end, (tile + 1) * TILE) - 1
-            # The lowest position among these queries: a branch's tokens stand after its trunk's.
+            # The lowest position among these queries: a branch's tokens come after its trunk's.
             lowest = shared + min(first - part.begin, part.trunk)
-            skipped = max(0, lowest - far + 1)  # positions that a window hides from all of them
+            skipped = max(0, lowest - far + 1)  # positions that a window hides from all these queries
             if skipped < shared:
                 touched_MM[tile, (part.block_begin + skipped) // TILE : (part.middle - 1) // TILE + 1] = True
             own = part.begin + max(0, skipped - shared)
             touched_MM[tile, own // TILE : last // TILE + 1] = True
             if window is None and last - first == TILE - 1 and last < part.begin + part.trunk:
-                # A whole tile of one trunk: it sees all of what is before it, in the prefix and in the trunk.
+                # A whole tile of one trunk: it sees everything before it, in the prefix and in the trunk.
                 if shared:
                     full_MM[tile, -(-part.block_begin // TILE) : part.middle // TILE] = True
                 full_MM[tile, -(-part.begin // TILE) : tile] = True
@@ -190,8 +190,8 @@ def _block_mask(layout: Sequence[Block], window: int | None) -> Any:
 
 
 def _counted(tiles_MM: Any) -> tuple[Tensor, Tensor]:
-    """As FlexAttention wants it: for each tile of queries the number of tiles of keys that it visits, and all
-    tiles' numbers with those first: a stable sort of the others (1) behind them (0)."""
+    """FlexAttention's format: for each tile of queries, the number of key tiles it visits, and the indices of
+    all tiles with the visited ones first: a stable sort of the unvisited ones (1) behind them (0)."""
     order_MM = np.argsort(~tiles_MM, axis=1, kind="stable").astype(np.int32)
     counts_M = tiles_MM.sum(axis=1, dtype=np.int32)
     return torch.from_numpy(counts_M)[None, None], torch.from_numpy(order_MM)[None, None]

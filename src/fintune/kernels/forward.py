@@ -1,4 +1,4 @@
-"""What the forward pass of a Transformers model is given."""
+"""Build the inputs for a Transformers model's forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fintune.kernels.packing import PackedRow
 
 @functools.cache
 def cache_name() -> str:
-    """What Transformers calls a model's cache: `cache` since 5.24, before that `past_key_values`."""
+    """Transformers' name of the cache argument: `cache` since 5.24, before that `past_key_values`."""
     import transformers
 
     release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -20,7 +20,7 @@ def cache_name() -> str:
 
 
 def row_inputs(row: PackedRow, cache: Any | None = None) -> dict[str, Any]:
-    """The arguments for a packed row of a model with block attention (`attention.enable`).
+    """The model's arguments for a packed row, with block attention (`attention.enable`).
 
     Args:
         cache: Transformers' cache with the keys of the prefix that `PackedRow.after_prefix` left out.
@@ -31,7 +31,7 @@ def row_inputs(row: PackedRow, cache: Any | None = None) -> dict[str, Any]:
         "logits_to_keep": row.logit_positions,
         "use_cache": cache is not None,
         "layout": row.layout,
-        # A 4-d mask is passed through untouched, so Transformers builds no (T, T) mask of its own.
+        # A 4-d mask is passed through unchanged, so Transformers builds no (T, T) mask.
         "attention_mask": row.input_ids.new_zeros(1, 1, 1, 1),
     }
     return inputs if cache is None else inputs | {cache_name(): cache}
@@ -39,7 +39,7 @@ def row_inputs(row: PackedRow, cache: Any | None = None) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluated(model: Any, **inputs: Any) -> Any:
-    """What a model answers in evaluation mode."""
+    """A model's output in evaluation mode."""
     was_training = model.training
     model.eval()
     try:
@@ -49,5 +49,5 @@ def evaluated(model: Any, **inputs: Any) -> Any:
 
 
 def one_token(model: Any) -> Any:
-    """What a model answers to one token: the cheapest way to see what it computes."""
+    """A model's output for one token: the cheapest way to see what it computes."""
     return evaluated(model, input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device))

@@ -1,4 +1,4 @@
-"""The frozen weight of a linear layer, dense or quantized, as the (O, I) matrix that products need.
+"""The frozen weight of a linear layer, dense or quantized, as the (O, I) matrix for products.
 
 Shape suffixes of names: O features of the output, I of the input.
 """
@@ -14,20 +14,20 @@ from torch.nn.functional import linear
 
 
 class Quantized:
-    """A linear layer of bitsandbytes. Its weight is made dense for one product at a time and never kept: the
-    allocator hands the same memory to the next layer."""
+    """A bitsandbytes linear layer. Its weight is dequantized for one product at a time and never kept: the
+    allocator reuses the memory for the next layer."""
 
     def __init__(self, base: Any) -> None:
         self.base = base
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """(O, I), one pass over memory (4 bit: the kernel of bitsandbytes; 8 bit: integers times scales)."""
+        """(O, I), in one pass over memory (4 bit: bitsandbytes' kernel; 8 bit: integers times scales)."""
         raise NotImplementedError
 
     def product(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
-        """x·Wᵀ + bias (the layer's own, or None) by the forward pass of bitsandbytes, without gradients.
+        """x·Wᵀ + bias (the layer's own, or None) by bitsandbytes' forward pass, without gradients.
 
-        For a few tokens its kernels read the quantized weight alone; with 8 bit it rounds activations, too.
+        For a few tokens its kernels read only the quantized weight; in 8 bit it also rounds activations.
         """
         out: Tensor = self.base(x)
         return out if bias_O is not None or self.base.bias is None else out - self.base.bias
@@ -40,16 +40,16 @@ class FourBit(Quantized):
         from bitsandbytes.functional import dequantize_4bit
 
         weight = self.base.weight
-        # FSDP makes a plain parameter of the weight; the layer then has its state.
+        # FSDP replaces the weight by a plain parameter; the layer then holds the quantization state.
         state = getattr(weight, "quant_state", None) or self.base.quant_state
         return dequantize_4bit(weight.data, state).to(dtype)
 
 
 class EightBit(Quantized):
-    """LLM.int8's weights, a scale for each row."""
+    """LLM.int8 weights with one scale per row."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        scale_O = self.base.state.SCB  # there after the first forward pass, before it with the weight
+        scale_O = self.base.state.SCB  # set by the first forward pass; before that, the weight has it
         scale_O = self.base.weight.SCB if scale_O is None else scale_O
         return self.base.weight.data.to(dtype).mul_((scale_O / 127)[:, None])
 
@@ -76,8 +76,8 @@ READERS: dict[str, Callable[[Any], Weight]] = {
 
 
 def reader_of(base: Any) -> Callable[[Any], Weight] | None:
-    """What gives a linear layer's weight, to be asked at each pass, since FSDP exchanges it; None where the
-    layer is of another kind, or trained, bias included."""
+    """A reader for a linear layer's weight, to call at each pass since FSDP exchanges it; None if the layer
+    is of another kind or any of it, bias included, is trained."""
     reader = READERS.get(f"{type(base).__module__}.{type(base).__name__}")
     whole = reader is EightBit and base.weight.dtype != torch.int8  # quantized at each pass
     trained = any(parameter.requires_grad for parameter in base.parameters(recurse=False))
@@ -85,7 +85,7 @@ def reader_of(base: Any) -> Callable[[Any], Weight] | None:
 
 
 def dense(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """The (O, I) matrix; a dense weight is in its own dtype."""
+    """The (O, I) matrix; a dense weight keeps its own dtype."""
     return weight.dense(dtype) if isinstance(weight, Quantized) else weight
 
 

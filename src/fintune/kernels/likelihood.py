@@ -1,7 +1,7 @@
-"""Log-likelihoods of answers: the one computation under the training loss and label scoring.
+"""Log-likelihoods of answers: the one computation behind the training loss and label scoring.
 
-The LM head is the largest product of a small model and its logits the largest tensor, so it runs at targets
-only, `chunk` of them at a time, and no logits are kept for the backward pass. The plain references are
+In a small model, the LM head is the largest product and its logits the largest tensor. So it runs only at
+targets, `chunk` at a time, and no logits are kept for the backward pass. The plain references are
 `nll_plain` for the head and `log_likelihoods_plain` for a whole packed row.
 
 Shape suffixes of names: N targets of a row, E width of the hidden states, V tokens of the vocabulary, S spans
@@ -24,21 +24,21 @@ from fintune.kernels.forward import one_token, row_inputs
 from fintune.kernels.packing import PackedRow, padded
 
 CHUNK_BYTES = 48 << 20
-"""Of the fp32 logits in memory at once; a few tensors of that size are."""
+"""Bytes of fp32 logits in memory at once; a few tensors have this size."""
 
 SMALL = 2.0**-14
-"""A capped model returns cap · tanh(z / cap), which for so small a part of a loss is that part."""
+"""Factor of a loss that passes through a capped model: for small z, cap · tanh(z / cap) is z."""
 
 
 def chunk(vocabulary: int) -> int:
-    """C: targets whose logits are in memory at once, 256 for 49,152 tokens; at least 96, for each chunk reads
-    all of the head's weights."""
+    """C: how many targets' logits are in memory at once, 256 for 49,152 tokens; at least 96, because each
+    chunk reads all of the head's weights."""
     return max(96, CHUNK_BYTES // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen LM head, and what the model makes of its output z: cap · tanh(scale · z / cap), or scale · z
+    """A frozen LM head, and what the model does with its output z: cap · tanh(scale · z / cap), or scale · z
     without a cap."""
 
     module: torch.nn.Linear
@@ -46,11 +46,11 @@ class Head:
     cap: float | None = None
 
     def logits(self, z: Tensor) -> Tensor:
-        """The model's logits, for an output of the module."""
+        """The model's logits for the module's output."""
         return self.scale * z if self.cap is None else self.cap * torch.tanh(self.scale * z / self.cap)
 
     def carried(self, nll_N: Tensor) -> Tensor:
-        """What the module has to return for the model to return `nll_N`, which `arrived` finds in it."""
+        """What the module must return so that the model returns `nll_N`, which `arrived` recovers."""
         return nll_N if self.plain else nll_N * (SMALL / self.scale)
 
     def arrived(self, logits_N: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ class Head:
 
 
 class _HeadNLL(torch.autograd.Function):
-    """`head_nll`. The gradient of the hidden states is computed in the forward pass, where the logits are at
-    hand, and is all that is kept: (softmax − onehot)·W, times the scalar that the backward pass brings (as in
-    Liger, Hsu et al., 2024). So memory is (N, E) and one chunk's (C, V), never (N, V).
+    """`head_nll`. The forward pass, which has the logits, also computes the gradient of the hidden states and
+    keeps only that: (softmax − onehot)·W, times the backward pass's scalar (as in Liger, Hsu et al., 2024).
+    So memory is (N, E) and one chunk's (C, V), never (N, V).
     """
 
     @staticmethod
@@ -82,17 +82,17 @@ class _HeadNLL(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         hidden_dtype, hidden_NE = hidden_NE.dtype, hidden_NE.to(weight_VE.dtype)
-        # (scale · h)·Wᵀ is scale · (h·Wᵀ), by a pass over (N, E) instead of (N, V). tanh wants z / cap.
+        # (scale · h)·Wᵀ is scale · (h·Wᵀ), with a pass over (N, E) instead of (N, V). tanh needs z / cap.
         scale = scale if cap is None else scale / cap
         if scale != 1:
             hidden_NE = scale * hidden_NE
             bias_V = None if bias_V is None else scale * bias_V
-        # log_softmax sums over the vocabulary: in bfloat16 its 8 bits would be lost, so in fp32 at least.
+        # log_softmax sums over the vocabulary: bfloat16's 8 bits would lose the sum, so at least fp32.
         wide = torch.promote_types(weight_VE.dtype, torch.float32)
         nll_N = torch.empty(len(hidden_NE), dtype=wide, device=hidden_NE.device)
         gradient_NE = torch.empty_like(hidden_NE) if ctx.needs_input_grad[0] else None
         parts = -(-len(hidden_NE) // chunk(len(weight_VE)))  # rounded up
-        step = max(1, -(-len(hidden_NE) // max(1, parts)))  # alike in size
+        step = max(1, -(-len(hidden_NE) // max(1, parts)))  # chunks of similar size
         for begin in range(0, len(hidden_NE), step):
             part = slice(begin, begin + step)
             own_C1 = targets_N[part, None]
@@ -137,16 +137,16 @@ def head_nll(
 
 
 def nll_plain(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """The plain reference of `head_nll`, given all logits; float32 (float64 of float64)."""
+    """The plain reference of `head_nll`, given all logits; float32 (float64 for float64)."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     return cross_entropy(logits_NV.to(wide), targets_N, reduction="none")
 
 
 def frozen_head(model: Any) -> Head | None:
-    """The LM head, where its work can be left to `head_nll`; else None, and logits are computed as usual.
+    """The LM head if `head_nll` can do its work; else None, and logits are computed as usual.
 
-    That is the case for a plain frozen linear layer whose output the model scales or caps at most, which a
-    probe of one token finds out.
+    It can for a plain frozen linear layer whose output the model at most scales or caps, which is tested with
+    one token.
     """
     module = model.get_output_embeddings()
     if type(module) is not torch.nn.Linear or module.weight.requires_grad or module.weight.is_meta:
@@ -161,7 +161,7 @@ def frozen_head(model: Any) -> Head | None:
         return None
     bounded = bool(found[-1] == found[-2] == -found[-3] == -found[-4])
     cap = float(found[-1]) if bounded else None
-    one = found[9].double()  # of the output 1
+    one = found[9].double()  # the model's result for the head output 1
     scale = float(one if cap is None else cap * torch.atanh(one / cap))
     head = Head(module, 1.0 if torch.equal(found, probe) else scale, cap)
     return head if torch.allclose(found, head.logits(probe), rtol=1e-5, atol=1e-5) else None
@@ -169,9 +169,9 @@ def frozen_head(model: Any) -> Head | None:
 
 @contextlib.contextmanager
 def _replaced(head: torch.nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The head with another forward for a while."""
-    before = head.__dict__.get("forward")  # another wrapper's
-    head.forward = forward  # on the instance, where it hides the class's
+    """Temporarily replace the head's forward."""
+    before = head.__dict__.get("forward")  # from another wrapper
+    head.forward = forward  # on the instance, where it hides the class's method
     try:
         yield
     finally:
@@ -187,11 +187,11 @@ def target_nll(
     head: Head | None = None,
     cache: Any | None = None,
 ) -> Tensor:
-    """(N,) float32 −log p, in nats, of the N `targets` of a row; float64 in a float64 model.
+    """(N,) float32 −log p, in nats, of the N `targets` of a row; float64 for a float64 model.
 
     Args:
-        by_blocks: the model has block attention (`attention.enable`); without it the row's completions go
-            through as a padded batch, each after its prompt.
+        by_blocks: the model has block attention (`attention.enable`); without it the row's completions are
+            run as a padded batch, each after its prompt.
         head: the model's LM head if `frozen_head` found it; None computes the logits as the model does.
         cache: Transformers' cache with the keys of the prefix that `PackedRow.after_prefix` left out.
     """
@@ -200,14 +200,14 @@ def target_nll(
     inputs = row_inputs(row, cache)
     if head is None:
         return nll_plain(model(**inputs).logits[0], row.targets)
-    # Inside the model's own forward, so that what wraps it (DDP, FSDP) finds the head where it expects it.
-    # The head is given (1, N, E), thanks to `logits_to_keep`, and the model returns its (N,) as "logits".
+    # Inside the model's own forward, so that wrappers (DDP, FSDP) find the head where they expect it. The
+    # head gets (1, N, E), thanks to `logits_to_keep`, and the model returns its (N,) as "logits".
     with _replaced(head.module, lambda hidden: head.carried(head.nll(hidden[0], row.targets))):
         return head.arrived(model(**inputs).logits)
 
 
 def _padded_nll(model: Any, row: PackedRow, head: Head | None) -> Tensor:
-    """`target_nll` of a padded batch, whose logits are computed at the targets alone."""
+    """`target_nll` for a padded batch; logits are computed only at the targets."""
     ids_SL, places_N = padded(row)
     inputs = {"input_ids": ids_SL, "use_cache": False}
     module = model.get_output_embeddings()
@@ -227,13 +227,13 @@ def _padded_nll(model: Any, row: PackedRow, head: Head | None) -> Tensor:
 def log_likelihoods_plain(
     model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
-    """The plain reference of a packed row: (S,) log p(completion | prompt) in nats, a forward pass for each;
-    arguments as of `packing.pack`."""
+    """The plain reference of a packed row: (S,) log p(completion | prompt) in nats, one forward pass per
+    completion; arguments as in `packing.pack`."""
     found = []
     for prompt, answers in zip(prompts, completions, strict=True):
         for answer in answers:
             ids = torch.tensor([[*prompt, *answer]], device=model.device)
-            # Logits at place i are of token i + 1: the prompt's last place predicts the answer's first token.
+            # Logits at i predict token i + 1: the prompt's last position predicts the answer's first token.
             logits_NV = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             found.append(-nll_plain(logits_NV, ids[0, len(prompt) :]).sum())
     return torch.stack(found)
@@ -244,13 +244,13 @@ def span_log_likelihoods(nll: Tensor, owner: Tensor, spans: int) -> Tensor:
 
     Args:
         nll: (N,) of each target token.
-        owner: (N,) the span each of them belongs to.
+        owner: (N,) each target's span.
         spans: the number of spans S.
     """
     return torch.zeros(spans, dtype=nll.dtype, device=nll.device).index_add(0, owner, -nll)
 
 
 def span_mean_nll(nll: Tensor, owner: Tensor, spans: int) -> Tensor:
-    """(S,) the mean over each span's tokens of −log p, in nats; arguments as of `span_log_likelihoods`."""
+    """(S,) each span's mean over its tokens of −log p, in nats; arguments as in `span_log_likelihoods`."""
     counts_S = span_log_likelihoods(torch.ones_like(nll), owner, spans)  # both negative
     return span_log_likelihoods(nll, owner, spans) / counts_S

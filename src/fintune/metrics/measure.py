@@ -1,9 +1,9 @@
-"""A figure of merit, said once: its name, its value on each example, and how examples are summed up.
+"""`Measure`: a metric defined once by its name, its value per example, and how examples are aggregated.
 
 Metrics, bootstrap intervals, paired tests, report rows and comparisons all come from a type's `Measure`s.
-Tasks, records and predictions pass through as they are: nothing here reads them.
+Tasks, records and predictions are passed through: nothing here reads them.
 
-Shapes: n examples, k values an example, m sets of examples (one, or as many as there are resamples).
+Shapes: n examples, k values per example, m sets of examples (one, or the number of resamples).
 """
 
 from __future__ import annotations
@@ -19,47 +19,46 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.float64]]
 
 PerExample = Callable[[Any, Sequence[Any], Sequence[Any]], Any]
-"""(task, records, predictions) → (n,) values, nan where there is none, or (n, k) for an `aggregate` of its
-own."""
+"""(task, records, predictions) → (n,) values, nan if undefined, or (n, k) for an `aggregate` of its own."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of merit.
+    """One metric.
 
-    `Measure("f1", "F1 (tokens)", each(lambda task, record, prediction: ...))` is a whole definition. A metric
-    that is no mean gives k values an example, and a function from their sums to the metric: R² gives 1, y, y²
-    and (y − ŷ)². What is no function of sums (`whole`), such as a calibration error, takes all values and has
-    no interval.
+    `Measure("f1", "F1 (tokens)", each(lambda task, record, prediction: ...))` is a complete definition. A
+    metric that is not a mean gives k values per example, and a function from their sums to the metric: R²
+    gives 1, y, y² and (y − ŷ)². A metric that is not a function of sums (`whole`), such as a calibration
+    error, takes all values and has no interval.
     """
 
     name: str
     """The key in results files, such as `macro_f1`."""
     title: str
-    """What tables call it."""
+    """Its title in tables."""
     per_example: PerExample
     better: Literal["higher", "lower", "neither"] = "higher"
     aggregate: Literal["mean"] | Callable[[Array], Any] = "mean"
-    """`mean` of what is not nan; else (m, k) sums → (m,) values, or if `whole` (n, k) values → one value."""
+    """`mean` over non-nan values; else (m, k) sums → (m,) values, or if `whole` (n, k) values → one value."""
     columns: tuple[str, ...] = ()
-    """What the k values are called in the predictions file. () of a mean is its name; () of another
-    `aggregate` means that they are not kept, since targets and answers give them again."""
+    """Names of the k values in the predictions file. For a mean, () means the measure's name; for another
+    `aggregate`, () means that they are not stored, because targets and answers determine them."""
     share: bool = False
-    """From 0 to 1, such as an accuracy or an F1; its interval is never a point."""
+    """Ranges from 0 to 1, such as an accuracy or an F1; its interval is never a single point."""
     whole: bool = False
     optional: bool = False
-    """Left out where no example has a value."""
+    """Left out if no example has a value."""
     further: bool = False
-    """Part of an evaluation, not of the validation during training."""
+    """Computed in evaluation only, not in validation during training."""
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The columns in the predictions file."""
+        """The columns stored in the predictions file."""
         return self.columns or ((self.name,) if self.aggregate == "mean" else ())
 
     @property
     def column(self) -> str:
-        """The column that ranks answers by this measure: its first one, or its name where none is kept."""
+        """The column that ranks answers by this measure: its first one, or its name if none is stored."""
         return (*self.kept, self.name)[0]
 
     def table(self, task: Any, records: Sequence[Any], predictions: Sequence[Any]) -> Array:
@@ -70,7 +69,7 @@ class Measure:
         return values.reshape(len(records), -1)
 
     def of(self, table: Array) -> float:
-        """The metric of some examples; nan where it is not defined.
+        """The metric over some examples; nan if undefined.
 
         Args:
             table: (n, k) values, as `table` returns them.
@@ -82,7 +81,7 @@ class Measure:
         return float(of_sums(summands.sum(axis=0, keepdims=True))[0])
 
     def summable(self, table: Array) -> tuple[Array, Callable[[Array], Any]]:
-        """What is to be summed over examples, (n, k), and the metric of m such sums, (m, k) → (m,)."""
+        """Values to sum over examples, (n, k), and the function of m such sums, (m, k) → (m,)."""
         import numpy as np
 
         if callable(self.aggregate):
@@ -102,14 +101,14 @@ def each(value: Callable[[Any, Any, Any], float | None]) -> PerExample:
 
 
 def ratio(sums: Array) -> Any:
-    """Σ of the first column / Σ of the second, (m, 2) → (m,); nan where the second is 0."""
+    """Σ of the first column / Σ of the second, (m, 2) → (m,); nan if the second is 0."""
     import numpy as np
 
     return sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of what is not nan; nan where nothing is left."""
+    """The mean of the non-nan values; nan if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 

@@ -1,4 +1,4 @@
-"""Metrics of numbers as functions of sums: R² and correlations. Shapes: n examples, m sets of examples."""
+"""Number metrics as functions of sums: R² and correlations. Shapes: n examples, m sets of examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def r2_terms(targets: Sequence[float], answers: Sequence[float]) -> Array:
     """(1, y, y², (y − ŷ)²) of each example, (n, 4), for `r2`.
 
-    y is counted from the mean of all targets: R² does not depend on where 0 lies, but rounding does.
+    y is centred on the mean of all targets: this does not change R², but reduces rounding errors.
     """
     import numpy as np
 
@@ -24,21 +24,21 @@ def r2_terms(targets: Sequence[float], answers: Sequence[float]) -> Array:
 
 
 def r2(sums: Array) -> Any:
-    """R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²; nan where the targets are constant.
+    """R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²; nan if the targets are constant.
 
-    ȳ is the mean of these very targets, so a forecast of the training mean has R² slightly below 0.
+    ȳ is the mean of these targets, so a forecast of the training mean has R² slightly below 0.
     """
     import numpy as np
 
     n, y, y2, error2 = sums.T
     spread = y2 - y * y / n
-    return 1 - error2 / np.where(spread > 1e-9 * y2, spread, np.nan)  # rounding leaves a trace of 0
+    return 1 - error2 / np.where(spread > 1e-9 * y2, spread, np.nan)  # rounding may leave a 0 slightly above
 
 
 def rank_terms(targets: Sequence[float], answers: Sequence[float]) -> Array:
     """(1, x, y, x², y², xy) of each example's ranks, (n, 6), for `correlation`; ties get their mean rank.
 
-    The ranks are those of the whole sample, also in its resamples.
+    The ranks are those in the whole sample, also for resamples.
     """
     import numpy as np
     from scipy.stats import rankdata
@@ -49,7 +49,7 @@ def rank_terms(targets: Sequence[float], answers: Sequence[float]) -> Array:
 
 
 def correlation(sums: Array) -> Any:
-    """Pearson's correlation (of ranks: Spearman's), −1 to 1; nan where either side is constant."""
+    """Pearson's correlation (of ranks: Spearman's), −1 to 1; nan if either side is constant."""
     import numpy as np
 
     n, x, y, xx, yy, xy = sums.T

@@ -1,6 +1,6 @@
-"""Whether probabilities can be trusted: calibration, and accuracy at what abstention.
+"""Calibration of probabilities, and accuracy as a function of abstention.
 
-Probabilities and outcomes in, figures and the points of plots out. Ties never depend on the examples' order.
+Probabilities and outcomes in, metrics and plot points out. Ties never depend on the examples' order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 def brier(probabilities: Mapping[str, float], target: str) -> float:
     """Brier's score (1950) of one forecast: Σ over labels of (p - [label is the target])², from 0 to 2.
 
-    Half of it is the score of two labels as some write it.
+    For two labels, some authors define it as half of this.
     """
     missed = 0.0 if target in probabilities else 1.0
     return missed + sum((p - (label == target)) ** 2 for label, p in probabilities.items())
@@ -53,14 +53,14 @@ def expected_calibration_error(
     """ECE = Σ over bins of (n_bin / n) · |accuracy - confidence|, 15 bins of equal mass.
 
     Naeini et al. (2015) with the adaptive bins of Nguyen and O'Connor (2015): bins of equal width are nearly
-    empty where a model is seldom unsure. Of the answer's probability alone, not of every label's.
+    empty where a model is seldom unsure. Uses only the answer's probability, not every label's.
     """
     curve = reliability(confidences, correct, bins)
     return sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in curve) / len(confidences)
 
 
 def _risks(confidences: Sequence[float], correct: Sequence[float]) -> Any:
-    """The share of errors among the i most confident answers, for i = 1…n; ties share their mean error."""
+    """The error rate among the i most confident answers, for i = 1…n; ties share their mean error."""
     import numpy as np
 
     sure, wrong = np.asarray(confidences, float), 1 - np.asarray(correct, float)
@@ -73,14 +73,14 @@ def _risks(confidences: Sequence[float], correct: Sequence[float]) -> Any:
 def aurc(confidences: Sequence[float], correct: Sequence[float]) -> float:
     """Area under the risk–coverage curve: the mean, over i = 1…n, of the error rate of the i surest answers.
 
-    Smaller is better; confidence that says nothing gives the error rate (Geifman and El-Yaniv, 2017;
-    Geifman et al., 2019).
+    Smaller is better; uninformative confidence gives the error rate (Geifman and El-Yaniv, 2017; Geifman et
+    al., 2019).
     """
     return float(_risks(confidences, correct).mean())
 
 
 def risk_coverage(confidences: Sequence[float], correct: Sequence[float]) -> list[dict[str, float]]:
-    """`accuracy` of the surest `coverage` of the answers, `n`, and the `threshold` of confidence for it."""
+    """`accuracy` of the most confident share `coverage` of answers, `n`, and the confidence `threshold`."""
     import math
 
     risks, n = _risks(confidences, correct), len(confidences)

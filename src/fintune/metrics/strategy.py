@@ -1,7 +1,7 @@
-"""What forecasts of daily moves would have earned after costs: an illustration, not advice.
+"""What trading on forecasts of daily moves would have earned after costs: an illustration, not advice.
 
-Knows dates and numbers alone. Prices here are closes without slippage, borrowing fees or limits on size, so
-the curve flatters; it is there to show how small a small R² is.
+Knows only dates and numbers. Prices are closes without slippage, borrowing fees or size limits, so the curve
+is too optimistic; it shows how little a small R² is worth.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 LABEL = "illustration, not advice"
 COST_BPS = 10.0
-"""Paid on what is bought and again on what is sold, in basis points (hundredths of a percent)."""
+"""Paid on each purchase and each sale, in basis points (hundredths of a percent)."""
 _SHARE = 3
 
 
@@ -21,20 +21,20 @@ def strategy(
     forecasts: Sequence[float],
     cost_bps: float = COST_BPS,
 ) -> dict[str, Any]:
-    """Each day long the third of the stocks with the highest forecasts and short the lowest third.
+    """Each day, go long the third of the stocks with the highest forecasts and short the lowest third.
 
-    Half of the capital on each side, equal weights, opened at one close and closed at the next, so a day
-    costs twice `cost_bps` of the capital. Days with fewer than three stocks, or with equal forecasts at both
-    ends, earn nothing and cost nothing. Returns {} where no day can be traded.
+    Half of the capital is on each side, with equal weights, opened at one close and closed at the next, so a
+    day costs twice `cost_bps` of the capital. Days with fewer than three stocks, or with equal forecasts at
+    both ends, earn and cost nothing. Returns {} if no day can be traded.
 
     Returns:
         `label`, `cost_bps`, `days` (traded), `dates`, and `gross` and `net`: the sums of the days' returns up
-        to each date, in percent of the capital; `mean_net` a day, with `mean_net_interval` (95 %, bootstrap
+        to each date, in percent of the capital; `mean_net` per day, with `mean_net_interval` (95 %, bootstrap
         over days).
 
     Args:
-        dates: the day of each forecast; "" is left out.
-        moves: what followed, in percent.
+        dates: the day of each forecast; "" is skipped.
+        moves: the actual moves, in percent.
     """
     import numpy as np
 

@@ -1,1 +1,1 @@
-"""The base model and its adapter."""
+"""The base model and its adapter: loading, saving, merging and exporting."""

@@ -1,8 +1,8 @@
-"""An adapter's folder as data: what its two files may say, checked before anything of it reaches a model.
+"""Read an adapter's folder as untrusted data: both files are checked before anything reaches a model.
 
-The folder may be anyone's. Its configuration is a short list of fields, each in bounds; what else it sets is
-refused by name. Its weights are safetensors whose names, shapes and types are read from the header and are
-those that the configuration makes on this base. Nothing here changes a model.
+The configuration is a short list of fields, each within bounds; any other field is refused by name. The
+weights are safetensors whose names, shapes and types are read from the header and must match those that the
+configuration creates on this base. Nothing here changes a model.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 """The two files of an adapter, as PEFT names them."""
 MAX_CONFIG, MAX_HEADER = 1_000_000, 16_000_000
-"""Bytes of the configuration, and of the weights' header."""
+"""Size limits in bytes of the configuration and of the weights' header."""
 TYPES = ("F32", "F16", "BF16")
-"""What numbers the weights may be."""
+"""The number types that weights may have."""
 PREFIX = "base_model.model."
-"""What PEFT puts before a module's name."""
+"""PEFT's prefix of module names."""
 
 _Rank = Annotated[int, Field(ge=1, le=4096)]
 _Alpha = Annotated[int | float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 _Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
-"""A name, not a pattern: PEFT would run it as a regular expression, which may never end."""
+"""A name, not a pattern: PEFT would run a pattern as a regular expression, which may never end."""
 _DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
-"""PEFT writes these beside what they belong to, which is refused."""
+"""PEFT writes these beside fields that are refused."""
 _IGNORED = {"peft_version", "auto_mapping", "revision", "inference_mode", "fan_in_fan_out"}
-"""Bookkeeping of PEFT, which nothing here reads."""
+"""PEFT's bookkeeping, which nothing here reads."""
 
 
 class AdapterConfig(BaseModel):
-    """What an `adapter_config.json` may set; everything else must be empty, or as PEFT has it by default."""
+    """The fields an `adapter_config.json` may set; others must be empty or have PEFT's default."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -51,14 +51,14 @@ class AdapterConfig(BaseModel):
     lora_alpha: _Alpha = 8
     lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     target_modules: list[_Module] | Annotated[str, Field(max_length=10_000)]
-    """Names; as a text it is `all-linear` or a pattern, which is not run: the weights say what it fitted."""
+    """Names; a string is `all-linear` or a pattern, which is never run: the weights show what it matched."""
     rank_pattern: dict[_Module, _Rank] = {}
     alpha_pattern: dict[_Module, _Alpha] = {}
     use_dora: bool = False
     use_rslora: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     init_lora_weights: Literal[True, False, "gaussian", "orthogonal"] = True
-    """How training began. The other ways change the base, which an adapter may not."""
+    """How training was initialized. The other ways change the base, which an adapter must not do."""
 
     def rank_of(self, module: str) -> int:
         return int(_of(self.rank_pattern, module, self.r))
@@ -72,20 +72,20 @@ def _of(pattern: dict[str, Any], module: str, default: Any) -> Any:
 
 
 def fits(module: str, target: str) -> bool:
-    """Whether PEFT adapts a module because of one of the names in `target_modules`."""
+    """Whether PEFT adapts a module because of this name in `target_modules`."""
     return module == target or module.endswith(f".{target}")
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """A folder's configuration, and of each tensor its type and shape; no weight is read yet."""
+    """A folder's configuration, and each tensor's type and shape; no weights are read yet."""
 
     folder: Path
     config: AdapterConfig
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
     def modules(self) -> list[str]:
-        """The modules that the weights adapt, by the base's names."""
+        """The adapted modules, by the base's names."""
         found = (
             re.split(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b", name)
             for name in self.tensors
@@ -97,7 +97,7 @@ class AdapterFiles:
 
 
 def read(folder: Path) -> AdapterFiles:
-    """Both files of a folder, each checked for itself.
+    """Read both files of a folder and check each on its own.
 
     Raises:
         ModelError: one is damaged or too large, or the configuration sets what fintune does not load.
@@ -119,14 +119,14 @@ def _config(folder: Path) -> AdapterConfig:
     except DataError as error:
         raise ModelError(str(error)) from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path} is damaged: it holds no fields.")
+        raise ModelError(f"{path} is damaged: it has no fields.")
     raw = {key: value for key, value in raw.items() if value is not None and key not in _IGNORED}
     known = AdapterConfig.model_fields
     for key, value in raw.items():
         if key not in known and value not in (False, {}, [], "", _DEFAULTS.get(key)):
             raise ModelError(
-                f"{path} sets {_short(key)} to {_short(value)}, and fintune loads plain LoRA, rsLoRA and "
-                "DoRA alone: train the adapter without it."
+                f"{path} sets {_short(key)} to {_short(value)}, but fintune loads only plain LoRA, rsLoRA "
+                "and DoRA: train the adapter without it."
             )
     try:
         return AdapterConfig.model_validate({key: raw[key] for key in raw if key in known})
@@ -146,7 +146,7 @@ def _header(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
     if size > MAX_HEADER:
-        raise ModelError(f"{path} is damaged: its header has {size:,} bytes, {MAX_HEADER:,} are allowed.")
+        raise ModelError(f"{path} is damaged: its header has {size:,} bytes, more than {MAX_HEADER:,}.")
     try:
         with safe_open(path, "pt") as weights:
             slices = ((name, weights.get_slice(name)) for name in weights.keys())  # noqa: SIM118
@@ -166,11 +166,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-# Against the base ---------------------------------------------------------------------------------------
+# Checks against the base --------------------------------------------------------------------------------
 
 
 def base_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Each module of the base by its own name, also where adapters are on it already."""
+    """Each module of the base by its own name, even if adapters are already attached."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -185,19 +185,19 @@ def base_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_fits(files: AdapterFiles, model: Any, shared: bool = False) -> None:
-    """Compare the weights with what the configuration makes on this base: the same names, the same shapes.
+    """Check that the weights have the names and shapes that the configuration creates on this base.
 
     Args:
-        shared: the base has other adapters' answers to give, too, so that its biases may not be changed.
+        shared: the base also serves other adapters, so its biases must not change.
 
     Raises:
-        ModelError: a layer is missing, of another size, or no layer that LoRA adapts.
+        ModelError: a layer is missing, has another size, or is not one that LoRA adapts.
     """
     config, layers = files.config, dict(base_layers(model))
     if shared and config.bias != "none":
         raise files.refuse(
-            f"its bias is {config.bias}, which changes the base's own: serve it apart, as --model_path "
-            "of fintune demo, or merged by fintune export"
+            f"its bias is {config.bias}, which changes the base's own: serve it alone with fintune demo "
+            "--model_path, or merge it with fintune export"
         )
     targets = config.target_modules
     modules = files.modules()
@@ -214,7 +214,7 @@ def check_fits(files: AdapterFiles, model: Any, shared: bool = False) -> None:
         raise files.refuse(
             f"its weights have no {_short(name)}"
             if name in wanted
-            else f"its weights hold {_short(name)}, which is none of its LoRA matrices on this base"
+            else f"its weights have {_short(name)}, which is not one of its LoRA matrices on this base"
         )
     for name, shape in wanted.items():
         if (found := files.tensors[name][1]) != shape:
@@ -236,7 +236,7 @@ def _tensors(files: AdapterFiles, name: str, layer: Any) -> dict[str, tuple[int,
         )
         tensors = {f"{own}A.weight": (r, wide), f"{own}B.weight": (out, r)}
     else:
-        what = f"is a {type(layer).__name__}" if layer is not None else "is no layer of the base"
+        what = f"is a {type(layer).__name__}" if layer is not None else "is not a layer of the base"
         raise files.refuse(f"{_short(name)} {what}, which LoRA does not adapt")
     if files.config.use_dora:
         tensors[f"{own}magnitude_vector"] = (out,)
@@ -244,7 +244,7 @@ def _tensors(files: AdapterFiles, name: str, layer: Any) -> dict[str, tuple[int,
 
 
 def _biases(files: AdapterFiles, layers: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The base's biases among the weights; how many of them are there is up to `bias`."""
+    """The base's biases among the weights; `bias` decides which ones there are."""
     found = {}
     for name in files.tensors:
         module = name.removeprefix(PREFIX).removesuffix(".bias").removesuffix(".base_layer")

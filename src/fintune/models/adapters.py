@@ -1,4 +1,4 @@
-"""The adapter on the base model: LoRA, rsLoRA, DoRA, over full or quantized weights, through PEFT."""
+"""Adapters on the base model: LoRA, rsLoRA, DoRA, over full or quantized weights, through PEFT."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fintune.models import adapter_files, manifest
 from fintune.models.adapter_files import CONFIG, WEIGHTS, AdapterFiles
 
 ALL_LINEAR = ["all-linear"]
-"""`target_modules` of every linear layer but the LM head."""
+"""The `target_modules` value for every linear layer except the LM head."""
 
 
 def peft_config(lora: LoraConfig) -> Any:
-    """The recipe's adapter as PEFT's own `LoraConfig`."""
+    """The recipe's adapter as PEFT's `LoraConfig`."""
     import peft
 
     return peft.LoraConfig(
@@ -37,11 +37,11 @@ def peft_config(lora: LoraConfig) -> Any:
 def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
     """Wrap a frozen base model with a new adapter whose weights are fp32.
 
-    A is drawn from the seed and B is zero (Hu et al., 2021), so the adapter starts as no change; with PiSSA
-    both come from the base's weights, which keep the rest.
+    A is random from the seed and B is zero (Hu et al., 2021), so the adapter starts without effect; with
+    PiSSA both come from the base's weights, and the base keeps the rest.
 
     Raises:
-        ModelError: `target_modules` names a module that the model does not have, or that cannot be adapted.
+        ModelError: `target_modules` names a module that the model lacks or that cannot be adapted.
     """
     import peft
     import torch
@@ -65,7 +65,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:
-    """Raise a ModelError on a name that fits no module, which PEFT would pass over where others fit."""
+    """Raise a ModelError for a name that matches no module: PEFT ignores it if other names match."""
     import torch
 
     if targets == ALL_LINEAR:
@@ -81,18 +81,18 @@ def _check_targets(model: Any, targets: list[str]) -> None:
 
 
 def _keep_4bit_layout(model: Any) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights when it first evaluates on a CPU: the repacked layout
-    has no gradient, so that training after a validation would learn nothing in most layers."""
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU: the repacked layout
+    has no gradient, so after a validation most layers would learn nothing."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def check_adapter(folder: str | Path) -> Path:
-    """The folder, once it is plain that it holds a whole adapter, of a kind that fintune loads.
+    """Check that a folder holds a complete adapter that fintune can load, and return it.
 
     Raises:
-        ModelError: there is no such folder, or it is no adapter, or one of its files is not as it must be.
+        ModelError: the folder is missing, is not an adapter, or one of its files is invalid.
     """
     return _files(folder).folder
 
@@ -118,17 +118,17 @@ def rank(folder: str | Path) -> int:
 def load_adapter(
     model: Any, folder: str | Path, trainable: bool = False, *, name: str = "default", shared: bool = False
 ) -> Any:
-    """The base model with the adapter of `folder`: beside those that it has, or as its first.
+    """The base model with the adapter of `folder` added to any that it already has.
 
-    Nothing is put into the model before files, names and shapes are checked, and what fails later is taken
-    out again: the base and the adapters on it answer as before.
+    Files, names and shapes are checked before anything enters the model. A later failure is rolled back: the
+    base and its other adapters then answer as before.
 
     Args:
-        name: what PEFT calls it, without dots.
+        name: the adapter's name in PEFT, without dots.
         shared: see `adapter_files.check_fits`.
 
     Raises:
-        ModelError: as `check_adapter` and `check_fits`, or the manifest describes other weights.
+        ModelError: as in `check_adapter` and `check_fits`, or the manifest describes other weights.
     """
     import peft
 
@@ -150,12 +150,12 @@ def load_adapter(
             raise
         raise files.refuse(str(error).splitlines()[0]) from error
     if isinstance(targets := files.config.target_modules, list):
-        model.peft_config[name].target_modules = set(targets)  # what is saved names them as the file did
+        model.peft_config[name].target_modules = set(targets)  # so that saving writes the file's own names
     return model if trainable else model.eval()
 
 
 def _plain_config(files: AdapterFiles, trainable: bool) -> Any:
-    """PEFT's configuration of an adapter, made of what was checked: names of layers, no pattern."""
+    """PEFT's configuration of an adapter, built from the checked values: layer names, no pattern."""
     import peft
 
     config, modules = files.config, files.modules()
@@ -173,7 +173,7 @@ def _plain_config(files: AdapterFiles, trainable: bool) -> Any:
 
 
 def _weights(files: AdapterFiles, model: Any, shared: bool = False) -> dict[str, Any]:
-    """The tensors of an adapter that fits; what was checked is what is read, whoever writes to the folder."""
+    """The tensors of a fitting adapter; refused if the folder changed since the check."""
     from safetensors import safe_open
 
     with safe_open(files.folder / WEIGHTS, "pt") as weights:
@@ -187,10 +187,10 @@ def _weights(files: AdapterFiles, model: Any, shared: bool = False) -> dict[str,
 
 
 def withdraw(model: Any, name: str) -> None:
-    """Take an adapter out of a model, however little of it is there; the last one's layers go too.
+    """Remove an adapter from a model, even a half-added one; the last one removes the LoRA layers too.
 
     Args:
-        model: PEFT's, or the base where PEFT has only begun to put layers into it.
+        model: PEFT's, or the base if PEFT has only begun to add layers.
     """
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -208,61 +208,61 @@ def withdraw(model: Any, name: str) -> None:
     known = getattr(base, "peft_config", {})
     known.pop(name, None)
     if not known and "peft_config" in base.__dict__:
-        del base.peft_config  # PEFT's mark of a model that it has adapters on
+        del base.peft_config  # PEFT's sign that a model has adapters
 
 
 def save(model: Any, tokenizer: Any, folder: Path, state: Any = None) -> None:
-    """Write the adapter as plain PEFT does, with its tokenizer.
+    """Write the adapter and its tokenizer in plain PEFT format.
 
     Args:
-        state: the whole model's gathered state, where FSDP has sharded it; None reads the model's own.
+        state: the whole model's gathered state if FSDP has sharded it; None reads it from the model.
     """
-    # Without the last argument PEFT looks the base model up on the hub, to see whether its vocabulary grew.
+    # Without the last argument PEFT looks the base up on the hub, to see whether its vocabulary grew.
     model.save_pretrained(folder, state_dict=state, safe_serialization=True, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     like_neighbours(folder)
 
 
 SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
-"""What an adapter and the recipe that trains it further must agree on."""
+"""What a starting adapter and the recipe that continues it must agree on."""
 
 
 def check_start(lora: LoraConfig, base: str) -> Path:
-    """The folder of `lora.init_adapter`, once it is plain that the recipe can go on from it.
+    """Check that the recipe can continue from `lora.init_adapter`, and return its folder.
 
     Args:
         base: the base model's public name.
 
     Raises:
-        ConfigError: the adapter has another shape than the recipe's, or another base.
-        ModelError: as `check_adapter`.
+        ConfigError: the adapter's shape or base differs from the recipe's.
+        ModelError: as in `check_adapter`.
     """
     folder = check_adapter(lora.init_adapter or "")
     saved = _files(folder).config.model_dump()
     begin = f"lora_config.init_adapter is {folder}, "
     for key in SHAPE:
         wanted, found = getattr(lora, key), saved.get(key)
-        if wanted == ALL_LINEAR:  # saved as the names it stood for; `start_from` compares the weights' names
+        if wanted == ALL_LINEAR:  # saved as the resolved names; `start_from` compares those in the weights
             continue
         if isinstance(wanted, list) and isinstance(found, list):
             wanted, found = sorted(wanted), sorted(found)
         if found != wanted:
             raise ConfigError(
                 f"{begin}whose {key} is {found}, but lora_config.{key} is {wanted}: set it to {found}, or "
-                "leave out init_adapter."
+                "remove init_adapter."
             )
     if saved.get("rank_pattern") or saved.get("alpha_pattern"):
-        raise ConfigError(f"{begin}whose layers differ in rank or alpha: leave out init_adapter.")
+        raise ConfigError(f"{begin}whose layers differ in rank or alpha: remove init_adapter.")
     if (found := saved.get("base_model_name_or_path")) != base:
         raise ConfigError(
-            f"{begin}an adapter of {found}, but base_model.name is {base}: name its base there, or leave "
-            "out init_adapter."
+            f"{begin}an adapter of {found}, but base_model.name is {base}: set base_model.name to {found}, "
+            "or remove init_adapter."
         )
     return folder
 
 
 def start_from(model: Any, lora: LoraConfig, folder: Path, seed: int) -> Any:
-    """The base model with the recipe's adapter and the weights of `folder`, to be trained further."""
+    """The base model with the recipe's adapter and the weights of `folder`, to train further."""
     import peft
 
     files = _files(folder)
@@ -276,11 +276,11 @@ def start_from(model: Any, lora: LoraConfig, folder: Path, seed: int) -> Any:
 
 
 def merge(model: Any) -> None:
-    """Add the adapter to fp32 weights in place, so that a layer is one product; PEFT can take it off again.
+    """Add the adapter to fp32 weights in place, so that a layer is one product; PEFT can unmerge it.
 
-    Nothing is done in a lower precision, where the sum would be rounded and answers would change, over
-    quantized weights, where the adapter covers embeddings, which the head may share, or where it holds what
-    is no number, which could not be taken off again.
+    Does nothing in lower precision, where rounding the sum would change answers, over quantized weights, if
+    the adapter covers embeddings, which the head may share, or if it contains NaN or inf, because it could
+    not be unmerged.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -295,7 +295,7 @@ def merge(model: Any) -> None:
 
 @contextlib.contextmanager
 def without_adapter(model: Any) -> Iterator[None]:
-    """The untuned base, also under a merged adapter, which is merged again afterwards."""
+    """The untuned base; a merged adapter is unmerged and afterwards merged again."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged = any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules())
@@ -313,9 +313,9 @@ def without_adapter(model: Any) -> Iterator[None]:
 def mixed_precision(model: Any, peft_forwards: bool = True) -> Iterator[None]:
     """Compute products in the frozen weights' dtype while the adapter's own weights stay fp32.
 
-    Under autocast an fp32 adapter weight is cast once and kept for the block. Where some layers run PEFT's
-    own forward (`peft_forwards`), its cast of their input to fp32 is switched off: autocast would only cast
-    it back.
+    Autocast casts an fp32 adapter weight once and caches it for the block. If some layers run PEFT's own
+    forward (`peft_forwards`), its cast of their input to fp32 is switched off, because autocast would only
+    cast it back.
     """
     import torch
     from peft.helpers import disable_input_dtype_casting
@@ -323,19 +323,19 @@ def mixed_precision(model: Any, peft_forwards: bool = True) -> Iterator[None]:
     if model.dtype == torch.float32 or not hasattr(model, "peft_config"):
         yield
         return
-    casting = disable_input_dtype_casting(model, active=peft_forwards)  # walks over all modules, twice
+    casting = disable_input_dtype_casting(model, active=peft_forwards)  # walks over all modules twice
     with torch.autocast(model.device.type, dtype=model.dtype), casting:
         yield
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """(trainable, all) parameters; a 4-bit weight counts as the numbers it stands for."""
+    """(trainable, all) parameters; a 4-bit weight counts as the numbers it represents."""
     trainable, total = model.get_nb_trainable_parameters()
     return int(trainable), int(total)
 
 
 def test_model_loading() -> None:
-    """Load the default base model with a new adapter and say a word with it (the guide's debug command)."""
+    """Load the default base with a new adapter and generate a few words (a command for debugging)."""
     import time
 
     from fintune.models.base import choose_precision, load_base_model, load_tokenizer

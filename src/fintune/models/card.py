@@ -1,4 +1,4 @@
-"""The model card of an adapter folder: what it is, what went in, how it did, how to use it."""
+"""Write the model card of an adapter folder: what it is, its training data, its scores, how to use it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def write(folder: str | Path, facts: dict[str, Any], recipe: Recipe, prepared: A
     table = f"{title}{figures}\n" if figures else ""
     lora = recipe.lora_config
     before = (
-        f"\n\nIt goes on from the adapter `{Path(lora.init_adapter).name}`, whose card names what that was "
-        "trained on."
+        f"\n\nIt goes on from the adapter `{Path(lora.init_adapter).name}`; that adapter's card names its "
+        "training data."
         if lora.init_adapter
         else ""
     )
@@ -81,7 +81,7 @@ of the model). Tasks: {", ".join(data)}.{_base_note(facts["base_model"])}
 
 
 def _asked(prepared: Any) -> str:
-    """The card's section on what the model is sent elsewhere: the frame that it was trained in."""
+    """The card's section on prompts: the exact messages that other programs must send."""
     tasks = [task for task in prepared.task_set() if not task.takes_turns]
     if not tasks:
         return ""
@@ -94,7 +94,7 @@ def _asked(prepared: Any) -> str:
     return f"""
 ## What it is asked
 
-Each task is two messages of the base's chat template, then the answer and the end of text; ⏎ is a line break.
+Each task is two messages in the base's chat template, then the answer and the end of text; ⏎ is a line break.
 
 | task | system message | user message | answer |
 | --- | --- | --- | --- |
@@ -121,22 +121,22 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
 vLLM's and llama.cpp's servers take the same two messages at `/v1/chat/completions`, with `temperature: 0`.
-fintune scores each of a task's answers instead of writing one, so that no other can come out.
+fintune scores each of a task's possible answers instead of generating one, so it can give no other answer.
 """
 
 
 LIMITS = """
 ## Intended use and limits
 
-For the tasks above, on texts like those of its data, with a person who checks what matters. It knows nothing
-of what happened after its data was made, may be wrong with high probability, and was not tested for other
-languages, kinds of text or decisions about people. It inherits the limits of its base model and of its
+For the tasks above, on texts like those of its training data, with a person who checks what matters. It knows
+nothing that happened after its data was made, may be wrong with high probability, and was not tested for
+other languages, kinds of text or decisions about people. It inherits the limits of its base model and of its
 training data. Not investment advice.
 """
 
 
 def licence_note(data: Mapping[str, Any]) -> str:
-    """The card's section on what the licences of the data ask of whoever uses the model.
+    """The card's section on what the data's licences ask of users of the model.
 
     Args:
         data: the tasks of a prepared dataset's manifest.
@@ -147,7 +147,7 @@ def licence_note(data: Mapping[str, Any]) -> str:
         named.setdefault(commercial_use(entry["dataset"]), []).append(text)
     sentences = {
         "no": "**Not for commercial use**, as the licence of its data says: {}.",
-        "not stated": "The licence is not stated of: {}.",
+        "not stated": "No licence is stated for: {}.",
         "yours to know": "Whoever trained it knows the licence of: {}.",
     }
     lines = [s.format("; ".join(dict.fromkeys(named[key]))) for key, s in sentences.items() if key in named]
@@ -155,8 +155,8 @@ def licence_note(data: Mapping[str, Any]) -> str:
     return (
         "\n## Licence note\n\n"
         + " ".join(lines)
-        + " The base model's licence holds, too. This reads licences "
-        "as they are stated, and is no legal advice.\n"
+        + " The base model's licence applies too. This section repeats the stated licences; it is not legal "
+        "advice.\n"
     )
 
 
@@ -164,15 +164,15 @@ def _base_note(name: str) -> str:
     if name != EMBEDDED:
         return ""
     return (
-        "\n\nIt was trained on fintune's embedded base, which is a 4-bit rounding (GGUF, Q4_1) of "
-        f"`{public_name(name)}`. On the hub's weights its answers differ; how much was not measured here. "
+        "\n\nIt was trained on fintune's embedded base, a 4-bit quantization (GGUF, Q4_1) of "
+        f"`{public_name(name)}`. Its answers differ on the hub's weights; how much was not measured here. "
         "`fintune export --base --output_dir base` writes the embedded base as a folder of safetensors, and "
         f"`fintune export --base_model {public_name(name)}` measures the difference."
     )
 
 
 def put_export(folder: Path, source: Path | None, format: str, dtype: str, base: str) -> None:
-    """Write the card of an export: that of the adapter, if it has one, with what was made of it."""
+    """Write an export's card: the adapter's card, if it has one, plus how it was exported."""
     path = source / "README.md" if source else None
     made = {"merged": "merged into its base", "gguf": "merged into its base, as a GGUF file for llama.cpp"}
     how = f"\n## Export\n\nThe adapter, {made.get(format, 'as vLLM takes it')}; weights in {dtype}.\n"
@@ -189,7 +189,7 @@ def put_export(folder: Path, source: Path | None, format: str, dtype: str, base:
 
 
 def for_hub(folder: Path, raw: Mapping[str, Any]) -> str:
-    """The card that is pushed: that of the folder, with the sections that one of an earlier version lacks.
+    """The card to push: the folder's, with any sections that an earlier version did not write.
 
     Args:
         raw: the folder's manifest.
@@ -199,7 +199,7 @@ def for_hub(folder: Path, raw: Mapping[str, Any]) -> str:
     """
     path = folder / "README.md"
     if not path.is_file():
-        raise ModelError(f"{folder} has no README.md, the model card: write one that says what it is.")
+        raise ModelError(f"{folder} has no README.md, the model card: write one that describes the model.")
     text = path.read_text(encoding="utf-8")
     data = (raw.get("data") or {}).get("tasks") or {}
     if data and "\n## Licence note\n" not in text:
@@ -214,7 +214,7 @@ def _warnings(facts: dict[str, Any]) -> str:
 
 
 def _how(facts: dict[str, Any]) -> str:
-    """How the adapter came to be, in a sentence or two."""
+    """How the adapter was made, in a sentence or two."""
     steps = f"{facts['optimizer_steps']} optimizer steps"
     if members := facts.get("average_of"):
         listed = ", ".join(f"`{member['name']}` (seed {member['seed']})" for member in members)
@@ -233,7 +233,7 @@ def _how(facts: dict[str, Any]) -> str:
 
 
 def _kept(kept: dict[str, Any]) -> str:
-    """Which step's weights these are, where validation chose it."""
+    """Which step's weights these are, if validation chose it."""
     if "metric" not in kept:
         return ""
     early = f" Training was stopped early, after step {kept['last_step']}." if kept["stopped_early"] else ""
@@ -247,10 +247,9 @@ _BEGIN, _END = "<!-- fintune evaluate: begin -->", "<!-- fintune evaluate: end -
 
 
 def put_evaluation(folder: str | Path, section: str, say: Callable[[str], None] = print) -> None:
-    """Put an evaluation's section into the adapter's card, between two markers, in place of an earlier one.
+    """Put an evaluation's section into the adapter's card between two markers, replacing an earlier one.
 
-    Nothing else of the card changes; an adapter without a card, or one that cannot be written to, is left
-    alone.
+    The rest of the card is unchanged; an adapter without a card, or with a read-only one, is left alone.
     """
     path = Path(folder) / "README.md"
     if not path.is_file():

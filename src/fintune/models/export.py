@@ -1,6 +1,6 @@
-"""An adapter and its base as one model, or the adapter as vLLM takes it, or a base alone, in a new folder.
+"""Export to a new folder: adapter and base merged, the adapter for vLLM, or only the base.
 
-Each folder has the manifest of the adapter, so that its tasks are asked as they were trained.
+Each folder has the adapter's manifest, so that its tasks are asked as in training.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DTYPES = (*gguf.DTYPES, *gguf.BLOCKS, *gguf.K_QUANTS)
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder, and what to say of it."""
+    """The folder, and what to tell the user about it."""
 
     folder: Path
     vocabulary: bool = True
-    """Whether other programs can read text with it: a GGUF may have no vocabulary."""
+    """Whether other programs can tokenize text for it: a GGUF may have no vocabulary."""
     commands: tuple[str, ...] = ()
-    """How other programs load it."""
+    """Commands that load it in other programs."""
 
 
 def export(
@@ -40,16 +40,16 @@ def export(
     base_model: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Exported:
-    """Write an adapter with its base; None is the untuned base.
+    """Export an adapter with its base; None exports the untuned base.
 
     Args:
-        dtype: of the matrices, one of `DTYPES`; None is f16, and of an untuned base that of its files.
-        base_model: another base than the adapter was trained on, such as other weights of the same model.
+        dtype: the matrices' type, one of `DTYPES`; None is f16, or for an untuned base that of its files.
+        base_model: use another base than in training, such as other weights of the same model.
 
     Raises:
-        ConfigError: the format and the dtype do not go together.
+        ConfigError: format and dtype do not fit together.
         ModelError: the adapter or its base cannot be loaded, the output is not empty, or the format does not
-            take this kind of base or adapter.
+            support this kind of base or adapter.
     """
     target = new_folder(output_dir)
     if dtype is not None and dtype not in DTYPES:
@@ -57,7 +57,7 @@ def export(
     if format != "gguf" and dtype is not None and (format == "vllm" or dtype not in gguf.DTYPES):
         raise ConfigError(
             f"--dtype is {dtype}, and --format {format} "
-            + ("keeps the adapter's own: leave it out." if format == "vllm" else "takes f16, bf16 or f32.")
+            + ("keeps the adapter's type: omit --dtype." if format == "vllm" else "takes f16, bf16 or f32.")
         )
     if dtype is None and (model_path is not None or format == "gguf"):
         dtype = "f16"
@@ -123,7 +123,7 @@ def _write(
 
 def _for_vllm(model_path: str | Path | None, target: Path, recipe: Recipe, tasks: TaskSet) -> Exported:
     if model_path is None:
-        raise ModelError("--format vllm is of an adapter, and there is none: vLLM takes a base as it is.")
+        raise ModelError("--format vllm needs an adapter: vLLM loads a base without an export.")
     with atomic_folder(target) as staging:
         rank = vllm_lora.write(Path(model_path), staging)
         base.load_tokenizer(recipe.base_model.name, recipe.base_model.revision).save_pretrained(staging)
@@ -139,7 +139,7 @@ def _for_vllm(model_path: str | Path | None, target: Path, recipe: Recipe, tasks
 
 
 def new_folder(output_dir: str | Path) -> Path:
-    """The folder to write a model to; raises a ModelError where something stands there already."""
+    """The folder to write a model to; raises a ModelError if it is not empty."""
     target = Path(output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"--output_dir is {target}, which is not empty: name another folder.")

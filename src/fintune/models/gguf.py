@@ -1,10 +1,10 @@
-"""A model as a GGUF file, for llama.cpp: Llama, Mistral, Qwen2 and Qwen3.
+"""Write a model as a GGUF file for llama.cpp: Llama, Mistral, Qwen2 and Qwen3.
 
-Matrices are floats, or blocks of 4, 5 or 8 bit by the quantizers of the package gguf; where llama.cpp's tool
-is installed, its own K-quants.
+Matrices are floats, or 4-, 5- or 8-bit blocks from the quantizers of the package gguf, or llama.cpp's own
+K-quants if its tool is installed.
 
-The vocabulary is that of the GGUF the base came from, or a byte-level BPE that llama.cpp knows by name; else
-there is none, which fintune does not need (it hands llama.cpp token ids), but other programs do.
+The vocabulary comes from the GGUF that the base came from, or is a byte-level BPE that llama.cpp knows by
+name. Otherwise there is none: fintune does not need one (it passes token ids), but other programs do.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fintune.models.endings import begins_with_bos, end_tokens
 from fintune.models.placement import Process, base_device
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Transformers' `model_type` → what llama.cpp calls it."""
+"""Transformers' `model_type` → llama.cpp's name."""
 DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
-"""What a dtype is called → by PyTorch."""
+"""Our name of a dtype → PyTorch's."""
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Blocks of 32 numbers with a scale, and a smallest number where the name ends in 1."""
+"""Blocks of 32 numbers with a scale, and with a minimum if the name ends in 1."""
 K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
-"""What `llama-quantize` makes."""
+"""The types that `llama-quantize` makes."""
 QUANTIZE = "llama-quantize"
 ELSEWHERE = (
     "export it with --format merged and convert that folder with llama.cpp's own convert_hf_to_gguf.py."
@@ -37,34 +37,34 @@ _WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PATTERNS = {_WORDS % r"\p{N}{1,3}": "llama-bpe", _WORDS % r"\p{N}": "qwen2"}
-"""How a tokenizer splits text before its byte-level BPE → what llama.cpp calls it."""
+"""How a tokenizer splits text before its byte-level BPE → llama.cpp's name of it."""
 
 
 def check(model_type: str, dtype: str) -> None:
-    """Raise a ModelError for what cannot be written, before weights are loaded."""
+    """Raise a ModelError for a model or type that cannot be written, before weights are loaded."""
     if dtype in K_QUANTS and shutil.which(QUANTIZE) is None:
         raise ModelError(
-            f"--dtype {dtype} is made by llama.cpp's {QUANTIZE}, which is not on the PATH: install "
-            f"llama.cpp, or take {', '.join(BLOCKS)}, which need nothing."
+            f"--dtype {dtype} needs llama.cpp's {QUANTIZE}, which is not on the PATH: install "
+            f"llama.cpp, or use {', '.join(BLOCKS)}, which need no tool."
         )
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"The base model is of the type {model_type}, and GGUF files are written of "
-            f"{', '.join(ARCHITECTURES)} alone: {ELSEWHERE}"
+            f"{', '.join(ARCHITECTURES)} only: {ELSEWHERE}"
         )
 
 
 def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | None, name: str) -> bool:
-    """Write the weights and what llama.cpp must know of them; return whether the vocabulary is in it.
+    """Write the weights and llama.cpp's metadata; return whether the vocabulary is included.
 
     Args:
-        model: a causal LM of Transformers, with no adapter on it.
-        folder: where its tokenizer is saved.
-        dtype: one of `DTYPES`, `BLOCKS` or `K_QUANTS`, of the matrices; vectors are float32 always.
-        vocabulary: the GGUF whose vocabulary is taken over, where the base came from one.
+        model: a causal LM of Transformers without an adapter.
+        folder: the folder with its tokenizer.
+        dtype: one of `DTYPES`, `BLOCKS` or `K_QUANTS`, for the matrices; vectors are always float32.
+        vocabulary: the GGUF to copy the vocabulary from, if the base came from one.
 
     Raises:
-        ModelError: llama.cpp computes this model in another way than Transformers, or its tool failed.
+        ModelError: llama.cpp computes this model differently from Transformers, or its tool failed.
     """
     if dtype in K_QUANTS:
         whole = path.with_name("whole.gguf")
@@ -99,17 +99,17 @@ def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | N
             tensor = _interleaved(tensor, heads[part])
         values = tensor.float().cpu().numpy()
         if not np.isfinite(values).all() or (kinds[own].name not in ("F32", "BF16") and _over(values)):
-            raise ModelError(f"The tensor {own} does not fit into {dtype}: take --dtype bf16 or f32.")
+            raise ModelError(f"The tensor {own} does not fit into {dtype}: use --dtype bf16 or f32.")
         file.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), kinds[own]))
     file.close()
     return vocabulary_written
 
 
 def load(folder: Path) -> Any:
-    """The one GGUF file of an exported folder as a model of Transformers, dequantized to 32 bit.
+    """Load the one GGUF file of an exported folder as a Transformers model, dequantized to 32 bit.
 
     Raises:
-        ModelError: there is not one file, or it cannot be read.
+        ModelError: there is not exactly one file, or it cannot be read.
     """
     import torch
     import transformers
@@ -119,27 +119,27 @@ def load(folder: Path) -> Any:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file.name, dtype=torch.float32
         )
-    except Exception as error:  # the parser raises many kinds of errors on a damaged file
+    except Exception as error:  # the parser raises many kinds of errors for a damaged file
         raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
     return model.requires_grad_(False).to(device).eval()
 
 
 def only_file(folder: Path) -> Path:
-    """The one GGUF file of a folder; raises a ModelError where there is none, or several."""
+    """The one GGUF file of a folder; raises a ModelError if there is none or several."""
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
-        raise ModelError(f"--model_path is {folder}, which has {found}: keep one there.")
+        raise ModelError(f"--model_path is {folder}, which has {found}: keep exactly one there.")
     return files[0]
 
 
 def _over(values: Any) -> bool:
-    """Whether a number is out of the range of 16-bit floats, which the scales of blocks are, too."""
+    """Whether a number exceeds the range of 16-bit floats, which block scales also have."""
     return bool(abs(values).max() > 65504)
 
 
 def _kind(own: str, tensor: Any, dtype: str) -> Any:
-    """What a tensor is stored as. Embeddings and head keep 8 bit where others have fewer, as in llama.cpp."""
+    """A tensor's storage type. Embeddings and head keep 8 bit where others have fewer, as in llama.cpp."""
     import gguf
 
     name = dtype.upper()
@@ -153,7 +153,7 @@ def _kind(own: str, tensor: Any, dtype: str) -> Any:
 
 
 def _llama_quantize(whole: Path, path: Path, dtype: str) -> None:
-    """Let llama.cpp's tool make a file of K-quants of a whole one, which is removed."""
+    """Let llama.cpp's tool make a K-quant file from an unquantized one, which is then removed."""
     done = subprocess.run(
         [str(shutil.which(QUANTIZE)), str(whole), str(path), dtype.upper()], capture_output=True, text=True
     )
@@ -164,26 +164,26 @@ def _llama_quantize(whole: Path, path: Path, dtype: str) -> None:
 
 
 def _described(file: Any, model: Any, config: Any, dtype: str, name: str) -> Any:
-    """Write the fields of the architecture; return what frequencies of positions are divided by, or None."""
+    """Write the architecture's fields; return the divisors of the rotation frequencies, or None."""
     import gguf
 
     if getattr(config, "hidden_act", "silu") != "silu":
         raise ModelError(
-            f"The base model's activation is {config.hidden_act}, and silu is known: {ELSEWHERE}"
+            f"The base model's activation is {config.hidden_act}, but only silu is supported: {ELSEWHERE}"
         )
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     factors, theta = _rope(model, config, head)
     architecture = ARCHITECTURES[config.model_type]
     if factors is not None and architecture != "llama":
-        raise ModelError(f"The base model scales its positions, and so does no {architecture}: {ELSEWHERE}")
+        raise ModelError(f"The base model scales its positions, but {architecture} does not: {ELSEWHERE}")
     file.add_type(gguf.GGUFType.MODEL)
     file.add_name(name)
     file.add_file_type(gguf.LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
     if dtype in BLOCKS:
         file.add_quantization_version(gguf.GGML_QUANT_VERSION)
     file.add_vocab_size(config.vocab_size)
-    # llama.cpp attends to everything before a token: within the window the two are the same.
+    # llama.cpp attends to all earlier tokens, which is the same within the sliding window.
     window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     file.add_context_length(min(window, config.max_position_embeddings))
     file.add_embedding_length(config.hidden_size)
@@ -200,7 +200,7 @@ def _described(file: Any, model: Any, config: Any, dtype: str, name: str) -> Any
 
 
 def _tensors(model: Any, config: Any, architecture: str, factors: Any) -> Iterator[tuple[str, Any]]:
-    """llama.cpp's name and the tensor, of everything the model has."""
+    """llama.cpp's name and the tensor, for each of the model's tensors."""
     import gguf
 
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
@@ -210,20 +210,20 @@ def _tensors(model: Any, config: Any, architecture: str, factors: Any) -> Iterat
             continue
         own = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if own is None:
-            raise ModelError(f"The base model has a tensor {name}, which no {architecture} has: {ELSEWHERE}")
+            raise ModelError(f"The base model has a tensor {name}, unknown to {architecture}: {ELSEWHERE}")
         yield own, tensor
     if factors is not None:
         yield "rope_freqs.weight", factors
 
 
 def _interleaved(tensor: Any, heads: int) -> Any:
-    """Rows of queries or keys as llama.cpp rotates them: pairs side by side, not half a head apart."""
+    """Rows of queries or keys in llama.cpp's rotation order: pairs adjacent, not half a head apart."""
     halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def _rope(model: Any, config: Any, head: int) -> tuple[Any | None, float]:
-    """What the rotation frequencies are divided by, (head / 2,), or None where by nothing; and their base."""
+    """The rotation frequencies' divisors, (head / 2,), or None if they are unchanged; and their base."""
     import torch
 
     rotary = model.get_decoder().rotary_emb
@@ -233,7 +233,7 @@ def _rope(model: Any, config: Any, head: int) -> tuple[Any | None, float]:
     if own.shape != plain.shape or getattr(rotary, "attention_scaling", 1.0) != 1.0:
         raise ModelError(
             f"The base model's positions are of the kind {config.rope_parameters.get('rope_type')}, which is "
-            f"not known: {ELSEWHERE}"
+            f"not supported: {ELSEWHERE}"
         )
     factors = plain / own
     return (None if torch.allclose(factors, torch.ones(()), rtol=1e-4) else factors), theta
@@ -271,7 +271,7 @@ def _vocabulary(file: Any, folder: Path, size: int, source: Path | None) -> bool
 
 
 def _endings(file: Any, folder: Path, generation: Any) -> None:
-    """The chat template, the tokens that end a turn, and whether a text begins with a token of its own."""
+    """Write the chat template, the end-of-turn tokens, and whether texts begin with a special token."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -290,7 +290,7 @@ def _endings(file: Any, folder: Path, generation: Any) -> None:
 
 
 def pre_tokenizer_name(described: dict[str, Any]) -> str | None:
-    """llama.cpp's name of how a `tokenizer.json` splits text before its byte-level BPE; None if unknown."""
+    """llama.cpp's name for how a `tokenizer.json` splits text before its byte-level BPE; None if unknown."""
     pre = described.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     if described["model"]["type"] != "BPE" or not steps or steps[-1].get("type") != "ByteLevel":

@@ -1,6 +1,6 @@
-"""A model's folder on the Hugging Face hub, through huggingface_hub: what is sent, and the sending.
+"""Push a model's folder to the Hugging Face hub through huggingface_hub.
 
-The token is the library's own (`HF_TOKEN`, or what `hf auth login` keeps), and is not shown.
+The token is the library's own (`HF_TOKEN`, or the one from `hf auth login`), and is never shown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SENT = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
     *("merges.txt", "chat_template.jinja", "fintune.json", "export.json"),
 )
-"""Names of what is sent besides the card. Results hold texts of the data, whose licences may forbid it."""
+"""File names to send besides the card. Results contain texts of the data, whose licences may forbid it."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be sent, and what of the folder would not."""
+    """The files that would be sent, and those of the folder that would not."""
 
     folder: Path
     card: str
@@ -43,10 +43,10 @@ class Upload:
 
 
 def plan(folder: str | Path) -> Upload:
-    """What of a model's folder is sent.
+    """Decide which files of a model's folder to send.
 
     Raises:
-        ModelError: it holds no whole adapter and no export, or has no card.
+        ModelError: it holds no complete adapter and no export, or has no card.
     """
     folder = check_model(folder)
     files, left_out = [], []
@@ -60,10 +60,10 @@ def plan(folder: str | Path) -> Upload:
 
 
 def push(upload: Upload, repo: str, public: bool = False) -> str:
-    """Make the repository where there is none, and send all in one commit; return its address.
+    """Create the repository if needed and send all files in one commit; return its address.
 
     Raises:
-        ConfigError: the name is none of a repository.
+        ConfigError: `repo` is not a valid repository name.
         ModelError: the hub cannot be reached or refuses, or the repository is public and `public` is False.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -80,34 +80,32 @@ def push(upload: Upload, repo: str, public: bool = False) -> str:
     try:
         url = api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.model_info(url.repo_id).private:
-            raise ModelError(
-                f"{repo} is there and is public: add --public to send it there, or name another."
-            )
+            raise ModelError(f"{repo} exists and is public: add --public to send it there, or name another.")
         api.create_commit(url.repo_id, operations, commit_message="Upload by fintune push")
     except HFValidationError as error:
         raise ConfigError(
-            f"REPO is {repo}, which is no name on the hub: write NAME or OWNER/NAME."
+            f"REPO is {repo}, which is not a repository name: write NAME or OWNER/NAME."
         ) from error
     except OfflineModeIsEnabled as error:
-        raise ModelError("HF_HUB_OFFLINE is set, so that nothing can be sent: unset it.") from error
+        raise ModelError("HF_HUB_OFFLINE is set, so nothing can be sent: unset it.") from error
     except LocalTokenNotFoundError as error:
         raise ModelError("There is no token for the hub: run  hf auth login, or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise ModelError(_refused(repo, error)) from None
     except Exception as error:
         if "httpx" not in type(error).__module__ and not isinstance(error, OSError):
-            raise  # the client's HTTP library is httpx or its successor httpx2, by version
+            raise  # the client's HTTP library is httpx or its successor httpx2, depending on the version
         raise ModelError(f"The hub at {api.endpoint} cannot be reached: {type(error).__name__}.") from None
     return str(url)
 
 
 def _refused(repo: str, error: Exception) -> str:
-    """Why the hub refused, by its status alone: its texts may repeat what was sent."""
+    """Why the hub refused, from its status code only: its texts may repeat what was sent."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     fix = {
         401: "the token is missing or no longer valid: run  hf auth login, or set HF_TOKEN",
-        403: "the token may not write there: make one with the right to write",
-        404: "there is no such owner, or the token may not see it",
+        403: "the token may not write there: create one with write permission",
+        404: "there is no such owner, or the token has no access to it",
         413: "a file is too large for it",
         429: "there were too many requests: try later",
     }.get(status or 0, "try again later")

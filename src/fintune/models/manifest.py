@@ -1,4 +1,4 @@
-"""`fintune.json`, the file beside an adapter that says how it was made and how to ask it.
+"""`fintune.json`: the file beside an adapter that records how it was made and how to ask it.
 
 Plain PEFT ignores it; an adapter without one (made elsewhere) is read with the built-in tasks.
 """
@@ -20,7 +20,7 @@ MAX_BYTES = 64_000_000
 
 
 def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> None:
-    """Keep the recipe, the fitted tasks and whatever else is known of the run; and which weights it is of."""
+    """Store the recipe, the fitted tasks and other facts of the run, and the checksum of its weights."""
     weights = Path(folder) / WEIGHTS
     content = {
         "format": 1,
@@ -33,41 +33,41 @@ def write(folder: str | Path, recipe: Recipe, tasks: TaskSet, **facts: Any) -> N
 
 
 def read_raw(folder: str | Path) -> dict[str, Any]:
-    """The manifest as written; {} where there is none."""
+    """The manifest as written; {} if there is none."""
     path = Path(folder) / NAME
     if not path.is_file():
         return {}
     raw = read_json(path, MAX_BYTES)
     if not isinstance(raw, dict):
-        raise ModelError(f"{path} is damaged: it holds no fields.")
+        raise ModelError(f"{path} is damaged: it has no fields.")
     return raw
 
 
 def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says beside the recipe and the tasks: the `facts` that `write` was given."""
+    """A manifest's content besides recipe and tasks: the `facts` that `write` was given."""
     return {k: v for k, v in raw.items() if k not in ("format", "recipe", "tasks", "weights_sha256")}
 
 
 def check_weights(folder: str | Path) -> None:
-    """Raise a ModelError where the manifest is of other weights than those beside it.
+    """Raise a ModelError if the manifest belongs to other weights than those beside it.
 
-    A run that was killed while it replaced an adapter leaves such a folder, and so does half a copy.
+    A run killed while replacing an adapter leaves such a folder, and so does an incomplete copy.
     """
     path = Path(folder) / WEIGHTS
     wanted = read_raw(folder).get("weights_sha256")
     if wanted and known_sha256(path) != wanted:
         raise ModelError(
-            f"{folder} is of two adapters: {NAME} and {WEIGHTS} do not belong together. Copy all of its "
-            "files again, or train again with --overwrite. If you changed the weights yourself, take "
-            f"weights_sha256 out of {NAME}."
+            f"{folder} mixes two adapters: {NAME} and {WEIGHTS} do not belong together. Copy all of its "
+            "files again, or train again with --overwrite. If you changed the weights yourself, remove "
+            f"weights_sha256 from {NAME}."
         )
 
 
 def read_recipe(folder: str | Path, fallback: Recipe | None = None) -> Recipe:
-    """The recipe of an adapter; no plug-in that it names is imported.
+    """The recipe of an adapter; does not import its plug-ins.
 
     Raises:
-        ModelError: the manifest is of another version of fintune and cannot be read.
+        ModelError: the manifest is from another version of fintune and cannot be read.
     """
     return _recipe(folder, read_raw(folder), fallback)
 
@@ -81,7 +81,7 @@ def _recipe(folder: str | Path, raw: dict[str, Any], fallback: Recipe | None) ->
     try:
         trained = raw["recipe"]
         if trained.get("training", {}).get("max_steps") == 0:
-            trained["training"]["max_steps"] = -1  # what 0 did before it was refused
+            trained["training"]["max_steps"] = -1  # what 0 meant before it was refused
         return Recipe.model_validate(trained)
     except _UNREADABLE as error:
         raise _unreadable(folder, raw, error) from error
@@ -91,12 +91,11 @@ def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, Ta
     """The recipe and the tasks of an adapter.
 
     Args:
-        fallback: the user's recipe; of an adapter without a manifest it is all, and a plug-in that it names
-            is trusted.
+        fallback: the user's recipe; it replaces a missing manifest, and the plug-ins it names are trusted.
 
     Raises:
-        ConfigError: the adapter names plug-ins that nobody has said to trust.
-        ModelError: the manifest is of another version of fintune and cannot be read.
+        ConfigError: the adapter names plug-ins that nobody has trusted.
+        ModelError: the manifest is from another version of fintune and cannot be read.
     """
     raw = read_raw(folder)
     recipe = _recipe(folder, raw, fallback)
@@ -113,7 +112,7 @@ def read(folder: str | Path, fallback: Recipe | None = None) -> tuple[Recipe, Ta
 
 
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
-"""What a manifest of another version, or of somebody's hand, makes of the code that reads it."""
+"""Errors from reading a manifest of another version, or one edited by hand."""
 
 
 def _unreadable(folder: str | Path, raw: dict[str, Any], error: Exception) -> ModelError:
@@ -121,5 +120,5 @@ def _unreadable(folder: str | Path, raw: dict[str, Any], error: Exception) -> Mo
     version = versions.get("fintune") if isinstance(versions, dict) else None
     return ModelError(
         f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
-        f"fintune {version or 'of that time'}."
+        f"fintune {version or 'in the version that wrote it'}."
     )

@@ -1,4 +1,4 @@
-"""An adapter's products added to its base's weights, each summed in 32 bit and rounded once."""
+"""Merge an adapter into its base's weights: each sum is computed in 32 bit and rounded once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fintune.models import adapters, base
 
 
 def merged(recipe: Recipe, model_path: str | Path | None, dtype: Any, say: Callable[[str], None]) -> Any:
-    """The base in `dtype` (None: as it is stored) with the adapter, if there is one, in its weights.
+    """The base in `dtype` (None: as stored) with the adapter, if any, merged into its weights.
 
     Raises:
         ModelError: the adapter or its base cannot be loaded, or a sum does not fit into `dtype`.
@@ -24,17 +24,17 @@ def merged(recipe: Recipe, model_path: str | Path | None, dtype: Any, say: Calla
         model = adapters.load_adapter(model, model_path)
         if untie(model):
             say(
-                "The base's head shares the embeddings' weights, and the adapter changes one of the two: the "
-                "export has a head of its own."
+                "The base's head shares the embeddings' weights, but the adapter changes only one of them: "
+                "the export gets separate head weights."
             )
         try:
             _merge(model, dtype or stored)
-        except ValueError as error:  # PEFT found a weight that is no number
+        except ValueError as error:  # PEFT found a weight that is NaN or inf
             raise ModelError(f"The adapter at {model_path} cannot be merged: {error}") from error
         model = model.unload()
     model = model.to(dtype or stored)
     if broken := next((n for n, p in model.named_parameters() if not p.isfinite().all()), None):
-        raise ModelError(f"The weight {broken} does not fit into {model.dtype}: take --dtype bf16 or f32.")
+        raise ModelError(f"The weight {broken} does not fit into {model.dtype}: use --dtype bf16 or f32.")
     model.config.use_cache = True
     return model.eval()
 
@@ -44,29 +44,26 @@ def _dense(config: BaseModelConfig) -> BaseModelConfig:
 
 
 def _base(recipe: Recipe, say: Callable[[str], None]) -> Any:
-    """The weights that the adapter was trained over: of a quantized base those that it stands for."""
+    """The weights that the adapter was trained over; a quantized base is dequantized."""
     config = recipe.base_model
     if not (config.load_in_4bit or config.load_in_8bit):
         return base.load_base_model(config, "auto")
     bits = 4 if config.load_in_4bit else 8
     if importlib.util.find_spec("bitsandbytes") is None:
         say(
-            f"The adapter was trained over a base in {bits} bit. bitsandbytes is not installed, so it is "
+            f"The adapter was trained over a {bits}-bit base. bitsandbytes is not installed, so it is "
             "merged into the unquantized weights, and answers differ. Better: pip install bitsandbytes."
         )
         return base.load_base_model(_dense(config), "auto")
-    say(
-        f"The adapter was trained over a base in {bits} bit: it is merged into the weights that these "
-        "stand for."
-    )
+    say(f"The adapter was trained over a {bits}-bit base: it is merged into the dequantized weights.")
     precision = base.choose_precision(recipe.training)
     return base.load_base_model(config, precision.dtype).dequantize(precision.dtype)
 
 
 def untie(model: Any) -> bool:
-    """Give the head weights of its own where it shares those of embeddings and an adapter changes either.
+    """Give the head separate weights if it shares the embeddings' and an adapter changes either.
 
-    Else what is added to one of them is in both, which the adapter is not. Returns whether it was so.
+    Otherwise merging would change both, unlike the adapter. Returns whether it untied them.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -81,12 +78,12 @@ def untie(model: Any) -> bool:
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
     own = model.get_base_model()
-    own.all_tied_weights_keys = {}  # what Transformers leaves out of a saved model
+    own.all_tied_weights_keys = {}  # the weights that Transformers leaves out of a saved model
     return True
 
 
 def _merge(model: Any, dtype: Any) -> None:
-    """Merge a layer at a time, so that the model is never in memory in 32 bit as a whole."""
+    """Merge one layer at a time, so that the whole model is never in memory in 32 bit."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""An Ollama Modelfile for each task: its instruction, the chat template in Go, and what ends an answer."""
+"""Write an Ollama Modelfile per task: its instruction, the chat template in Go, and the stop tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MARKS = {"system": "\u2045s\u2046", "user": "\u2045u\u2046", "assistant": "\u20
 
 @dataclass(frozen=True)
 class Frame:
-    """A chat template as what stands before and after a turn of each role."""
+    """A chat template as the text before and after a turn of each role."""
 
     turns: dict[str, tuple[str, str]]
-    """A template without a system role has none: the instruction then begins the user's turn."""
+    """None if the template has no system role: the instruction then begins the user's turn."""
     without_system: str
-    """What a chat begins with that has no system turn."""
+    """How a chat without a system turn begins."""
     generation: str
 
     def text(self, turns: Turns) -> str:
@@ -32,7 +32,7 @@ class Frame:
         return "".join([*parts, self.generation])
 
     def go(self) -> str:
-        """The same in Go's template language, with Ollama's variables."""
+        """The template in Go's template language, with Ollama's variables."""
         content, end = _act(".Content"), _act("end")
         before, after = self.turns["user"]
         first, user = self.without_system, f"{before}{content}{after}"
@@ -55,15 +55,15 @@ def _act(text: str) -> str:
 
 
 def frame(tokenizer: Any) -> Frame | None:
-    """The tokenizer's chat template as a `Frame`; None where it is none, as one that counts turns.
+    """The tokenizer's chat template as a `Frame`; None if impossible, such as for one that counts turns.
 
-    What the tokenizer itself puts before every text is left out: so does Ollama's runner put it there.
+    Leaves out what the tokenizer puts before every text, because Ollama's runner adds it too.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
         found = _derived(tokenizer, _takes_system(tokenizer))
-    except Exception:  # a template may raise anything of an order of roles
+    except Exception:  # a template may raise anything for an order of roles
         found = None
     if found is None:
         return None
@@ -137,9 +137,7 @@ def _text(gguf: str, task: Task, known: Frame | None, stops: list[str]) -> str:
         else "# The chat template has no exact form in Go: Ollama takes the GGUF file's, if it knows it."
     )
     system = task.system(record)
-    quoted = (
-        f'SYSTEM """{system}"""' if '"""' not in system else "# The instruction holds three quotation marks."
-    )
+    quoted = f'SYSTEM """{system}"""' if '"""' not in system else "# The instruction contains triple quotes."
     parameters = "".join(f'PARAMETER stop "{stop}"\n' for stop in stops)
     return (
         f"# Task {task.name}. The user's turn is:\n{body}\n"

@@ -1,9 +1,8 @@
-"""PiSSA (Meng et al., 2024) kept as a plain LoRA adapter.
+"""Save PiSSA (Meng et al., 2024) as a plain LoRA adapter.
 
-PiSSA starts A and B from the largest singular values of W and trains them over the rest, W − s·B₀A₀. What it
-has learnt is therefore s·(BA − B₀A₀), which is a LoRA of rank 2r on the untouched base: [B, −B₀]·[A; A₀].
-Adapters are saved in that form, so any PEFT loads them; and as both halves are in the file, training goes on
-from it.
+PiSSA initializes A and B from the largest singular values of W and trains them over the rest, W − s·B₀A₀. So
+it has learnt s·(BA − B₀A₀), which is a LoRA of rank 2r on the untouched base: [B, −B₀]·[A; A₀]. Adapters are
+saved in that form, so any PEFT loads them; both halves are in the file, so training can resume from it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ State = dict[str, Any]
 
 
 def initial_state(model: Any) -> State:
-    """A₀ and B₀ of a model just given its adapter, by the names that PEFT saves them under."""
+    """A₀ and B₀ of a model that was just given its adapter, keyed as PEFT saves them."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -26,7 +25,7 @@ def initial_state(model: Any) -> State:
 
 
 def export(folder: Path, initial: State) -> None:
-    """Turn the adapter saved in `folder`, which is over the changed base, into one over the plain base."""
+    """Convert the adapter saved in `folder` from the changed base to the plain base."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -38,7 +37,7 @@ def export(folder: Path, initial: State) -> None:
             state[name] = torch.cat([state[name], -start], dim=1)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config = read_json(folder / CONFIG)
-    # rsLoRA divides by √r, so that twice the rank would change the scale by more than twice alpha mends.
+    # rsLoRA divides by √r: doubling the rank divides the scale by √2, so alpha grows by √2 instead of 2.
     config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2
     config["r"] *= 2
     config["init_lora_weights"] = True
@@ -47,7 +46,7 @@ def export(folder: Path, initial: State) -> None:
 
 
 def resume(model: Any, folder: Path) -> State:
-    """Give a model with a fresh plain adapter of rank r a checkpoint's A and B, and take s·B₀A₀ off its base.
+    """Load a checkpoint's A and B into a fresh plain adapter of rank r, and subtract s·B₀A₀ from the base.
 
     Returns A₀ and B₀.
     """
@@ -68,7 +67,7 @@ def resume(model: Any, folder: Path) -> State:
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight
             a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
-            # The order and precision of PEFT's own `pissa_init`, so that the bits are those of the first run.
+            # In the order and precision of PEFT's `pissa_init`, so that the bits match the first run.
             rest = weight.data.float() - layer.scaling["default"] * b.to(weight.device) @ a.to(weight.device)
             weight.data = rest.to(weight.dtype)
     set_peft_model_state_dict(model, state)

@@ -1,4 +1,4 @@
-"""Where a process holds the base model: on the device it computes on, or on the CPU until FSDP shards it."""
+"""Where a process holds the base model: on its compute device, or on the CPU until FSDP shards it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Process:
-    """What placement must know of this process.
+    """What placement needs to know about this process.
 
     Attributes:
-        device: the `torch.device` that it computes on; among several GPUs of a machine its own.
+        device: the `torch.device` it computes on; with several GPUs, its own.
         sharded: Accelerate will shard the model over all processes with FSDP.
     """
 
@@ -21,7 +21,7 @@ class Process:
 
     @classmethod
     def alone(cls) -> Process:
-        """A process that computes for itself: on the current GPU where there is one."""
+        """A single process: on the current GPU if there is one."""
         import torch
 
         if torch.cuda.is_available():
@@ -32,26 +32,26 @@ class Process:
     def of(cls, state: Any) -> Process:
         """The process of an `accelerate.PartialState`, whose device is that of its own rank.
 
-        That state does not know of FSDP yet: Accelerate reads the variable that its launcher sets only when
-        the trainer is made.
+        That state does not know about FSDP yet: Accelerate reads its launcher's variable only when the
+        trainer is created.
         """
         return cls(state.device, os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true")
 
 
 def base_device(process: Process, quantized: bool) -> Any:
-    """The `torch.device` that the base model is loaded onto.
+    """The `torch.device` to load the base model onto.
 
-    A process alone holds it on its CPU or GPU, and so does each of several processes with a copy each (DDP).
-    With FSDP it stays on the CPU: `fully_shard` moves a layer at a time to the GPU and keeps a part of it,
-    so a base that fits no single GPU can be trained. A base in 4 or 8 bit is quantized on the GPU that
-    computes with it, and Accelerate refuses one that lies on another. One in 4 bit is sharded from there: for
-    a moment each GPU holds all of it.
+    A single process holds it on its CPU or GPU, and so does each process with its own copy (DDP). With FSDP
+    it stays on the CPU: `fully_shard` moves one layer at a time to the GPU and keeps its shard, so a base
+    that fits no single GPU can be trained. A 4- or 8-bit base is quantized on the GPU that computes with it,
+    because Accelerate refuses one on another device. A 4-bit base is then sharded from the GPU, so each GPU
+    briefly holds all of it.
     """
     import torch
 
     if process.sharded and not quantized:
         return torch.device("cpu")
     device = torch.device(process.device)
-    if device.type == "cuda":  # a quantized load needs the number: `cuda` alone is the first
+    if device.type == "cuda":  # a quantized load needs the index: `cuda` alone means the first GPU
         return torch.device("cuda", device.index or 0)
     return device

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: of each decoder layer the input is kept, and the rest computed again backwards."""
+"""Gradient checkpointing: keep each decoder layer's input, recompute the rest in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ def check(training: TrainingConfig) -> None:
     """Refuse what this machine cannot do, before anything is loaded.
 
     Raises:
-        ConfigError: inputs are to leave a GPU, and there is none.
+        ConfigError: inputs should be offloaded from a GPU, but there is none.
     """
     import torch
 
     if training.gradient_checkpointing_offload and not torch.cuda.is_available():
         raise ConfigError(
-            "training.gradient_checkpointing_offload is true, which moves data out of a GPU's memory, and "
-            "there is no GPU here: set it to false."
+            "training.gradient_checkpointing_offload is true, which moves data out of GPU memory, but there "
+            "is no GPU here: set it to false."
         )
 
 
 def enable(model: Any, offload: bool = False) -> None:
-    """Switch it on. LoRA on the fast path leaves out a layer's last product the second time (`lora_linears`).
+    """Enable it. LoRA's fast path skips a layer's last product in the recomputation (`lora_linears`).
 
     Args:
-        offload: keep the inputs in pinned memory of the machine.
+        offload: keep the inputs in pinned CPU memory.
     """
     import torch
     from torch.autograd.graph import save_on_cpu
     from torch.utils.checkpoint import checkpoint
 
-    # The name before Transformers 5.24 is the second.
+    # Before Transformers 5.24 the method has the second name.
     switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     switch({"use_reentrant": False})
     if not offload:
@@ -41,7 +41,7 @@ def enable(model: Any, offload: bool = False) -> None:
     pin = torch.cuda.is_available()
 
     def moved(function: Any, *args: Any, **kwargs: Any) -> Any:
-        # What the layer itself keeps goes to the inner hooks of `checkpoint`, its inputs to these.
+        # Tensors saved by the layer go to `checkpoint`'s inner hooks, its inputs to these.
         with save_on_cpu(pin_memory=pin):
             return checkpoint(function, *args, use_reentrant=False, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What a model path holds: an adapter, or a model of `fintune export`; no path is the untuned base.
+"""What a model path holds: an adapter, or a model from `fintune export`; no path is the untuned base.
 
 The folder is checked and its recipe and tasks are read; no weights are loaded.
 """
@@ -25,15 +25,15 @@ Kind = Literal["base", "adapter", "merged", "gguf"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's weights come from, and what is known of them before they are loaded."""
+    """Where a model's weights come from, and what is known before they are loaded."""
 
     kind: Kind
     path: Path | None
     recipe: Recipe
-    """Of an exported folder `base_model` is the folder itself."""
+    """For an exported folder, `base_model` is the folder itself."""
     tasks: TaskSet
     base_name: str
-    """The base model's name; of an exported base without an adapter its folder."""
+    """The base model's name; its folder for an exported base without an adapter."""
     tuned: bool
     """Whether the weights, or an adapter beside them, were trained."""
 
@@ -42,8 +42,8 @@ class Source:
         """Read a folder's manifest.
 
         Args:
-            recipe: of a trained model only its `evaluation` is taken; an adapter without a manifest, and the
-                untuned base, are made by it. None is the default recipe.
+            recipe: for a trained model only its `evaluation` is used; for an adapter without a manifest, and
+                for the untuned base, all of it. None is the default recipe.
 
         Raises:
             ModelError: the folder is missing or damaged, or holds no model.
@@ -66,12 +66,12 @@ class Source:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder of an adapter that its base is loaded without."""
+        """The adapter's folder, if its weights are separate from the base's."""
         return self.path if self.kind == "adapter" else None
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The base's own, which an exported folder holds too."""
+        """The base's tokenizer, which an exported folder holds too."""
         return base.load_tokenizer(self.recipe.base_model.name, self.recipe.base_model.revision)
 
     @cached_property
@@ -82,10 +82,10 @@ class Source:
 
 
 def check_model(folder: str | Path) -> Path:
-    """The folder, once it is plain that it holds a model that `fintune export` wrote, or a whole adapter.
+    """Check that a folder holds a model from `fintune export` or a complete adapter, and return it.
 
     Raises:
-        ModelError: there is no such folder, or it holds neither, or the adapter's weights are truncated.
+        ModelError: the folder is missing, holds neither, or the adapter's weights are truncated.
     """
     if not is_exported(folder):
         manifest.check_weights(adapters.check_adapter(folder))
@@ -98,7 +98,7 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def newest_adapter(root: str | Path = "output") -> Path:
-    """The adapter folder written last under `root`, checkpoints left out.
+    """The most recently written adapter folder under `root`, except checkpoints.
 
     Raises:
         ModelError: there is none.

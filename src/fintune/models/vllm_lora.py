@@ -1,4 +1,4 @@
-"""An adapter in the form that vLLM's own server takes: plain LoRA, one rank and one scale for all layers."""
+"""Convert an adapter to what vLLM's server takes: plain LoRA, one rank and one scale for all layers."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from fintune.models import adapter_files
 from fintune.models.adapter_files import CONFIG, WEIGHTS
 
 RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""`--max_lora_rank` of vLLM."""
+"""vLLM's values of `--max_lora_rank`."""
 _MERGE = "merge it instead:  fintune export --format merged"
 
 
 def room(rank: int) -> int:
-    """The smallest `--max_lora_rank` that has room for a rank."""
+    """The smallest `--max_lora_rank` that is at least this rank."""
     return min((each for each in RANKS if each >= rank), default=RANKS[-1])
 
 
 def check(folder: Path) -> None:
-    """Raise a ModelError for an adapter that vLLM refuses, or would compute otherwise."""
+    """Raise a ModelError for an adapter that vLLM refuses or would compute differently."""
     config = adapter_files.read(folder).config
     rank = max([config.r, *config.rank_pattern.values()])
     for wrong, what in (
-        (config.use_dora, "use_dora is true, and vLLM has no DoRA"),
-        (config.bias != "none", f"bias is {config.bias}, and vLLM changes no biases"),
-        (rank > RANKS[-1], f"its rank is {rank}, and vLLM takes {RANKS[-1]} at most"),
+        (config.use_dora, "use_dora is true, but vLLM has no DoRA"),
+        (config.bias != "none", f"bias is {config.bias}, but vLLM changes no biases"),
+        (rank > RANKS[-1], f"its rank is {rank}, but vLLM takes at most {RANKS[-1]}"),
     ):
         if wrong:
-            raise ModelError(f"The adapter at {folder} is none for vLLM: {what}; {_MERGE}.")
+            raise ModelError(f"vLLM cannot load the adapter at {folder}: {what}; {_MERGE}.")
 
 
 def write(source: Path, folder: Path) -> int:
     """Write the adapter's two files; return its rank.
 
-    Layers of lower rank are filled with zeros; what a layer's own alpha, or rsLoRA, scales by is in its B.
+    Layers of lower rank are padded with zeros; a layer's own alpha, or rsLoRA's scale, is folded into its B.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -45,7 +45,7 @@ def write(source: Path, folder: Path) -> int:
     files = adapter_files.read(source)
     config, state = files.config, load_file(source / WEIGHTS)
     if any("lora_embedding" in name for name in state):
-        raise ModelError(f"The adapter at {source} adapts embeddings, which vLLM does not: {_MERGE}.")
+        raise ModelError(f"The adapter at {source} adapts embeddings, but vLLM does not: {_MERGE}.")
     rank = max([config.r, *config.rank_pattern.values()])
     plain = config.lora_alpha / rank
     for module in files.modules():

@@ -1,4 +1,4 @@
-"""What a task is: prompt, answer and figures; the built-in tasks, a recipe's own, and plug-ins."""
+"""Tasks: prompt, answer and metrics; the built-in tasks, a recipe's own, and plug-ins."""
 
 from fintune.tasks.base import Prediction, Record, Task, TaskSet
 from fintune.tasks.registry import known_tasks, register, task_from_dict, task_set

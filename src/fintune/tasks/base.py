@@ -1,7 +1,7 @@
-"""What a task is: its instruction, prompt and completion, how an answer is decided, what its figures are.
+"""The `Task` contract: instruction, prompt, completion, how an answer is decided, and its metrics.
 
-A `Task` is one object of a type; a type is one class in `types/`, and everything that depends on the type is
-here: no other module asks which type a task has. Nothing here knows of tokenizers, models or files.
+Each task is an object of a type, and each type is one class in `types/`. All that depends on the type is a
+method or attribute here, so no other module asks for a task's type. Knows no tokenizers, models or files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 Decoding = Literal["candidates", "text"]
 Normalization = Literal["none", "tokens"]
 NONE_OF_ITS_TYPE = "there is none for a task of type"
-"""How the reason begins where a reference system is not made for a type of task."""
+"""Start of the reason why a reference system does not apply to a task type."""
 
 
 MISSING = Measure(
@@ -48,65 +48,65 @@ MISSING = Measure(
     share=True,
     further=True,
 )
-"""The share of predictions that are no answer; every type of this package has it."""
+"""The share of predictions that are not an answer; every type in this package has it."""
 
 Answers = tuple[str, list[Prediction]]
-"""A system's name, as tables show it, and its answers."""
+"""A system's name in tables, and its answers."""
 
 
 class Task:
-    """The contract. A type derives from it and sets what differs; a plug-in may derive from any type.
+    """The contract. A type subclasses it and overrides what differs; a plug-in may subclass any type.
 
-    A type of your own sets `type` and `measures`, and overrides what its answers need: `decide` or `parse`,
-    perhaps `read_target`, `baseline`, `mistake`. The rest works from these: data checks, training, evaluation
-    with intervals, error analysis, comparison, `predict`, the demo's tab and the API's route.
+    A new type sets `type` and `measures` and overrides what its answers need: `decide` or `parse`, perhaps
+    `read_target`, `baseline`, `mistake`. The rest follows from these: data checks, training, evaluation with
+    intervals, error analysis, comparison, `predict`, the demo's tab and the API's route.
     """
 
     type: ClassVar[str] = ""
     measures: ClassVar[tuple[Measure, ...]] = ()
     ranked_by: ClassVar[str] = ""
-    """The measure that says which of two answers is better, and ranks errors; "" is the first."""
+    """The measure that decides which of two answers is better and ranks errors; "" is the first measure."""
     headline_metrics: tuple[str, ...] = ()
-    """The metrics a summary table shows, best-known first."""
+    """The metrics in summary tables, best known first."""
     decoding: Decoding = "text"
-    """candidates: the answer is decided from the likelihood of each candidate; text: it is generated."""
+    """candidates: decide by the likelihood of each candidate; text: generate the answer."""
     numeric: ClassVar[bool] = False
     """Whether targets and answers are numbers."""
     inputs: ClassVar[tuple[str, ...]] = ("text",)
-    """The fields of a record that its prompt needs."""
+    """The record fields that the prompt needs."""
     takes_turns: ClassVar[bool] = False
     """Whether a conversation is read as a record, with its last user turn as `question`."""
     every_answer: bool = False
-    """Whether each answer of a conversation is a record of its own, not its last one alone."""
+    """Whether each answer in a conversation becomes a record, instead of only the last one."""
     grounded: ClassVar[Literal["", "passage", "bullets"]] = ""
-    """How an answer is found in its text again: as a passage, or bullet by bullet."""
+    """How to locate an answer in its text: as a passage, or bullet by bullet."""
     error_means: ClassVar[str] = "another answer than the expected one"
     """What error analysis counts as an error, as a noun phrase."""
     needs_neighbours: ClassVar[bool] = False
-    """Whether `analysis` needs the nearest training records of every example, not of the worst alone."""
+    """Whether `analysis` needs the nearest training records of every example, not only of the worst."""
     semantic: ClassVar[bool] = False
-    """Whether BERTScore compares its answers."""
+    """Whether BERTScore applies to its answers."""
     verb: ClassVar[str] = "Run"
-    """What the demo's button says."""
+    """The label of the demo's button."""
     input_lines: ClassVar[int] = 3
     """The height of the demo's text box."""
     default_salience: ClassVar[str | None] = None
-    """The `salience` of a recipe that sets none."""
+    """The default of the recipe's `salience`."""
     labels: tuple[str, ...] = ()
-    """The labels that answers consist of; () where answers are something else."""
+    """The labels that answers consist of; () if answers are not labels."""
     max_new_tokens: int = 64
     learnt: tuple[str, ...] = ()
     """The fields that `fit` or `calibrate` sets and `to_dict` keeps."""
     salience: Salience | None = None
-    """Which sentences stand for a text that does not fit; with None its end is cut off."""
+    """Chooses the sentences to keep of a text that does not fit; None cuts off its end."""
     normalization: Normalization = "none"
-    """Candidates are compared by log p of all their tokens, or by its mean over the tokens."""
+    """Compare candidates by the log-probability of all their tokens, or by its mean per token."""
     temperature: float = 1.0
-    """The adapter's log-likelihoods are divided by it (Guo et al., 2017), which changes no answer."""
+    """Divides the adapter's log-likelihoods (Guo et al., 2017); it changes no answer."""
     calibration: Literal["none", "contextual"] = "none"
-    """contextual: labels are compared after dividing by what the model says of an input without content."""
+    """contextual: divide labels by their probability after content-free inputs before comparing them."""
     text_format: TextFormat | None = None
-    """How generated text must look; None leaves it to the model."""
+    """Constraints on generated text; None sets none."""
 
     def __init__(self, name: str, instruction: str) -> None:
         self.name = name
@@ -114,7 +114,7 @@ class Task:
 
     @classmethod
     def stand_in(cls, name: str, labels: Sequence[str] = ()) -> Task:
-        """A task of this type that scores the answers of results read back from a file."""
+        """A task of this type that can score answers read back from a results file."""
         task = cls.__new__(cls)
         Task.__init__(task, name, "")
         task.labels = tuple(labels)
@@ -124,7 +124,7 @@ class Task:
 
     @property
     def one_of(self) -> tuple[str, ...]:
-        """The labels of which an answer is exactly one; () where answers are something else."""
+        """The labels of which an answer is exactly one; () if answers are something else."""
         return ()
 
     def system(self, record: Record) -> str:
@@ -132,7 +132,7 @@ class Task:
         return record.system or self.instruction
 
     def body(self, record: Record) -> str:
-        """The user's message: what differs between examples."""
+        """The user's message: the part that differs between examples."""
         return record.text
 
     def with_text(self, record: Record, text: str) -> Record:
@@ -140,9 +140,9 @@ class Task:
         return replace(record, text=text)
 
     def passage(self, record: Record) -> str:
-        """What may stand in one split alone: the text, and of a conversation its last turn too.
+        """The text that must not occur in two splits: the record's text, and a conversation's last turn.
 
-        Questions on one text have one passage, and so stay together."""
+        Questions on the same text have one passage, so they stay in one split."""
         asked = record.question if self.takes_turns else None
         return f"{record.text}\n{asked}" if asked else record.text
 
@@ -151,16 +151,16 @@ class Task:
         return str(record.target)
 
     def expectation(self, record: Record) -> Expectation | None:
-        """What training on the expectation's error needs (`regression_loss_weight`); None of no number."""
+        """What training on the expectation's error needs (`regression_loss_weight`); None if not a number."""
         return None
 
     # Data ---------------------------------------------------------------------------------------------
 
     def read_target(self, value: Any) -> str | float:
-        """A cell of a data file as a target.
+        """Convert a cell of a data file to a target.
 
         Raises:
-            ValueError: it is none; the message says why.
+            ValueError: the cell is not a target; the message says why.
         """
         if isinstance(value, list | tuple | Mapping):
             what = "an object" if isinstance(value, Mapping) else f"a list of {len(value)}"
@@ -168,7 +168,7 @@ class Task:
         return value if isinstance(value, str) else str(value)
 
     def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
-        """The target in the task's own labels; None where the data's label is to be left out.
+        """The target in the task's own labels; None if rows with the data's label are to be left out.
 
         Args:
             labels: the data's label → the task's label.
@@ -176,11 +176,11 @@ class Task:
         return labels.get(target, target) if isinstance(target, str) else target
 
     def unknown_labels(self, record: Record) -> list[str]:
-        """The labels of a record's target that are none of the task's."""
+        """The labels in a record's target that the task does not have."""
         return []
 
     def input_problem(self, record: Record) -> str | None:
-        """Why this record cannot be answered; None when it can. Its target does not matter."""
+        """Why this record cannot be answered, or None if it can. Its target does not matter."""
         for name in self.inputs:
             if not str(getattr(record, name) or "").strip():
                 return f"the {name} is empty"
@@ -190,7 +190,7 @@ class Task:
         return None
 
     def problem(self, record: Record) -> str | None:
-        """Why this record cannot be trained or evaluated on; None when it can."""
+        """Why this record cannot be used for training or evaluation, or None if it can."""
         if problem := self.input_problem(record):
             return problem
         if not isinstance(record.target, str) or not record.target.strip():
@@ -198,17 +198,17 @@ class Task:
         return None
 
     def fit(self, records: Sequence[Record]) -> None:
-        """Learn what the task needs of its training records (regression: its levels; summarization: what is
-        salient)."""
+        """Learn what the task needs from its training records: a regression's levels, or which sentences of
+        a text to keep for a summary."""
 
     # Answers ------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[str]:
-        """The completions that are scored when `decoding` is "candidates"."""
+        """The completions to score when `decoding` is "candidates"."""
         return []
 
     def obstacle(self) -> str:
-        """Why the task cannot answer, such as levels that it has not learnt yet; "" where it can."""
+        """Why the task cannot answer, such as levels not learnt yet; "" if it can."""
         try:
             self.candidates()
         except DataError as error:
@@ -220,7 +220,7 @@ class Task:
         raise NotImplementedError
 
     def calibrated(self, prediction: Prediction) -> Prediction:
-        """The adapter's prediction, as sure as validation found it to be (never the untuned base's)."""
+        """The adapter's prediction, calibrated on validation (never the untuned base's)."""
         return prediction
 
     def parse(self, text: str) -> Prediction:
@@ -228,10 +228,10 @@ class Task:
         return Prediction(text.strip())
 
     def configure(self, config: EvaluationConfig) -> None:
-        """Answer as the recipe's `evaluation` says.
+        """Apply the recipe's `evaluation` settings to how the task answers.
 
         Raises:
-            ConfigError: `formats` names this task, which writes no text.
+            ConfigError: `formats` names this task, which generates no text.
         """
         wish = config.formats.get(self.name)
         if wish is None:
@@ -239,7 +239,7 @@ class Task:
         if self.decoding != "text":
             raise ConfigError(
                 f"evaluation.formats names {self.name}, a {self.type} task, which chooses among candidates "
-                "and writes no text: remove it there"
+                "and generates no text: remove it there"
             )
         if wish.max_new_tokens:
             self.max_new_tokens = wish.max_new_tokens
@@ -254,17 +254,17 @@ class Task:
         config: EvaluationConfig,
         tokens: Callable[[str], int],
     ) -> dict[str, str | float]:
-        """Set what validation decides of this task's answers, and return it.
+        """Set the fields that validation decides for this task, and return them.
 
         Args:
-            ask: the adapter's predictions, with the task as it is set at the time.
+            ask: returns the adapter's predictions with the task's current settings.
             records: validation records.
-            tokens: how many tokens a completion has.
+            tokens: returns the number of tokens of a completion.
         """
         return {}
 
     def answer_columns(self) -> dict[str, Literal["text", "number"]]:
-        """The columns that an answer has in a table of predictions."""
+        """The columns of an answer in a table of predictions."""
         columns: dict[str, Literal["text", "number"]] = {"prediction": "number" if self.numeric else "text"}
         return columns | ({"probabilities": "text"} if self.decoding == "candidates" else {})
 
@@ -285,18 +285,18 @@ class Task:
     # Figures and errors -------------------------------------------------------------------------------
 
     def measure(self, name: str) -> Measure:
-        """One of `measures`, by its name."""
+        """One of `measures`, by name."""
         return next(each for each in self.measures if each.name == name)
 
     @property
     def ranking(self) -> Measure | None:
-        """The measure that says which of two answers is better; None of a type without measures."""
+        """The measure that decides which of two answers is better; None for a type without measures."""
         if not self.measures:
             return None
         return self.measure(self.ranked_by) if self.ranked_by else self.measures[0]
 
     def metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The metrics of validation during training; {} of a type without measures.
+        """The metrics for validation during training; {} for a type without measures.
 
         Raises:
             DataError: there are no examples.
@@ -309,7 +309,7 @@ class Task:
         return {m.name: m.of(m.table(self, records, predictions)) for m in chosen}
 
     def own_metrics(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """What a plug-in's `evaluate_custom_task` says of the answers."""
+        """The metrics from a plug-in's `evaluate_custom_task`."""
         rows = [
             {"text": r.text, "question": r.question, "target": r.target, "prediction": p.value}
             for r, p in zip(records, predictions, strict=True)
@@ -317,30 +317,30 @@ class Task:
         return self.evaluate_custom_task(rows)
 
     def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, float]:
-        """What validation reports: `metrics`, and a plug-in's own."""
+        """What validation reports: `metrics` and a plug-in's own metrics."""
         return {**self.metrics(records, predictions), **self.own_metrics(records, predictions)}
 
     def missing(self, prediction: Prediction) -> bool:
-        """Whether a prediction is no answer at all."""
+        """Whether a prediction is not an answer at all."""
         return not str(prediction.value).strip()
 
     def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
-        """The simplest system that every figure must beat, learnt from the training records alone.
+        """The simplest system, which every model must beat, learnt only from the training records.
 
         Raises:
-            DataError: it needs training records and there are none.
+            DataError: it needs training records, and there are none.
         """
         return most_frequent(self.name, train, test)
 
     def references(self) -> dict[str, Callable[..., Answers | str]]:
-        """Key of `evaluation.baselines` → (train, validation, test) → a classical system's answers, or why
-        there are none."""
+        """Key of `evaluation.baselines` → a function (train, validation, test) that returns a classical
+        system's answers, or the reason why it has none."""
         return {}
 
     def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
-        """The sort of mistake, and what shows it; "" where nothing differs from the expected answer.
+        """The kind of mistake and its details; "" if the answer does not differ from the expected one.
 
-        Wider than `is_error`: an answer may have a sort of mistake and still be no error.
+        Wider than `is_error`: an answer can have a mistake and still not be an error.
         """
         return ("" if prediction.value == record.target else "another answer"), {}
 
@@ -351,7 +351,7 @@ class Task:
         return [bool(self.mistake(r, p)[0]) for r, p in zip(records, predictions, strict=True)]
 
     def severity(self, predictions: Sequence[Prediction], values: Sequence[float]) -> list[float]:
-        """How bad each answer is, for the order of errors; larger is worse.
+        """How bad each answer is, for sorting errors; larger is worse.
 
         Args:
             values: each example's value of `ranking`.
@@ -360,11 +360,11 @@ class Task:
         return [worse * value for value in values]
 
     def error_measure(self, values: Sequence[float]) -> tuple[str, list[float]]:
-        """The name and values of what error slices average: `ranking`, unless a type says otherwise."""
+        """The name and values that error slices average: `ranking`, unless a type overrides it."""
         return (self.ranking.name if self.ranking else ""), list(values)
 
     def traits(self, records: Sequence[Record], train: Sequence[Record]) -> list[dict[str, str]]:
-        """Trait → value of each record, for error slices, beside those that every type has."""
+        """Each record's traits (name → value) for error slices, beside those that every type has."""
         return [{} for _ in records]
 
     def analysis(self, answers: Analysed) -> dict[str, Any]:
@@ -372,7 +372,7 @@ class Task:
         return {}
 
     def details(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Parts of a system's results that are more than a number, such as a reliability curve."""
+        """Parts of a system's results that are not single numbers, such as a reliability curve."""
         return {}
 
     # Hooks of the guide, and storage ------------------------------------------------------------------
@@ -386,30 +386,30 @@ class Task:
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """What an adapter folder keeps so that the task can be made again without its data."""
+        """What an adapter folder stores to restore the task without its data."""
         fields = {"name": self.name, "type": self.type, "instruction": self.instruction}
         return fields | ({"salience": self.salience.to_dict()} if self.salience else {})
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """What the error analysis has found when it asks a type for more."""
+    """What error analysis passes to a type's `analysis`."""
 
     records: Sequence[Record]
     predictions: Sequence[Prediction]
     order: Sequence[int]
-    """Places of the inexact answers, the worst first."""
+    """Indices of the wrong or inexact answers, worst first."""
     mistakes: Sequence[tuple[str, dict[str, Any]]]
     example: Callable[[int], dict[str, Any]]
-    """The example at a place, as results show it."""
+    """The example at an index, as results show it."""
     nearest: Mapping[int, Sequence[tuple[Record, float]]]
-    """Place → the training records most like it, with their cosine; all places if `needs_neighbours`."""
+    """Index → the most similar training records with their cosines; all indices if `needs_neighbours`."""
     neighbour: Callable[[Record, float], dict[str, Any]]
     """A training record and its cosine, as results show them."""
 
 
 def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(score) of each over their sum."""
+    """exp(score) of each, divided by their sum."""
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
     total = sum(weights)
@@ -418,7 +418,7 @@ def softmax(scores: Sequence[float]) -> list[float]:
 
 @dataclass
 class TaskSet:
-    """The tasks of one run, in a fixed order (their index is the task id of a batch)."""
+    """The tasks of one run in a fixed order; a task's index is its id in a batch."""
 
     tasks: dict[str, Task] = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ from fintune.tasks.types import ClassificationTask, QATask, RegressionTask, Summ
 
 
 def builtin_tasks() -> dict[str, Task]:
-    """The five tasks by name, made anew."""
+    """The five tasks by name, as new objects."""
     tasks: list[Task] = [
         ClassificationTask(
             "sentiment",

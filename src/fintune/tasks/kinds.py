@@ -1,4 +1,4 @@
-"""The former home of `fintune.tasks.types`, kept for plug-ins that import it."""
+"""Deprecated alias of `fintune.tasks.types`, kept for plug-ins that import it."""
 
 from fintune.tasks.types import ClassificationTask, InstructionTask, QATask, RegressionTask, SummarizationTask
 

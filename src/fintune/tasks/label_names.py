@@ -1,4 +1,4 @@
-"""Which label of a task a label of its data means: case, spaces and 1.0 for 1 do not tell labels apart."""
+"""Match the data's labels to the task's, ignoring case, spaces and 1.0 versus 1."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 
 def label_key(label: str) -> str:
-    """What is the same of labels that are one."""
+    """A key that is equal for spellings of the same label."""
     key = " ".join(label.casefold().split())
     return str(float(key)) if re.fullmatch(r"[+-]?\d+(\.\d*)?", key) else key
 
 
 class LabelNames(Mapping[str, str | None]):
-    """The data's label → the task's label, or None where a row that has it is left out.
+    """The data's label → the task's label, or None if its rows are left out.
 
-    A label that is written exactly as the recipe or the task writes it is found first.
+    An exact match with the recipe's or the task's spelling takes precedence.
     """
 
     def __init__(self, labels: Sequence[str], mapped: Mapping[str, str | None]) -> None:
         """
         Args:
             labels: the task's own.
-            mapped: what the recipe says of the data's.
+            mapped: the recipe's mapping of the data's labels.
         """
         own = Counter(map(label_key, labels))
         alike = {label_key(label): label for label in labels if own[label_key(label)] == 1}
@@ -34,7 +34,7 @@ class LabelNames(Mapping[str, str | None]):
         self._exact: dict[str, str | None] = {**{label: label for label in labels}, **mapped}
         self._alike: dict[str, str | None] = {**alike, **{label_key(k): v for k, v in mapped.items()}}
         self.folded: Counter[tuple[str, str | None]] = Counter()
-        """(as the data writes it, what it means) → how often, where the two differ in case or spaces."""
+        """(data's spelling, task's label) → count, where the two differ in case or spaces."""
 
     def __getitem__(self, label: str) -> str | None:
         if label in self._exact:

@@ -1,6 +1,6 @@
-"""Labels that may be wrong in the data itself: confident disagreements, and near copies with another label.
+"""Find labels that may be wrong in the data: confident disagreements, and near copies with another label.
 
-They are candidates for a person to look at. Nothing is changed, and no figure leaves them out.
+They are candidates for a person to check. Nothing is changed, and every figure includes them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from fintune.tasks.example import Prediction, Record
 
 CANDIDATES = 25
 NEAR_COPY = 0.8
-"""The TF-IDF cosine from which a training text is taken for a near copy of a test text."""
+"""The TF-IDF cosine from which a training text counts as a near copy of a test text."""
 
 
 def candidates(targets: Sequence[str], answers: Analysed) -> dict[str, Any]:
-    """At most `CANDIDATES` examples of each sort, and how many were `found`."""
+    """At most `CANDIDATES` examples of each kind, and how many were `found`."""
     confident = []
     for i, gap in confident_disagreements(targets, answers.predictions):
         around = answers.nearest[i]
@@ -38,7 +38,7 @@ def candidates(targets: Sequence[str], answers: Analysed) -> dict[str, Any]:
 def confident_disagreements(
     targets: Sequence[str], predictions: Sequence[Prediction]
 ) -> list[tuple[int, float]]:
-    """Examples whose probability of another label reaches what is usual for that label.
+    """Examples whose probability of another label reaches that label's usual level.
 
     Confident learning (Northcutt et al., 2021, section 3.1): the threshold of label j is the mean probability
     of j over the examples labelled j. Example i with label y is a candidate if some other j has
@@ -64,7 +64,7 @@ def confident_disagreements(
 def near_copies(
     targets: Sequence[str], nearest: Sequence[Sequence[tuple[Record, float]]]
 ) -> list[tuple[int, Record, float]]:
-    """Examples with a training text of cosine ≥ `NEAR_COPY` that has another label, the most alike first."""
+    """Examples with a training text of cosine ≥ `NEAR_COPY` that has another label, most similar first."""
     found = []
     for i, (target, around) in enumerate(zip(targets, nearest, strict=True)):
         for record, cosine in around:

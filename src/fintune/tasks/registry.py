@@ -1,4 +1,4 @@
-"""The tasks by name: the five built in, those of a recipe's YAML, and plug-ins."""
+"""All tasks by name: the five built in, those of a recipe's YAML, and plug-ins."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _registered: dict[str, Task] = {}
 
 
 def register(task: Task | type[Task]) -> Task | type[Task]:
-    """Make a plug-in task known by its name; also usable as a class decorator.
+    """Register a plug-in task by its name; also usable as a class decorator.
 
-    The other way is an entry point in the group `fintune.tasks` that names the class.
+    Alternatively, an entry point in the group `fintune.tasks` names the class.
     """
     instance = task() if isinstance(task, type) else task  # type: ignore[call-arg]
     _registered[instance.name] = instance
@@ -37,7 +37,7 @@ def _loaded(point: EntryPoint) -> Task:
     except Exception as error:  # a plug-in may raise anything
         raise ConfigError(
             f"the plug-in task {point.name} ({point.value}) cannot be loaded: {error}; "
-            "mend or uninstall its package"
+            "fix or uninstall its package"
         ) from error
     if task.name != point.name:
         raise ConfigError(
@@ -48,7 +48,7 @@ def _loaded(point: EntryPoint) -> Task:
 
 
 def _plugins() -> dict[str, Task]:
-    """The plug-ins by name: each entry point's, loaded once, and the registered ones."""
+    """The plug-ins by name: entry points, loaded once, and registered tasks."""
     return {point.name: _loaded(point) for point in entry_points(group="fintune.tasks")} | _registered
 
 
@@ -61,15 +61,15 @@ def known_tasks(custom: Iterable[CustomTaskConfig] = ()) -> dict[str, Task]:
 
 
 def _custom_task(config: CustomTaskConfig) -> Task:
-    """A task of a recipe's YAML.
+    """Build a task from a recipe's YAML.
 
     Raises:
-        ConfigError: its type is unknown, or does not take its labels and options.
+        ConfigError: its type is unknown or rejects its labels and options.
     """
     kind = task_type(config.type)
     if kind is None:
         raise ConfigError(
-            f"custom_task.type of {config.name} is {config.type!r}, which is no type"
+            f"custom_task.type of {config.name} is {config.type!r}, which is not a type"
             f"{hint(config.type, type_names())}"
         )
     options = {**({"labels": config.labels} if config.labels else {}), **config.options}
@@ -90,7 +90,7 @@ def _custom_task(config: CustomTaskConfig) -> Task:
 
 
 def task_from_dict(fields: Mapping[str, Any]) -> Task:
-    """The inverse of `Task.to_dict`; a plug-in is made anew, and only what it had learnt is taken over."""
+    """The inverse of `Task.to_dict`; a plug-in is created again and gets only its learnt fields."""
     fields = dict(fields)
     salience = fields.pop("salience", None)
     task = _without_salience(fields)
@@ -115,10 +115,10 @@ def _without_salience(fields: dict[str, Any]) -> Task:
 
 
 def task_set(recipe: Recipe) -> TaskSet:
-    """The tasks a recipe trains: those of `multi_task.task_weights` and its custom tasks.
+    """The tasks that a recipe trains: those of `multi_task.task_weights` and its custom tasks.
 
     Raises:
-        ConfigError: a weight names a task nobody defines, or `salience: learnt` a task without references.
+        ConfigError: a weight names an unknown task, or a task without references has `salience: learnt`.
     """
     custom = recipe.custom_task
     import_plugins(recipe.plugins, recipe.plugin_folder)
@@ -137,7 +137,7 @@ def task_set(recipe: Recipe) -> TaskSet:
 
 
 def _set_salience(task: Task, wish: str | None) -> None:
-    """Set what the recipe wishes, or the default of the task's type."""
+    """Set the recipe's choice, or the default of the task's type."""
     if wish == "learnt" and task.default_salience != "learnt":
         raise ConfigError(
             f"data.tasks.{task.name}.salience is learnt, which needs summaries to learn from, but this is a "

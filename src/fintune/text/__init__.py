@@ -1,1 +1,1 @@
-"""What strings say: sentences, numbers, near duplicates, encodings. Knows nothing of tasks or models."""
+"""Operations on strings alone: sentences, numbers, near duplicates, encodings; no tasks or models."""

@@ -1,8 +1,8 @@
-"""Two texts side by side: SQuAD token F1 and exact match, and ROUGE, all in [0, 1].
+"""Compare two texts: SQuAD token F1 and exact match, and ROUGE, all in [0, 1].
 
-ASCII text is tokenized as the published scripts do. In other text words are those of Unicode, and a character
-of a script without spaces between words (Chinese, Japanese, Thai, …) is a word, as in MLQA's script (Lewis et
-al., 2020).
+ASCII text is tokenized as in the published scripts. Other text is split into Unicode words, and each
+character of a script without spaces between words (Chinese, Japanese, Thai, …) is a word, as in MLQA's script
+(Lewis et al., 2020).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _SPACELESS = (
     r"\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}ー々〆]"
 )
 _CHARACTER = regex.compile(rf"((?=\p{{L}}){_SPACELESS}[\p{{M}}ー]*)")
-"""A letter of a script without spaces, with its marks."""
+"""A letter of a script without spaces, with its combining marks."""
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 
 
 def _unicode(text: str) -> str:
-    """Text that is not ASCII, in one form of each character, and with spaces around those that are words."""
+    """Non-ASCII text in normalized form, with spaces around characters that are words of their own."""
     return _CHARACTER.sub(r" \1 ", unicodedata.normalize("NFKC", text))
 
 
 def normalize_answer(text: str) -> str:
     """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces.
 
-    It is kept as published so that figures compare, though it removes the point of "3.5" and the sign
-    of "-5 %" too.
+    Kept as published so that scores compare, although it also removes the point of "3.5" and the sign of
+    "-5 %".
     """
     text = text.lower()
     if not text.isascii():
@@ -50,8 +50,8 @@ def normalize_answer(text: str) -> str:
 def answer_scores(target: str, prediction: str) -> tuple[float, float]:
     """Exact match and token F1 of one answer by the SQuAD rules (Rajpurkar et al., 2016, section 6.1).
 
-    F1 is the harmonic mean of precision and recall over the bag of normalised tokens. Where either side
-    has no token left, it is 1 if both have none and else 0, as in the SQuAD 2.0 script.
+    F1 is the harmonic mean of precision and recall over the bag of normalised tokens. If either side has no
+    tokens left, F1 is 1 if both have none and else 0, as in the SQuAD 2.0 script.
     """
     expected, got = normalize_answer(target).split(), normalize_answer(prediction).split()
     shared = sum((Counter(expected) & Counter(got)).values())
@@ -80,7 +80,7 @@ def _scorer() -> Any:
 
 
 class _Tokenizer:
-    """rouge-score's own words with their stems, and where a text is not ASCII, the words of Unicode."""
+    """rouge-score's words with their stems; Unicode words for text that is not ASCII."""
 
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer

@@ -1,4 +1,4 @@
-"""Text damaged by a wrong encoding («â‚¬» for «€»): found, and repaired where the user asks for it.
+"""Text damaged by a wrong encoding («â‚¬» for «€»): detect it, and repair it on request.
 
 Off by default (`data.repair_encoding`), so that the published test sets stay as others use them.
 """
@@ -9,14 +9,14 @@ import re
 from typing import Literal
 
 HALF = re.compile("[\ud800-\udfff]")
-"""Half a character (a surrogate without its other half), which cannot be written nor tokenized."""
+"""Half a surrogate pair, which can be neither written nor tokenized."""
 
 Problem = Literal["repairable", "lost"]
 _LOST = "\ufffd"
 
 
 def repair(text: str) -> str:
-    """The text with UTF-8 that was read as another encoding put right (Speer's `ftfy`); else unchanged."""
+    """Repair UTF-8 that was decoded as another encoding (Speer's `ftfy`); other text is unchanged."""
     if text.isascii():
         return text
     from ftfy import fix_encoding
@@ -25,7 +25,7 @@ def repair(text: str) -> str:
 
 
 def problem(text: str) -> Problem | None:
-    """`repairable` if `repair` would change the text, `lost` if U+FFFD stands for a character."""
+    """`repairable` if `repair` would change the text, `lost` if it contains U+FFFD."""
     if text.isascii():
         return None
     if repair(text) != text:

@@ -1,16 +1,16 @@
-"""Texts that are almost the same: an index of held-out texts, asked for the one most like a given text.
+"""Find near-duplicate texts: an index of held-out texts that returns the most similar one.
 
 Similarity is the Jaccard index of two texts' sets of shingles: |A ∩ B| / |A ∪ B|. A shingle is three words
-in a row (a text of fewer words is one shingle), without case, width, spacing, punctuation and links.
-Numbers stay as they are: in finance two sentences that differ in their figures alone are two facts, and one
-changed number spoils three shingles. MinHash with locality-sensitive hashing (Broder, 1997; Indyk and
-Motwani, 1998; the `datasketch` package) proposes candidates, and each is verified on the whole sets. What is
-found is therefore right; a pair at the threshold is missed with a probability below `MISSED`.
+in a row (a shorter text is one shingle), ignoring case, character width, spacing, punctuation and links.
+Numbers are kept: in finance, two sentences that differ only in their figures are two facts, and one changed
+number changes three shingles. MinHash with locality-sensitive hashing (Broder, 1997; Indyk and Motwani, 1998;
+the `datasketch` package) proposes candidates, and each is verified on the full sets. So there are no false
+positives; a pair at the threshold is missed with a probability below `MISSED`.
 
-What many texts of one source share says nothing of any of them: an instruction, a greeting, a disclaimer.
-`frame` finds such shingles, and an index with a frame compares what is left too.
+Boilerplate that many texts share (an instruction, a greeting, a disclaimer) says nothing about a single text.
+`frame` finds its shingles; an index with a frame also compares texts without them.
 
-Knows texts and ids; nothing of records, tasks or files.
+Knows texts and ids, but no records, tasks or files.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from typing import Any, NamedTuple
 from fintune.errors import ConfigError
 
 THRESHOLD = 0.8
-"""Similarity from which two texts are near duplicates."""
+"""The similarity from which two texts are near duplicates."""
 WORDS_IN_SHINGLE = 3
 PERMUTATIONS = 64
 """Hash values in a text's MinHash signature."""
 MISSED = 1e-3
-"""The highest probability with which two texts as similar as the threshold may be overlooked."""
+"""The highest probability of missing a pair of texts exactly at the threshold."""
 FRAME_TEXTS = 5
 FRAME_SHARE = 0.01
-"""A shingle belongs to the frame if so many different texts have it, and this share of them."""
+"""A shingle is in the frame if this many different texts, and this share of them, have it."""
 FRAME_CHARACTERS = 20_000_000
-"""Of the texts in which a frame is looked for, at most."""
+"""At most this many texts are searched for a frame."""
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
-"""A number, a run of letters, or one character of a script that puts no spaces between words."""
+"""A number, a run of letters, or one character of a script without spaces between words."""
 _LINK = re.compile(r"https?://\S*|\[link\]")
 _WEIGHTS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
-"""Odd numbers, one for each place in a shingle, so that the order of its words counts."""
+"""Odd factors, one per position in a shingle, so that word order counts."""
 
 
 class Match(NamedTuple):
-    """An indexed text that is like the one asked for."""
+    """An indexed text that is similar to the query."""
 
     id: Any
     similarity: float
@@ -52,7 +52,7 @@ class Match(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A text and the earlier one that it nearly repeats."""
+    """A text and the earlier text that it nearly duplicates."""
 
     id: Any
     earlier: Any
@@ -60,22 +60,22 @@ class Pair(NamedTuple):
 
 
 def without_links(text: str) -> str:
-    """A text without web addresses and the `[link]` that stands for one: short links differ in every copy."""
+    """A text without web addresses and `[link]` placeholders: short links differ in every copy."""
     return _LINK.sub(" ", text) if "http" in text or "[link]" in text else text
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of a text, links aside: «EUR13.1mn» and «eur 13.1 mn» have the same."""
+    """The words and numbers of a text without links: equal for «EUR13.1mn» and «eur 13.1 mn»."""
     text = without_links(text)
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return _WORD.findall(plain.casefold())
 
 
 def shingles(text: str) -> Any:
-    """The set of a text's shingles, each hashed to 64 bits: (n,) uint64, sorted, without repetition.
+    """The set of a text's shingles, each hashed to 64 bits: (n,) uint64, sorted, unique.
 
-    A text without a word (such as emoji alone) is one shingle, and an empty text has none. A shingle's hash
-    is a weighted sum of its words' hashes, modulo 2^64.
+    A text without words (such as only emoji) is one shingle, and an empty text has none. A shingle's hash is
+    a weighted sum of its words' hashes, modulo 2^64.
     """
     import numpy as np
     from xxhash import xxh3_64_intdigest
@@ -102,10 +102,10 @@ def similarity(a: Any, b: Any) -> float:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows in each): the most rows with which a pair at the threshold is missed with p < `MISSED`.
+    """(bands, rows per band): the most rows that miss a pair at the threshold with p < `MISSED`.
 
     A pair of similarity s shares at least one of b bands of r rows with p = 1 - (1 - s^r)^b. More rows let
-    fewer strangers through, which is what costs time.
+    fewer dissimilar pairs through, and verifying those costs the time.
     """
     for rows in range(PERMUTATIONS, 1, -1):
         count = PERMUTATIONS // rows
@@ -123,13 +123,13 @@ def _plain(permutations: int) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _shingles(text: str) -> Any:
-    """`shingles`, kept for a while, as a report asks several indexes."""
+    """`shingles`, cached because a report queries several indexes."""
     return shingles(text)
 
 
 @functools.lru_cache(maxsize=4096)
 def _signature(hashes: bytes, permutations: int) -> Any:
-    """The MinHash signature of a set of shingles, likewise kept."""
+    """The MinHash signature of a set of shingles, cached for the same reason."""
     import numpy as np
 
     signature = _plain(permutations).copy()
@@ -138,7 +138,7 @@ def _signature(hashes: bytes, permutations: int) -> Any:
 
 
 def frame(texts: Iterable[str]) -> Any:
-    """The shingles that many of these texts share, sorted; a text that stands there twice counts once."""
+    """The shingles that many of these texts share, sorted; duplicate texts count once."""
     import numpy as np
 
     different: dict[bytes, Any] = {}
@@ -156,27 +156,27 @@ def frame(texts: Iterable[str]) -> Any:
 
 
 class _Sketch(NamedTuple):
-    """A text as it is compared."""
+    """A text's shingles, as used for comparison."""
 
     whole: Any
     """All its shingles."""
     own: Any
-    """Those that are not of the frame, where they are half or less of the text, but some; else all."""
+    """Those outside the frame, if they are some but at most half of the text; else all."""
     signature: Any
     """Of `own`."""
 
 
 class Index:
-    """Held-out texts, and which of them a text repeats. Memory grows with what is indexed alone."""
+    """An index of held-out texts that finds which one a text duplicates. Only indexed texts take memory."""
 
     def __init__(self, threshold: float = THRESHOLD, frame: Any = ()) -> None:
         """
         Args:
-            frame: shingles that say nothing of a text, from `frame`. Texts are near duplicates if they are
-                both with them and without them.
+            frame: boilerplate shingles, from `frame`. Texts are near duplicates only if they are so both
+                with and without them.
 
         Raises:
-            ConfigError: the threshold is not from 0.3 to 1.
+            ConfigError: the threshold is outside 0.3 to 1.
         """
         from datasketch import MinHashLSH
 
@@ -187,17 +187,17 @@ class Index:
         self._bands, self._rows = bands(threshold)
         self._lsh = MinHashLSH(num_perm=self._bands * self._rows, params=(self._bands, self._rows))
         self._ids: list[list[Any]] = []
-        """By place: the ids of the texts with the same shingles."""
+        """By position: the ids of the texts with the same shingles."""
         self._sketches: list[_Sketch] = []
         self._places: dict[bytes, int] = {}
-        """Where a whole set of shingles stands, so that repeated texts cost little."""
+        """The position of each whole set of shingles, so that repeated texts cost little."""
 
     def __len__(self) -> int:
-        """Different texts in the index."""
+        """The number of different texts in the index."""
         return len(self._ids)
 
     def add(self, id: Any, text: str) -> None:
-        """Index a text; one without a character is left out."""
+        """Index a text; empty texts are skipped."""
         self._add(id, self._sketch(text))
 
     def query(self, text: str) -> Match | None:
@@ -205,7 +205,7 @@ class Index:
         return next(self.matches(text), None)
 
     def matches(self, text: str) -> Iterator[Match]:
-        """Every indexed text from the threshold on, the most similar first, the first added among equals."""
+        """Every indexed text above the threshold, most similar first; ties in order of addition."""
         return self._matches(self._sketch(text))
 
     def _sketch(self, text: str) -> _Sketch:
@@ -214,7 +214,7 @@ class Index:
         whole = own = _shingles(text)
         if len(self._frame):
             own = np.setdiff1d(whole, self._frame, assume_unique=True)
-            if not 0 < len(own) <= len(whole) / 2:  # a frame that is less makes no two texts alike
+            if not 0 < len(own) <= len(whole) / 2:  # a smaller frame cannot make two texts alike
                 own = whole
         return _Sketch(whole, own, _signature(own.tobytes(), self._bands * self._rows))
 
@@ -251,13 +251,13 @@ def pairs(
     also: Callable[[Any, Any], bool] = lambda id, earlier: True,
     frame: Any = (),
 ) -> Iterator[Pair]:
-    """Each text that nearly repeats an earlier one which repeats none itself: what a clean list leaves out.
+    """Each text that nearly duplicates an earlier text which is itself no duplicate: those to remove.
 
-    Exact repetitions are among them, with similarity 1. Memory grows with the texts that repeat none.
+    Exact duplicates are included, with similarity 1. Memory grows with the texts that are no duplicates.
 
     Args:
-        also: what must hold besides of the two ids.
-        frame: as of `Index`.
+        also: a further condition on the two ids.
+        frame: as in `Index`.
     """
     index = Index(threshold, frame)
     for id, text in ids_and_texts:

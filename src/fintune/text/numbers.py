@@ -1,6 +1,6 @@
-"""Numbers in texts: read with sign, scale and percent; matched as answers; looked up in a source.
+"""Numbers in texts: parse sign, scale and percent, compare answers, and look numbers up in a source.
 
-Texts in, figures and scores out. Knows nothing of tasks or models.
+Texts in, figures and scores out. Knows no tasks or models.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SCALES = {
 PERCENT = ("%", "percent", "per cent", "pct", "percentage points", "percentage point")
 _UNITS = "|".join(re.escape(unit) for unit in sorted([*SCALES, *PERCENT], key=len, reverse=True))
 _CURRENCY = r"(?:US\$|A\$|C\$|[$€£¥]|\b(?:USD|EUR|GBP)\b)"
-# Spaces are possessive (`\s*+`) and none begins a match: runs of them would take time to their fourth power.
+# Possessive spaces (`\s*+`), and no match starts with one: otherwise runs of spaces take O(n⁴) time.
 _FIGURE = re.compile(
     rf"(?<![\w.])(?<!\d,)(?!\s)(?:{_CURRENCY}\s*(?=\())?(?P<open>\()?\s*+(?P<sign>[-+−–](?!\s))?\s*+"
     rf"{_CURRENCY}?\s*+(?P<inner>[-−–])?"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?P<close>\s*+%?\s*+\))?"
-    rf"(?:\s*+(?!-[kmb]\b)-?(?P<unit>{_UNITS})(?![A-Za-z]))?"  # a Form 10-K is no ten thousand
+    rf"(?:\s*+(?!-[kmb]\b)-?(?P<unit>{_UNITS})(?![A-Za-z]))?"  # the 10-K of "Form 10-K" is not ten thousand
     r"(?P<after>\s*+\))?(?![A-Za-z\d]|\.\d)",
     re.IGNORECASE,
 )
@@ -52,21 +52,21 @@ class Figure:
     """A number as written: `figure` × `scale`, in percent or not."""
 
     figure: float
-    """Signed, without its scale: -12.6 of "(12.6) million"."""
+    """Signed, without its scale: -12.6 in "(12.6) million"."""
     scale: float = 1.0
-    """1000, 1e6, …; 1 where none is written."""
+    """1000, 1e6, …; 1 if none is written."""
     percent: bool = False
     decimals: int = 0
-    """Digits after the point, as written."""
+    """Digits after the decimal point, as written."""
 
     @property
     def value(self) -> float:
-        """What it stands for; a percentage as a fraction (12 % is 0.12)."""
+        """The numeric value; a percentage as a fraction (12 % is 0.12)."""
         return self.figure * self.scale * (0.01 if self.percent else 1)
 
     @property
     def key(self) -> str:
-        """What it is looked up by (`value_key`): its scale worked out, its percent sign aside."""
+        """The lookup key (`value_key`): with its scale applied, without its percent sign."""
         return value_key(self.figure * self.scale)
 
     @property
@@ -89,10 +89,10 @@ def _figure(match: re.Match[str]) -> Figure:
 
 
 def figures(text: str) -> list[Figure]:
-    """Every number of a text: `$1.2bn`, `1,200 million`, `(12)` for -12, `5.5 percent`, `-0.4%`.
+    """Every number in a text: `$1.2bn`, `1,200 million`, `(12)` for -12, `5.5 percent`, `-0.4%`.
 
-    A number that opens a range takes the unit of its end (`1.2 to 1.4 billion`), a year never does. Digits
-    inside a word (`q2`, `COVID19`) are no number.
+    The first number of a range takes the unit of the second (`1.2 to 1.4 billion`), but a year never does.
+    Digits inside a word (`q2`, `COVID19`) are not numbers.
     """
     matches = list(_FIGURE.finditer(text))
     found = [_figure(match) for match in matches]
@@ -105,7 +105,7 @@ def figures(text: str) -> list[Figure]:
 
 
 def parse_figure(text: str) -> Figure | None:
-    """The number that is the whole text but for a currency and a full stop; None where there is more."""
+    """The number that is the whole text except a currency and a full stop; None if there is more."""
     text = text.strip().rstrip(".").strip()
     match = _FIGURE.match(text)
     if match is None or not re.fullmatch(r"\s*(?:dollars?|euros?|USD|EUR|GBP)?", text[match.end() :], re.I):
@@ -114,13 +114,13 @@ def parse_figure(text: str) -> Figure | None:
 
 
 def numeric_match(target: str, prediction: str) -> float | None:
-    """1 if the prediction states the target's number, 0 if not; None where the target is no number.
+    """1 if the prediction states the target's number, 0 if not; None if the target is not a number.
 
-    The prediction is a number or holds exactly one. Scale and percent count (1.2 billion is 1,200 million,
-    12 % is 0.12 and not 12), currency does not, and the difference may be half a unit of the last place the
-    target is written with: 4.14 million answers "4.1 million". In the spirit of FinQA's execution accuracy,
-    which compares the value and not the text (Chen et al., EMNLP 2021; `code/evaluate/evaluate.py` there,
-    which rounds to 5 decimals), and of TAT-QA's scales (`tatqa_metric.py` there).
+    The prediction must be a number or contain exactly one. Scale and percent count (1.2 billion is 1,200
+    million, 12 % is 0.12 and not 12), currency does not, and the difference may be half a unit of the
+    target's last digit: 4.14 million answers "4.1 million". In the spirit of FinQA's execution accuracy,
+    which compares values instead of text (Chen et al., EMNLP 2021; its `code/evaluate/evaluate.py` rounds to
+    5 decimals), and of TAT-QA's scales (`tatqa_metric.py` there).
     """
     expected = parse_figure(target)
     if expected is None:
@@ -140,8 +140,8 @@ def tatqa_scores(target: str, prediction: str, kind: str) -> tuple[float, float]
 
     A number becomes its value, rounded to two decimals in its own scale; a bare number may also stand for a
     percentage as a fraction. Spans of a multi-span answer (separated by `;` or line ends) are sorted. F1 is
-    over the sets of normalised tokens, and is the exact match for `arithmetic` and `count`. Unlike there, the
-    scale is read from the answer's own text, since one text is all that a model here answers.
+    over the sets of normalised tokens; for `arithmetic` and `count` it is the exact match. Unlike there, the
+    scale is read from the answer's text, because a model here answers with text only.
 
     Args:
         kind: TAT-QA's answer type: span, multi-span, arithmetic or count.
@@ -186,28 +186,28 @@ def _set_scores(expected: Sequence[str], got: Sequence[str]) -> tuple[float, flo
 
 
 def value_key(value: float) -> str:
-    """A value as it is looked up: without its sign, in ten digits."""
+    """A value's lookup key: without its sign, in ten digits."""
     return f"{abs(value):.10g}"
 
 
 def supported_numbers(text: str, source: str) -> tuple[int, int]:
     """How many numbers of a text occur in its source, and how many numbers it has.
 
-    A number occurs if its value, scale worked out, stands in the source: 1.2 bn is 1,200 million. Signs are
-    not compared (a loss of 12 is written (12)), percent signs neither (5 to 7 %), and one to twelve may be
-    spelt out in the source. A rounded number does not occur.
+    A number occurs if its value, with scale applied, is in the source: 1.2 bn is 1,200 million. Signs are
+    ignored (a loss of 12 is written (12)), and so are percent signs (5 to 7 %); one to twelve may be spelt
+    out in the source. A rounded number does not occur.
     """
     total = len(figures(text))
     return total - len(unsupported_figures(text, source)), total
 
 
 def unsupported_figures(text: str, source: str) -> list[Figure]:
-    """The numbers of a text that do not occur in its source, by the rules of `supported_numbers`."""
+    """The numbers in a text that do not occur in its source, by the rules of `supported_numbers`."""
     known = stated_values(source)
     return [figure for figure in figures(text) if figure.key not in known]
 
 
 def stated_values(source: str) -> set[str]:
-    """The values that a text states, by the rules of `supported_numbers`; each as `value_key` writes it."""
+    """The values in a text, by the rules of `supported_numbers`, each as a `value_key`."""
     known = {figure.key for figure in figures(source)}
     return known | {value_key(_NUMERALS.index(word.lower()) + 1) for word in _NUMERAL.findall(source)}

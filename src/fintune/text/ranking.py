@@ -1,4 +1,4 @@
-"""BM25 (Robertson and Zaragoza, 2009): which of many texts are about a question, and whether any is.
+"""BM25 (Robertson and Zaragoza, 2009): which of many texts match a question, and whether any does.
 
 Strings in, numbers out; the index is bm25s's.
 """
@@ -19,7 +19,7 @@ _FURTHER_STOPWORDS = (
 
 
 def bm25(texts: Sequence[Sequence[str]], query: Sequence[str]) -> list[float]:
-    """The score of each text, given as its words, for the words of a query; 0 where none is shared."""
+    """Each text's score for a query, both given as words; 0 if they share no word."""
     return _Index(texts).scores(query)
 
 
@@ -42,7 +42,7 @@ class _Index:
 
 
 class Ranking:
-    """Texts to be asked questions of."""
+    """Texts to rank by questions."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         words = [content_words(text) for text in texts]
@@ -50,11 +50,11 @@ class Ranking:
         self._sets = [frozenset(each) for each in words]
 
     def scores(self, question: str) -> list[float]:
-        """How much each text is about the question."""
+        """How well each text matches the question."""
         return self._index.scores(content_words(question))
 
     def coverage(self, question: str) -> list[float]:
-        """The share of the question's words that each text has; a rare word weighs more."""
+        """The share of the question's words that each text has; rare words weigh more."""
         wanted = dict.fromkeys(content_words(question))
         count = len(self._sets)
         weights = {
@@ -67,7 +67,7 @@ class Ranking:
 
 
 def content_words(text: str) -> list[str]:
-    """The stems of a text's words, without the words that say nothing."""
+    """The stems of a text's words, without stop words."""
     words = WORD.findall(text.lower().replace("-", " ").replace("’", "'"))
     return [_stem(word) for word in words if word not in _stopwords()]
 

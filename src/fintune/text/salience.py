@@ -1,8 +1,8 @@
-"""Which sentences of a long text stand for it within a token budget, in the text's order.
+"""Select the most salient sentences of a long text within a token budget, in text order.
 
-One pass: sentences come in blocks, the method scores a block, and of all that was read only the best
-sentences stay, a few budgets' worth, so memory does not grow with the text. Knows texts and a function that
-counts tokens; knows nothing of tasks, prompts or files.
+Reads in one pass: each block of sentences is scored, and only the best sentences, a few budgets' worth, are
+kept, so memory does not grow with the text. Knows texts and a function that counts tokens, but no tasks,
+prompts or files.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fintune.text.sentences import sentences
 Method = Literal["lead", "score", "learnt", "bm25"]
 
 BLOCK = 512
-"""Sentences scored together: `bm25` ranks a sentence among those of its block alone."""
+"""Sentences scored together: `bm25` ranks a sentence only within its block."""
 LONGEST = 1000
-"""Characters of a sentence at most: a text without full stops is cut, too."""
+"""The most characters of a sentence: longer ones, in texts without full stops, are cut."""
 CANDIDATES = 4
-"""Budgets' worth of sentences kept while reading, so that enough are left when repetitions are skipped."""
+"""Budgets' worth of sentences kept while reading, so that enough remain after skipping repetitions."""
 ALIKE = 0.7
-"""Sentences whose words have this Jaccard similarity say the same."""
+"""Sentences are repetitions from this Jaccard similarity of their words."""
 LEARN_FROM = 400
-"""Texts that weights are learnt from at most: more change little."""
+"""At most this many texts are used to learn weights: more change little."""
 LEARNT = 300
-"""Features whose weights are learnt."""
+"""How many features get learnt weights."""
 
 _TOKEN = re.compile(
     r"[^\W\d_]+(?:['’][^\W\d_]+)?"
@@ -59,33 +59,33 @@ WEIGHTS: dict[str, float] = {
     **dict.fromkeys(["reported", "compared", "versus", "increased", "decreased", "grew", "declined"], 0.3),
     **{f"<at {k}>": 0.5 - 0.1 * k for k in range(5)},
 }
-"""What `score` adds up: figures, results, guidance and periods, and the text's first sentences."""
+"""The weights of `score`: figures, results, guidance and periods, and the text's first sentences."""
 
 QUERY = (
     "guidance outlook expect full year range earnings per share diluted adjusted net income revenue sales "
     "quarter increased decreased million billion percent"
 )
-"""What `bm25` looks for where there is no question."""
+"""The query of `bm25` if there is no question."""
 
 
 @dataclass(frozen=True)
 class Salience:
-    """How the sentences are chosen.
+    """How to choose sentences.
 
     `lead` takes the first ones. `score` adds up `WEIGHTS`. `learnt` adds up weights that `fit` learnt from
-    texts with references, and `WEIGHTS` where it has learnt nothing. `bm25` ranks the sentences of a block
-    against a question, or `QUERY` (Robertson and Zaragoza, 2009); the other methods see each sentence alone.
+    texts with references, or `WEIGHTS` if it learnt nothing. `bm25` ranks the sentences of a block against a
+    question, or `QUERY` (Robertson and Zaragoza, 2009); the other methods score each sentence alone.
     """
 
     method: Method = "score"
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if str(self.method) == "graph":  # in recipes and adapters of earlier versions
+        if str(self.method) == "graph":  # from recipes and adapters of earlier versions
             _say_no_graph()
             object.__setattr__(self, "method", "score")
         if self.method not in get_args(Method):
-            raise ConfigError(f"salience is {self.method!r}, but known are: {', '.join(get_args(Method))}")
+            raise ConfigError(f"salience is {self.method!r}; valid are: {', '.join(get_args(Method))}")
 
     def select(
         self,
@@ -94,14 +94,14 @@ class Salience:
         count_tokens: Callable[[str], int],
         query: str | None = None,
     ) -> str:
-        """The chosen sentences in their order, one a line; "" if not one fits.
+        """The chosen sentences in text order, one per line; "" if none fits.
 
-        By descending score, a sentence is taken where it fits and does not repeat one already taken.
+        In descending order of score, a sentence is taken if it fits and does not repeat one already taken.
 
         Args:
             document: a text, or its parts in order, such as an open file's lines.
-            budget: tokens of the result at most, as `count_tokens` counts them.
-            query: what `bm25` looks for.
+            budget: the most tokens of the result, as `count_tokens` counts them.
+            query: what `bm25` ranks against.
         """
         best = sorted(_best(self._scored(document, query), budget, count_tokens), reverse=True)
         chosen: list[tuple[int, str]] = []
@@ -117,11 +117,11 @@ class Salience:
             text = "\n".join(sentence for _, sentence in sorted(chosen))
             if count_tokens(text) <= budget:
                 return text
-            chosen.pop()  # joined, the sentences may have more tokens than apart
+            chosen.pop()  # joined, the sentences may have more tokens than separately
         return ""
 
     def fit(self, pairs: Iterable[tuple[str, str]]) -> Salience:
-        """With weights learnt from (text, reference) pairs of training; other methods learn nothing."""
+        """A copy with weights learnt from training pairs (text, reference); other methods learn nothing."""
         return replace(self, weights=learn_weights(pairs)) if self.method == "learnt" else self
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,14 +152,14 @@ class Salience:
 @functools.cache
 def _say_no_graph() -> None:
     logging.getLogger(__name__).warning(
-        "salience: graph is no longer there, as score, which is used instead, kept more of the references."
+        "salience: graph was removed; score, which kept more of the references, is used instead."
     )
 
 
 def _best(
     scored: Iterable[tuple[float, str]], budget: int, count_tokens: Callable[[str], int]
 ) -> list[tuple[float, int, int, str]]:
-    """The best sentences, `CANDIDATES` budgets' worth, as (score, -index, tokens, text); none twice."""
+    """The best sentences, `CANDIDATES` budgets' worth, unique, as (score, -index, tokens, text)."""
     heap: list[tuple[float, int, int, str]] = []
     held = 0
     known: set[str] = set()
@@ -182,9 +182,9 @@ def _best(
 
 
 def features(sentence: str, index: int) -> list[str]:
-    """What is known of a sentence, each thing once: words, pairs of them, and its place in the text.
+    """The features of a sentence, each once: words, word pairs, and its position in the text.
 
-    Figures become <money>, <percent>, <year> or <number>; `<at k>` is the place, k = ⌊log2(index + 1)⌋.
+    Figures become <money>, <percent>, <year> or <number>; `<at k>` is the position, k = ⌊log2(index + 1)⌋.
     """
     tokens = [t if t[0].isalpha() else _figure(t) for t in _TOKEN.findall(sentence.lower())]
     pairs = map(" ".join, pairwise(tokens))
@@ -192,7 +192,7 @@ def features(sentence: str, index: int) -> list[str]:
 
 
 def _figure(token: str) -> str:
-    """What kind of figure a token is."""
+    """The kind of figure that a token is."""
     if token[0] in "$€£":
         return "<money>"
     digits = token.rstrip(".,")
@@ -213,12 +213,12 @@ def _repeats(new: frozenset[str], old: frozenset[str]) -> bool:
 
 
 def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """`WEIGHTS` and the weights of `LEARNT` other features, as texts with references teach them.
+    """Learn the weights of `WEIGHTS` and of `LEARNT` other features from texts with references.
 
-    Logistic regression of whether a sentence belongs to its text's oracle summary (it adds two words or pairs
-    of words at least to what better sentences cover of the reference; Nallapati et al., 2017, section 2.3) on
-    the features that vary most with what it adds. What `score` says is a feature too, regularized least, so
-    that few texts change it little. The first `LEARN_FROM` pairs are used; {} where they teach nothing.
+    Logistic regression of whether a sentence is in its text's oracle summary (it adds at least two words or
+    word pairs to what better sentences cover of the reference; Nallapati et al., 2017, section 2.3), on the
+    features that vary most with what it adds. `score`'s value is a feature too, regularized least, so that
+    few texts change it little. Uses the first `LEARN_FROM` pairs; {} if they teach nothing.
     """
     import numpy as np
     from scipy.sparse import csr_matrix, hstack
@@ -241,7 +241,7 @@ def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     try:
         counter = CountVectorizer(analyzer=lambda found: found, binary=True, min_df=8)
         rows = counter.fit_transform(every())
-    except ValueError:  # no feature occurs so often
+    except ValueError:  # no feature occurs often enough
         return {}
     wanted = np.array(added) >= 2
     if wanted.all() or not wanted.any():
@@ -258,7 +258,7 @@ def learn_weights(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
 
 
 def _added(lines: Sequence[str], reference: str) -> list[int]:
-    """How many of the reference's words and pairs each sentence adds, taken greedily, the largest first."""
+    """How many of the reference's words and pairs each sentence adds, taken greedily, largest first."""
     left = _grams(reference)
     has = [_grams(line) & left for line in lines]
     added = [0] * len(lines)

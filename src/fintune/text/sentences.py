@@ -1,6 +1,6 @@
-"""A text into sentences, one at a time, so that a text of any length can be read in one pass.
+"""Split a text into sentences, lazily, so that a text of any length can be read in one pass.
 
-And a text of bullet points into its lines.
+Also splits a text of bullet points into its lines.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Inc|Corp|Co|Ltd|No|Mr|Mrs|Ms|Dr|St|vs|appro
 _BOUNDARY = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]?[A-Z0-9$€£])|\n+")
 _LONGEST_ABBREVIATION = 8
 _BULLET = re.compile(r"[-•*](\s+|$)")
-"""With the space after it, so that the minus of «-5 %» is none."""
+"""Includes the space after it, so that the minus of «-5 %» is not a bullet."""
 
 
 def sentences(text: str | Iterable[str], longest: int | None = None) -> Iterator[str]:
     """Split English text at line ends and at . ! ? before a capital or a figure (not after "Inc.", "J.").
 
     Args:
-        text: a text, or its parts in order, such as an open file's lines; no sentence goes through two parts.
-        longest: what is longer than so many characters is cut there; None cuts nothing.
+        text: a text, or its parts in order, such as an open file's lines; no sentence spans two parts.
+        longest: cut sentences to pieces of at most this many characters; None cuts nothing.
     """
     for part in [text] if isinstance(text, str) else text:
         start = 0
@@ -35,7 +35,7 @@ def sentences(text: str | Iterable[str], longest: int | None = None) -> Iterator
 
 
 def _pieces(text: str, start: int, end: int, longest: int | None) -> Iterator[str]:
-    """What is from `start` to `end`, stripped, in pieces of at most `longest` characters; no blank ones."""
+    """The text from `start` to `end`, stripped, in pieces of at most `longest` characters; skips blanks."""
     while start < end:
         stop = end
         if longest is not None and end - start > longest:
@@ -48,12 +48,12 @@ def _pieces(text: str, start: int, end: int, longest: int | None) -> Iterator[st
 
 
 def without_bullet(line: str) -> str:
-    """A line without the space around it and the dash, dot or star before it; "" where there is no more."""
+    """A line without outer spaces and its dash, dot or star; "" if nothing else is left."""
     line = line.strip()
     mark = _BULLET.match(line)
     return line[mark.end() :] if mark else line
 
 
 def bullet_lines(text: str) -> list[str]:
-    """The lines of a text without their bullets; blank ones, and bullets without words, are left out."""
+    """The lines of a text without their bullets; blank lines and empty bullets are left out."""
     return [line for line in map(without_bullet, text.splitlines()) if line]

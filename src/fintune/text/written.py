@@ -1,4 +1,4 @@
-"""Lists and objects that a table holds as text, as Python or JSON writes them, read back."""
+"""Read lists and objects back that a table holds as text, as Python or JSON writes them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 _WRITTEN = re.compile(r"\s*(\[\s*(['\"].*['\"]\s*)?\]|\{\s*['\"].*\})\s*", re.DOTALL)
 _ARRAY = re.compile(r"array\((\[[^\[\]]*\])(?:, dtype=[\w'<>]+)?\)")
-"""As pandas writes NumPy's arrays into a CSV."""
+"""NumPy arrays as pandas writes them into a CSV."""
 
 
 def parsed(text: str) -> Any:
-    """The list of texts, or the object, that a text is the writing of; else the text itself."""
+    """The list of texts, or the object, that a text spells out; else the text itself."""
     if not _WRITTEN.fullmatch(text):
         return text
     for read in (json.loads, ast.literal_eval):

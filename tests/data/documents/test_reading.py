@@ -191,7 +191,7 @@ def test_words_that_a_pdf_has_in_pieces_or_divided_at_a_lines_end_are_read_whole
             ),
             "has a password",
         ),
-        (b"PK\x03\x04\0\0", "is no text and no PDF"),
+        (b"PK\x03\x04\0\0", "is neither text nor a PDF"),
         (b"  \n", "holds no text"),
         (b"<html><script>x</script></html>", "holds no text"),
         (b"x" * 1001, "is larger than 0 MB"),

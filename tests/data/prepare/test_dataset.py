@@ -386,7 +386,7 @@ def test_a_public_dataset_is_taken_where_it_is_found_and_the_sample_fills_in(mon
 
 def test_a_data_folder_that_lacks_a_file_is_refused_by_that_files_name(monkeypatch):
     monkeypatch.setenv("FINTUNE_DATA_DIR", "raw")
-    with pytest.raises(DataError, match="FINTUNE_DATA_DIR is raw, which is no folder"):
+    with pytest.raises(DataError, match="FINTUNE_DATA_DIR is raw, which is not a folder"):
         prepare(recipe(["headline"]), say=quiet)
     write_headlines(Path("raw/twitter_financial_news"))
     Path("raw/twitter_financial_news/sent_valid.csv").unlink()
@@ -412,7 +412,7 @@ def test_data_that_another_preparation_replaced_is_not_read():
     prepared = prepare(recipe(), say=quiet)
     assert prepared.records("sentiment", "train")
     prepare(recipe(sentiment={"max_train": 30}), say=quiet)
-    why = r"another preparation replaced.*another data\.prepared_dir"
+    why = r"another run has replaced.*another data\.prepared_dir"
     with pytest.raises(DataError, match=why):
         prepared.records("sentiment", "train")
     (prepared.folder / "sentiment" / "train.parquet").unlink()
@@ -448,7 +448,7 @@ def test_data_in_use_is_shared_by_runs_that_want_it_and_not_replaced_by_others()
 def test_a_folder_that_holds_something_else_is_never_replaced():
     Path("prepared").mkdir()
     Path("prepared/thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="holds something other"):
         prepare(recipe(), say=quiet, force=True)
     assert Path("prepared/thesis.txt").read_text() == "years of work"
 

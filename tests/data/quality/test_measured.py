@@ -11,7 +11,7 @@ from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.data.quality import measured as module
 from fintune.data.quality.measured import build, leaks, overlaps, refuse_leaks
-from fintune.errors import DataError
+from fintune.errors import CheckFailed
 from fintune.models.base import load_tokenizer
 from fintune.reports.data_quality import write
 
@@ -116,7 +116,7 @@ def test_leaks_are_sentences_and_clean_data_has_none(measured, workdir):
 
 def test_strict_refuses_what_the_report_calls_leaks_and_measures_nothing_else(measured, recipe, monkeypatch):
     monkeypatch.setattr(module, "_split", None)  # what is measured of a split alone
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(CheckFailed) as refused:
         refuse_leaks(prepare(recipe, say=lambda line: None), recipe)
     assert str(refused.value).splitlines()[1:-1] == [f"  {sentence}" for sentence in leaks(measured)]
 
@@ -126,7 +126,7 @@ def test_strict_accepts_data_whose_repetitions_preparation_left_out_and_says_how
     said = []
     refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
     assert said == [
-        "No training text stands in a test set of this run; 2 texts that repeat a held-out one were left out."
+        "No training text occurs in a test set of this run; 2 texts that repeat a held-out one were left out."
     ]
 
 
@@ -144,7 +144,7 @@ def test_a_training_text_in_the_test_set_of_another_task_of_the_run_is_a_leak(re
     raw["data"]["tasks"]["second"] = {"file": "other.csv"}
     both = Recipe.model_validate(raw)
     with pytest.raises(
-        DataError, match=r"\n  way: 3 exact repetitions of second: other.csv's test texts in train\n"
+        CheckFailed, match=r"\n  way: 3 exact repetitions of second: other.csv's test texts in train\n"
     ):
         refuse_leaks(prepare(both, say=lambda line: None), both)
 
@@ -167,7 +167,7 @@ def test_a_test_set_that_the_run_does_not_evaluate_on_is_listed_and_refuses_noth
     refuse_leaks(prepare(recipe, say=lambda line: None), recipe, said.append)
     assert said[0] == f"Not in a test set of this run: {overlaps(found)[0]}."
     recipe.multi_task.task_weights["headline"] = 1  # evaluated on Twitter's test set
-    with pytest.raises(DataError, match="way: 1 exact repetitions of twitter_financial_news's test texts"):
+    with pytest.raises(CheckFailed, match="way: 1 exact repetitions of twitter_financial_news's test texts"):
         refuse_leaks(prepare(recipe, say=lambda line: None), recipe)
 
 

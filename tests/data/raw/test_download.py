@@ -129,7 +129,7 @@ def test_an_archive_without_a_known_checksum_must_be_whole_and_not_hostile(serve
     monkeypatch.setitem(DATASETS, "ours", made)
     for content, why in ((archive.getvalue(), "climbs out"), (b"<html>Log in</html>", "is damaged")):
         server.files["/a"] = content
-        with pytest.raises(DataError, match=f"/a gave no genuine archive: .*{why}"):
+        with pytest.raises(DataError, match=f"/a gave no valid archive: .*{why}"):
             download(["ours"], "raw", quiet, LIMITS)
         assert files_below("raw") == []
 
@@ -173,7 +173,7 @@ def test_one_dataset_that_is_gone_does_not_keep_the_others(server, ours):
     gone = ours(Origin(f"{server.url}/gone"), Origin(f"{server.url}/gone-too"), name="gone")
     there = ours(Origin(f"{server.url}/a", sha256=SUM))
     with pytest.raises(
-        DataError, match=r"gone could not be had: .*/gone is no longer there.*/gone-too is no"
+        DataError, match=r"gone could not be downloaded: .*/gone is no longer there.*/gone-too is no"
     ):
         download([gone, there], "raw", quiet, LIMITS)
     assert Path("raw/ours/a.csv").read_bytes() == CONTENT
@@ -269,7 +269,7 @@ def test_a_file_at_hand_is_copied_and_one_with_another_checksum_is_not(no_networ
 
 
 def test_an_unknown_dataset_is_refused():
-    with pytest.raises(DataError, match="no dataset 'tatq'; there are: all, financial_phrasebank"):
+    with pytest.raises(DataError, match="no dataset 'tatq'; valid are: all, financial_phrasebank"):
         download(["tatq"])
 
 

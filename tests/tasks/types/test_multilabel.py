@@ -45,7 +45,7 @@ def test_unknown_labels_are_named_and_others_can_be_mapped_one_by_one():
     assert TASK.unknown_labels(record) == ["profit"]
     assert "'profit' is unknown" in TASK.problem(record)
     assert TASK.relabel(record.target, {"profit": "earnings"}) == "earnings, guidance"
-    with pytest.raises(ValueError, match="no list of labels"):
+    with pytest.raises(ValueError, match="not a list of labels"):
         TASK.read_target([{"label": "earnings"}])
     with pytest.raises(ValueError, match="without commas"):
         MultiLabelTask("topics", "Which?", ["a, b"])

@@ -1,6 +1,7 @@
-"""Cells at places of a row as a table of columns: what HTML's `colspan` and a PDF's coordinates have alike.
+"""Build a table's columns from positioned cells, as HTML's `colspan` and a PDF's coordinates give them.
 
-Reports set a figure in several cells: its currency, the number, its bracket or percent sign. They are one.
+Reports put one figure into several cells: its currency, the number, its bracket or percent sign. They are
+joined.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from dataclasses import dataclass, replace
 from fintune.data.documents.tables import is_value, table_parts
 
 MOST_COLUMNS = 100
-"""A row of more cells is no row of a report's table."""
+"""A row with more cells is not part of a report's table."""
 _BEFORE = re.compile(r"(?:US|C|A|HK)?[$€£¥]\s*\(?|\(")
 _AFTER = re.compile(r"[)%]+|\)\s*%")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text from `start` up to `end` across the table."""
+    """A text that spans the table from `start` to `end`."""
 
     start: float
     end: float
@@ -37,10 +38,10 @@ def grid(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def parts(rows: Sequence[Row], named: bool = False) -> tuple[list[str], list[str]] | None:
-    """A table's captions and lines (`table_parts`); None of a layout that only looks like a table.
+    """A table's captions and lines (`table_parts`); None for a layout that only looks like a table.
 
     Args:
-        named: the first row is known to name the columns.
+        named: the first row is known to have the column names.
     """
     if max(map(len, rows), default=0) > MOST_COLUMNS:
         return None
@@ -51,7 +52,7 @@ def parts(rows: Sequence[Row], named: bool = False) -> tuple[list[str], list[str
 
 
 def _joined(row: Row) -> list[Cell]:
-    """A row without empty cells, signs joined to their numbers."""
+    """A row without empty cells, with signs joined to their numbers."""
     found: list[Cell] = []
     sign: Cell | None = None
     for cell in row:
@@ -70,7 +71,7 @@ def _joined(row: Row) -> list[Cell]:
 
 
 def _columns(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """The columns: cells that stand above each other, the narrow ones first, so that none joins two."""
+    """The columns: cells above each other, narrow ones first, so that no cell merges two columns."""
     columns: list[tuple[float, float]] = []
     for cell in sorted((c for row in rows for c in row), key=lambda c: c.end - c.start):
         over = [i for i, (start, end) in enumerate(columns) if cell.start < end and start < cell.end]
@@ -83,7 +84,8 @@ def _columns(rows: Sequence[Row]) -> list[tuple[float, float]]:
 
 
 def _placed(row: Row, columns: Sequence[tuple[float, float]]) -> list[str]:
-    """A name above several columns stands on each of them; one above all, or in the first, stands once."""
+    """One text per column. A name above several columns is repeated in each; a name above all columns, or in
+    the first, is not."""
     texts = [""] * len(columns)
     for cell in row:
         over = [i for i, (start, end) in enumerate(columns) if cell.start < end and start < cell.end]

@@ -1,7 +1,7 @@
-"""HTML and inline XBRL → blocks: what a reader sees, its titles, tables and pages.
+"""HTML and inline XBRL → blocks: visible text, titles, tables and pages.
 
-A filing has no headings, only bold lines; its hidden facts (`ix:header`), scripts and styles are dropped.
-Nothing is fetched, and no entity but HTML's own is known.
+A filing has no heading elements, only bold lines; its hidden facts (`ix:header`), scripts and styles are
+dropped. Nothing is fetched, and only HTML's own entities are known.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _BOLD = re.compile(r"font-weight\s*:\s*(bold|[6-9]00|normal|[1-5]00)", re.IGNORE
 _BREAK = re.compile(r"(?:page-)?break-(before|after)\s*:\s*(?:always|page)", re.IGNORECASE)
 _HEADING = re.compile(r"h[1-6]")
 _CONTENTS = 5
-"""Rows that name an item of the filing: the table is its contents."""
+"""With this many rows that name items of the filing, a table is its table of contents."""
 _WIDEST = 100
-"""Columns or rows that a cell may span."""
+"""The most columns or rows that a cell may span."""
 
 
 def html_blocks(content: str, name: str) -> list[Block]:
@@ -45,7 +45,7 @@ def html_blocks(content: str, name: str) -> list[Block]:
     source = content.encode("utf-8", "replace")
     root = etree.fromstring(source, parser) if content.strip() else None
     if any(error.type_name == "ERR_RESOURCE_LIMIT" for error in parser.error_log):
-        raise DataError(f"{name} cannot be read: its elements are nested too deeply to be a report's.")
+        raise DataError(f"{name} cannot be read: its elements are nested too deeply for a report.")
     if root is None:
         return []
     _prune(root)
@@ -53,7 +53,7 @@ def html_blocks(content: str, name: str) -> list[Block]:
 
 
 def _prune(root: Any) -> None:
-    """Empty what a reader does not see; the text after it stays."""
+    """Empty invisible elements, but keep the text after them."""
     hidden = [
         element
         for element in root.iter()
@@ -61,7 +61,7 @@ def _prune(root: Any) -> None:
         or "hidden" in element.attrib
         or _HIDDEN.search(element.get("style") or "")
     ]
-    for element in hidden:  # a tree that changes ends the walk over it
+    for element in hidden:  # not while walking: changing the tree ends the walk
         element.clear(keep_tail=True)
 
 
@@ -70,7 +70,7 @@ def _tag(element: Any) -> str:
 
 
 class _Walk:
-    """One pass over the tree, in order: text gathers in a line until a block begins or ends."""
+    """One pass over the tree, in order: text is collected into a line until a block begins or ends."""
 
     def __init__(self, root: Any) -> None:
         from lxml import etree
@@ -151,9 +151,9 @@ def _is_bold(tag: str, style: str, inherited: bool) -> bool:
 
 
 def _rows(table: Any) -> list[list[grids.Cell]]:
-    """The cells of a table's rows; a cell that spans rows stands in each of them."""
+    """The cells of a table's rows; a cell that spans rows is repeated in each of them."""
     rows: list[list[grids.Cell]] = []
-    spanning: list[tuple[int, grids.Cell]] = []  # rows that are left, and the cell
+    spanning: list[tuple[int, grids.Cell]] = []  # remaining rows, and the cell
     for element in table.iterdescendants("tr"):
         above = sorted((cell for _, cell in spanning), key=lambda cell: cell.start)
         row, waiting, place = list(above), list(reversed(above)), 0

@@ -1,6 +1,6 @@
-"""What a document is to everything else: passages in order, each with its section and page.
+"""A document for the rest of fintune: passages in order, each with its section and page.
 
-Readers yield blocks; `passages` leaves out what a page only repeats, and cuts the rest to a size.
+Readers yield blocks; `passages` removes running titles and cuts the rest into passages of a given size.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 from fintune.text.sentences import sentences
 
 WORDS = 60
-"""Words of a passage, about: the size whose recall is best (docs/data.md)."""
+"""Approximate words per passage: the size with the best recall (docs/data.md)."""
 _REPEATED = 3
-"""Pages on which a first or last line stands before it counts as a running title."""
+"""A first or last line on this many pages counts as a running title."""
 _PAGE_NUMBER = re.compile(r"(?:page\s+)?([A-Z]{0,2}-?\d{1,4}|[ivxl]{1,6})(?:\s+of\s+\d+)?", re.IGNORECASE)
 _ITEM = re.compile(r"(?:part\s+[iv]+\b|item\s*\d{1,2}(?:\.\d\d|[a-c])?\b)[.:\s–—-]*", re.IGNORECASE)
 _LONGEST_TITLE = 200
@@ -30,24 +30,24 @@ class Block:
     page: int = 1
     """Counted from 1."""
     level: int = 0
-    """1 an item of a filing or a chapter, 2 a title below it, 0 no title."""
+    """1 for an item of a filing or a chapter, 2 for a title below it, 0 for no title."""
     label: str = ""
-    """The number that is printed on the page, where the file's pages have no other."""
+    """The page number printed on the page, if the file has no pages of its own."""
     captions: tuple[str, ...] | None = None
-    """Of a table, whose text is its rows: what stands above all columns, such as their unit."""
+    """For a table, whose text is its rows: captions above all columns, such as their unit."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document, and where it stands."""
+    """A piece of a document with its location."""
 
     text: str
     section: str = ""
-    """Its titles, from the outermost: `Item 7. … › Revenue`."""
+    """Its titles, outermost first: `Item 7. … › Revenue`."""
     page: str = ""
     """The page it begins on; "" in a file without pages."""
     document: str = ""
-    """The name of its file."""
+    """Its file's name."""
 
     @property
     def words(self) -> int:
@@ -55,7 +55,7 @@ class Passage:
 
     @property
     def place(self) -> str:
-        """Where it stands, for people."""
+        """Its location, for people."""
         return ", ".join(filter(None, [self.document, self.section, self.page and f"page {self.page}"]))
 
 
@@ -66,7 +66,7 @@ class Document:
     name: str
     passages: tuple[Passage, ...]
     left_out: str = ""
-    """What of the file is no text and was not read, as a sentence; "" where there is nothing."""
+    """A sentence on parts of the file that are not text and were not read; "" if there are none."""
 
     @property
     def words(self) -> int:
@@ -77,7 +77,7 @@ def title_level(text: str, marked: bool) -> int:
     """The level of a line as a title.
 
     Args:
-        marked: it is bold, a heading's element, or otherwise set apart.
+        marked: it is bold, a heading element, or otherwise set apart.
     """
     if not marked or not text or len(text) > _LONGEST_TITLE or text.startswith("("):
         return 0
@@ -94,10 +94,10 @@ def is_item(text: str) -> bool:
 
 
 def passages(blocks: Iterable[Block], name: str, paged: bool, words: int = WORDS) -> tuple[Passage, ...]:
-    """Blocks as passages of about `words` words. None goes through two items of a filing, or ends in a title.
+    """Cut blocks into passages of about `words` words. None spans two items of a filing or ends in a title.
 
     Args:
-        paged: whether the pages are the file's own (a PDF's); else the printed numbers are cited.
+        paged: whether the pages are the file's own (a PDF's); otherwise the printed numbers are cited.
     """
     found: list[Passage] = []
     titles: list[str] = []
@@ -140,7 +140,7 @@ def _count(pieces: Sequence[_Piece]) -> int:
 
 
 def _texts(block: Block, words: int) -> Iterator[str]:
-    """A block's text in pieces of about `words` words. A table's are rows, each with the table's captions and
+    """A block's text in pieces of about `words` words. A table's pieces are rows, each with the captions and
     the last title above it."""
     table = block.captions is not None
     captions, join = list(block.captions or ()), "\n" if table else " "
@@ -159,13 +159,13 @@ def _texts(block: Block, words: int) -> Iterator[str]:
 
 
 def _lines(rows: Iterable[str], words: int) -> Iterator[str]:
-    """A table's rows; one that holds a whole paragraph is cut, too."""
+    """A table's rows; a row that contains a whole paragraph is cut too."""
     for row in rows:
         yield from [row] if len(row) < 12 * words else sentences(row, 6 * words)
 
 
 def _without_running_titles(blocks: list[Block], paged: bool) -> list[Block]:
-    """The blocks without the lines that stand at the edge of page after page; page numbers are kept apart."""
+    """Remove lines repeated at the edges of many pages; page numbers are kept separately."""
     pages: dict[int, list[Block]] = {}
     for block in blocks:
         pages.setdefault(block.page, []).append(block)
@@ -185,5 +185,5 @@ def _without_running_titles(blocks: list[Block], paged: bool) -> list[Block]:
 
 
 def _edge(block: Block) -> str:
-    """What a running title is on every page: figures, which count pages, are one."""
+    """A key that is the same for a running title on every page: figures, such as page numbers, are equal."""
     return re.sub(r"\d+", "0", block.text)

@@ -1,4 +1,4 @@
-"""PDF → blocks: lines from the places of its runs of text, then tables and paragraphs from the lines."""
+"""PDF → blocks: group positioned text runs into lines, and lines into tables and paragraphs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fintune.data.documents.passages import Block, is_item, title_level
 from fintune.errors import DataError
 
 SECONDS = 60
-"""How long a PDF may take."""
+"""The most seconds to read a PDF."""
 _GAP = 1.0
-"""Heights of a line between two runs that are cells of a table, not words of a sentence."""
+"""In line heights: two runs this far apart are cells of a table, not words of a sentence."""
 
 
 class Run(NamedTuple):
@@ -41,9 +41,9 @@ def pdf_blocks(content: bytes, name: str) -> list[Block]:
             [sys.executable, "-I", pdf_pages.__file__], input=content, capture_output=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{name} took more than {SECONDS} s to read: it is no ordinary PDF.") from None
+        raise DataError(f"{name} took more than {SECONDS} s to read: it is not an ordinary PDF.") from None
     if done.returncode:
-        raise DataError(f"{name} cannot be read as a PDF: it is damaged, or needs too much memory.")
+        raise DataError(f"{name} cannot be read as a PDF: it is damaged or needs too much memory.")
     found = json.loads(done.stdout)
     if "password" in found.get("error", "").lower():
         raise DataError(f"{name} has a password: save a copy without one, such as with  qpdf --decrypt.")
@@ -58,7 +58,7 @@ def pdf_blocks(content: bytes, name: str) -> list[Block]:
 
 
 def _lines(runs: Sequence[Run]) -> list[Line]:
-    """Runs of one height together, from the top, each line from the left."""
+    """Group runs of the same height into lines, top to bottom, each left to right."""
     lines: list[Line] = []
     for run in sorted(runs, key=lambda run: -(run.top + run.bottom)):
         middle = (run.top + run.bottom) / 2
@@ -70,7 +70,7 @@ def _lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _cells(line: Line) -> list[grids.Cell]:
-    """A line's runs as cells, those that follow each other closely joined."""
+    """A line's runs as cells; runs close to each other are joined."""
     cells: list[grids.Cell] = []
     for run in line:
         gap = run.left - cells[-1].end if cells else 0
@@ -82,7 +82,7 @@ def _cells(line: Line) -> list[grids.Cell]:
 
 
 def _page_blocks(runs: Sequence[Run], page: int) -> Iterator[Block]:
-    """Lines of several cells that follow each other, with figures among them, are a table."""
+    """Consecutive lines of several cells that include figures become a table."""
     lines = [(_cells(line), line) for line in _lines(runs)]
     text: list[Line] = []
     i = 0
@@ -105,12 +105,12 @@ def _page_blocks(runs: Sequence[Run], page: int) -> Iterator[Block]:
 
 
 def _within(lines: Sequence[tuple[list[grids.Cell], Line]], i: int) -> bool:
-    """Whether a line of one cell is a title within a table: short, with lines of several cells around it."""
+    """Whether a line of one cell is a title within a table: short, between lines of several cells."""
     return len(lines[i - 1][0]) > 1 and len(lines[i + 1][0]) > 1 and len(lines[i][0][0].text.split()) <= 8
 
 
 def _paragraphs(lines: Sequence[Line], page: int) -> Iterator[Block]:
-    """Lines of text as paragraphs: a wide gap, a short line or another height of letters ends one."""
+    """Lines of text as paragraphs, which end at a wide gap, a short line or a change of letter height."""
     if not lines:
         return
     widest = max(line[-1].right for line in lines)
@@ -132,7 +132,7 @@ def _paragraphs(lines: Sequence[Line], page: int) -> Iterator[Block]:
 
 def _block(parts: list[str], page: int) -> Block:
     text = parts[0]
-    for part in parts[1:]:  # a word divided at a line's end keeps its hyphen: it may be the word's own
+    for part in parts[1:]:  # a word divided at a line's end keeps its hyphen, which may be part of the word
         divided = text[-1:] == "-" and text[-2:-1].isalpha() and part[:1].islower()
         text += part if divided else f" {part}"
     level = title_level(text, len(parts) == 1 and (is_item(text) or text.isupper()))

@@ -1,7 +1,7 @@
-"""A PDF on standard input → its pages' runs of text as JSON on standard output: a program of its own.
+"""A separate program: a PDF on standard input → its pages' text runs as JSON on standard output.
 
-A PDF is a stranger's, and PDFium is not written in Python: it runs in a process that has little memory and
-time, and whose end costs one document. It imports nothing of fintune.
+PDFs are untrusted, and PDFium is not written in Python. So it runs in a process with limited memory and time,
+whose crash costs one document. Imports nothing from fintune.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import sys
 from typing import Any
 
 MEMORY = 2 * 2**30
-"""Bytes of address space, where the system can limit it."""
+"""Bytes of address space, if the system can limit it."""
 MAX_PAGES = 2000
 KERNED = 0.3
-"""Of the letters' height: the widest gap between two pieces of one word."""
+"""In letter heights: the widest gap between two pieces of one word."""
 MAX_CHARACTERS = 200_000
-"""On one page."""
+"""The most per page."""
 MAX_RUNS = 20_000
-"""Runs of text on one page."""
+"""The most text runs per page."""
 
 
 def runs_of(text: Any) -> list[list[Any]]:
-    """A page's runs: the characters of one text object, and of those that go on without a gap.
+    """A page's runs: the characters of a text object, and of the next ones if there is no gap between them.
 
-    Programs that kern write a word as several objects («V», «ictor»), whose boxes overlap; so text is read by
-    character, never by place.
+    Programs that kern write a word as several objects («V», «ictor») with overlapping boxes; so text is read
+    character by character, never by position.
     """
     import ctypes
 
@@ -34,11 +34,11 @@ def runs_of(text: Any) -> list[list[Any]]:
     runs: list[list[Any]] = []  # left, right, top, bottom, text
     sides = [ctypes.c_double() for _ in range(4)]
     box = [ctypes.byref(side) for side in sides]
-    last, space = None, False  # the last character's object; whether there is a gap after it
+    last, space = None, False  # the last character's object; whether a gap follows it
     for i in range(min(text.count_chars(), MAX_CHARACTERS)):
         code = raw.FPDFText_GetUnicode(text, i)
         if code in (2, 0xFFFE):
-            code = ord("-")  # PDFium's signs for one that divides a word at a line's end
+            code = ord("-")  # PDFium's codes for a hyphen that divides a word at a line's end
         if code in (0, 0xFFFE, 0xFFFF) or chr(code).isspace():
             space = True
             if runs and chr(code) == " " and not raw.FPDFText_IsGenerated(text, i):
@@ -61,13 +61,13 @@ def runs_of(text: Any) -> list[list[Any]]:
         runs.append([left, right, top, bottom, chr(code)])
         last, space = place, False
     for run in runs:
-        whole = run[4].encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # halves come apart
+        whole = run[4].encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins surrogate pairs
         run[4] = " ".join(whole.split())
     return [run for run in runs if run[4]]
 
 
 def pages(content: bytes) -> dict[str, Any]:
-    """`pages`: for each a list of (left, right, top, bottom, text); or `error`, PDFium's word for it."""
+    """`pages`: for each a list of (left, right, top, bottom, text); or `error`, PDFium's message."""
     import pypdfium2
 
     try:
@@ -76,7 +76,7 @@ def pages(content: bytes) -> dict[str, Any]:
     except pypdfium2.PdfiumError as error:
         return {"error": str(error)}
     if count > MAX_PAGES:
-        return {"error": f"it has {count:,} pages, and {MAX_PAGES:,} are read at most"}
+        return {"error": f"it has {count:,} pages, and at most {MAX_PAGES:,} are read"}
     found = []
     for page in pdf:
         text = page.get_textpage()
@@ -91,6 +91,6 @@ if __name__ == "__main__":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # another system; the time is limited all the same
+    except (ImportError, ValueError, OSError):  # no memory limit on this system; the time is still limited
         pass
     json.dump(pages(sys.stdin.buffer.read()), sys.stdout)

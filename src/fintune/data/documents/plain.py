@@ -1,6 +1,6 @@
-"""Plain text and Markdown → blocks; and a filing's whole submission into its documents.
+"""Plain text and Markdown → blocks; and an EDGAR submission into its documents.
 
-A title is a line that Markdown marks, that names an item of a filing, or that stands alone in capitals.
+A title is a line that Markdown marks, that names an item of a filing, or that is a separate line in capitals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fintune.data.documents.tables import table_parts
 
 _MARKED = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
 _LONGEST = 300
-"""Characters of a title's line."""
+"""The most characters of a title."""
 _PIPES = re.compile(r"\s*\|.*\|\s*")
 _RULE = re.compile(r"[\s|:=_*-]+")
 _FENCE = re.compile(r"\s*(```|~~~)")
@@ -21,7 +21,7 @@ _FIELD = re.compile(r"^<(TYPE|FILENAME|DESCRIPTION)>(.*)$", re.MULTILINE | re.IG
 
 
 def text_blocks(content: str) -> list[Block]:
-    """Paragraphs between empty lines, tables of `|`, and titles; a form feed turns the page."""
+    """Paragraphs between empty lines, tables of `|`, and titles; a form feed starts a new page."""
     blocks: list[Block] = []
     for number, page in enumerate(content.split("\f"), 1):
         blocks += _page_blocks(page, number)
@@ -65,7 +65,7 @@ def _page_blocks(page: str, number: int) -> Iterator[Block]:
 
 
 def submission(content: str) -> list[tuple[str, str, str]]:
-    """The documents of EDGAR's submission file as (type, file name, text); [] of any other text."""
+    """The documents of EDGAR's submission file as (type, file name, text); [] for other text."""
     found = []
     if "<TYPE>" not in content[:100_000]:
         return []

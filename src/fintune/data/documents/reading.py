@@ -1,6 +1,6 @@
-"""A file in, a `Document` out: HTML, inline XBRL, PDF, Markdown or plain text, told apart by what it holds.
+"""Read a file into a `Document`: HTML, inline XBRL, PDF, Markdown or plain text, recognized by content.
 
-Files are strangers' files: what is read of one is bounded, nothing in it is run or fetched.
+Files are untrusted: the size read is bounded, and nothing in them is run or fetched.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fintune.data.storage import Location, locate
 from fintune.errors import DataError
 
 ENDINGS = (".html", ".htm", ".xhtml", ".pdf", ".md", ".markdown", ".txt", ".text")
-"""What the name of a document ends in."""
+"""File name endings of documents."""
 MAX_BYTES = 64 * 2**20
-"""Of a file: a bank's annual report with inline XBRL has 40 MB."""
+"""The largest file: a bank's annual report with inline XBRL has 40 MB."""
 MAX_FILES = 1000
 _MARKUP = re.compile(
     r"^[ \t]*(?:<[?!][^>]*>[ \t]*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.MULTILINE
@@ -26,7 +26,7 @@ _FRAGMENT = re.compile(
     r"\s*<(?:h[1-6]|p|div|table|section|article|ul|ol|span|font|center)\b[^<>]*>", re.IGNORECASE
 )
 _BEGINNING = 2**16
-"""Characters in which a page's source shows that it is one."""
+"""How many of the first characters are searched for signs of HTML."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w-]{1,40})", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _TEXTUAL = (".htm", ".html", ".txt", ".xhtml", "")
@@ -54,7 +54,7 @@ def document_files(folder: Location, key: str) -> list[Location]:
     """
     files = [file for file in folder.files() if file.suffix in ENDINGS]
     if not 0 < len(files) <= MAX_FILES:
-        count = f"{len(files):,} documents; {MAX_FILES:,} are read at most" if files else "no document"
+        count = f"{len(files):,} documents; at most {MAX_FILES:,} are read" if files else "no document"
         raise DataError(f"{key} is {folder.shown}, which holds {count} ({', '.join(ENDINGS)}).")
     return files
 
@@ -67,7 +67,7 @@ def read_document(file: Location) -> Document:
 
 
 def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Document:
-    """A file's bytes as a document.
+    """Read a file's bytes as a document.
 
     Args:
         name: the file's name, for messages and citations.
@@ -76,7 +76,7 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
         DataError: it is too large, damaged, of another kind, or has no text.
     """
     if len(content) > limit:
-        raise DataError(f"{name} is larger than {limit / 2**20:.0f} MB, the most that is read of a document.")
+        raise DataError(f"{name} is larger than {limit / 2**20:.0f} MB, the limit for a document.")
     if content[:1024].lstrip().startswith(b"%PDF-"):
         from fintune.data.documents.pdf import pdf_blocks
 
@@ -97,7 +97,7 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
         found += inner.passages
     if not found:
         raise DataError(f"{name} holds no text.")
-    note = f"{skipped} of the filing's {len(parts)} files are no text (pictures, data) and were not read."
+    note = f"{skipped} of the filing's {len(parts)} files are not text (pictures, data) and were not read."
     return Document(name, tuple(found), note if skipped else "")
 
 
@@ -113,7 +113,7 @@ def _blocks(text: str, name: str) -> list[Block]:
 
 
 def _is_html(text: str) -> bool:
-    """Whether a text is a page, or a part of one that begins with an element."""
+    """Whether a text is an HTML page, or a fragment that begins with an element."""
     return bool(_MARKUP.search(text[:_BEGINNING]) or _FRAGMENT.match(text))
 
 
@@ -125,12 +125,12 @@ def _document(name: str, blocks: Sequence[Block], paged: bool, empty: bool = Fal
 
 
 def _decoded(content: bytes, name: str) -> str:
-    """Text of UTF-8 or UTF-16, of the encoding that HTML names, else of Windows' Western one."""
+    """Decode UTF-8, UTF-16, the encoding that the HTML declares, or else Windows-1252."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return _CONTROL.sub("", content.decode("utf-16", "replace"))
     if b"\0" in content[:4096]:
         raise DataError(
-            f"{name} is no text and no PDF: give HTML, PDF, Markdown or plain text (save a .docx as one)."
+            f"{name} is neither text nor a PDF: give HTML, PDF, Markdown or plain text (save a .docx as one)."
         )
     named = _CHARSET.search(content[:4096])
     for encoding in ("utf-8-sig", named[1].decode("ascii") if named else "cp1252"):

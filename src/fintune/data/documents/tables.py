@@ -1,9 +1,9 @@
-"""A table of a report, as lines that a small model can read: every cell beside its column's header.
+"""A report's table as lines that a small model can read: every cell with its column's header.
 
     ["", "Year ended", ""], ["(in millions)", "2019", "2018"], ["Sales", "$ 41", ""]
     → "(in millions)", "Year ended", "Sales | 2019: $41"
 
-Knows cells alone, nothing of datasets.
+Knows only cells, no datasets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_HEADERS = 4
-"""Rows at the top that may be headers."""
+"""The first rows that may be headers."""
 _LONGEST_VALUE = 60
 _NUMBER = re.compile(r"[^\w]*(?:US|A|C|HK)?[$€£¥(+\-–]*\s*[\d,.]*\d.*")
 _WORD = re.compile(r"[^\W\d_]{3}")
@@ -21,14 +21,14 @@ _YEAR = re.compile(r"(?:fiscal |fy ?)?'?(?:19|20)\d\d(?:[/–-]\d\d(?:\d\d)?)?",
 
 
 def cell_text(cell: Any) -> str:
-    """A cell on one line, without the gaps around signs: `$  27` is `$27`, `( 1.5 )` is `(1.5)`."""
+    """A cell on one line, without gaps around signs: `$  27` is `$27`, `( 1.5 )` is `(1.5)`."""
     text = " ".join(str(cell).split())
     text = re.sub(r"([$€£¥]) +(?=[\d(.\-–—−])|(?<=\() +", r"\1", text)
     return re.sub(r" +([)%])", r"\1", text)
 
 
 def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> list[str]:
-    """The lines of a table: captions (units, too), then a line a row; see `table_parts`."""
+    """A table as lines: captions (and units), then one line per row; see `table_parts`."""
     captions, lines = table_parts(table, headers)
     return [*captions, *lines]
 
@@ -36,10 +36,10 @@ def table_lines(table: Sequence[Sequence[Any]], headers: int | None = None) -> l
 def table_parts(table: Sequence[Sequence[Any]], headers: int | None = None) -> tuple[list[str], list[str]]:
     """The captions of a table, and the lines of its rows.
 
-    Empty cells are left out. A row of one cell is a section's title.
+    Empty cells are left out. A row with one cell is a section title.
 
     Args:
-        headers: the number of header rows; None finds them.
+        headers: the number of header rows; None detects them.
     """
     rows = [[cell_text(cell) for cell in row] for row in table]
     rows = [row for row in rows if any(row)]
@@ -48,7 +48,7 @@ def table_parts(table: Sequence[Sequence[Any]], headers: int | None = None) -> t
     captions, names = _names(rows[:headers])
     body = rows[headers:]
     bare = [name for i, name in enumerate(names, 1) if not any("".join(row[i : i + 1]) for row in body)]
-    captions += filter(None, bare)  # the name of a column without cells would be lost
+    captions += filter(None, bare)  # otherwise the name of an empty column would be lost
     lines = []
     for row in body:
         cells = [
@@ -73,8 +73,8 @@ def is_value(cell: str) -> bool:
 def _header_rows(rows: list[list[str]]) -> int:
     """How many rows at the top name the columns.
 
-    The first row without a figure does, if it names a column; those after it do while they have no row
-    title (or units in its place), or hold years alone.
+    The first row without a figure does, if it names a column; the following rows do too while they have no
+    row title (or units in its place), or contain only years.
     """
     found = named = 0
     for row in rows[:MAX_HEADERS]:
@@ -90,7 +90,7 @@ def _header_rows(rows: list[list[str]]) -> int:
 
 
 def _names(headers: list[list[str]]) -> tuple[list[str], list[str]]:
-    """The captions that stand above all columns, and each column's name but the first's."""
+    """The captions above all columns, and each column's name except the first's."""
     captions: list[str] = []
     width = max(map(len, headers), default=1) - 1
     parts: list[list[str]] = [[] for _ in range(width)]
@@ -111,7 +111,7 @@ def _names(headers: list[list[str]]) -> tuple[list[str], list[str]]:
 
 
 def _spread(cells: list[str]) -> list[str]:
-    """Names that span several columns, on each of them: groups of one width, else up to the next name."""
+    """Repeat names that span several columns: in groups of equal width, else up to the next name."""
     count = sum(map(bool, cells))
     if count and len(cells) % count == 0:
         width = len(cells) // count

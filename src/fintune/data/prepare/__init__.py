@@ -1,1 +1,1 @@
-"""Raw records into checked, split, prepared data on disk."""
+"""Turn raw records into checked, split, prepared data on disk."""

@@ -1,6 +1,6 @@
-"""What is kept, what is dropped, and why: every row that does not reach training is counted and named.
+"""Check rows: which are kept or dropped, and why; every dropped row is counted and named.
 
-Knows records and tasks; knows nothing of files, datasets or how splits are made.
+Knows records and tasks, but no files, datasets or splitting.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from fintune.tasks.base import Record, Task
 from fintune.tasks.label_names import LabelNames, label_key
 
 MAX_LABELS = 200
-"""Different unknown labels that are counted: a column that has more holds no labels."""
+"""The most different unknown labels to count: a column with more does not hold labels."""
 MAX_NAMED = 5
-"""Dropped rows that a report names one by one; all are counted."""
+"""How many dropped rows a report names; all are counted."""
 SHOWN, LABEL = 50, 60
-"""Labels that a message lists, and characters of each."""
+"""How many labels a message lists, and characters of each."""
 MANY = 0.1
-"""A rule that leaves out more than this share of a task's rows is told before anything else."""
+"""A rule that drops more than this share of a task's rows is reported first."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What governs a reason for which rows are left out, and one of them."""
+    """The rule behind a reason for dropping rows, and one example."""
 
     governed: str
-    """The key of the recipe and what it does, as a clause."""
+    """The recipe key and its effect, as a clause."""
     row: int
     other: int | None
-    """The row that it repeats, where it repeats one."""
+    """The row that it duplicates, if any."""
 
 
 @dataclass
@@ -43,17 +43,17 @@ class Report:
 
     dropped: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
-    """The first rows that were dropped for being malformed, then the others: «file:line: why»."""
+    """The first dropped rows, malformed ones first: «file:line: why»."""
     unknown_labels: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """A label that the task does not know → the first row that has it, and how many have."""
+    """Label unknown to the task → the first row with it, and how many rows have it."""
     folded: Counter[tuple[str, str | None]] = field(default_factory=Counter)
-    """(label as the data writes it, the one it is read as) → how often, where they differ a little."""
+    """(label in the data, label it is read as) → count, where they differ slightly."""
     conflicting: int = 0
-    """Texts of the training split that stand there with more than one target."""
+    """The number of training texts with more than one target."""
     rules: dict[str, Rule] = field(default_factory=dict)
-    """Reason → its rule, of those that splitting has."""
+    """Reason → its rule, for reasons from splitting."""
     notes: list[str] = field(default_factory=list)
-    """Sentences on how the rows were split, where that is not as one would expect."""
+    """Sentences on anything unusual in how the rows were split."""
 
     def add(self, item: Dropped) -> None:
         self.dropped[item.reason] += item.count
@@ -78,10 +78,10 @@ class Report:
 def check(
     task: Task, items: Iterable[Record | Dropped], report: Report, labels: Mapping[str, str | None]
 ) -> Iterator[Record]:
-    """The records the task can use, their labels mapped; the rest goes into `report`.
+    """Yield the records that the task can use, with mapped labels; count the others in `report`.
 
     Args:
-        labels: the source's label → the task's label, where they differ; None leaves its rows out.
+        labels: the source's label → the task's label, where they differ; None drops its rows.
     """
     names = LabelNames(task.labels, labels)
     report.folded = names.folded
@@ -107,7 +107,7 @@ def check(
 
 
 def folded_labels(task: Task, report: Report) -> str:
-    """A line on labels that are read as one though they are written in different ways; "" if none are."""
+    """A line on labels that are read as one although they are spelt differently; "" if there are none."""
     if not report.folded:
         return ""
     shown = [
@@ -117,12 +117,12 @@ def folded_labels(task: Task, report: Report) -> str:
     more = len(report.folded) - len(shown)
     rest = f", and {more:,} more" if more > 0 else ""
     return (
-        f"{task.name}: labels that differ in case or spaces alone are read as one: {', '.join(shown)}{rest}."
+        f"{task.name}: labels that differ only in case or spaces are read as one: {', '.join(shown)}{rest}."
     )
 
 
 def refuse_unknown_labels(task: Task, report: Report) -> None:
-    """Raise a DataError for labels that are none of the task's; it names all and how to map them."""
+    """Raise a DataError for labels unknown to the task; it names all of them and how to map them."""
     unknown = report.unknown_labels
     if not unknown:
         return
@@ -139,19 +139,19 @@ def refuse_unknown_labels(task: Task, report: Report) -> None:
     raise DataError(
         f"Task {task.name}: {unknown[first][0]} and other rows have labels that the task does not know: "
         f"{', '.join(names)}; it knows: {', '.join(task.labels)}. Correct the file, or map them in the "
-        f"recipe: data.tasks.{task.name}.labels: {{{mapping}}}  where null leaves the rows out, and a "
-        "label of the task in its place keeps them."
+        f"recipe: data.tasks.{task.name}.labels: {{{mapping}}}  where null drops the rows, and one of the "
+        "task's labels keeps them."
     )
 
 
 def refuse_empty(
     task: Task, labels: Mapping[Split, Mapping[str, int]], where: str, report: Report, losses: list[str]
 ) -> None:
-    """Raise a DataError for a split without records, or a classification split of one label only.
+    """Raise a DataError for a split without records, or a classification split with only one label.
 
     Args:
         labels: split → label → its number of records; a task without labels has one, "".
-        losses: what `table.losses` says, which is then the likely cause.
+        losses: the result of `table.losses`, which names the likely cause.
     """
     lost = sum(report.dropped.values())
     hint = f" ({lost:,} rows were dropped, such as {report.named[0]})" if lost else ""

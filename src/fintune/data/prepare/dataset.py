@@ -1,9 +1,9 @@
-"""A recipe in, a prepared dataset on disk out: Parquet splits of every task, with a manifest.
+"""Prepare a recipe's data on disk: Parquet splits of every task, with a manifest.
 
-    <prepared_dir>/<task>/{train,validation,test}.parquet     each field of a record but its split
-    <prepared_dir>/manifest.json                              sources, checksums, counts, what was dropped
+    <prepared_dir>/<task>/{train,validation,test}.parquet     a record's fields except its split
+    <prepared_dir>/manifest.json                              sources, checksums, counts, dropped rows
 
-Preparing again with the same recipe, data and code finds the same key in the manifest and does nothing.
+If recipe, data and code are unchanged, the manifest has the same key and preparing again does nothing.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FIT_ROWS = 100_000
-"""Training records that a task learns its levels from, at most; a fair sample where there are more."""
+"""The most training records to learn a task's levels from; a fair sample if there are more."""
 FIT_CHARACTERS = 50_000_000
-"""Of their texts together, at most."""
+"""The most characters of their texts."""
 COPY_ROWS = 100_000
-"""Of a file that `PreparedDataset.copy_to` writes."""
+"""Rows per file that `PreparedDataset.copy_to` writes."""
 _FORMAT = 2
 _LOCKS: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
-"""Of the folders that this process uses: one each, so that it may prepare again what it alone uses."""
+"""One lock per folder that this process uses, so that it may prepare again what only it uses."""
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Every task's records on disk, split, with the manifest that says where they come from."""
+    """Every task's records on disk, split, with the manifest of their sources."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -58,10 +58,10 @@ class PreparedDataset:
     """Keeps other processes from replacing the files while this object lives."""
 
     def records(self, task: str, split: Split) -> list[Record]:
-        """The records of one split, in a seeded order: the first n of them are a fair sample.
+        """The records of one split in a seeded order, so that its first n are a fair sample.
 
         Raises:
-            DataError: the task is not there, or its file is not the one that this manifest describes.
+            DataError: the task is missing, or its file differs from the manifest.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -78,11 +78,11 @@ class PreparedDataset:
             content = b""
         if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]:
             raise DataError(
-                f"{self.folder / name} is no longer what was prepared: another preparation replaced it, or "
+                f"{self.folder / name} is no longer what was prepared: another run has replaced it, or "
                 "it is damaged. Run the command again, or use another data.prepared_dir."
             )
-        # On this thread alone: one of Arrow's pool that still held these bytes, which Python owns, when the
-        # interpreter ends would abort the process (github.com/apache/arrow/issues/36389).
+        # Single-threaded: if a thread of Arrow's pool still held these Python-owned bytes at interpreter
+        # exit, the process would abort (github.com/apache/arrow/issues/36389).
         with pq.ParquetFile(pa.BufferReader(content)) as file:
             rows = file.read(use_threads=False).to_pylist()
         return [Record(**row, split=split) for row in rows]
@@ -96,7 +96,7 @@ class PreparedDataset:
             The number of records.
 
         Raises:
-            DataError: the folder holds files already, or it cannot be written.
+            DataError: the folder already holds files, or it cannot be written.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -114,13 +114,13 @@ class PreparedDataset:
         return count
 
     def task_set(self) -> TaskSet:
-        """The tasks as they were fitted on the training records."""
+        """The tasks as fitted on the training records."""
         entries = self.manifest["tasks"].items()
         return TaskSet({name: task_from_dict(entry["task"]) for name, entry in entries})
 
     @property
     def describes(self) -> str:
-        """What tables call this data: `built-in sample` if any task is from it, else the datasets' names."""
+        """This data's name in tables: `built-in sample` if any task is from it, else the datasets' names."""
         names = list(dict.fromkeys(entry["dataset"] for entry in self.manifest["tasks"].values()))
         return SAMPLE if SAMPLE in names else ", ".join(names)
 
@@ -135,18 +135,18 @@ def prepare(
 ) -> PreparedDataset:
     """Read, check, split and store the data of every task of a recipe.
 
-    Rows stream from the sources to disk, so memory does not grow with their number; neither `workers` nor
-    `mapper` changes a byte of what is written.
+    Rows stream from the sources to disk, so memory does not grow with their number. `workers` and `mapper`
+    do not change a byte of the output.
 
     Args:
         force: prepare again even if nothing changed.
-        say: takes a line for each task, after those that tell of many rows left out.
-        workers: processes that read; None is one a core, and one alone where there is little to read.
+        say: called with one line per task, after lines on rules that drop many rows.
+        workers: processes that read; None is one per core, or a single one if there is little to read.
         mapper: reads elsewhere, such as on a Ray cluster.
 
     Raises:
-        DataError: a source is missing or cannot be used; the message names task, file and fix. Or another run
-            uses other data in the same folder.
+        DataError: a source is missing or unusable; the message names task, file and fix. Or another run uses
+            other data in the same folder.
     """
     folder = Path(recipe.data.prepared_dir)
     writing = Lock(folder, "lock")
@@ -182,7 +182,7 @@ def _prepare(
     if not lock.take():
         raise DataError(
             f"Another run uses the data in {folder}, and this recipe needs other data there: wait for that "
-            f"run, or give this one a folder of its own, such as  --set data.prepared_dir={folder}-2"
+            f"run, or give this one its own folder, such as  --set data.prepared_dir={folder}-2"
         )
 
     manifest: dict[str, Any] = {"format": _FORMAT, "key": key, "fintune": __version__}
@@ -217,7 +217,7 @@ def _prepare(
             manifest["tasks"][task.name] = _entry(task, source, sums[task.name], labels, report, clipped)
         write_json(staging / "manifest.json", manifest)
     lock.take(shared=True)
-    for entry in manifest["tasks"].values():  # what a user must know comes first
+    for entry in manifest["tasks"].values():  # important lines first
         for note in entry["notes"]:
             say(note)
     for name, entry in manifest["tasks"].items():
@@ -228,7 +228,7 @@ def _prepare(
 def _sources(
     recipe: Recipe, tasks: TaskSet, configs: dict[str, TaskDataConfig], say: Callable[[str], None]
 ) -> dict[str, Source]:
-    """Each task's source; `data.commercial_only` may put another in its place, or leave the task out."""
+    """Each task's source; `data.commercial_only` may replace it or leave the task out."""
     sources = {}
     for task in tasks:
         source, line = licensed_source(task.name, configs[task.name], recipe.data, task)
@@ -250,7 +250,7 @@ def _sources(
 def _parts(
     tasks: TaskSet, sources: dict[str, Source], configs: dict[str, TaskDataConfig], scratch: Path
 ) -> list[Part]:
-    """What every task's source is read in."""
+    """The parts in which each task's source is read."""
     parts = []
     for task in tasks:
         home = scratch / task.name
@@ -262,10 +262,10 @@ def _parts(
 
 
 def load_prepared(folder: str | Path) -> PreparedDataset:
-    """The dataset that `prepare` wrote.
+    """Load the dataset that `prepare` wrote.
 
     Raises:
-        DataError: there is none, or a file of it is missing or not as it was written.
+        DataError: there is none, or one of its files is missing or was changed.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
@@ -284,9 +284,9 @@ def load_prepared(folder: str | Path) -> PreparedDataset:
 
 
 def first_held_out(folder: str | Path, key: str, task: str, count: int) -> list[Record]:
-    """The first test records of a task; [] where the folder does not hold the data with this key.
+    """The first test records of a task; [] if the folder does not hold the data with this key.
 
-    Reads no more than these rows, and so does not compare the file's checksum.
+    Reads only these rows, so it does not verify the file's checksum.
     """
     place, name = Path(folder), f"{task}/test.parquet"
     if not (place / "manifest.json").is_file():
@@ -298,7 +298,7 @@ def first_held_out(folder: str | Path, key: str, task: str, count: int) -> list[
 
 
 def test_data_loading() -> None:
-    """Prepare the default recipe's data, or find it prepared, and print what there is."""
+    """Prepare the default recipe's data, or find it prepared, and print a summary."""
     prepared = prepare(load_recipe(default_recipe_path()))
     print(f"\n{'task':<14} {'dataset':<23} {'train':>7} {'valid.':>7} {'test':>7}  example")
     for name, entry in prepared.manifest["tasks"].items():
@@ -318,9 +318,9 @@ def _damaged(folder: Path, why: str) -> str:
 def _splits(
     rows: Rows, task: Task, source: Source, config: TaskDataConfig, recipe: Recipe, report: Report
 ) -> dict[Split, dict[str, int]]:
-    """Give every row its split; official splits stay, missing ones are carved from the training rows.
+    """Give every row its split; keep official splits, and carve missing ones from the training rows.
 
-    Where training rows say when they were known, the latest become the missing splits.
+    If training rows have times, the latest become the missing splits.
 
     Returns:
         Split → label → its number of records, before any limit.
@@ -376,16 +376,16 @@ def _splits(
 
 
 def _plan(rows: Rows, task: Task, missing: int, report: Report) -> bool:
-    """Whether the splits that are missing are carved by time; what is unusual about them is noted.
+    """Whether missing splits are carved by time; notes anything unusual about them.
 
     Raises:
-        DataError: all rows are of fewer groups than there are splits to fill.
+        DataError: all rows are in fewer groups than there are splits to fill.
     """
     fill = missing + 1
     if splits.divide_by_question(rows, fill):
         report.notes.append(
-            f"{task.name}: its questions are on too few texts to divide these, so they are split by "
-            "question: texts of the test split are trained on, with other questions."
+            f"{task.name}: its questions are on too few texts to divide the texts, so they are split by "
+            "question: the model trains on texts of the test split, with other questions."
         )
     groups, loose = rows.query(
         "SELECT count(DISTINCT grp), count(*) - count(grp) FROM r WHERE gone IS NULL AND split = 'train'"
@@ -440,7 +440,7 @@ def _line(name: str, entry: dict[str, Any], note: str) -> str:
 
 
 def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[str, dict[str, str]]) -> str:
-    """A digest of everything the prepared files depend on: recipe, tasks, sources, this package's code."""
+    """A digest of everything that affects the prepared files: recipe, tasks, sources, this package's code."""
     code = hashlib.sha256()
     package = Path(__file__).parents[2]
     files = (path for part in ("data", "tasks", "text") for path in (package / part).rglob("*"))
@@ -466,7 +466,7 @@ def _key(recipe: Recipe, tasks: TaskSet, sources: dict[str, Source], sums: dict[
 
 
 def _current(folder: Path, key: str) -> PreparedDataset | None:
-    """The prepared dataset in `folder`, if it is whole and has this key."""
+    """The prepared dataset in `folder`, if it is complete and has this key."""
     try:
         prepared = load_prepared(folder)
     except DataError:
@@ -475,18 +475,18 @@ def _current(folder: Path, key: str) -> PreparedDataset | None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Preparing replaces the whole folder, so it must not be one that holds something else."""
+    """Refuse a folder that holds something else, because preparing replaces the whole folder."""
     if folder.is_file() or (
         folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file()
     ):
         raise DataError(
-            f"data.prepared_dir is {folder}, which holds something else than prepared data: "
+            f"data.prepared_dir is {folder}, which holds something other than prepared data: "
             "name another folder, or empty this one."
         )
 
 
 def _read(path: Path, split: Split, limit: int) -> list[Record]:
-    """The first records of a split's file, as many as `FIT_CHARACTERS` of text hold."""
+    """The first records of a split's file, up to `FIT_CHARACTERS` of text."""
     import pyarrow.parquet as pq
 
     records: list[Record] = []

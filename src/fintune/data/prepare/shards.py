@@ -1,7 +1,7 @@
-"""A source's rows, read and checked part by part, in as many processes as there are cores, onto disk.
+"""Read and check a source part by part onto disk, with one process per core.
 
-Parts in, one Parquet file a part out, in the same order whatever the number of workers. A part's memory is
-that of a batch of rows. Knows nothing of splits.
+Parts in, one Parquet file per part out, in the same order for any number of workers. A part needs the memory
+of one batch of rows. Knows nothing of splits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fintune.tasks.base import Record, Task
 
 BATCH_ROWS = 8_192
 PARALLEL_BYTES = 16 * 2**20
-"""Less than so much to read is read by this process alone: starting others would cost more."""
+"""Smaller inputs are read by this process alone: starting others would cost more."""
 
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Applies a function to items in other processes or on other machines, and yields the results in order."""
@@ -30,22 +30,22 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of one task's source that can be read alone."""
+    """A piece of one task's source that can be read independently."""
 
     task: Task
     read: Read
     labels: Mapping[str, str | None]
     path: Path
-    """Where its rows go."""
+    """The file to write its rows to."""
     bytes: int = 0
-    """About how much there is to read."""
+    """Its approximate size."""
 
 
 def read_parts(parts: Sequence[Part], workers: int | None = None, mapper: Map | None = None) -> list[Report]:
-    """Write every part's rows; returns what was dropped of each.
+    """Write every part's rows; return a report of the dropped rows for each.
 
     Args:
-        workers: processes at most; None is the number of cores.
+        workers: the most processes; None is the number of cores.
         mapper: reads the parts elsewhere, such as on a Ray cluster.
     """
     workers = min(workers or os.cpu_count() or 1, len(parts))
@@ -78,7 +78,7 @@ def _watched(reports: Iterator[Report], parts: Sequence[Part], total: int) -> It
 def schema() -> Any:
     """The columns of a part: a record's fields, its row's number in the part, and keys of its texts.
 
-    `key` stands for the passage, `ask` for text and question, `same` for text, question and target.
+    `key` identifies the passage, `ask` text and question, `same` text, question and target.
     """
     import pyarrow as pa
 
@@ -90,7 +90,7 @@ def schema() -> Any:
 
 
 def write_part(part: Part) -> Report:
-    """Read a part, check its rows, and write those that are whole."""
+    """Read a part, check its rows, and write the valid ones."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

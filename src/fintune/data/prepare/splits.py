@@ -1,6 +1,6 @@
-"""Which rows go where: seeded or by time, stratified by label, exact, and never through a group.
+"""Split rows: seeded or by time, stratified by label, with exact sizes, never dividing a group.
 
-Every function changes a table of `Rows` in SQL, so that none holds more in memory than DuckDB is given.
+Each function changes a table of `Rows` in SQL, so memory is bounded by DuckDB's limit.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from fintune.data.prepare.table import Rows
 from fintune.data.records import Split
 
 SAMPLED = 5_000
-"""Different passages in which their common frame is looked for."""
+"""How many different passages are searched for their common frame."""
 
 
 def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
-    """Drop the rows of `split` whose text or group also occurs in `held_out`, which stays as it is."""
+    """Drop the rows of `split` whose text or group also occurs in `held_out`, which is unchanged."""
     for column, reason, governed in (
         (
             "key",
             f"{split} texts also in {held_out}",
-            f"a text stands in one split alone, so keep it in one of the task's file, validation_file and "
+            f"a text may be in only one split, so keep it in one of the task's file, validation_file and "
             f"test_file, or leave {held_out}_file out",
         ),
         (
@@ -46,10 +46,10 @@ def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
 def remove_near_leaks(
     rows: Rows, among: Sequence[Split], held_out: Split, threshold: float, frame: Any
 ) -> None:
-    """Drop the rows of some splits whose text is nearly one of `held_out`, which alone takes memory.
+    """Drop rows of some splits whose text nearly duplicates one of `held_out`, which alone takes memory.
 
     Args:
-        frame: what many texts share and does not count (`near_duplicates.frame`).
+        frame: boilerplate that does not count (`near_duplicates.frame`).
     """
     from fintune.text.near_duplicates import Index
 
@@ -80,20 +80,20 @@ def remove_near_leaks(
 
 
 def join_more(rows: Rows) -> None:
-    """Put the rows of `more_train` among the training rows, once nothing is held out of these any more."""
+    """Add the rows of `more_train` to the training rows, once all held-out rows are chosen."""
     rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'more'")
     remove_duplicates(rows)
 
 
 def frame_of(rows: Rows) -> Any:
-    """What many passages of a task share, such as an instruction: see `near_duplicates.frame`."""
+    """Boilerplate that many passages of a task share, such as an instruction: see `near_duplicates.frame`."""
     from fintune.text.near_duplicates import frame
 
     return frame(rows.sample(SAMPLED))
 
 
 def remove_duplicates(rows: Rows) -> None:
-    """Keep the first of the training rows with the same text, question and target."""
+    """Keep only the first of the training rows with the same text, question and target."""
     rows.db.execute(
         """
         CREATE OR REPLACE TABLE first AS
@@ -104,7 +104,7 @@ def remove_duplicates(rows: Rows) -> None:
     rows.drop(
         "exact duplicates in train",
         "split = 'train' AND EXISTS (SELECT 1 FROM first f WHERE f.same = r.same AND f.row < r.row)",
-        "of rows that are the same the first is kept, and no key changes that",
+        "of identical rows the first is kept, and no key changes that",
         other="(SELECT f.row FROM first f WHERE f.same = r.same)",
         why="concat('repeats ', (SELECT f.id FROM first f WHERE f.same = r.same))",
     )
@@ -127,9 +127,9 @@ def count_conflicts(rows: Rows) -> int:
 def carve(rows: Rows, into: Split, fraction: float, seed: int) -> None:
     """Move about `fraction` of the training rows into another split.
 
-    Exactly round(fraction · n) rows, at least 1, are moved when no two belong together, each label as near
-    its share as whole numbers allow. Rows that belong together (the same text or group) move together:
-    clusters are taken whole, in a seeded order, while they fit; the smallest one where none fits.
+    If no two rows belong together, moves exactly round(fraction · n) rows, at least 1, with each label as
+    near its share as whole numbers allow. Rows that belong together (the same text or group) move together:
+    whole clusters are taken in a seeded order while they fit, or the smallest one if none fits.
     """
     counts = rows.labels("train")
     total = sum(counts.values())
@@ -162,10 +162,10 @@ def carve(rows: Rows, into: Split, fraction: float, seed: int) -> None:
 
 
 def _take(rows: Rows, quota: dict[str, int]) -> bool:
-    """Take clusters that fit, in order, up to about the first that no longer does; False when none fits.
+    """Take clusters that fit, in order, up to about the first that does not; False if none fits.
 
-    Running sums go over buckets of places first and then within the bucket that holds the edge, so that
-    no sort holds all clusters. What is passed by is looked at again in the next round.
+    Running sums go over buckets of positions first and then within the bucket with the edge, so that no sort
+    holds all clusters. Skipped clusters are considered again in the next round.
     """
     _set_room(rows, quota)
     rows.db.execute(
@@ -204,7 +204,7 @@ def _take(rows: Rows, quota: dict[str, int]) -> bool:
     )
     if _move(rows, quota):
         return True
-    rows.db.execute(  # the first that fits, so that every round comes nearer
+    rows.db.execute(  # the first that fits, so that every round makes progress
         """
         CREATE OR REPLACE TABLE taken AS
         SELECT arg_min(c, place) AS c FROM cluster WHERE c NOT IN (
@@ -221,7 +221,7 @@ def _set_room(rows: Rows, quota: Mapping[str, int]) -> None:
 
 
 def _move(rows: Rows, quota: dict[str, int]) -> bool:
-    """Move the clusters of `taken` from `cluster` to `moved`; whether there was any."""
+    """Move the clusters of `taken` from `cluster` to `moved`; return whether there were any."""
     sizes = rows.query("SELECT label, sum(size) FROM cluster SEMI JOIN taken USING (c) GROUP BY label")
     for label, size in sizes:
         quota[label] -= int(size)
@@ -233,7 +233,7 @@ def _move(rows: Rows, quota: dict[str, int]) -> bool:
 def _find_clusters(rows: Rows) -> None:
     """Make the table `member` (row, c) of the training rows: rows linked by a text or a group share a c.
 
-    Labels spread along texts and groups until none changes: as many rounds as a chain of links is long.
+    Labels spread along texts and groups until none changes: as many rounds as the longest chain of links.
     """
     rows.db.execute(
         """
@@ -262,10 +262,10 @@ def _find_clusters(rows: Rows) -> None:
 
 
 def divide_by_question(rows: Rows, splits: int) -> bool:
-    """Let questions on too few texts be split apart, and from held-out ones; whether that was needed.
+    """If there are too few texts, allow questions on one text in different splits; return whether it did.
 
     Args:
-        splits: how many splits the training rows are to fill.
+        splits: how many splits the training rows must fill.
     """
     passages, questions = rows.query(
         "SELECT count(DISTINCT key) FILTER (key NOT IN (SELECT key FROM r WHERE split <> 'train')), "
@@ -279,10 +279,10 @@ def divide_by_question(rows: Rows, splits: int) -> bool:
 
 
 def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
-    """Whether the training rows are divided by time, and if some are not, why, as a sentence; or "".
+    """Whether to split the training rows by time, and a sentence on rows that are not, or "".
 
     Args:
-        splits: how many splits they are to fill.
+        splits: how many splits they must fill.
     """
     total, dated, days = rows.query(
         "SELECT count(*), count(time), count(DISTINCT left(time, 10)) FROM r "
@@ -293,8 +293,8 @@ def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
     if 2 * dated >= total and days >= splits:
         rest = (
             f"{total - dated:,} of {total:,} rows have no time: they are split at random (data.seed), the "
-            "others by time, so some that are trained on may be later than some that are tested; give them a "
-            "time, or leave them out"
+            "others by time, so some training rows may be later than some test rows; give them a time, or "
+            "leave them out"
         )
         return True, rest if dated < total else ""
     what = (
@@ -304,7 +304,7 @@ def by_time(rows: Rows, splits: int) -> tuple[bool, str]:
 
 
 def undated(rows: Rows) -> str:
-    """What became of training rows without a time, where held-out rows have one, as a sentence; or ""."""
+    """A sentence on training rows without a time, if held-out rows have one, or ""."""
     held_out = rows.value("SELECT count(time) FROM r WHERE gone IS NULL AND split <> 'train'")
     count = rows.value("SELECT count(*) FROM r WHERE gone IS NULL AND split = 'train' AND time IS NULL")
     if not held_out or not count:
@@ -316,8 +316,8 @@ def undated(rows: Rows) -> str:
 
 
 def carve_by_time(rows: Rows, into: Split, fraction: float, seed: int) -> None:
-    """Move the latest `fraction` of the training rows into another split, whole days; of rows without a time
-    as many, as `carve` does."""
+    """Move the latest `fraction` of the training rows into another split, by whole days; and the same
+    fraction of rows without a time, as in `carve`."""
     dated = "gone IS NULL AND split = 'train' AND time IS NOT NULL"
     count = rows.value(f"SELECT count(*) FROM r WHERE {dated}")
     last = rows.value(
@@ -335,9 +335,9 @@ def carve_by_time(rows: Rows, into: Split, fraction: float, seed: int) -> None:
 
 
 def embargo(rows: Rows, split: Split, held_out: Split, days: int) -> None:
-    """Drop the rows of `split` known within `days` days before the first of `held_out`, or after it.
+    """Drop the rows of `split` within `days` days before the first of `held_out`, or after it.
 
-    What is left ends before the held-out split begins, with room for features and targets that span days
+    So the split ends before the held-out split begins, with a gap for features and targets that span days
     (López de Prado, 2018, chapter 7). Rows without a time stay (see `undated`).
     """
     begin = rows.value(
@@ -349,14 +349,14 @@ def embargo(rows: Rows, split: Split, held_out: Split, days: int) -> None:
     rows.drop(
         f"{split} records within {days} days of the {held_out} split",
         "split = $split AND left(time, 10) >= $limit",
-        f"data.embargo_days is {days}, and fewer days leave out fewer",
+        f"data.embargo_days is {days}, and fewer days drop fewer rows",
         split=split,
         limit=end,
     )
 
 
 def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
-    """Leave at most `limit` rows of a split, chosen by the seed: labels in their shares, and each of them."""
+    """Keep at most `limit` rows of a split, chosen by the seed: every label, in its share."""
     counts = rows.labels(split)
     if limit is None or sum(counts.values()) <= limit:
         return
@@ -375,7 +375,7 @@ def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
             label=label,
             free=free,
         )
-        for first, row in least:  # of those that are too many
+        for first, row in least:  # of the surplus rows
             rows.db.execute(
                 f"DELETE FROM r WHERE {chosen} AND ({place} > $first OR ({place} = $first AND row >= $row))",
                 {"seed": seed, "split": split, "label": label, "first": first, "row": row},
@@ -383,7 +383,7 @@ def cap(rows: Rows, split: Split, limit: int | None, seed: int) -> None:
 
 
 def bounds(rows: Rows, share: float) -> tuple[float, float] | None:
-    """The `share` and `1 - share` quantiles of the training targets; None where nothing is to be clipped."""
+    """The `share` and `1 - share` quantiles of the training targets; None if nothing is to be clipped."""
     ((low, high),) = rows.query(
         """
         SELECT quantile_cont(number, $low), quantile_cont(number, $high) FROM r

@@ -1,7 +1,7 @@
-"""One task's rows as a table that need not fit in memory (DuckDB), from its parts to its splits on disk.
+"""One task's rows as a DuckDB table that need not fit in memory, from its parts to its splits on disk.
 
 The table holds what splitting needs: numbers, keys, labels, times; texts stay in the parts' files until the
-splits are written. A row that leaves keeps the reason why. Knows nothing of tasks.
+splits are written. A dropped row keeps the reason. Knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from fintune.data.prepare.checks import MANY, MAX_NAMED, Report, Rule
 from fintune.data.records import COLUMNS, Split
 
 MEMORY = "512MB"
-"""What DuckDB may use before it goes to disk."""
+"""DuckDB's memory limit, beyond which it uses the disk."""
 MALFORMED = "malformed rows"
 SHOWN = 90
-"""Characters of an example's text."""
+"""Characters of text to show in an example."""
 
 
 class Rows:
-    """The rows of one task; use it as a context, for it holds files open."""
+    """The rows of one task; a context manager, because it holds files open."""
 
     def __init__(
         self, parts: Sequence[Path], scratch: Path, numeric: bool, report: Report, turns: bool = False
     ) -> None:
-        """Args: turns: the question is part of what is compared, as a conversation's last turn is."""
+        """Args: turns: compare the question too, because it is a conversation's last turn."""
         import duckdb
         import pyarrow.parquet as pq
 
@@ -35,9 +35,9 @@ class Rows:
         self.turns = turns
         self.db = duckdb.connect(str(scratch / "rows.duckdb"))
         self.db.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false")
-        if self.value("SELECT current_setting('enable_progress_bar')"):  # false cannot be set in a notebook
+        if self.value("SELECT current_setting('enable_progress_bar')"):  # a notebook refuses even false
             self.db.execute("SET enable_progress_bar = false")
-        # Rows are numbered through all parts, so that how a source was cut changes nothing.
+        # Rows are numbered across all parts, so that the way a source was cut changes nothing.
         self.db.execute("CREATE TABLE part (file VARCHAR, before BIGINT)")
         before = 0
         for path in parts:
@@ -71,7 +71,7 @@ class Rows:
         return self.db.execute(sql, parameters or None).fetchall()
 
     def value(self, sql: str, **parameters: Any) -> Any:
-        """The one value of a query; None where it finds no row."""
+        """The one value of a query; None if it finds no row."""
         found = self.query(sql, **parameters)
         return found[0][0] if found else None
 
@@ -79,7 +79,7 @@ class Rows:
         return int(self.value("SELECT count(*) FROM r WHERE gone IS NULL AND split = $split", split=split))
 
     def labels(self, split: str) -> dict[str, int]:
-        """Label → its number of rows in a split; one label, "", where the task has none."""
+        """Label → its number of rows in a split; one label, "", if the task has none."""
         sql = "SELECT label, count(*) FROM r WHERE gone IS NULL AND split = $split GROUP BY 1 ORDER BY 1"
         return dict(self.query(sql, split=split))
 
@@ -93,12 +93,12 @@ class Rows:
         why: str = "NULL",
         **parameters: Any,
     ) -> int:
-        """Take the rows that fulfil a condition out, under a reason that the report counts and names.
+        """Drop the rows that satisfy a condition, under a reason that the report counts and names.
 
         Args:
-            governed: the key of the recipe that governs this, as `Rule` has it.
-            other: an SQL expression for the row that a row repeats.
-            why: one that says more of a row.
+            governed: the recipe key that governs this, as in `Rule`.
+            other: an SQL expression for the row that a row duplicates.
+            why: an SQL expression with details on a row.
         """
         chosen = f"FROM r WHERE gone IS NULL AND ({where})"
         found = self.query(
@@ -118,11 +118,11 @@ class Rows:
 
     @property
     def _passage(self) -> str:
-        """What is compared of a row of `source p`."""
+        """The SQL expression of a row's compared text, in `source p`."""
         return "concat_ws(chr(10), p.text, p.question)" if self.turns else "p.text"
 
     def sample(self, count: int) -> Iterator[str]:
-        """The texts of so many different passages, at random but always the same ones."""
+        """The texts of this many different passages, random but always the same."""
         rows = self.db.cursor().execute(
             f"""
             SELECT {self._passage} FROM source p WHERE row IN (
@@ -135,7 +135,7 @@ class Rows:
             yield from (text for (text,) in found)
 
     def losses(self, task: str, total: int) -> list[str]:
-        """A sentence for each rule that left out more than `MANY` of a task's rows, with an example."""
+        """A sentence for each rule that dropped more than `MANY` of a task's rows, with an example."""
         said = []
         for reason, count in self.report.dropped.items():
             rule = self.report.rules.get(reason)
@@ -161,7 +161,7 @@ class Rows:
         return said
 
     def texts(self, *splits: str) -> Iterator[tuple[int, str, str]]:
-        """(row, id, passage) of the rows that are left in some splits, in order of the rows."""
+        """(row, id, passage) of the remaining rows in some splits, in row order."""
         rows = self.db.cursor().execute(
             f"""
             SELECT p.row, p.id, {self._passage} FROM source p JOIN r USING (row)
@@ -176,7 +176,7 @@ class Rows:
         """Write a split in a seeded order, so that its first n rows are a fair sample of it.
 
         Args:
-            bounds: the least and the greatest number that a target is clipped to.
+            bounds: the smallest and largest number that targets are clipped to.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -1,1 +1,1 @@
-"""What the prepared data is like, and what leaks between its splits."""
+"""Describe the prepared data, and find what leaks between its splits."""

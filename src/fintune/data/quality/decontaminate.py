@@ -1,8 +1,8 @@
-"""A user's own training file without what repeats a test set, exactly or nearly.
+"""Remove rows that duplicate or nearly duplicate a test text from a user's own training file.
 
-The cleaned file is the file as it was, without those rows: the same columns, order and bytes (of tables and
-JSON lines; Parquet by column; a JSON list item by item; a workbook cell by cell). Rows stream through,
-save for a workbook's; memory holds the test sets only.
+Otherwise the file is unchanged: the same columns, order and bytes (for tables and JSON lines; Parquet by
+column; a JSON list item by item; a workbook cell by cell). Rows stream through, except a workbook's; memory
+holds only the test sets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fintune.files import atomic_file
 from fintune.text.near_duplicates import THRESHOLD
 
 Marks = list[tuple[int, bool]]
-"""(a line's number, or of Parquet a row's, from 1; whether what begins there stays), where that changes."""
+"""(line number, or row number for Parquet, from 1; whether rows from there on stay), at each change."""
 
 
 @dataclass
@@ -40,10 +40,11 @@ class Removal:
 
     rows: int = 0
     removed: list[dict[str, Any]] = field(default_factory=list)
-    """For each row: its number (from 1, blank lines and the header aside), test set, test id, similarity."""
+    """For each removed row: its number (from 1, without blank lines and header), test set, test id,
+    similarity."""
     by_set: Counter[str] = field(default_factory=Counter)
     test_sets: dict[str, int] = field(default_factory=dict)
-    """Test set → records in it."""
+    """Test set → its number of records."""
     unread: int = 0
     """Rows that could not be read, and stay."""
 
@@ -57,10 +58,10 @@ def decontaminate(
     threshold: float = THRESHOLD,
     say: Callable[[str], None] = print,
 ) -> Removal:
-    """Write `path` without the rows that repeat a test text, and `<output>.removed.jsonl` which names them.
+    """Write `path` without the rows that duplicate a test text, and list these in `<output>.removed.jsonl`.
 
     Args:
-        task: take the text column that the recipe maps for this task.
+        task: use the text column that the recipe maps for this task.
         threshold: similarity from which a text is a near duplicate.
 
     Raises:
@@ -73,7 +74,7 @@ def decontaminate(
     _check_kinds(path, output)
     file = row_files(path, "FILE", settings.encoding, settings.sheet, settings.columns.values())[0]
     if file.inside not in (LINES, LIST) or file.paths:
-        raise DataError(f"{path} has its rows inside a document: write them as a list, or an object a line.")
+        raise DataError(f"{path} has its rows inside a document: write a list, or one object per line.")
     for note in file.notes:
         say(note)
     names, rows = open_rows(file, [wanted] if wanted else ())
@@ -104,12 +105,12 @@ def decontaminate(
 def _clean(
     row: dict[str, Any] | str, columns: list[str], shape: str | None, held_out: HeldOut, removal: Removal
 ) -> bool:
-    """Whether a row repeats no test text; counts it, and names what it repeats."""
+    """Whether a row duplicates no test text; if it does, record which one."""
     texts: list[str] = []
     if isinstance(row, dict):
         texts = _texts([cell(row, name) for name in columns])
         made = fields_of(row, shape) if shape else ""
-        if not isinstance(made, str):  # as the test set has it: an instruction with its input, a conversation
+        if not isinstance(made, str):  # in the test set's form: an instruction with its input, a conversation
             texts += ["\n".join(filter(None, (made["text"], made.get("question"))))]
     removal.rows += 1
     removal.unread += not texts
@@ -145,7 +146,7 @@ def _check_kinds(path: Path, output: Path) -> None:
 
 
 def _settings(recipe: Recipe, task: str | None) -> TaskDataConfig:
-    """What the recipe says of a task's files; of no task nothing, and the usual names are taken."""
+    """The recipe's settings for a task's files; without a task, none, so the usual column names apply."""
     known = [*recipe.multi_task.task_weights, *(custom.name for custom in recipe.custom_task)]
     if task is not None and task not in known:
         raise ConfigError(f"--task is {task!r}, but the recipe's tasks are: {', '.join(known)}.")
@@ -161,7 +162,7 @@ def _prepared(recipe: Recipe, say: Callable[[str], None]) -> PreparedDataset | N
 
 
 def _worst(held_out: HeldOut, texts: list[str]) -> tuple[str, Found] | None:
-    """The most similar test text of all sets; an exact one ends the search."""
+    """The most similar test text of all sets; an exact match ends the search."""
     worst: tuple[str, Found] | None = None
     for text in texts:
         for name, found in held_out.find(text).items():
@@ -176,17 +177,17 @@ def _tell(removal: Removal, output: Path, say: Callable[[str], None]) -> None:
     for name, count in removal.by_set.most_common():
         say(f"{count:>7,} {name}")
     if removal.unread:
-        say(f"{removal.unread:,} rows hold no text that could be compared; they stay.")
+        say(f"{removal.unread:,} rows have no text to compare; they stay.")
     kept = removal.rows - len(removal.removed)
     say(f"{len(removal.removed):,} of {removal.rows:,} rows removed; {kept:,} kept in {output}.")
-    say(f"The removed rows are named in {output}.removed.jsonl.")
+    say(f"The removed rows are listed in {output}.removed.jsonl.")
 
 
-# A row's texts ------------------------------------------------------------------------------------
+# Texts of a row -----------------------------------------------------------------------------------
 
 
 def _chosen(names: list[str], wanted: str | None, path: Path) -> list[str]:
-    """The columns that are compared: the one mapped, else one of a usual name, else all."""
+    """The columns to compare: the mapped one, else one with a usual name, else all."""
     if wanted is not None and not has_column(names, wanted):
         raise DataError(f"{path} has no column '{wanted}'; its columns are: {', '.join(names)}.")
     usual = None if shape_of(names) else usual_column("text", names)
@@ -210,11 +211,11 @@ def _texts(values: list[Any]) -> list[str]:
     return list(texts)
 
 
-# What stays -----------------------------------------------------------------------------------------
+# Copying the rows that stay -------------------------------------------------------------------------
 
 
 def _stays(marks: Marks) -> Iterator[bool]:
-    """Whether line (or row) 1, 2, 3, … stays; it has no end."""
+    """Whether line (or row) 1, 2, 3, … stays; endless."""
     for (begin, stays), (end, _) in pairwise(marks):
         yield from repeat(stays, end - begin)
     yield from repeat(marks[-1][1])
@@ -229,9 +230,9 @@ def _copier(file: RowFile) -> Callable[[RowFile, BinaryIO, Iterator[bool]], None
 
 
 def _copy_lines(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
-    encoding = "utf-8" if file.encoding == UTF8 else file.encoding  # a mark stays as it is
+    encoding = "utf-8" if file.encoding == UTF8 else file.encoding  # keeps a byte order mark
     with (
-        io.TextIOWrapper(file.open(), encoding, newline="") as lines,  # as they are: no line end is changed
+        io.TextIOWrapper(file.open(), encoding, newline="") as lines,  # keeps line ends
         _packed(file, output) as target,
         io.TextIOWrapper(target, encoding, newline="") as kept,
     ):
@@ -261,7 +262,7 @@ def _copy_book(file: RowFile, output: BinaryIO, stays: Iterator[bool]) -> None:
 
 
 def _packed(file: RowFile, output: BinaryIO) -> Any:
-    """A stream that packs what it is given as the file is packed, and leaves `output` open."""
+    """A stream that compresses like the file, and leaves `output` open."""
     import pyarrow as pa
 
     plain = open(output.fileno(), "wb", closefd=False)  # noqa: SIM115

@@ -1,7 +1,7 @@
-"""The texts nobody may train on: the test sets of every public dataset found, and of the prepared data.
+"""Held-out texts, which nobody may train on: test sets of every public dataset found and of prepared data.
 
-What is compared is a statement as it stands in the world: a dataset's own framing (a line `Target: …`,
-several tweets in one text) is taken away, so that one sentence is the same in every dataset.
+Statements are compared without a dataset's own framing (a line `Target: …`, several tweets in one text), so
+that one sentence is the same in every dataset.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from fintune.tasks.base import Record, Task
 from fintune.text.near_duplicates import THRESHOLD, Index, frame, without_links
 
 FRAME_TEXTS = 5_000
-"""Of each split of a task, in which the frame of its texts is looked for."""
+"""Texts of each split of a task that are searched for its frame."""
 WORDS_IN_TWEET = 4
-"""A tweet of fewer words says too little to be called a repetition of another."""
+"""A tweet with fewer words says too little to count as a duplicate."""
 
 
 def statements(record: Record) -> list[str]:
-    """A record's text as the statements that other datasets may hold too; most often the text alone."""
+    """A record's text as statements that other datasets may also contain; usually the text alone."""
     if record.source.startswith("fiqa"):
         return [record.text.rpartition("\nTarget: ")[0] or record.text]
     if record.source.startswith("stocknet"):
@@ -42,38 +42,38 @@ def _whole(record: Record) -> list[str]:
 
 @dataclass(frozen=True)
 class Found:
-    """The held-out text that a text repeats."""
+    """The held-out text that a text duplicates."""
 
     id: str
     exact: bool
-    """The same text, case, spacing and links aside."""
+    """The same text, ignoring case, spacing and links."""
     similarity: float
 
 
 class HeldOut:
-    """Named test sets in one index, and which of their texts another text repeats, exactly or nearly."""
+    """An index of named test sets that finds which of their texts another text duplicates or nearly does."""
 
     def __init__(self, threshold: float = THRESHOLD, whole: bool = False, frame: Any = ()) -> None:
         """
         Args:
-            whole: compare texts as they stand in the dataset, not statement by statement.
-            frame: what many texts share and does not count (`near_duplicates.frame`).
+            whole: compare texts as they are in the dataset, not statement by statement.
+            frame: boilerplate that does not count (`near_duplicates.frame`).
         """
         self._parts = _whole if whole else statements
         self.records: Counter[str] = Counter()
-        """Test set → records in it."""
+        """Test set → its number of records."""
         self._exact: dict[str, dict[str, str]] = {}
         self._index = Index(threshold, frame)
 
     def add(self, name: str, record: Record) -> None:
-        """Take a record into the test set of this name: its statements, and its text as a whole."""
+        """Add a record to a test set: its statements, and its whole text."""
         self.records[name] += 1
         for statement in dict.fromkeys([*self._parts(record), record.text]):
             self._exact.setdefault(_key(statement), {}).setdefault(name, record.id)
             self._index.add((name, record.id), statement)
 
     def find(self, text: str) -> dict[str, Found]:
-        """By test set, the text that is most like this one; nothing where it has none."""
+        """By test set, the most similar text; empty if there is none."""
         key = _key(text)
         exact = self._exact.get(key, {}) if key else {}
         found = {name: Found(id, True, 1.0) for name, id in exact.items()}
@@ -82,7 +82,7 @@ class HeldOut:
         return found
 
     def find_record(self, record: Record) -> dict[str, Found]:
-        """The same for a record: the best that any of its statements finds."""
+        """The same for a record: the best match of any of its statements."""
         best: dict[str, Found] = {}
         for statement in self._parts(record):
             for name, found in self.find(statement).items():
@@ -107,11 +107,11 @@ def public_and_prepared(
 ) -> HeldOut:
     """Every test set there is.
 
-    A public dataset's is its official test split; where it has none, the split of the prepared data, and
-    where that does not hold it either, the whole dataset. Prepared tasks on other data add their own.
+    A public dataset's test set is its official test split; if it has none, the prepared data's split, and if
+    that does not hold the dataset, the whole dataset. Prepared tasks on other data add their own.
 
     Args:
-        ignore: sources of prepared tasks that are left out, as the manifest names them.
+        ignore: sources of prepared tasks to leave out, as named in the manifest.
     """
     folders = data_folders(data)
     entries = prepared.manifest["tasks"].items() if prepared else ()
@@ -122,7 +122,7 @@ def public_and_prepared(
     taken: set[tuple[str, ...]] = set()
     for dataset in DATASETS.values():
         own = tasks.pop(dataset.name, [])
-        if tuple(dataset.paths) in taken:  # another view of files whose test split is in already
+        if tuple(dataset.paths) in taken:  # another view of files whose test split is already included
             continue
         if (folder := whole_in(dataset, folders)) is not None:
             for record in _test_records(dataset, folder, prepared, own[0] if own else None):
@@ -138,12 +138,12 @@ def public_and_prepared(
 
 
 def passages(task: Task, records: Iterable[Record]) -> list[Record]:
-    """A task's records, with what is compared of each as its text."""
+    """A task's records, with the text to compare as their text."""
     return [replace(record, text=task.passage(record)) for record in records]
 
 
 def prepared_frame(prepared: PreparedDataset) -> Any:
-    """What many texts of one task share, of every task: see `near_duplicates.frame`."""
+    """The boilerplate of every task's texts: see `near_duplicates.frame`."""
     import numpy as np
 
     found = [
@@ -160,7 +160,7 @@ def prepared_frame(prepared: PreparedDataset) -> Any:
 def _test_records(
     dataset: Dataset, folder: Path, prepared: PreparedDataset | None, task: str | None
 ) -> Iterator[Record]:
-    """The official test split, else the prepared one, else every record; the dataset is read once."""
+    """The official test split, else the prepared one, else every record; reads the dataset once."""
     official = False
     others: list[Record] = []
     for item in dataset.read(folder):

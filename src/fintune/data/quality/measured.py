@@ -1,7 +1,7 @@
-"""Prepared data in, what is measured of it out, as plain values; and which texts leak between its splits.
+"""Measure prepared data, and find texts that leak between its splits; returns plain values.
 
-`build` measures and returns plain values; `leaks` says what `--strict` refuses. Knows nothing of Markdown or
-HTML, which `reports.data_quality` makes of the same values.
+`build` measures; `leaks` lists what `--strict` refuses. Knows no Markdown or HTML, which
+`reports.data_quality` makes from the same values.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fintune.text import encoding
 from fintune.text.near_duplicates import THRESHOLD, frame, pairs, shingles, similarity
 
 SCHEMA = 1
-"""Raised when a key of `quality.json` changes its meaning or goes."""
+"""Increased when a key of `quality.json` changes its meaning or is removed."""
 NAMED = 10
-"""Examples that are shown of each finding; all are counted."""
+"""How many examples of each finding are shown; all are counted."""
 SHOWN = 160
-"""Characters of a text that are shown."""
+"""How many characters of a text are shown."""
 NEAR_ROWS = 200_000
-"""Rows of a split, from its beginning, among which near duplicates are looked for, in memory."""
+"""The first rows of a split, in memory, that are searched for near duplicates."""
 BINS = 24
 
 Splits = dict[Split, list[Record]]
@@ -42,13 +42,13 @@ def build(
     """Measure prepared data.
 
     Args:
-        tokenizer: the base model's; None leaves token lengths out.
-        recipe: says where the public datasets are, and `training.max_length`.
+        tokenizer: the base model's; None skips token lengths.
+        recipe: gives the public datasets' folder, and `training.max_length`.
         threshold: similarity from which two texts are near duplicates.
 
     Returns:
-        `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: by name, what was found;
-        `across`: what the training texts of each task repeat of every test set there is.
+        `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: the findings by task;
+        `across`: each task's training texts that occur in any test set.
     """
     template = PromptTemplate(tokenizer, recipe.training.max_length) if tokenizer is not None else None
 
@@ -72,7 +72,7 @@ def _found(
     threshold: float,
     measure: Callable[[Task, Splits], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """`tasks` and `across` of the report: the leaks, and what `measure` says of a task's splits."""
+    """`tasks` and `across` of the report: the leaks, and the result of `measure` for each task's splits."""
     held_out = public_and_prepared(recipe.data, prepared, threshold)
     tasks: dict[str, Any] = {}
     across: list[dict[str, Any]] = []
@@ -93,13 +93,13 @@ def _found(
 
 
 def leaks(report: dict[str, Any]) -> list[str]:
-    """One sentence for each leak that is still in the data: `--strict` refuses these.
+    """One sentence for each leak that is still in the data, which `--strict` refuses.
 
-    A leak is a training text (or a validation text) that stands in a test set of this run, that of its own
-    task or of another. What preparation left out is no leak; nor is what `overlaps` lists.
+    A leak is a training or validation text that occurs in a test set of this run, of its own task or another.
+    Rows that preparation removed are not leaks, nor is what `overlaps` lists.
 
     Args:
-        report: what `build` returned; `tasks` and `across` are enough.
+        report: the result of `build`; `tasks` and `across` are enough.
     """
     sentences = [
         f"{name}: {_counts(leak)} of {leak['to']} texts in {leak['from']}"
@@ -111,12 +111,12 @@ def leaks(report: dict[str, Any]) -> list[str]:
 
 
 def overlaps(report: dict[str, Any]) -> list[str]:
-    """One sentence for each test set that this run does not evaluate on and some training text stands in."""
+    """One sentence for each test set outside this run's evaluation that some training text occurs in."""
     return _across_tasks(report, of_this_run=False)
 
 
 def _across_tasks(report: dict[str, Any], of_this_run: bool) -> list[str]:
-    """What each task's training texts repeat of the test sets of others, among this run's or elsewhere."""
+    """Each task's training texts that occur in other tasks' test sets, of this run or elsewhere."""
     rows = report["across"]["train"]
     sentences = []
     for row in rows:
@@ -132,13 +132,13 @@ def _across_tasks(report: dict[str, Any], of_this_run: bool) -> list[str]:
 
 
 def _one_source(dataset: str, other: str) -> bool:
-    """Whether two names stand for one dataset, or for views of the same files."""
+    """Whether two names mean one dataset, or views of the same files."""
     known = DATASETS.get(dataset), DATASETS.get(other)
     return dataset == other or (None not in known and known[0].paths == known[1].paths)  # type: ignore[union-attr]
 
 
 def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str], None] = print) -> None:
-    """Check that no training text stands in a test set of this run, and say what was left out for that.
+    """Check that no training text occurs in a test set of this run, and say what was removed for that.
 
     Raises:
         CheckFailed: there are leaks; the message lists them, as `leaks` does.
@@ -148,7 +148,7 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
         say(f"Not in a test set of this run: {sentence}.")
     if sentences := leaks(found):
         raise CheckFailed(
-            "--strict allows no leak, but there are these (fintune data report names the texts):\n  "
+            "--strict allows no leak, but the data has these (fintune data report names the texts):\n  "
             + "\n  ".join(sentences)
             + "\nLeave data.near_duplicates at its default, and clean your own files with  fintune data "
             "decontaminate."
@@ -156,7 +156,7 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
     counts = (task["dropped"].items() for task in found["tasks"].values())
     left_out = sum(count for reason, count in chain.from_iterable(counts) if " also in " in reason)
     say(
-        "No training text stands in a test set of this run; "
+        "No training text occurs in a test set of this run; "
         f"{left_out:,} texts that repeat a held-out one were left out."
     )
 
@@ -190,7 +190,7 @@ def _split(
 
 
 def _distribution(values: Sequence[float]) -> dict[str, Any]:
-    """Quantiles and a histogram; its last bin, from the 99th percentile on, is open to the right."""
+    """Quantiles and a histogram; its last bin, from the 99th percentile on, has no upper bound."""
     import numpy as np
 
     if not len(values):
@@ -199,7 +199,7 @@ def _distribution(values: Sequence[float]) -> dict[str, Any]:
     quantiles = np.quantile(data, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)).tolist()
     names = ("min", "p5", "p25", "median", "p75", "p95", "p99", "max")
     bins: Any = BINS
-    if (data == np.floor(data)).all():  # bins of whole numbers alike, or some would hold one number more
+    if (data == np.floor(data)).all():  # bins with equally many whole numbers; else some would have one more
         low, top = quantiles[0], np.ceil(quantiles[-2])
         width = max(1, np.ceil((top - low + 1) / BINS))
         bins = np.arange(low, top + width + 1, width)
@@ -210,7 +210,7 @@ def _distribution(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> dict[str, Any]:
-    """Tokens of prompt and answer together, before anything is cut, and what `max_length` cuts of them."""
+    """Tokens of prompt and answer together before cutting, and what `max_length` cuts."""
     lengths: list[int] = []
     for begin in range(0, len(records), 256):
         batch = records[begin : begin + 256]
@@ -232,7 +232,7 @@ def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> 
 
 
 def _duplicates(task: Task, records: Sequence[Record], threshold: float) -> dict[str, Any]:
-    """Records whose text, and question if there is one, repeat an earlier one's in this split."""
+    """Records whose text, with its question, duplicates an earlier one in this split."""
     keys = {record.id: _key(record) for record in records}
     repeated = len(records) - len(set(keys.values()))
 
@@ -260,7 +260,7 @@ def _duplicates(task: Task, records: Sequence[Record], threshold: float) -> dict
 
 
 def _conflicts(records: Sequence[Record]) -> dict[str, Any]:
-    """Texts (with their question) that stand in this split with more than one target."""
+    """Texts (with their question) that have more than one target in this split."""
     by_key: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         by_key[_key(record)].append(record)
@@ -277,7 +277,7 @@ def _conflicts(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _encoding(records: Iterable[Record]) -> dict[str, Any]:
-    """Records that `data.repair_encoding` would repair, and those with a character lost for good."""
+    """Records that `data.repair_encoding` would repair, and those with a lost character."""
     counts = {"repairable": 0, "lost": 0}
     examples: list[dict[str, str]] = []
     for record in records:
@@ -289,12 +289,12 @@ def _encoding(records: Iterable[Record]) -> dict[str, Any]:
             counts[problem] += 1
             if len(examples) < NAMED:
                 examples.append({"id": record.id, "problem": problem, "text": _around(part, problem)})
-            break  # a record counts once
+            break  # count each record once
     return {**counts, "examples": examples}
 
 
 def _around(text: str, problem: encoding.Problem) -> str:
-    """The part of a text where the damage is."""
+    """The damaged part of a text."""
     if problem == "lost":
         place = text.index("\ufffd")
     else:
@@ -317,7 +317,7 @@ def _shown(value: object) -> str:
 
 
 def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
-    """What the texts of one split repeat of another that it should not know: whole texts, not statements."""
+    """The texts of one split that duplicate another split's: whole texts, not statements."""
     common = frame(record.text for records in splits.values() for record in records[:FRAME_TEXTS])
     held_out = HeldOut(threshold, whole=True, frame=common)
     for split in ("validation", "test"):
@@ -334,7 +334,7 @@ def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
 
 
 def _across(records: Iterable[Record], held_out: HeldOut) -> dict[str, Any]:
-    """By test set that some repeat: how many records repeat one of its texts, exactly or nearly."""
+    """By test set, if any: how many records duplicate one of its texts, exactly or nearly."""
     found: dict[str, list[tuple[Record, Found]]] = defaultdict(list)
     for record in records:
         for name, match in held_out.find_record(record).items():

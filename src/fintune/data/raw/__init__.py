@@ -1,1 +1,1 @@
-"""Where raw data comes from: public datasets, a user's own files, the built-in sample."""
+"""Raw data: public datasets, a user's own files, the built-in sample."""

@@ -1,7 +1,7 @@
-"""Dataset names in, raw files below a folder out: copied from a data folder at hand, else downloaded.
+"""Get datasets' raw files into a folder: copied from a local data folder, or else downloaded.
 
-Every file is checked against its known checksum and put in its place whole or not at all. What was
-downloaded is recorded in `downloads.json` beside the files, so that a later call knows them again.
+Every file is checked against its known checksum and written atomically. Downloads are recorded in
+`downloads.json` beside the files, so that a later call recognizes them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 DEFAULT_DIR = "data/raw"
 RECORD = "downloads.json"
 QUICK = Limits(connect_seconds=1.2, read_seconds=10, file_seconds=300, attempts=3, pause_seconds=0.5)
-"""For a run that can do without: offline it learns so within three seconds."""
+"""For a run that can do without: if offline, it notices within three seconds."""
 
 
 @dataclass
 class Outcome:
-    """The datasets that could not be had, each with the reason."""
+    """The datasets that could not be obtained, each with the reason."""
 
     unreached: dict[str, str] = field(default_factory=dict)
-    """Those whose servers were not reached."""
+    """Those whose servers could not be reached."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Those that no place gave as they should be."""
+    """Those for which no source gave a correct file."""
 
 
 def download(
@@ -47,18 +47,18 @@ def download(
     say: Callable[[str], None] = print,
     limits: Limits | None = None,
 ) -> list[str]:
-    """Get the raw files of datasets (default, or with the name `all`: all).
+    """Get the raw files of datasets (all by default, or with the name `all`).
 
-    Files that are there already are checked and kept. FINTUNE_DATA_DIR, where it is set and holds a
-    file, is copied from; other files come from their pinned upstream. FINTUNE_OFFLINE=1 asks no server.
+    Existing files are checked and kept. If FINTUNE_DATA_DIR is set and holds a file, it is copied from there;
+    other files come from their pinned upstream. FINTUNE_OFFLINE=1 contacts no server.
 
     Returns:
-        The names of the datasets that could not be got, because no server was reached; `say` has told
-        where to put their files, and the built-in sample serves until then.
+        The names of datasets that are missing because no server was reached; `say` has told where to put
+        their files, and the built-in sample is used until then.
 
     Raises:
-        DataError: a name is unknown, a file has another checksum or is no longer upstream, or it cannot
-            be written. The other datasets are there nevertheless.
+        DataError: a name is unknown, a file has another checksum or is no longer upstream, or it cannot be
+            written. The other datasets are complete nevertheless.
     """
     outcome = get(names, target_dir, say, limits or Limits())
     if outcome.unreached:
@@ -76,17 +76,17 @@ def get(
     *,
     quick: bool = False,
 ) -> Outcome:
-    """As `download`, but what went wrong is returned.
+    """Like `download`, but returns what went wrong.
 
     Args:
-        quick: after one server that does not answer ask no other.
+        quick: contact no further server after one that does not answer.
     """
     names = list(names or ["all"])
     if "all" in names:
         names = list(DATASETS)
     for name in names:
         if name not in DATASETS:
-            raise DataError(f"There is no dataset '{name}'; there are: all, {', '.join(DATASETS)}.")
+            raise DataError(f"There is no dataset '{name}'; valid are: all, {', '.join(DATASETS)}.")
     store = _Store(Path(target_dir), limits, quick, say)
     outcome = Outcome()
     for dataset in (DATASETS[name] for name in dict.fromkeys(names)):
@@ -96,7 +96,7 @@ def get(
         except OfflineError as error:
             outcome.unreached[dataset.name] = str(error)
         except FetchError as error:
-            outcome.failed[dataset.name] = f"{dataset.name} could not be had: {error}."
+            outcome.failed[dataset.name] = f"{dataset.name} could not be downloaded: {error}."
         else:
             state = " and ".join(sorted(done)) or "already there"
             files = ", ".join(dataset.found(Path(target_dir)))
@@ -117,7 +117,7 @@ def _advice(unreached: dict[str, str], target: Path) -> str:
     return (
         f"No server was reached ({'; '.join(reasons)}), so these were not "
         f"downloaded: {', '.join(unreached)}. Place these files here, or set FINTUNE_DATA_DIR to a folder "
-        "that holds them; the built-in sample is used meanwhile.\n" + "\n".join(lines)
+        "that holds them; until then the built-in sample is used.\n" + "\n".join(lines)
     )
 
 
@@ -126,21 +126,21 @@ def _plain(pattern: str) -> str:
 
 
 class _Store:
-    """The folder of raw files, and what is known of the servers."""
+    """The folder of raw files, and what is known about the servers."""
 
     def __init__(self, target: Path, limits: Limits, quick: bool, say: Callable[[str], None]) -> None:
         self.target, self.limits, self.quick, self.say = target, limits, quick, say
         self.at_hand = os.environ.get("FINTUNE_DATA_DIR")
         self.hosts: dict[str, str] = {}
-        """Server → why it does not answer; "" where it does."""
+        """Server → why it does not answer; "" if it does."""
         self.record = self._read_record()
 
     def get(self, dataset: Dataset, file: RawFile) -> str:
-        """Have a file in its place: "" where it was, else "copied" or "downloaded".
+        """Put a file in its place; returns "" if it was there, else "copied" or "downloaded".
 
         Raises:
-            OfflineError: the network alone is at fault.
-            FetchError: what each place answered.
+            OfflineError: only the network is at fault.
+            FetchError: the answers of all sources.
             DataError: the folder cannot be written.
         """
         path = self.target / file.path
@@ -162,13 +162,13 @@ class _Store:
                 complaints.append(f"{local} has {_another_sum(found, known)}, so it was not copied")
             for origin in dataset.origins(file):
                 try:
-                    with _only_here(self.target):  # two processes would write into one partial file
-                        if complaints or not path.is_file():  # else the other has it, meanwhile
+                    with _only_here(self.target):  # two processes would write to one partial file
+                        if complaints or not path.is_file():  # else the other process has fetched it
                             self._receive(origin, path)
                     return "downloaded"
                 except OfflineError as error:
                     unreached.append(str(error))
-                except (FetchError, DataError) as error:  # DataError: an archive that is not as it should be
+                except (FetchError, DataError) as error:  # DataError: an invalid archive
                     complaints.append(str(error).rstrip("."))
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror or error}.") from None
@@ -177,7 +177,7 @@ class _Store:
         raise FetchError("; ".join(dict.fromkeys([*complaints, *unreached])))
 
     def get_optional(self, dataset: Dataset) -> str:
-        """Have what a dataset can do without; a clause on what is not to be had, "" where all is there."""
+        """Get a dataset's optional files; returns a clause on the missing ones, "" if all are there."""
         lacking = []
         for file in dataset.files:
             if file.optional:
@@ -188,7 +188,7 @@ class _Store:
         return f"; without {', '.join(lacking)}" if lacking else ""
 
     def _problem(self, file: RawFile, path: Path) -> str:
-        """Why a file in its place is not the one that belongs there; "" where it is."""
+        """Why an existing file is not the right one; "" if it is."""
         found = file_sha256(path)
         known = _known_sums(file)
         recorded = self.record.get(file.path, {}).get("sha256")
@@ -196,17 +196,17 @@ class _Store:
             return ""
         if recorded:
             return f"{path} has changed since it was downloaded (its checksum was {recorded}, now {found})"
-        # An archive that GitHub made, put here by hand, has a checksum of its own.
+        # A GitHub archive that was put here by hand has a checksum of its own, so accept it.
         return f"{path} has {_another_sum(found, known)}" if known and file.upstream else ""
 
     def _receive(self, origin: Origin, path: Path) -> None:
-        """Fetch, check, store and record."""
+        """Fetch, check, store and record a file."""
         self._refuse_unreachable(origin)
         part = path.with_name(path.name + ".part")
         if origin.hub:
             shutil.copyfile(fetch_hub(*origin.hub, origin.address, self.limits), part)
         else:
-            # What an earlier call left is only gone on from where a checksum tells whether it fits.
+            # Resume an earlier partial file only if a checksum can tell whether the result is right.
             begun = part.is_file() and origin.sha256 is not None
             fetch(origin.url, part, self.limits, resume=begun)
             if begun and file_sha256(part) != origin.sha256:
@@ -231,7 +231,7 @@ class _Store:
     def _read_record(self) -> dict[str, Any]:
         try:
             record = read_json(self.target / RECORD)
-        except DataError:  # none yet, or damaged: the files' known checksums still hold
+        except DataError:  # none yet, or damaged: the files' known checksums still apply
             record = None
         return record if isinstance(record, dict) else {}
 
@@ -241,7 +241,7 @@ class _Store:
         if is_set("FINTUNE_OFFLINE"):
             raise OfflineError("FINTUNE_OFFLINE is set")
         if origin.hub and is_offline_mode():
-            return  # its client then looks into its cache alone
+            return  # the hub's client then uses only its cache
         host = host_of(origin.address)
         if host not in self.hosts:
             gone = next(filter(None, self.hosts.values()), "") if self.quick else ""
@@ -251,7 +251,7 @@ class _Store:
 
 
 def _refuse_wrong(origin: Origin, part: Path, name: str) -> None:
-    """Raise a FetchError where what came is not the file that was meant."""
+    """Raise a FetchError if the received file is not the expected one."""
     if origin.sha256:
         if (found := file_sha256(part)) != origin.sha256:
             raise FetchError(
@@ -259,16 +259,16 @@ def _refuse_wrong(origin: Origin, part: Path, name: str) -> None:
             )
     elif name.endswith((".tar.gz", ".zip")):
         try:
-            for _ in members(part, "(?!)"):  # to its end, so that it is whole and not hostile
+            for _ in members(part, "(?!)"):  # read to the end, to check that it is complete and not hostile
                 pass
         except DataError as error:
-            raise FetchError(f"{origin.address} gave no genuine archive: {error}".rstrip(".")) from None
-    elif _is_web_page(part):  # a network's log-in page, for one
+            raise FetchError(f"{origin.address} gave no valid archive: {error}".rstrip(".")) from None
+    elif _is_web_page(part):  # such as a network's log-in page
         raise FetchError(f"{origin.address} gave a web page instead of the file")
 
 
 def _member(origin: Origin, archive: Path) -> str:
-    """The text of the one member of an archive that is meant."""
+    """The text of the one wanted member of an archive."""
     texts = [text for _, text in members(archive, origin.member, origin.encoding)]
     if len(texts) != 1:
         raise FetchError(f"{origin.address} holds {len(texts)} files {_plain(origin.member)}, not one")
@@ -286,12 +286,12 @@ def _only_here(target: Path) -> BaseFileLock:
 
 
 def is_set(variable: str) -> bool:
-    """Whether an environment variable is a yes, as the hub client reads its own."""
+    """Whether an environment variable means yes, as in the hub's client."""
     return os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _known_sums(file: RawFile) -> set[str]:
-    """The checksums a genuine file may have: as tested, or as another place has it."""
+    """The checksums of a genuine file: as tested, or as another source has it."""
     sums = {origin.sha256 for origin in file.others if not origin.member}
     return {known for known in (file.sha256, *sums) if known}
 

@@ -1,7 +1,7 @@
-"""One address in, one file out: resumed where it was cut, tried again after growing pauses, in limited time.
+"""Download one address to one file: resumes partial files, retries with growing pauses, limits time.
 
-Web addresses go through requests, hub files through huggingface_hub; proxies are those of the environment.
-Knows nothing of datasets and checksums.
+Web addresses go through requests, hub files through huggingface_hub; proxies come from the environment.
+Knows no datasets or checksums.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how often a server is asked."""
+    """How long and how often to try a server."""
 
     connect_seconds: float = 5.0
     read_seconds: float = 30.0
@@ -32,25 +32,25 @@ class Limits:
     file_seconds: float = 1800.0
     """For a file, pauses included."""
     attempts: int = 5
-    """In a row without a new byte."""
+    """Failures in a row without a new byte."""
     pause_seconds: float = 1.0
-    """Before the second attempt; doubled before each further one, less up to a half by chance."""
+    """Before the second attempt; doubled for each further one, minus a random part of up to a half."""
 
 
 class FetchError(Exception):
-    """Why an address did not give its file, in half a sentence."""
+    """Why an address did not give its file, as a clause."""
 
 
 class OfflineError(FetchError):
-    """There is no way to the server from here."""
+    """The server cannot be reached from here."""
 
 
 class TimeUpError(Exception):
-    """Work took longer than it may."""
+    """Work exceeded its time limit."""
 
 
 class _Interrupted(Exception):
-    """Why an attempt ended early, after which another may succeed."""
+    """Why an attempt ended early; another may succeed."""
 
     def __init__(self, why: str, wait: float = 0.0) -> None:
         super().__init__(why)
@@ -65,7 +65,7 @@ def host_of(url: str) -> str:
 def unreachable(url: str, limits: Limits) -> str:
     """Why the server of an address does not answer at all; "" if it does.
 
-    It is asked once, and known in at most twice `limits.connect_seconds`.
+    Tries once, and takes at most twice `limits.connect_seconds`.
     """
     import requests
 
@@ -73,7 +73,7 @@ def unreachable(url: str, limits: Limits) -> str:
         requests.head(url, timeout=limits.connect_seconds).close()
 
     try:
-        # In a thread, because looking up a name may take longer than any limit given to it.
+        # In a thread, because a name lookup may exceed any timeout given to it.
         within(2 * limits.connect_seconds, ask)
     except (requests.RequestException, TimeUpError) as error:
         return f"{host_of(url)} does not answer ({brief(error)})"
@@ -81,14 +81,14 @@ def unreachable(url: str, limits: Limits) -> str:
 
 
 def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
-    """Fill `part` with the file at a web address; a file cut short is asked for from where it ends.
+    """Download a web address into `part`; a partial file is resumed at its end.
 
     Args:
-        part: the partial file; it stays when this fails, so that another call goes on from there.
-        resume: whether what stands there already is the beginning of this very file.
+        part: the partial file; it is kept on failure, so that another call can resume.
+        resume: whether existing content is the beginning of this file.
 
     Raises:
-        FetchError: the file is not there, the server refuses it, or attempts or time are used up.
+        FetchError: the file is missing, the server refuses it, or attempts or time are used up.
         OSError: `part` cannot be written.
     """
     if not resume:
@@ -107,33 +107,35 @@ def fetch(url: str, part: Path, limits: Limits, *, resume: bool = True) -> None:
         pause = min(_LONGEST_PAUSE, limits.pause_seconds * 2 ** (failures - 1)) * random.uniform(0.5, 1)
         if time.monotonic() + max(pause, wait) > deadline:
             more = f" and asks to wait for {wait:.0f} more" if wait else ""
-            raise FetchError(f"{url} cannot be had within {limits.file_seconds:g} seconds: {why}{more}")
+            raise FetchError(
+                f"{url} cannot be downloaded within {limits.file_seconds:g} seconds: {why}{more}"
+            )
         time.sleep(max(pause, wait))
 
 
 def _ask_for_rest(url: str, part: Path, limits: Limits, deadline: float) -> None:
-    """One request for what is missing of `part`; raises `_Interrupted` where another may succeed."""
+    """One request for the rest of `part`; raises `_Interrupted` if another may succeed."""
     import requests
     from tqdm import tqdm
     from urllib3.exceptions import HTTPError
 
     start = _size(part)
-    # Uncompressed, so that a position in the file is one in what comes.
+    # Uncompressed, so that positions in the file and in the response agree.
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     times = (limits.connect_seconds, limits.read_seconds)
     try:
         with requests.get(url, headers=headers, timeout=times, stream=True) as response:
             status = response.status_code
-            if status == 416 and start:  # it ends elsewhere than the server's: begin again
+            if status == 416 and start:  # the partial file is longer than the server's: start over
                 part.unlink()
-                raise _Interrupted("the partial file was no beginning of it")
+                raise _Interrupted("the partial file was not its beginning")
             if status in _RETRIED:
                 raise _Interrupted(f"it answered HTTP {status}", _wait_asked(response))
             if not response.ok:
                 raise FetchError(_refusal(url, status))
-            mode = "ab" if status == 206 else "wb"  # some servers send all of it, whatever is asked for
+            mode = "ab" if status == 206 else "wb"  # some servers ignore the range and send everything
             with part.open(mode) as stream, tqdm(unit="B", unit_scale=True, disable=None) as bar:
-                # As the pieces come: waiting for a full one would let a slow server pass every limit.
+                # Read pieces as they arrive: waiting for a full one lets a slow server exceed every limit.
                 while piece := response.raw.read1(_CHUNK_BYTES):
                     if time.monotonic() > deadline:
                         raise FetchError(_too_long(url, limits))
@@ -147,7 +149,7 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
     """A file of a dataset on the hub, in the hub client's own cache; cached files need no network.
 
     Raises:
-        FetchError: as for `fetch`; OfflineError where there is no way to the hub.
+        FetchError: as in `fetch`; OfflineError if the hub cannot be reached.
         OSError: the cache cannot be written.
     """
     from huggingface_hub import hf_hub_download
@@ -176,13 +178,13 @@ def fetch_hub(repository: str, revision: str, path: str, address: str, limits: L
             raise OfflineError("HF_HUB_OFFLINE is set") from None
         if isinstance(error, LocalEntryNotFoundError):
             raise OfflineError(f"{host_of(address)} does not answer ({brief(cause or error)})") from None
-        if getattr(error, "errno", None):  # the disk's fault, not the hub's
+        if getattr(error, "errno", None):  # an error of the disk, not of the hub
             raise
         raise FetchError(f"{address} failed: {brief(error)}") from None
 
 
 def within(seconds: float, work: Callable[[], _Result]) -> _Result:
-    """What `work` returns or raises; after so many seconds `TimeUpError`, whatever it waits for."""
+    """Return or raise what `work` does, or raise `TimeUpError` after this many seconds."""
     results: list[_Result] = []
     errors: list[BaseException] = []
 
@@ -207,7 +209,7 @@ def _size(path: Path) -> int:
 
 
 def _wait_asked(response: Any) -> float:
-    """The seconds of a Retry-After header; 0 where there is none, or one that says neither time nor date."""
+    """The seconds in a Retry-After header; 0 if there is none, or it is neither a number nor a date."""
     from urllib3.util import Retry
 
     header = response.headers.get("Retry-After")
@@ -218,21 +220,21 @@ def _wait_asked(response: Any) -> float:
 
 
 def _too_long(url: str, limits: Limits) -> str:
-    return f"{url} took longer than {limits.file_seconds:g} seconds, so it was given up"
+    return f"{url} took longer than {limits.file_seconds:g} seconds, so the download was stopped"
 
 
 def _refusal(url: str, status: int) -> str:
     if status in (404, 410):
         return f"{url} is no longer there (HTTP {status})"
     if status in (401, 403, 451):
-        return f"{url} may not be had from here (HTTP {status})"
-    return f"{url} was not given (HTTP {status})"
+        return f"{url} refuses access from here (HTTP {status})"
+    return f"{url} was refused (HTTP {status})"
 
 
 def brief(error: BaseException) -> str:
-    """The root of a library's error, without the layers around it."""
+    """The root cause of a library's error, without the layers around it."""
     layers = [error]
-    for seen in layers:  # urllib3 and requests put what went wrong into an attribute or argument
+    for seen in layers:  # urllib3 and requests keep the cause in an attribute or argument
         inner = (seen.__cause__, seen.__context__, getattr(seen, "reason", None), *seen.args)
         layers += [part for part in inner if isinstance(part, BaseException) and part not in layers][:1]
     root = layers[-1]

@@ -1,7 +1,7 @@
-"""Filings from SEC's EDGAR into a folder, through edgartools, which keeps SEC's rate limit and a cache.
+"""Download filings from SEC's EDGAR through edgartools, which respects SEC's rate limit and has a cache.
 
-SEC asks for the name and address of whoever downloads. The cache is edgartools' own
-(`EDGAR_LOCAL_DATA_DIR`, else ~/.edgar); `EDGAR_BASE_URL` and `EDGAR_DATA_URL` name a mirror.
+SEC asks downloaders for name and address. The cache is edgartools' own (`EDGAR_LOCAL_DATA_DIR`, else
+~/.edgar); `EDGAR_BASE_URL` and `EDGAR_DATA_URL` name a mirror.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _TEXTUAL = (".htm", ".html", ".txt")
 def fetch_filings(
     ticker: str, form: str = "10-K", count: int = 1, identity: str | None = None, folder: str | Path = FOLDER
 ) -> Iterator[Path]:
-    """Save the newest filings of a company, each with its exhibits of text, and yield each file's path.
+    """Save a company's newest filings, each with its text exhibits, and yield each file's path.
 
     Args:
         ticker: a ticker or a CIK number.
         identity: "Name email", as SEC asks for; None is EDGAR_IDENTITY.
 
     Raises:
-        ConfigError: there is no identity, or an argument is none of its kind.
+        ConfigError: there is no identity, or an argument is invalid.
         MissingExtraError: edgartools is not installed.
         DataError: EDGAR has no such company or filing, or cannot be reached.
     """
@@ -56,7 +56,7 @@ def fetch_filings(
     edgar.set_identity(identity)
     try:
         company = edgar.Company(int(ticker) if ticker.isdigit() else ticker)
-        # Older filings than the newest thousand or so are in further files of EDGAR's index.
+        # Filings older than the newest thousand or so are in further files of EDGAR's index.
         filings = company.get_filings(form=form.upper(), trigger_full_load=count > 10)
         newest = list(filings.head(count)) if len(filings) else []
         if not newest:
@@ -65,17 +65,17 @@ def fetch_filings(
             yield from _save(filing, f"{ticker.upper()}-{form.upper()}-{filing.filing_date}", Path(folder))
     except FintuneError:
         raise
-    except Exception as error:  # edgartools, httpx and pandas each have errors of their own
+    except Exception as error:  # edgartools, httpx and pandas each have their own errors
         if "NotFound" in type(error).__name__:
             raise DataError(f"EDGAR knows no company {ticker}: give its ticker or its CIK number.") from None
         raise DataError(
-            f"{form} of {ticker} cannot be had from EDGAR ({type(error).__name__}: {brief(error)}): try "
-            "again later."
+            f"{form} of {ticker} cannot be downloaded from EDGAR ({type(error).__name__}: {brief(error)}): "
+            "try again later."
         ) from None
 
 
 def _save(filing: Any, stem: str, folder: Path) -> Iterator[Path]:
-    """The filing's own document and its exhibits of text, named by company, form, date and kind."""
+    """The filing's main document and its text exhibits, named by company, form, date and kind."""
     for attachment in filing.attachments.documents:
         kind, ending = str(attachment.document_type), Path(str(attachment.document)).suffix.lower()
         main = kind.upper() == str(filing.form).upper()

@@ -1,6 +1,6 @@
-"""A user's own files in, what they hold out: which column is what, the type of task, labels, lengths, times.
+"""Inspect a user's own files: guess columns, task type, labels, lengths and times.
 
-A guess for a person to check, made from the files alone: `fintune init` asks what it leaves open.
+The guess comes from the files alone and is for a person to check: `fintune init` asks about the rest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fintune.data.records import text_key
 from fintune.errors import DataError
 
 ROWS = 50_000
-"""Rows of a file that are looked at."""
+"""Rows of a file to look at."""
 VALUES = 2_000
-"""Different values of a column that are counted."""
+"""The most different values of a column to count."""
 MAX_LABELS = 30
-"""A column of more different values is not taken for labels."""
+"""A column with more different values is not considered labels."""
 _SPLITS = (("test", "test_file"), ("val", "validation_file"), ("dev", "validation_file"))
 _NUMBER = re.compile(r"\(?[-+−]?\s*[\d.,]*\d\)?\s*(%|bps|bp)?", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./ -]([A-Za-z]{3,9}|\d{1,2})[./ -]\d{2,4}|\d{10}|\d{13}")
@@ -33,7 +33,7 @@ _SEPARATED = re.compile(r"\s*[;|,]\s*")
 
 @dataclass
 class Column:
-    """What the values of one column are like; an empty cell counts in nothing but `empty`."""
+    """Statistics on the values of one column; empty cells count only in `empty`."""
 
     name: str
     empty: int = 0
@@ -46,7 +46,7 @@ class Column:
     longest: int = 0
     """Characters."""
     values: Counter[str] = field(default_factory=Counter)
-    """The first `VALUES` different ones; lists as their items."""
+    """The first `VALUES` different values; for lists, of their items."""
 
     def add(self, value: Any) -> None:
         if value is None or value != value or value in ("", []):
@@ -76,7 +76,7 @@ class Column:
             self.values[text] += 1
 
     def share(self, of: str) -> float:
-        """The part of the filled cells that are `numbers`, `dates`, `lists` or `objects`."""
+        """The share of filled cells that are `numbers`, `dates`, `lists` or `objects`."""
         return float(getattr(self, of)) / self.filled if self.filled else 0.0
 
     @property
@@ -85,37 +85,37 @@ class Column:
 
     @property
     def few(self) -> bool:
-        """Whether its values can be labels: few, and each of them in several rows."""
+        """Whether its values can be labels: few, and each in several rows."""
         different = len({value.casefold() for value in self.values})
         return 2 <= different <= min(MAX_LABELS, max(2, self.filled // 2)) and not self.share("lists")
 
 
 @dataclass
 class Look:
-    """What files hold, and what each column is taken for."""
+    """What the files contain, and the guessed role of each column."""
 
     files: dict[str, str]
-    """Key of the recipe (`file`, `validation_file`, `test_file`) → path."""
+    """Recipe key (`file`, `validation_file`, `test_file`) → path."""
     rows: dict[str, int]
-    """By the same keys; `ROWS` stands for as many or more."""
+    """By the same keys, the number of rows; `ROWS` means this many or more."""
     columns: dict[str, Column]
-    """Of the training file."""
+    """Columns of the training file."""
     malformed: int
     repeated: int
-    """Rows whose text stands in an earlier row of any file."""
+    """Rows whose text occurs in an earlier row of any file."""
     type: str
     fields: dict[str, str]
     """Field (`text`, `target`, `question`, `time`) → column; none for chats."""
     lengths: list[int]
-    """Characters of the training texts, sorted."""
+    """Lengths of the training texts in characters, sorted."""
     split_column: str | None = None
     notes: list[str] = field(default_factory=list)
-    """How the files are read, where that is not plain, a sentence each."""
+    """Sentences on how the files are read, where that is not obvious."""
 
     @property
     def labels(self) -> dict[str, int]:
-        """The target's values, the most frequent first; {} where they are no labels. Those that differ in
-        case alone are one, in lower case."""
+        """The target's values, most frequent first; {} if they are not labels. Values that differ only in
+        case are merged, in lower case."""
         target = self.columns.get(self.fields.get("target", ""))
         if target is None or self.type not in ("classification", "multilabel"):
             return {}
@@ -136,12 +136,12 @@ class Look:
 def look(
     paths: Sequence[str], fields: dict[str, str], type: str | None = None, time_format: str | None = None
 ) -> Look:
-    """Look at a training file and perhaps at files of the other splits, told apart by their names.
+    """Inspect a training file and optionally files of the other splits, recognized by name.
 
     Args:
-        fields: field → column, where the user says so.
-        type: the type of task, where the user says so.
-        time_format: how times are written, where the user says so.
+        fields: field → column, as far as the user says.
+        type: the task type, if the user says.
+        time_format: how times are written, if the user says.
 
     Raises:
         DataError: a file cannot be read, two files are of one split, or no column can be the text or target.
@@ -198,7 +198,7 @@ def _rows(files: Sequence[RowFile]) -> Iterator[dict[str, Any] | str]:
 
 
 def _by_split(paths: Sequence[str]) -> dict[str, str]:
-    """Key of the recipe → path: by `test`, `valid`, `val` or `dev` in a name; else the training file."""
+    """Recipe key → path: by `test`, `valid`, `val` or `dev` in a name; else the training file."""
     files: dict[str, str] = {}
     for path in paths:
         parts = re.split(r"[^a-z]+", Path(path).stem.casefold()) if len(paths) > 1 else []
@@ -206,18 +206,18 @@ def _by_split(paths: Sequence[str]) -> dict[str, str]:
         if key in files:
             raise DataError(
                 f"{files[key]} and {path} would both be the {key}: give one training file, and others whose "
-                "names hold test or valid."
+                "names contain test or valid."
             )
         files[key] = path
     if "file" not in files:
-        raise DataError(f"{', '.join(paths)}: none of them is the training file by its name (test, valid).")
+        raise DataError(f"{', '.join(paths)}: by name (test, valid), none of them is the training file.")
     return dict(sorted(files.items()))
 
 
 def _fields(
     columns: dict[str, Column], given: dict[str, str], type: str | None, path: str
 ) -> tuple[dict[str, str], str]:
-    """Which column is what, and the type of task that goes with it."""
+    """Guess the role of each column, and the task type that fits."""
     found = dict(given)
     free = [column for name, column in columns.items() if name not in found.values()]
     names = [column.name for column in free if column.filled]
@@ -248,7 +248,7 @@ def _fields(
     for needed in ("text", "target"):
         if needed not in found:
             raise DataError(
-                f"No column of {path} is plainly the {needed}: name it by  --{needed} COLUMN; its columns "
+                f"No column of {path} is clearly the {needed}: name it by  --{needed} COLUMN; its columns "
                 f"are: {', '.join(columns)}."
             )
     target = columns[found["target"]]
@@ -260,7 +260,7 @@ def _fields(
 
 
 def _type(target: Column, text: Column, asked: bool) -> str:
-    """The type of task that a target's values speak of."""
+    """The task type that a target's values suggest."""
     if asked:
         return "qa"
     parts = Counter(part for value in target.values for part in _SEPARATED.split(value))

@@ -1,6 +1,6 @@
-"""Which datasets may be used commercially, as their licences state: a word for people, a choice for a run.
+"""Which datasets allow commercial use, according to their stated licences: for display and for filtering.
 
-This reads licences as they are stated; it is no legal advice.
+This reads licences as stated; it is not legal advice.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def commercial_use(dataset: str) -> str:
 
 
 def commercial_dataset(task: Task, dataset: str) -> tuple[str | None, str]:
-    """The dataset that a task takes under `data.commercial_only`, and the line that says so.
+    """The dataset for a task under `data.commercial_only`, and a line about any change.
 
-    A dataset that allows commercial use is kept, without a line. Else the task's stand-in is taken, where
-    there is one that allows it and has the task's labels; else None: the task is to be left out.
+    A dataset that allows commercial use is kept, without a line. Otherwise the task's stand-in is used if it
+    allows it and has the task's labels; else None: the task is left out.
     """
     if DATASETS[dataset].commercial:
         return dataset, ""

@@ -1,4 +1,4 @@
-"""The public datasets fintune can read: what they are, where they live, and their files' checksums."""
+"""The public datasets fintune can read: descriptions, download addresses, and checksums."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ View = Literal["", "forecast", "nowcast"]
 
 @dataclass(frozen=True)
 class Origin:
-    """A place a file is had from, pinned: a web address, or a file of a dataset on the hub."""
+    """A pinned source of a file: a web address, or a file of a dataset on the hub."""
 
     url: str = ""
     hub: tuple[str, str, str] | None = None
     """Instead of `url`: the dataset's id on the hub, the full commit hash, the path in it."""
     sha256: str | None = None
-    """The checksum of what comes; None where it is not known beforehand."""
+    """The checksum of the download; None if unknown."""
     member: str = ""
-    """The pattern of the one member to take, where an archive comes."""
+    """The pattern of the one member to extract, if the download is an archive."""
     encoding: str = "utf-8-sig"
     """The member's encoding; it is stored as UTF-8."""
 
@@ -45,18 +45,18 @@ class RawFile:
 
     path: str
     sha256: str | None
-    """The checksum of the file as it was when its reader was tested; None where no copy was at hand."""
+    """The file's checksum when its reader was tested; None if no copy was available."""
     upstream: str | None = None
     """Its path in the dataset's repository; None for an archive of the whole repository."""
     others: tuple[Origin, ...] = ()
-    """Where else it is had, tried in this order after the repository."""
+    """Other sources, tried in this order after the repository."""
     optional: bool = False
-    """Read where it is found; the dataset is complete enough without it."""
+    """Read if present; the dataset is usable without it."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public dataset: what it is, and the reader that takes its files."""
+    """A public dataset: its description, and the reader for its files."""
 
     name: str
     title: str
@@ -71,34 +71,34 @@ class Dataset:
     commit: str
     files: tuple[RawFile, ...]
     commercial: bool | None = None
-    """Whether its licence allows commercial use; None where it does not say."""
+    """Whether its licence allows commercial use; None if it does not say."""
     view: View = ""
-    """forecast: the text was known before what it is asked for; nowcast: it may not have been."""
+    """forecast: the text was known before its target; nowcast: it may not have been."""
     labels: tuple[str, ...] = ()
-    """Of a classification dataset."""
+    """Labels of a classification dataset."""
 
     def url(self, file: RawFile) -> str:
-        """Where a file is had, pinned to a commit."""
+        """A file's address, pinned to a commit."""
         if file.upstream is None:
             return f"https://codeload.github.com/{self.repository}/tar.gz/{self.commit}"
         return f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{file.upstream}"
 
     def origins(self, file: RawFile) -> list[Origin]:
-        """The places of a file in the order they are tried.
+        """The sources of a file, in the order to try them.
 
-        The repository is first: of its bytes the checksum is known. An archive that GitHub makes of a
-        whole repository may be packed anew, so its checksum is not.
+        The repository comes first, because its checksum is known. GitHub may repack an archive of a whole
+        repository, so that checksum is not.
         """
         first = Origin(self.url(file), sha256=file.sha256 if file.upstream else None)
         return [*([first] if self.repository else []), *file.others]
 
     @property
     def paths(self) -> list[str]:
-        """The files it cannot be read without."""
+        """The required files."""
         return [file.path for file in self.files if not file.optional]
 
     def found(self, folder: Path) -> list[str]:
-        """The files that are read: those it needs, and the optional ones that are there."""
+        """The files to read: the required ones, and the optional ones that exist."""
         return [file.path for file in self.files if not file.optional or (folder / file.path).is_file()]
 
     def read(self, folder: Path) -> Iterator[Record | Dropped]:
@@ -137,7 +137,7 @@ DATASETS = _datasets()
 """The public datasets, in the order of `datasets.yaml`."""
 
 SAMPLE = "built-in sample"
-"""What tables call the sample that fintune brings along."""
+"""The name in tables of the sample that comes with fintune."""
 
 DEFAULTS = {
     "sentiment": "financial_phrasebank",
@@ -149,14 +149,14 @@ DEFAULTS = {
 """The public dataset of each built-in task."""
 
 COMMERCIAL_DEFAULTS = {"sentiment": "twitter_sentiment"}
-"""What stands in for a built-in task's dataset that does not allow commercial use."""
+"""The stand-in for a built-in task's dataset that does not allow commercial use."""
 
 
 def check_views(names: Iterable[str]) -> None:
-    """Refuse a forecast beside a nowcast: their figures must never stand in one table.
+    """Refuse a forecast beside a nowcast: their figures must never be in one table.
 
     Args:
-        names: the datasets of a recipe's tasks; names of other sources are passed over.
+        names: the datasets of a recipe's tasks; names of other sources are ignored.
 
     Raises:
         ConfigError: there are two views among them.
@@ -169,5 +169,5 @@ def check_views(names: Iterable[str]) -> None:
         (one, name), (other, second) = list(first.items())[:2]
         raise ConfigError(
             f"data.tasks mixes two views: {name} is a {one}, {second} a {other}, and a table must not hold "
-            "both: run each in a recipe of its own."
+            "both: use a separate recipe for each."
         )

@@ -1,4 +1,4 @@
-"""When New York's exchange closes: what is known before it, and what only after."""
+"""When New York's exchange closes, which separates what is known before from what is known after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NEW_YORK = ZoneInfo("America/New_York")
 
 @functools.cache
 def close_of(day: str) -> datetime:
-    """When the exchange closes on a trading day (ISO 8601), in UTC: 16:00 there, on half days 13:00.
+    """When the exchange closes on a trading day (ISO 8601), in UTC: 16:00 local time, on half days 13:00.
 
     Half days by NYSE's rule: the day after Thanksgiving, Christmas Eve, and July 3 if July 4 is a weekday.
     """

@@ -1,7 +1,7 @@
-"""Where a task's raw records come from: a public dataset, a user's file, a plug-in, the built-in sample.
+"""Find a task's raw records: in a public dataset, a user's file, a plug-in, or the built-in sample.
 
-`find_source` decides; nothing is read before `Source.read` is called. A public dataset is looked for in
-`data.dir`, then FINTUNE_DATA_DIR, then the download folder; `fetch_missing` puts there what is nowhere.
+`find_source` decides; nothing is read before `Source.read` is called. A public dataset is searched in
+`data.dir`, then FINTUNE_DATA_DIR, then the download folder, to which `fetch_missing` downloads missing ones.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ Folders = list[tuple[Path, str]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one task's records come from."""
+    """The source of one task's records."""
 
     dataset: str
-    """What tables call it: a dataset's name, `built-in sample`, a file, or the plug-in."""
+    """Its name in tables: a dataset's name, `built-in sample`, a file, or the plug-in."""
     home: str
     licence: str
     read: Read | None = None
     files: Mapping[str, Location] = field(default_factory=dict)
     content: str = ""
-    """What stands for the content where there is no file."""
+    """Identifies the content if there is no file."""
     note: str = ""
-    """Why this source, where that is not plain."""
+    """Why this source, if that is not obvious."""
 
     pieces: Callable[[], list[tuple[Read, int]]] | None = None
-    """What to read instead of `read`, where it can be read in pieces."""
+    """What to read instead of `read`, if it can be read in pieces."""
     remarks: tuple[str, ...] = ()
-    """How its files are read, where that is not plain, a sentence each."""
+    """Sentences on how its files are read, where that is not obvious."""
     repair: bool = False
-    """Whether records' texts are put right that were read in a wrong encoding."""
+    """Whether to repair records' texts that were decoded with the wrong encoding."""
 
     def parts(self) -> list[tuple[Read, int]]:
-        """What its records can be read in, in order, each with the bytes there are to read."""
+        """The pieces to read its records in, in order, each with its size in bytes."""
         if self.read is not None:
             parts = [(self.read, sum(file.size() for file in self.files.values()))]
         else:
@@ -84,11 +84,10 @@ class Source:
 
 
 def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
-    """The source of a task's records: its file, else its dataset, else the defaults.
+    """The source of a task's records: its file, else its dataset, else the default.
 
-    A built-in task without a setting takes its public dataset where that is found in the data folder,
-    else the built-in sample. Another task takes its `load_custom_dataset`. With `data.repair_encoding`
-    what is read is repaired.
+    A built-in task without a setting uses its public dataset if the data folders have it, else the built-in
+    sample. Other tasks use their `load_custom_dataset`. With `data.repair_encoding`, texts are repaired.
 
     Raises:
         ConfigError: the dataset's name is unknown, or its type is not the task's.
@@ -103,19 +102,19 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
 def licensed_source(
     name: str, config: TaskDataConfig, data: DataConfig, task: Task
 ) -> tuple[Source | None, str]:
-    """`find_source` under `data.commercial_only`, and the line that says what that changed; "" if nothing.
+    """`find_source` under `data.commercial_only`, and a line on what that changed; "" if nothing.
 
-    Where the dataset's licence does not allow commercial use: the source of its stand-in, or None if the task
-    is to be left out. A default that no folder holds is the built-in sample, unless its stand-in is there.
+    If the dataset's licence does not allow commercial use: its stand-in's source, or None if the task is to
+    be left out. A default that no folder holds is the built-in sample, unless its stand-in is available.
 
     Raises:
-        ConfigError, DataError: as `find_source`.
+        ConfigError, DataError: as in `find_source`.
     """
     wanted = _wanted(name, config)
     if not data.commercial_only or wanted not in DATASETS:
         return find_source(name, config, data, task), ""
     if config.dataset:
-        _dataset(name, wanted, task)  # of another type, it is refused and not left out
+        _dataset(name, wanted, task)  # refuse a wrong type instead of leaving the task out
     chosen, line = commercial_dataset(task, wanted)
     if not config.dataset:
         source = find_source(name, config, data, task)
@@ -143,7 +142,7 @@ def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> S
 
 
 def data_folders(data: DataConfig) -> Folders:
-    """The folders that public datasets are looked for in, and the setting each comes from."""
+    """The folders to search for public datasets, and the setting each comes from."""
     folders = {Path(DEFAULT_DIR): ""}
     if os.environ.get("FINTUNE_DATA_DIR"):
         folders = {Path(os.environ["FINTUNE_DATA_DIR"]): "FINTUNE_DATA_DIR", **folders}
@@ -153,17 +152,17 @@ def data_folders(data: DataConfig) -> Folders:
 
 
 def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
-    """Download the public datasets that a recipe's tasks would take and that no folder holds.
+    """Download the public datasets that a recipe's tasks would use and that no folder holds.
 
-    With `data.commercial_only` these are the ones whose licence allows commercial use. A machine without a
-    network is found out within three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1 skip the attempt. A
-    download that fails raises nothing: a run can do without.
+    With `data.commercial_only`, only those whose licence allows commercial use. Without a network, this takes
+    at most three seconds. FINTUNE_OFFLINE=1 and HF_HUB_OFFLINE=1 skip the attempt. A failed download raises
+    nothing, because a run can do without.
 
     Returns:
-        Why datasets are still missing; "" where none is.
+        Why datasets are still missing; "" if none is.
 
     Raises:
-        ConfigError: the recipe names a task that nobody defines.
+        ConfigError: the recipe names an undefined task.
     """
     from fintune.tasks import task_set
 
@@ -193,13 +192,13 @@ def fetch_missing(recipe: Recipe, say: Callable[[str], None] = print) -> str:
 
 
 def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> str:
-    """The data a run takes, for a person: the public datasets by name, the built-in sample and why.
+    """Describe a run's data to a person: the public datasets by name, the built-in sample and why.
 
     Args:
-        why: the reason for the sample, where more is known than that there are no files.
+        why: the reason for the sample, if more is known than that files are missing.
 
     Raises:
-        ConfigError, DataError: as `find_source`.
+        ConfigError, DataError: as in `find_source`.
     """
     named: list[str] = []
     sampled: dict[str, list[str]] = {}
@@ -223,7 +222,7 @@ def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> st
 
 
 def _wanted(name: str, config: TaskDataConfig | None) -> str:
-    """The public dataset that a task takes if it is found; "" where it takes something else."""
+    """The public dataset that a task uses if it is found; "" if it uses something else."""
     if config and (config.file or config.dataset):
         return config.dataset or ""
     return DEFAULTS.get(name, "")
@@ -239,7 +238,7 @@ def _dataset(name: str, dataset: str, task: Task) -> Dataset:
         fitting = [other.name for other in DATASETS.values() if other.type == task.type]
         raise ConfigError(
             f"{key} is '{dataset}', which is for {found.type} tasks, but {name} is a {task.type} task; "
-            f"for that there are: {', '.join(fitting)}"
+            f"these fit: {', '.join(fitting)}"
         )
     return found
 
@@ -255,14 +254,14 @@ def _default(name: str, folders: Folders) -> Source:
 
 
 def wrong_folder(folders: Folders) -> str:
-    """What is wrong with the folder that a setting names, as a sentence; "" if nothing is.
+    """A sentence on what is wrong with the data folder that a setting names; "" if nothing is.
 
-    A slip in it must not end in data from elsewhere.
+    A typo in it must not lead to data from elsewhere.
     """
     folder, setting = folders[0]
     if not setting or any((folder / file).exists() for other in DATASETS.values() for file in other.paths):
         return ""
-    what = "holds none of the public datasets" if folder.is_dir() else "is no folder"
+    what = "holds none of the public datasets" if folder.is_dir() else "is not a folder"
     return (
         f"{setting} is {folder}, which {what}: correct it, run  fintune data download,  or unset it "
         "to use the built-in sample."
@@ -286,7 +285,7 @@ def found_in(dataset: Dataset, folders: Folders) -> str:
 
 
 def whole_in(dataset: Dataset, folders: Folders) -> Path | None:
-    """The first folder with all files that a dataset cannot be read without."""
+    """The first folder with all required files of a dataset."""
     for folder, _ in folders:
         if all((folder / file).is_file() for file in dataset.paths):
             return folder
@@ -348,7 +347,7 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
 
 
 def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
-    """The same source, and after it the rows of `more_train`, whose split is `more`."""
+    """The same source, followed by the rows of `more_train` with the split `more`."""
     from fintune.data.raw.readers.own_file import has_column, time_form
     from fintune.data.raw.readers.row_files import open_rows, row_files
 
@@ -361,7 +360,7 @@ def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) ->
             names = open_rows(file, config.columns.values())[0]
             columns = {field: column for field, column in config.columns.items() if has_column(names, column)}
             form = config.time_format or ""
-            if form not in ("day_first", "month_first"):  # other forms are of the task's own files alone
+            if form not in ("day_first", "month_first"):  # other formats apply only to the task's own files
                 form = time_form([file], columns, f"{key}.time_format")[0]
             found += _own_pieces([("more", file)], task, columns, f"{key}.columns", form)
         return found
@@ -424,7 +423,7 @@ class Listed:
     name: str
     type: str
     default_of: str | None
-    """The task that takes it unless a recipe says otherwise."""
+    """The task that uses it by default."""
     found: str
     """yes, in part or no."""
     licence: str
@@ -432,7 +431,7 @@ class Listed:
 
 
 def list_datasets(data_dir: str | None = None) -> tuple[list[Listed], list[Path]]:
-    """Every public dataset and the built-in sample, and the folders that were looked in."""
+    """Every public dataset and the built-in sample, and the folders that were searched."""
     folders = data_folders(DataConfig(dir=data_dir))
     task_of = {dataset: task for task, dataset in DEFAULTS.items()}
     listed = [
@@ -444,7 +443,7 @@ def list_datasets(data_dir: str | None = None) -> tuple[list[Listed], list[Path]
 
 
 def repaired(read: Callable[[], Iterable[Record | Dropped]]) -> Iterator[Record | Dropped]:
-    """What a source's `read` yields, with the text, question and target of its records repaired."""
+    """A source's records with text, question and target repaired."""
     for item in read():
         if not isinstance(item, Record):
             yield item

@@ -1,4 +1,4 @@
-"""The types of task, a class each; a plug-in adds its own with `register_type`."""
+"""The task types, one class each; plug-ins add theirs with `register_type`."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _TYPES: dict[str, type[Task]] = {
 
 
 def register_type(kind: T) -> T:
-    """Make a plug-in's type known by its `type`, so that a recipe's `custom_task` can name it; a decorator.
+    """Register a plug-in's type so that a recipe's `custom_task` can name it; usable as a decorator.
 
-    The other way is an entry point in the group `fintune.types` that bears the type's name.
+    Alternatively, an entry point in the group `fintune.types` has the type's name.
 
     Raises:
-        ConfigError: it has no `type`, or that is another class's.
+        ConfigError: it has no `type`, or another class has the same one.
     """
     if not kind.type:
         raise ConfigError(f"the task type {kind.__name__} has no name: set its class attribute `type`")
@@ -58,7 +58,7 @@ def register_type(kind: T) -> T:
 
 
 def task_type(name: str) -> type[Task] | None:
-    """The class of a type; None where neither this package nor a loaded or installed plug-in has it."""
+    """The class of a type; None if it is not built in, loaded or installed."""
     if name not in _TYPES:
         for point in entry_points(group="fintune.types", name=name):
             register_type(point.load())

@@ -1,4 +1,4 @@
-"""One label of a fixed set, chosen by log-likelihood, never by parsing free text."""
+"""Classification: one label of a fixed set, chosen by log-likelihood, never by parsing free text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from fintune.config import EvaluationConfig
 
 RARE = 0.5
-"""A label is rare if its share of the training examples is below this part of an even share."""
+"""A label is rare if its share of the training examples is below this fraction of an equal share."""
 _TEMPERATURES = (0.02, 50.0)
 TEMPERATURE_ROWS, TEMPERATURE_EACH = 50, 5
-"""A temperature is fitted to at least so many examples, of which at least so many were answered rightly and
-as many wrongly: of right answers alone the likeliest temperature is 0, which makes every answer certain."""
+"""The fewest examples, and the fewest right and the fewest wrong answers, to fit a temperature. With right
+answers only, the best temperature would be 0, which makes every answer certain."""
 
 
 def _confusion(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> Any:
@@ -48,7 +48,7 @@ def _brier(task: Task, record: Record, prediction: Prediction) -> float | None:
 
 
 def _sure_and_correct(task: Task, records: Sequence[Record], predictions: Sequence[Prediction]) -> Any:
-    """(confidence, correct) of each example; nan for the confidence of an answer without probabilities."""
+    """(confidence, correct) of each example; the confidence is nan for an answer without probabilities."""
     return [
         ((p.probabilities or {}).get(str(p.value), 0.0) if p.probabilities else math.nan, _correct(r, p))
         for r, p in zip(records, predictions, strict=True)
@@ -56,7 +56,7 @@ def _sure_and_correct(task: Task, records: Sequence[Record], predictions: Sequen
 
 
 def _if_sure(figure: Callable[[Any, Any], float]) -> Callable[[Any], float]:
-    """A figure of confidences and hits; nan where some answer has no confidence."""
+    """A metric of confidences and hits; nan if any answer has no confidence."""
     return lambda table: math.nan if any(map(math.isnan, table[:, 0])) else figure(table[:, 0], table[:, 1])
 
 
@@ -152,10 +152,10 @@ class ClassificationTask(Task):
         config: EvaluationConfig,
         tokens: Callable[[str], int],
     ) -> dict[str, str | float]:
-        """Set `normalization`, to the one with the most right answers, and `temperature`.
+        """Set `normalization` to the one with the most right answers, and fit `temperature`.
 
-        An explicit recipe setting of the normalization wins. Labels of equally many tokens are asked once:
-        their order is the same either way. Of equals the plain likelihood, `none`, is taken.
+        An explicit recipe setting of the normalization wins. If all labels have equally many tokens, the
+        normalization does not matter and they are asked once. Ties go to the plain likelihood, `none`.
         """
         self.temperature = 1.0
         even = len({tokens(label) for label in self.candidates()}) == 1
@@ -198,7 +198,7 @@ class ClassificationTask(Task):
         return ("" if prediction.value == record.target else f"{record.target} → {prediction.value}"), {}
 
     def severity(self, predictions: Sequence[Prediction], values: Sequence[float]) -> list[float]:
-        """The most confident wrong label is the worst."""
+        """The more confident a wrong label, the worse."""
         return [max((p.probabilities or {"": 0.0}).values()) for p in predictions]
 
     def error_measure(self, values: Sequence[float]) -> tuple[str, list[float]]:
@@ -227,7 +227,7 @@ class ClassificationTask(Task):
         }
 
     def details(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """`per_class`; where all answers have probabilities also `reliability` and `risk_coverage`."""
+        """`per_class`; if all answers have probabilities also `reliability` and `risk_coverage`."""
         targets = Counter(str(r.target) for r in records)
         given = Counter(str(p.value) for p in predictions)
         right = Counter(str(r.target) for r, p in zip(records, predictions, strict=True) if _correct(r, p))
@@ -247,15 +247,15 @@ class ClassificationTask(Task):
 
 
 def probability_column(label: str) -> str:
-    """The column of a label's probability in a table of predictions."""
+    """The name of a label's probability column in a table of predictions."""
     return f"probability_{label}"
 
 
 def fit_temperature(probabilities: Sequence[Mapping[str, float]], targets: Sequence[str]) -> float:
-    """The T of softmax(log p / T) of least mean NLL of the targets (Guo et al., 2017); 1 where the examples
-    are too few, or too few of them right or wrong, to tell.
+    """The T that minimizes the targets' mean NLL under softmax(log p / T) (Guo et al., 2017); 1 if there are
+    too few examples, or too few right or wrong ones, to fit it.
 
-    Labels keep their order, so no answer changes; what changes is how sure the model says it is.
+    The order of labels stays, so no answer changes, only its confidence.
     """
     from scipy.optimize import minimize_scalar
 

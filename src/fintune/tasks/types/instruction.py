@@ -1,4 +1,4 @@
-"""Anything that is asked and answered in free text: `messages`, ShareGPT or Alpaca rows."""
+"""Instructions: free-text questions and answers from `messages`, ShareGPT or Alpaca rows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fintune.tool_calls import as_hermes
 
 
 def _said(record: Record, prediction: Prediction) -> str:
-    """An answer as the target is written: a call of a tool in one form, whatever the base's."""
+    """An answer with tool calls rewritten in the target's format, whatever the base's."""
     text = str(prediction.value)
     return as_hermes(text) if record.turns.startswith("{") else text
 
 
 class InstructionTask(Task):
-    """A free answer.
+    """A free-text answer.
 
-    The system message is the data's own where it has one. Of a conversation the last assistant turn is the
-    target, and the turns before it are asked as turns of the chat template. Of a conversation that is too
-    long the oldest turns are left out.
+    The system message is the data's own if it has one. In a conversation, the last assistant turn is the
+    target, and the turns before it are asked as turns of the chat template. A conversation that is too long
+    loses its oldest turns.
 
     Args:
-        answers: `last`, or `all`: each assistant turn is an answer to learn, after the turns before it.
+        answers: `last`, or `all`: train on each assistant turn, given the turns before it.
 
     Raises:
         ValueError: `answers` is something else.
@@ -57,7 +57,7 @@ class InstructionTask(Task):
     def __init__(self, name: str, instruction: str, answers: str = "last") -> None:
         super().__init__(name, instruction)
         if answers not in ("last", "all"):
-            raise ValueError(f"answers is {answers!r}, and may be last or all")
+            raise ValueError(f"answers must be last or all, got {answers!r}")
         self.every_answer = answers == "all"
 
     def body(self, record: Record) -> str:

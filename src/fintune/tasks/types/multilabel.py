@@ -1,8 +1,8 @@
-"""Any number of labels of a fixed set, decided from the likelihoods of whole sets of labels.
+"""Multi-label: any number of labels of a fixed set, decided by the likelihoods of whole label sets.
 
-The candidates are label sets: the empty one, each label alone, and the sets most frequent in training (label
-powerset, Tsoumakas and Katakis, 2007). A label's probability is the sum over the sets that have it, and the
-answer is every label with at least 0.5; so it may be a set that no candidate is.
+The candidates are the empty set, each label alone, and the most frequent sets in training (label powerset,
+Tsoumakas and Katakis, 2007). A label's probability is the sum over the sets that contain it, and the answer
+is every label with at least 0.5; so the answer may be a set that is not a candidate.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fintune.tasks.types.classification import probability_column
 from fintune.text.written import parsed
 
 NO_LABEL = "none"
-"""The completion and the answer of an example without labels."""
+"""The completion and answer of an example without labels."""
 SETS = 32
-"""Sets of two or more labels that are scored, at most: the most frequent ones in training."""
+"""At most this many sets of two or more labels are scored: the most frequent ones in training."""
 _SEPARATOR = re.compile(r"[,;|\n]")
 
 
@@ -73,7 +73,7 @@ class MultiLabelTask(Task):
     ) -> None:
         """
         Raises:
-            ValueError: there are no labels, or one cannot be told from a list of labels.
+            ValueError: there are no labels, or one could be mistaken for a list of labels.
         """
         super().__init__(name, instruction)
         if not labels or len(set(labels)) < len(labels):
@@ -81,7 +81,7 @@ class MultiLabelTask(Task):
         for label in labels:
             if _SEPARATOR.search(label) or label != label.strip() or label == NO_LABEL:
                 raise ValueError(
-                    f"the label {label!r} cannot stand in a list of labels: write it without commas, "
+                    f"the label {label!r} cannot be part of a list of labels: write it without commas, "
                     f"semicolons, bars and outer spaces, and not as '{NO_LABEL}'"
                 )
         self.labels = tuple(labels)
@@ -90,29 +90,29 @@ class MultiLabelTask(Task):
     # Sets as texts ------------------------------------------------------------------------------------
 
     def set_of(self, value: Any) -> frozenset[str]:
-        """The labels of a text such as `earnings, guidance`; none of `none` or an empty text."""
+        """The labels in a text such as `earnings, guidance`; none for `none` or an empty text."""
         parts = (part.strip() for part in _SEPARATOR.split(str(value or "")))
         return frozenset(part for part in parts if part and part != NO_LABEL)
 
     def text_of(self, chosen: frozenset[str]) -> str:
-        """A set as text, in the order of `labels`; unknown ones last, so that they can be named."""
+        """A set as text, in the order of `labels`; unknown labels last, so that errors can name them."""
         known = [label for label in self.labels if label in chosen]
         return ", ".join(known + sorted(chosen.difference(known))) or NO_LABEL
 
     def read_target(self, value: Any) -> str:
-        """A list of labels, also as JSON or Python writes it in a cell, or a text with commas, semicolons or
-        bars between them; empty is no label."""
+        """Read a list of labels, also as JSON or Python in a cell, or a text that separates them by commas,
+        semicolons or bars; an empty cell has no labels."""
         if value is None:
             return ""
         value = parsed(value) if isinstance(value, str) else value
         parts = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(part, str | int | float) for part in parts):
-            raise ValueError("the target is no list of labels")
+            raise ValueError("the target is not a list of labels")
         texts = (str(part).lower() if isinstance(part, bool) else str(part) for part in parts)
         return self.text_of(frozenset().union(*map(self.set_of, texts)))
 
     def relabel(self, target: str | float | None, labels: Mapping[str, str | None]) -> str | float | None:
-        """A label that is to be left out leaves the set; a row that had no other leaves with it."""
+        """Remove labels that are to be left out; a row that had no other label is left out too."""
         given = self.set_of(target)
         meant = frozenset(labels.get(label, label) for label in given) - {None}
         return None if given and not meant else self.text_of(meant)  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ class MultiLabelTask(Task):
     def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
         """The most frequent set of labels, with the labels' frequencies."""
         if not train:
-            raise DataError(f"Task {self.name} has no training records, which its baseline is made from.")
+            raise DataError(f"Task {self.name} has no training records, which its baseline needs.")
         counts = Counter(self.set_of(record.target) for record in train)
         shares = {
             label: sum(n for c, n in counts.items() if label in c) / len(train) for label in self.labels

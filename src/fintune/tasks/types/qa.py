@@ -1,4 +1,4 @@
-"""A context and a question in, an answer out."""
+"""Question answering: a context and a question in, an answer out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TATQA_KINDS = frozenset({"span", "multi-span", "arithmetic", "count"})
 
 
 def _tatqa(record: Record, prediction: Prediction) -> tuple[float | None, float | None]:
-    """TAT-QA's exact match and F1, of its own answer types alone."""
+    """TAT-QA's exact match and F1, only for its own answer types."""
     if record.kind not in TATQA_KINDS:
         return None, None
     return tatqa_scores(str(record.target), str(prediction.value), record.kind)
@@ -65,8 +65,8 @@ class QATask(Task):
     input_lines: ClassVar[int] = 7
 
     def read_target(self, value: Any) -> str | float:
-        """A text, or answers as SQuAD has them, of which the first counts: `{text: […], answer_start: […]}`,
-        or a list of `{text: …}`. A list of texts must hold one text."""
+        """Read a text, or SQuAD's answers, of which the first counts: `{text: […], answer_start: […]}`, or a
+        list of `{text: …}`. A list of texts must hold exactly one."""
         value = parsed(value) if isinstance(value, str) else value
         if isinstance(value, Mapping) and "text" in value:
             value = value["text"]

@@ -1,4 +1,4 @@
-"""A number, answered as the mean of the model's distribution over levels."""
+"""Regression: a number, answered as the mean of the model's distribution over levels."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _BASIS_POINTS = re.compile(r"\s*(?:bps?|basis points?)\s*$", re.IGNORECASE)
 _OTHER_UNIT = re.compile(r"[$€£¥]|\b(?:USD|EUR|GBP|dollars?|euros?)\b", re.IGNORECASE)
-"""A currency, which no task has as its unit."""
+"""A currency, which is never a task's unit."""
 LARGEST = 5
-"""The largest errors shown on either side."""
+"""How many of the largest errors to show on each side."""
 
 
 def numbers_of(
@@ -50,7 +50,7 @@ def _error(record: Record, prediction: Prediction) -> float:
 
 
 def _same_direction(task: Task, record: Record, prediction: Prediction) -> float | None:
-    """Whether target and answer have one sign; None of a target of 0."""
+    """Whether target and answer have the same sign; None for a target of 0."""
     target = float(record.target)  # type: ignore[arg-type]
     return float(target * float(prediction.value) > 0) if target else None
 
@@ -100,7 +100,7 @@ class RegressionTask(Task):
             further=True,
             share=True,
         ),
-        # An interval is good where it is narrow and still holds 80 %: neither figure says that alone.
+        # A good interval is narrow and still holds 80 %: neither metric alone shows that.
         Measure(
             "interval_coverage",
             "coverage (80 %)",
@@ -134,7 +134,7 @@ class RegressionTask(Task):
     input_lines: ClassVar[int] = 4
     max_levels = 15
     answers_with: Literal["expectation", "greedy"] = "expectation"
-    """greedy: the likeliest level alone, which is what decoding without its distribution gives."""
+    """greedy: only the likeliest level, as decoding without the distribution would give."""
 
     def __init__(
         self,
@@ -150,11 +150,11 @@ class RegressionTask(Task):
         self.levels = list(levels)
         self.level_means = list(level_means)
         self.interval_margin = interval_margin
-        """The adapter's intervals are made wider by this on both sides; see `conformal_margin`."""
+        """How much the adapter's intervals grow on each side; see `conformal_margin`."""
 
     def read_target(self, value: Any) -> float:
-        """A number, also as people write it: `1,250`, `(3.2)`, `−1.5`; `5%` and `75 bps` become the task's
-        unit, where that is `%` or `bps`."""
+        """Read a number, also in human notation: `1,250`, `(3.2)`, `−1.5`; `5%` and `75 bps` are converted to
+        the task's unit if that is `%` or `bps`."""
         if isinstance(value, bool) or str(value).strip().casefold() in ("true", "false"):
             raise ValueError(f"the target {value!r} is a boolean, not a number")
         try:
@@ -179,7 +179,7 @@ class RegressionTask(Task):
         if {written, own} != {"%", "bps"}:
             unit = f"unit is {self.unit}" if self.unit else "unit is not stated"
             raise ValueError(
-                f"the target {value!r} is in {written}, but the task's {unit}: write the number alone, or "
+                f"the target {value!r} is in {written}, but the task's {unit}: write only the number, or "
                 f"set the unit under options of its custom_task, such as  options: {{unit: '{written}'}}"
             )
         return figure.figure / 100 if written == "bps" else figure.figure * 100
@@ -197,7 +197,7 @@ class RegressionTask(Task):
         targets = np.array([float(r.target) for r in records])  # type: ignore[arg-type]
         quantiles = np.quantile(targets, (np.arange(self.max_levels) + 0.5) / self.max_levels)
         wanted = min(self.max_levels, len(set(targets.tolist()))) * 0.6
-        for decimals in range(5):  # the shortest text that still tells the levels apart
+        for decimals in range(5):  # the shortest texts that still tell the levels apart
             texts = (_signed(value, decimals) for value in quantiles.tolist())
             by_value = {float(text): text for text in texts}
             if len(by_value) >= wanted:
@@ -238,8 +238,8 @@ class RegressionTask(Task):
     def quantile(self, probabilities: Mapping[str, float], q: float) -> float:
         """The q-quantile of a distribution over the levels, interpolated.
 
-        Each level's probability is spread evenly from the middle between it and the level below to the
-        middle between it and the level above; the outer ones reach as far out as in.
+        Each level's probability is spread evenly between the midpoints to its neighbours; the outermost
+        levels extend as far outward as inward.
         """
         values = [float(level) for level in self.levels]
         if len(values) == 1:
@@ -253,7 +253,7 @@ class RegressionTask(Task):
         return edges[-1]
 
     def calibrated(self, prediction: Prediction) -> Prediction:
-        """The adapter's prediction with the interval that validation asked for."""
+        """The adapter's prediction with its interval adjusted as validation chose."""
         if not (prediction.interval and self.interval_margin):
             return prediction
         low, high = prediction.interval
@@ -273,7 +273,7 @@ class RegressionTask(Task):
         config: EvaluationConfig,
         tokens: Callable[[str], int],
     ) -> dict[str, str | float]:
-        """Set `interval_margin`."""
+        """Set `interval_margin` from validation."""
         self.interval_margin = 0.0
         intervals = [answer.interval or (0.0, 0.0) for answer in ask(records)]
         targets = [float(record.target) for record in records]  # type: ignore[arg-type]
@@ -330,7 +330,7 @@ class RegressionTask(Task):
         return {"largest": {side: [answers.example(i) for i in places] for side, places in shown.items()}}
 
     def details(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Any]:
-        """Of moves in percent that have dates: what forecasts of them would have earned."""
+        """For moves in percent with dates: what trading on the forecasts would have earned."""
         if self.unit != "%":
             return {}
         curve = strategy([r.time[:10] for r in records], *numbers_of(records, predictions))
@@ -342,23 +342,23 @@ class RegressionTask(Task):
 
 
 def spread(levels: Sequence[float]) -> list[float]:
-    """The bounds between which each level's probability lies; of a single level one half on either side."""
+    """The bounds of each level's probability mass; a single level gets one half on each side."""
     inner = [(a + b) / 2 for a, b in pairwise(levels)] or [levels[0] + 0.5]
     return [2 * levels[0] - inner[0], *inner, *([2 * levels[-1] - inner[-1]] if len(levels) > 1 else [])]
 
 
 def _signed(value: float, decimals: int) -> str:
-    """A number with its sign; what rounds to zero is +0, not -0."""
+    """A number with its sign; a value that rounds to zero is +0, not -0."""
     text = f"{value:+.{decimals}f}"
     return text if float(text) else f"{0.0:+.{decimals}f}"
 
 
 def conformal_margin(intervals: Sequence[tuple[float, float]], targets: Sequence[float]) -> float:
-    """By how much intervals must grow on both sides to hold `INTERVAL` of new targets; negative to shrink.
+    """How much intervals must grow on each side to hold `INTERVAL` of new targets; negative shrinks them.
 
     Conformalized quantile regression (Romano, Patterson & Candès, NeurIPS 2019, equations 6 to 8): the
-    ⌈(n + 1) · 0.8⌉-th smallest of max(low − y, y − high). Targets exchangeable with these are held with
-    at least that probability, whatever the model. 0 with fewer than 10 examples.
+    ⌈(n + 1) · 0.8⌉-th smallest of max(low − y, y − high). The intervals hold targets exchangeable with these
+    with at least that probability, whatever the model. 0 with fewer than 10 examples.
     """
     if len(targets) < 10:
         return 0.0

@@ -1,4 +1,4 @@
-"""A long text in, bullet points out, one a line."""
+"""Summarization: a long text in, bullet points out, one per line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fintune.text.written import parsed
 def _rouge(name: str, title: str) -> Measure:
     """An F-measure of ROUGE (Lin, 2004), with Porter stemming.
 
-    rougeL takes the bullets as one sequence, so their order counts; it is the stricter of the package's two
-    variants (rougeLsum matches bullet by bullet).
+    rougeL treats the bullets as one sequence, so their order counts; it is stricter than the package's other
+    variant, rougeLsum, which matches bullet by bullet.
     """
     return Measure(
         name, title, each(lambda task, r, p: rouge(task.completion(r), str(p.value))[name]), share=True
@@ -35,7 +35,7 @@ class SummarizationTask(Task):
         _rouge("rouge2", "ROUGE-2"),
         _rouge("rougeL", "ROUGE-L"),
         MISSING,
-        # Supported numbers / all numbers over all summaries, not the mean of summaries.
+        # Supported numbers / all numbers over all summaries, not the mean over summaries.
         Measure(
             "number_faithfulness",
             "true numbers",
@@ -63,7 +63,7 @@ class SummarizationTask(Task):
             self.salience = self.salience.fit((record.text, str(record.target)) for record in records)
 
     def read_target(self, value: Any) -> str | float:
-        """A text, or a list of texts that are a bullet each."""
+        """Read a text, or a list of texts, one per bullet."""
         value = parsed(value) if isinstance(value, str) else value
         if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
             return "\n".join(value)
@@ -79,8 +79,8 @@ class SummarizationTask(Task):
         return {"tfidf": lambda train, validation, test: classical.central(train, test)}
 
     def mistake(self, record: Record, prediction: Prediction) -> tuple[str, dict[str, Any]]:
-        """`unfaithful number` (one that the text does not have), `missing number` (of the expected summary),
-        else `other wording`; the numbers stand in `unfaithful` and `missing`."""
+        """`unfaithful number` (not in the text), `missing number` (of the expected summary), else
+        `other wording`; `unfaithful` and `missing` hold the numbers."""
         expected, got = str(record.target), str(prediction.value)
         details = {"unfaithful": absent(got, record.text), "missing": absent(expected, got)}
         for kind in details:
@@ -96,7 +96,7 @@ class SummarizationTask(Task):
         return [bool(unsupported_figures(str(p.value), r.text)) for r, p in pairs]
 
     def analysis(self, answers: Analysed) -> dict[str, Any]:
-        """How many summaries have a wrong or missing number."""
+        """How many summaries have an unfaithful or missing number."""
         return {
             "numbers": {
                 f"summaries_with_{kind}": sum(kind in details for _, details in answers.mistakes)

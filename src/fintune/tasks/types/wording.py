@@ -1,4 +1,4 @@
-"""What text types share: measures of an answer's words, and what is wrong with an answer."""
+"""Shared by text types: measures of an answer's words, and the kind of mistake in an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fintune.text.answers import answer_scores, normalize_answer
 from fintune.text.numbers import Figure, unsupported_figures
 
 VERBOSE = 2.0
-"""An answer that holds the whole expected one is verbose if it has this many times its words."""
+"""An answer that contains the expected one is verbose if it has this many times its words."""
 
 _SCALES = {1e2: " hundred", 1e3: " thousand", 1e6: " million", 1e9: " billion", 1e12: " trillion"}
 
@@ -50,12 +50,11 @@ def _shown(figure: Figure) -> str:
 
 
 def wording_mistake(expected: str, got: str) -> str:
-    """What is wrong with an answer: the first of these that fits, over SQuAD's normalised tokens; "" if
-    nothing.
+    """The kind of mistake: the first of these that applies to SQuAD's normalised tokens, or "" for none.
 
-    `empty`; `verbose`: all of the expected answer and at least as much again; `wrong number`: it lacks a
-    number of the expected answer; `incomplete`: nothing but part of the expected answer; `wrong span`: less
-    than half of the tokens agree (F1 < 0.5); `other wording`.
+    `empty`; `verbose`: contains the expected answer and is at least twice as long; `wrong number`: lacks a
+    number of the expected answer; `incomplete`: only part of the expected answer; `wrong span`: less than
+    half of the tokens agree (F1 < 0.5); `other wording`.
     """
     wanted, given = Counter(normalize_answer(expected).split()), Counter(normalize_answer(got).split())
     if wanted == given:

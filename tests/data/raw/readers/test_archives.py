@@ -138,7 +138,7 @@ def test_a_zip_is_read_in_its_encoding_and_a_hostile_one_refused(tmp_path, monke
     for name, mode, why in (
         ("/data/a.txt", file, "absolute path"),
         ("../data/a.txt", file, "climbs out"),
-        ("data/a.txt", stat.S_IFLNK | 0o777, "no regular file"),
+        ("data/a.txt", stat.S_IFLNK | 0o777, "not a regular file"),
     ):
         with pytest.raises(DataError, match=why):
             read(zipped(path, (name, mode, "/etc/passwd")))

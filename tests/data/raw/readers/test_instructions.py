@@ -113,8 +113,8 @@ def test_the_last_answer_is_the_target_and_what_came_before_is_the_prompt(tmp_pa
             "its messages have two answers in a row",
         ),
         (
-            chat(("user", "a"), ("tool", "b"), ("assistant", "c")),
-            "turn 2 of its conversation has the role 'tool'",
+            chat(("user", "a"), ("narrator", "b"), ("assistant", "c")),
+            "turn 2 of its conversation has the role 'narrator'",
         ),
         (chat(("user", ""), ("assistant", "c")), "turn 1 of its conversation has no text"),
         ({"messages": "a"}, "its conversation is not a list of turns"),
@@ -126,7 +126,9 @@ def test_a_conversation_that_cannot_be_used_is_named(tmp_path, row, why):
 
 
 def test_a_file_of_no_known_shape_is_refused_with_the_shapes(tmp_path):
-    with pytest.raises(DataError, match=r"no column 'text' .*Have messages, conversations, or instruction"):
+    with pytest.raises(
+        DataError, match=r"no column 'text' .*Provide messages, conversations, or instruction"
+    ):
         read(tmp_path / "f.jsonl", {"prompt": "a", "reply": "b"})
 
 
@@ -190,14 +192,14 @@ def test_with_all_answers_each_is_learnt_and_none_leaves_its_conversation(tmp_pa
     assert records[0].group == records[1].group != records[2].group
     assert len({r.id for r in records}) == 3
     assert task_from_dict(task.to_dict()).every_answer and "answers" not in TASK.to_dict()
-    with pytest.raises(ValueError, match="answers is 'some'"):
+    with pytest.raises(ValueError, match="answers must be last or all, got 'some'"):
         InstructionTask("own", "Be brief.", answers="some")
 
 
 @pytest.mark.parametrize(
     "change, why",
     [
-        ({"tools": "[{"}, "its tools are no JSON"),
+        ({"tools": "[{"}, "its tools are not JSON"),
         ({"tools": [{"description": "of no name"}]}, "one of its tools has no name"),
         ({"tools": {"name": "price"}}, "its tools are not a list"),
         (

@@ -27,7 +27,7 @@ def test_a_kilobyte_that_unpacks_to_four_gigabytes_is_refused_in_little_memory(t
         pq.write_table(pa.table({"text": column}), path, compression="zstd", store_schema=False)
         assert path.stat().st_size < 1_500
         tracemalloc.start()
-        with pytest.raises(DataError, match=r"unpacks to more than 268,435,456 bytes.*write it anew as JSON"):
+        with pytest.raises(DataError, match=r"unpacks to more than 268,435,456 bytes.*rewrite it as JSON"):
             for _ in rows(path):
                 pass
         assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
@@ -75,7 +75,7 @@ def test_a_page_or_list_that_unpacks_to_too_much_is_refused_before_it_is_unpacke
     pq.write_table(pa.table({"text": ["x" * 2**21]}), path, use_dictionary=False, compression="zstd")
     assert len(list(rows(path))) == 1
     monkeypatch.setattr(parquet_rows, "MAX_PAGE", 2**20)
-    with pytest.raises(DataError, match="1,048,576 of a page"):
+    with pytest.raises(DataError, match="1,048,576 per page"):
         list(rows(path))
     monkeypatch.setattr(parquet_rows, "MAX_VALUES", 1_000)
     pq.write_table(pa.table({"text": [["x"] * 100_000]}), path, compression="zstd")

@@ -110,7 +110,7 @@ def test_a_stated_encoding_is_taken_and_a_wrong_one_is_said(tmp_path):
         own(path, encoding="utf-8")
     with pytest.raises(DataError, match=r"f\.csv is not ascii text"):
         own(path, encoding="ascii")
-    with pytest.raises(DataError, match="No encoding is called 'klingon'"):
+    with pytest.raises(DataError, match="The encoding 'klingon' is unknown"):
         own(path, encoding="klingon")
 
 
@@ -264,7 +264,7 @@ def test_a_cell_that_holds_a_list_or_an_object_is_read_or_refused_never_written_
     rows = [{"text": text, "target": "good"} for text in (["One.", " Two. "], [{"a": 1}], {"a": 1}, True)]
     records, dropped, _ = own(written(tmp_path / "t.jsonl", *rows))
     assert records == [("One. Two.", None, "good"), ("true", None, "good")]
-    assert dropped == ["the text is a list of something else than texts", "the text is an object with a"]
+    assert dropped == ["the text is a list of something other than texts", "the text is an object with a"]
     (file,) = row_files(tmp_path / "t.jsonl", "--input_file")
     assert [row.why for row in read_inputs(file, TOPIC) if isinstance(row, Dropped)] == dropped
     bullets = written(tmp_path / "s.jsonl", {"text": "a", "target": ["One.", "Two."]})

@@ -1,4 +1,4 @@
-"""Reading a .tar.gz or .zip in place: only the named regular files, in memory, nothing written to disk."""
+"""Read a .tar.gz or .zip in place: only the named regular files, in memory, nothing written to disk."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from fintune.errors import DataError
 MAX_MEMBER_BYTES = 16 * 2**20
 """Larger members are refused: no dataset here has one, but a hostile archive may."""
 MAX_RATIO = 100
-"""So many times its own size an archive may unpack to; text and tar's padding stay far below."""
+"""The largest ratio of unpacked to packed size; text and tar's padding stay far below."""
 FREE_BYTES = 64 * 2**20
-"""What an archive may unpack to whatever its size."""
+"""An archive may always unpack to this much, whatever its size."""
 
 
 def members(path: Path, pattern: str, encoding: str = "utf-8-sig") -> Iterator[tuple[re.Match[str], str]]:
     """The match of the name and the text of every regular file whose whole name matches `pattern`.
 
-    A folder before the name, as in an archive that GitHub makes of a repository, is allowed.
+    A folder before the name is allowed, as in GitHub's archives of a repository.
 
     Raises:
-        DataError: the archive is damaged or hostile (a member that is absolute, climbs out with `..`, is
-            a device or a link out of the archive; a wanted one that is no regular file or too large; more
+        DataError: the archive is damaged or hostile (a member that is absolute, escapes with `..`, is a
+            device or a link out of the archive; a wanted one that is not a regular file or too large; more
             content than `MAX_RATIO` allows), or a wanted member is not text in this encoding.
     """
     wanted = re.compile(rf"(?:\./)?(?:[^/]+/)?{pattern}")
@@ -60,7 +60,7 @@ def _tar(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match[str], b
                     raise _hostile(path, member.name, "which is a folder where a file belongs")
                 _check_size(path, member.name, member.size)
                 stream = archive.extractfile(member)
-                assert stream is not None  # of a regular file there always is one
+                assert stream is not None  # regular files always have one
                 yield match, stream.read()
         while content.read(2**20):  # up to the checksum at the end, which a truncated file lacks
             pass
@@ -74,21 +74,21 @@ def _zip(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match[str], b
             match = wanted.fullmatch(member.filename)
             if match is None:
                 continue
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was made without modes
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 if the archive was made without modes
             if kind not in (0, stat.S_IFREG):
-                raise _hostile(path, member.filename, "which is no regular file")
+                raise _hostile(path, member.filename, "which is not a regular file")
             _check_size(path, member.filename, member.file_size)
             left -= member.file_size
             if left < 0:
-                raise _hostile(path, member.filename, "and unpacks to far more than a dataset's text does")
+                raise _hostile(path, member.filename, "which unpacks to far more than a dataset's text")
             try:
-                yield match, archive.read(member)  # no more than file_size, and its checksum is tested
+                yield match, archive.read(member)  # at most file_size, and its checksum is tested
             except (RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
                 raise DataError(f"{path} cannot be read ({error}): download it again.") from None
 
 
 class _Bounded:
-    """A stream that ends with an error where more comes out of an archive than text can be packed into."""
+    """A stream that fails if an archive unpacks to more than text can be packed into."""
 
     def __init__(self, stream: Any, path: Path) -> None:
         self.stream, self.path, self.left = stream, path, _limit(path)
@@ -117,7 +117,7 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _check_special(path: Path, member: tarfile.TarInfo, wanted: bool) -> None:
-    """Links that stay inside are left alone where nobody reads them; whatever else is special is refused."""
+    """Refuse special members, except unread links that stay inside the archive."""
     if not member.islnk() and not member.issym():
         raise _hostile(path, member.name, "which is a device or pipe")
     home = posixpath.dirname(member.name) if member.issym() else ""

@@ -1,4 +1,4 @@
-"""What stands in a cell, as text: never a list or an object as Python would write it."""
+"""Convert cells to text, but never a list or an object to its Python notation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fintune.text.written import parsed
 
 
 def plain(value: Any, name: str) -> str:
-    """A cell as text: nothing is empty, the whole number 1.0 of a float column is «1», a list of sentences
-    is joined, also one that is written as a text.
+    """A cell as text: an empty value is "", 1.0 in a float column is «1», a list of sentences is joined, also
+    if it is written as text.
 
     Args:
-        name: what errors call the cell.
+        name: the cell's name in errors.
 
     Raises:
-        ValueError: it is a list of something else, an object, or bytes that are no text.
+        ValueError: it is another kind of list, an object, or bytes that are not text.
     """
     if isinstance(value, str):
         written = parsed(value) if value[:1] == "[" else value
@@ -34,10 +34,10 @@ def plain(value: Any, name: str) -> str:
         try:
             return value.decode().strip()
         except UnicodeDecodeError:
-            raise ValueError(f"the {name} is bytes that are no UTF-8 text") from None
+            raise ValueError(f"the {name} is bytes that are not UTF-8 text") from None
     if isinstance(value, list | tuple):
         if not all(isinstance(item, str) for item in value):
-            raise ValueError(f"the {name} is a list of something else than texts")
+            raise ValueError(f"the {name} is a list of something other than texts")
         return " ".join(filter(None, map(str.strip, value)))
     if isinstance(value, Mapping):
         raise ValueError(f"the {name} is an object with {', '.join(map(str, value)) or 'nothing in it'}")

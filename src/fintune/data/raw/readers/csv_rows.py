@@ -1,7 +1,7 @@
-"""Rows of CSV and TSV text: what is between cells, and quotation marks that are not balanced.
+"""Rows of CSV and TSV text: detects the delimiter, and handles unbalanced quotation marks.
 
-Python's reader takes a mark that is never closed for a cell that holds all that follows. Here such a line is
-read by itself, with its marks as text, where it then has as many cells as the header; else it is refused.
+Python's reader takes all text after an unclosed quotation mark for one cell. Here such a line is read alone,
+with its marks as text, if it then has as many cells as the header; otherwise it is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from fintune.errors import DataError
 
 DELIMITERS = ",\t;|"
 HEAD = 50
-"""Lines that the delimiter is found from."""
+"""Lines from which the delimiter is detected."""
 LONGEST = 20_000
-"""Lines of one cell, at most: beyond them its quotation mark counts as never closed."""
+"""The most lines in one cell: beyond them its quotation mark counts as unclosed."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 LEARNT_ROWS = 2_000
 """Rows whose values show what a column holds."""
@@ -27,20 +27,20 @@ LEARNT_ROWS = 2_000
 
 @dataclass
 class Quotes:
-    """What was met in a file."""
+    """Findings on quotation marks in a file."""
 
     literal: list[int] = field(default_factory=list)
     """Lines whose quotation marks were read as text."""
     several: int = 0
-    """Rows of more than one line."""
+    """The number of rows that span several lines."""
     longest: tuple[int, int] = (1, 0)
-    """The lines of the longest row, and where it begins."""
+    """The number of lines of the longest row, and where it begins."""
 
 
 def layout(head: Sequence[str], suffix: str) -> tuple[str, int]:
-    """What is between the cells, and how many lines stand above the header (Excel's `sep=;`).
+    """The delimiter, and how many lines precede the header (Excel's `sep=;`).
 
-    The delimiter is the one by which most rows have as many cells as the header, two at least.
+    The delimiter is the one with which most rows have as many cells as the header, at least two.
     """
     if head and (told := re.fullmatch(r"\ufeff?\"?sep=(.)\"?", head[0].rstrip("\r\n"), re.IGNORECASE)):
         return told[1], 1
@@ -62,17 +62,17 @@ def read(
     skip: int = 0,
     quotes: Quotes | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, the header first, with the line that each begins on.
+    """The non-blank rows, header first, each with its first line's number.
 
     Args:
-        name: what errors call the file.
-        skip: lines above the header.
-        quotes: takes what was met.
+        name: the file's name in errors.
+        skip: lines before the header.
+        quotes: receives the findings on quotation marks.
 
     Raises:
-        DataError: a quotation mark is not closed where its cell ends; it names the line of the mark.
+        DataError: a quotation mark is not closed at the end of its cell; names the mark's line.
     """
-    csv.field_size_limit(2**31 - 1)  # a transcript is longer than the default allows
+    csv.field_size_limit(2**31 - 1)  # transcripts exceed the default
     quotes = quotes or Quotes()
     source = _Lines(islice(content, skip, None))
     reader = csv.reader(source, delimiter=delimiter, strict=True)
@@ -107,7 +107,7 @@ def read(
 
 
 class _Lines:
-    """Lines, with those of the row that is being read, which can be given back."""
+    """Lines, holding those of the current row so that they can be pushed back."""
 
     def __init__(self, content: Iterable[str]) -> None:
         self._content = iter(content)
@@ -125,23 +125,23 @@ class _Lines:
         return line
 
     def ahead(self, count: int) -> list[str]:
-        """The next lines, which stay to be read."""
+        """The next lines, without consuming them."""
         self._again.extend(islice(self._content, count))
         return list(self._again)
 
     def back(self, keep: int) -> None:
-        """Give back all held lines but the first `keep`."""
+        """Push back all held lines except the first `keep`."""
         self._again.extendleft(reversed(self.held[keep:]))
         del self.held[keep:]
 
 
 class _Columns:
-    """What the columns hold, to tell a cell of several lines from rows that an open mark has swallowed."""
+    """What columns hold, to tell a multi-line cell from rows that an unclosed mark has swallowed."""
 
     def __init__(self, width: int, ahead: Sequence[Sequence[str]]) -> None:
         """
         Args:
-            ahead: the cells of the next lines, each by itself; they count where most are rows.
+            ahead: the cells of the next lines, each parsed alone; they count if most are rows.
         """
         self.width = width
         self._rows = 0
@@ -160,15 +160,15 @@ class _Columns:
                 self._numeric[column] &= _NUMBER.fullmatch(cell) is not None
 
     def are_rows(self, held: Sequence[str], delimiter: str) -> bool:
-        """Whether the first of some lines has as many cells as the header by itself, and most others too."""
+        """Whether the first of some lines, parsed alone, has as many cells as the header, and most others."""
         widths = [len(_literal(line, delimiter)) for line in islice(held, HEAD) if line.strip()]
         return widths[0] == self.width and widths.count(self.width) >= 0.8 * len(widths)
 
     def swallowed(self, held: Sequence[str], row: Sequence[str], delimiter: str) -> bool:
-        """Whether lines of one row are rows themselves: one ends, or begins, with values that the columns
-        beside the long cell have elsewhere; or all of several have the header's number of cells.
+        """Whether the lines of one row are rows themselves: one ends, or begins, with values that the columns
+        beside the long cell have elsewhere; or there are several, and all have as many cells as the header.
 
-        Prose has a space after its commas, which rows have not, and commas inside its numbers.
+        Prose has spaces after commas, and commas inside numbers; rows do not.
         """
         each = [_literal(line, delimiter) for line in held if line.strip()]
         if self.width < 2 or len(each) < 2:
@@ -202,7 +202,7 @@ def _continues(before: str, cell: str) -> bool:
 
 
 def _literal(line: str, delimiter: str) -> list[str]:
-    """A line's cells with quotation marks as text, but for those around a whole cell."""
+    """A line's cells with quotation marks as text, except those around a whole cell."""
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -211,7 +211,7 @@ def _literal(line: str, delimiter: str) -> list[str]:
 
 
 def _unbalanced(name: str, number: int, held: Sequence[str], delimiter: str) -> DataError:
-    """The error that names the line of the mark that opened last."""
+    """The error that names the line of the last opening mark."""
     opened, inside, before = number, False, delimiter
     for place, line in enumerate(held):
         for letter in line:
@@ -220,7 +220,7 @@ def _unbalanced(name: str, number: int, held: Sequence[str], delimiter: str) -> 
                 opened = number + place if inside else opened
             before = letter
     return DataError(
-        f'{name}, line {opened}: a quotation mark (") opens a cell here and is not closed where the cell '
-        "ends, so that the lines below would become part of it. Close it, or double the marks inside a "
-        "cell, or save the file as .xlsx or .jsonl."
+        f'{name}, line {opened}: a quotation mark (") opens a cell here and is not closed at the end of the '
+        "cell, so the lines below would become part of it. Close it, or double the marks inside a cell, or "
+        "save the file as .xlsx or .jsonl."
     )

@@ -16,7 +16,7 @@ _FILE = r"data/final/(?P<split>train|val|test)/(?P<part>ects|gt_summaries)/(?P<n
 def ectsum(path: Path) -> Iterator[Record | Dropped]:
     """A record per transcript with its summary, in the official splits, by name.
 
-    Companies occur in several splits, as published (with other quarters), so they form no groups.
+    As published, companies occur in several splits (with other quarters), so they are not groups.
     """
     parts: dict[tuple[str, str], dict[str, str]] = {}
     for match, text in members(path, _FILE):

@@ -1,4 +1,4 @@
-"""Which encoding a text file is in: its byte order mark, else UTF-8, else a guess that is said.
+"""Detect a text file's encoding: its byte order mark, else UTF-8, else a reported guess.
 
 Streams of bytes in, a codec's name out.
 """
@@ -10,35 +10,35 @@ import re
 from typing import IO
 
 SAMPLE_BYTES = 64 * 2**10
-"""Of lines that are not ASCII, which a guess is made from."""
+"""The most bytes of non-ASCII lines to guess from."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _OTHER_SCRIPTS = "cp1251 koi8_r cp1253 cp1255 cp1256 gb18030 big5 cp932 euc_jp cp949".split()
-"""What texts are in whose letters are mostly beyond ASCII."""
+"""Encodings of texts whose letters are mostly non-ASCII."""
 UTF8 = "utf-8-sig"
 
 
 def marked(head: bytes) -> str:
-    """The encoding that a file's first bytes give away; "" if none."""
+    """The encoding that a file's first bytes show; "" if none."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
     odd, even = head[1::2].count(0), head[0::2].count(0)
-    if max(odd, even) > len(head) // 8:  # half of the bytes of Latin letters in UTF-16 are 0
+    if max(odd, even) > len(head) // 8:  # in UTF-16, half of the bytes of Latin letters are 0
         return "utf-16-le" if odd > even else "utf-16-be"
     return ""
 
 
 def guessed(stream: IO[bytes]) -> tuple[str, str]:
-    """The encoding of a text without a byte order mark, and a line that shows it; "" of UTF-8.
+    """The encoding of a text without a byte order mark, and a line that shows it; "" for UTF-8.
 
-    Of single letters beyond ASCII among Latin ones it is cp1252, which the web takes too; else it is what
-    charset-normalizer finds likeliest.
+    For single non-ASCII letters among Latin ones it is cp1252, the default of the web; otherwise
+    charset-normalizer's best guess.
     """
     sample = b"".join(_not_ascii(stream))
     if not sample:
@@ -51,7 +51,7 @@ def guessed(stream: IO[bytes]) -> tuple[str, str]:
 
 
 def _not_ascii(stream: IO[bytes]) -> list[bytes]:
-    """Lines that are not ASCII, some of them; none where the whole stream is UTF-8."""
+    """Some of the lines that are not ASCII; none if the whole stream is UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     kept: list[bytes] = []
     size, good = 0, True

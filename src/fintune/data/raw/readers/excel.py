@@ -1,6 +1,6 @@
-"""Sheets of Excel workbooks (.xlsx, .xlsm) as rows, read as they come through openpyxl.
+"""Stream the rows of Excel workbooks (.xlsx, .xlsm) through openpyxl.
 
-A workbook is hostile until shown otherwise: its size unpacked is bounded, and no formula or macro is run.
+Workbooks are untrusted: the unpacked size is bounded, and no formula or macro is run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fintune.data.storage import Location
 from fintune.errors import DataError
 
 MAX_BYTES = 2**30
-"""What a workbook may unpack to."""
+"""A workbook may always unpack to this much."""
 MAX_RATIO = 200
 FREE_BYTES = 64 * 2**20
 MAX_ROWS = 2**20
@@ -23,10 +23,10 @@ MAX_ROWS = 2**20
 
 
 def sheet_of(place: Location, wanted: str | None) -> tuple[str, list[str]]:
-    """The sheet to read, which is the first if none is wanted, and the names of all.
+    """The sheet to read, by default the first, and the names of all sheets.
 
     Raises:
-        DataError: the file is no workbook, or has no such sheet.
+        DataError: the file is not a workbook, or has no such sheet.
     """
     with _opened(place) as book:
         names = [sheet.title for sheet in book.worksheets]
@@ -38,15 +38,15 @@ def sheet_of(place: Location, wanted: str | None) -> tuple[str, list[str]]:
 
 
 def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
-    """The rows of a sheet that are not blank, with their numbers; empty cells at a row's end are left out.
+    """The non-blank rows of a sheet, with their numbers; trailing empty cells are left out.
 
-    A percentage is read as it is shown (`5%`, of which the workbook holds 0.05), a day without a time as a
-    date, a formula as its last result.
+    A percentage is read as displayed (`5%`, stored as 0.05), a day without a time as a date, a formula as its
+    last result.
     """
     with _opened(place) as book:
         cells = book[sheet]
-        cells.reset_dimensions()  # what a file says of its size may be wrong
-        # A text stands in the workbook once, however many cells have it, and cells that are not there count.
+        cells.reset_dimensions()  # the file's stated size may be wrong
+        # A workbook stores each text once, however many cells have it, and missing cells count too.
         left = max(FREE_BYTES, MAX_RATIO * place.size())
         try:
             for number, row in enumerate(cells.iter_rows(), start=1):
@@ -54,9 +54,9 @@ def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
                 left -= sum(len(value) if isinstance(value, str) else 1 for value in values)
                 if left < 0 or number > MAX_ROWS:
                     raise DataError(
-                        f"{place.shown} has cells with more characters than are read of a workbook of its "
-                        f"size ({MAX_RATIO} times that, {FREE_BYTES:,} at least), or more than {MAX_ROWS:,} "
-                        "rows: save it as CSV."
+                        f"{place.shown} has cells with more characters than the limit for a workbook of its "
+                        f"size ({MAX_RATIO} times its bytes, at least {FREE_BYTES:,}), or more than "
+                        f"{MAX_ROWS:,} rows: save it as CSV."
                     )
                 while values and values[-1] in (None, ""):
                     values.pop()
@@ -64,7 +64,7 @@ def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
                     yield number, values
         except DataError:
             raise
-        except Exception as error:  # openpyxl and the parsers below it raise whatever comes
+        except Exception as error:  # openpyxl and its parsers raise anything
             raise _damaged(place, error) from None
 
 
@@ -81,7 +81,7 @@ class _opened:
         try:
             _check_size(self.place, self.stream)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of features that reading does not need
+                warnings.simplefilter("ignore")  # about features that reading does not need
                 self.book = openpyxl.load_workbook(self.stream, read_only=True, data_only=True)
         except DataError:
             self.stream.close()
@@ -108,7 +108,7 @@ def _check_size(place: Location, stream: Any) -> None:
     stream.seek(0)
     if size > MAX_BYTES or size > max(FREE_BYTES, MAX_RATIO * place.size()):
         raise DataError(
-            f"{place.shown} unpacks to {size / 2**20:,.0f} MiB, which is more than is read of a workbook: "
+            f"{place.shown} unpacks to {size / 2**20:,.0f} MiB, more than the limit for a workbook: "
             "save it as CSV."
         )
 

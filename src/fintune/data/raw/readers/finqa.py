@@ -1,8 +1,8 @@
 """FinQA (Chen et al., EMNLP 2021) and ConvFinQA (Chen et al., EMNLP 2022): reasoning with a report's figures.
 
 A context is a page of a filing: its table, then the sentences before and after it. The target is the result
-of the annotated program (`exe_ans`), which the published execution accuracy is measured on, so a percentage
-is a fraction: 0.12, not 12 %. A page forms a group, the same in both datasets.
+of the annotated program (`exe_ans`), on which published execution accuracy is measured, so percentages are
+fractions: 0.12, not 12 %. A page is a group, the same in both datasets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fintune.errors import DataError
 from fintune.tasks.base import Record
 
 MAX_MEMBER_BYTES = 2**31
-"""A larger member of ConvFinQA's archive is refused: the genuine ones are far smaller."""
+"""Larger members of ConvFinQA's archive are refused: the genuine ones are far smaller."""
 _OPERATION = re.compile(r"([a-z_]+)\(")
 _PAGE = re.compile(r"(?:(?:Single|Double)_)?(.+?\.pdf)(?:-.*|_.*)?")
 
@@ -44,7 +44,7 @@ def finqa(train: Path, dev: Path, test: Path) -> Iterator[Record | Dropped]:
 def convfinqa(path: Path) -> Iterator[Record | Dropped]:
     """A record per turn of a conversation, with the turns before it and their answers.
 
-    The official test part has no answers, so the development part is the test, as in published
+    The official test part has no answers, so the development part is the test split, as in published
     comparisons; validation is split off the training part.
     """
     splits: dict[str, Split] = {"train_turn.json": "train", "dev_turn.json": "test"}
@@ -99,13 +99,13 @@ def _record(
 
 
 def answer_text(value: Any) -> str:
-    """A program's result as text: figures without trailing zeros, to 5 decimals as published.
+    """A program's result as text: numbers without trailing zeros, to 5 decimals as published.
 
     Raises:
-        TypeError: it is neither a figure nor a text.
+        TypeError: it is neither a number nor a text.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(f"{value!r} is no answer")
+        raise TypeError(f"{value!r} is not an answer")
     if isinstance(value, str):
         return value.strip()
     whole, _, decimals = f"{value:.5f}".partition(".")

@@ -1,4 +1,4 @@
-"""A row of instruction data, in any of the three usual shapes, as a prompt and its answer.
+"""Convert a row of instruction data, in any of the three usual shapes, to a prompt and its answer.
 
 - OpenAI: `messages`, a list of {role, content}, with `tool_calls`, and `tools` beside it;
 - ShareGPT: `conversations`, a list of {from, value}, with `function_call` and `observation`;
@@ -26,10 +26,10 @@ _NAMES = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 def shape_of(names: Collection[str], answered: bool = True) -> str | None:
-    """The column that gives a file's shape away (`messages`, `conversations`, `instruction`), if one does.
+    """The column that identifies a file's shape (`messages`, `conversations`, `instruction`), if any.
 
     Args:
-        answered: False where no column has to hold the answers.
+        answered: False if no column needs to hold answers.
     """
     found = [name for name in ("messages", "conversations") if name in names]
     if "instruction" in names and ("output" in names or not answered):
@@ -40,11 +40,11 @@ def shape_of(names: Collection[str], answered: bool = True) -> str | None:
 def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict[str, Any] | str:
     """`text`, `question`, `turns`, `target` and `system` of a row; or why it has none.
 
-    Of a conversation the last assistant turn is the target, the user's turn before it the question, and
-    what came before that the text; a first exchange has its user's turn as text, and no question.
+    In a conversation, the last assistant turn is the target, the user turn before it the question, and all
+    before that the text. In a first exchange the user's turn is the text, and there is no question.
 
     Args:
-        answered: False where the answer is still to be given: the last user turn is what is asked.
+        answered: False if the answer is still to be given: the last user turn is then the prompt.
     """
     if shape == "instruction":
         try:
@@ -84,21 +84,21 @@ def fields_of(row: Mapping[str, Any], shape: str, answered: bool = True) -> dict
 
 
 def each_answer(row: Mapping[str, Any], shape: str) -> Iterator[Mapping[str, Any]]:
-    """The row once for each answer of its conversation, up to that answer; any other row as it is."""
+    """The row once per answer of its conversation, up to that answer; other rows unchanged."""
     turns = row.get(shape)
     if shape == "instruction" or not isinstance(turns, list | tuple):
         yield row
         return
     roles = [_role(turn)[1] for turn in turns if isinstance(turn, Mapping)]
     ends = [i for i, role in enumerate(roles) if role == "assistant" and "user" in roles[:i]]
-    if len(roles) < len(turns) or not ends:  # `fields_of` says what is wrong with it
+    if len(roles) < len(turns) or not ends:  # `fields_of` reports what is wrong
         yield row
     else:
         yield from ({**row, shape: turns[: end + 1]} for end in ends)
 
 
 def _turns(value: Any) -> list[dict[str, Any]] | str:
-    """The turns as chat templates take them; or what is wrong with them."""
+    """The turns in chat templates' format, or what is wrong with them."""
     if not isinstance(value, list | tuple) or not value:
         return "its conversation is not a list of turns"
     turns = []
@@ -108,7 +108,7 @@ def _turns(value: Any) -> list[dict[str, Any]] | str:
         named, role = _role(turn)
         text = _text(turn["content"] if "content" in turn else turn.get("value"))
         if role is None:
-            return f"turn {number} of its conversation has the role {named!r}, which is none of a chat's"
+            return f"turn {number} of its conversation has the role {named!r}, which is not a chat role"
         made: dict[str, Any] = {"role": role, "content": text}
         try:
             if str(named).casefold() == "function_call":
@@ -128,7 +128,7 @@ def _turns(value: Any) -> list[dict[str, Any]] | str:
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:
-    """Calls as chat templates take them, of OpenAI's or ShareGPT's form; ValueError where one is neither."""
+    """OpenAI's or ShareGPT's calls in chat templates' format; ValueError if one is neither."""
     made = []
     for call in value if isinstance(value, list | tuple) else [value]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
@@ -145,11 +145,11 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _tools(value: Any) -> list[dict[str, Any]] | str | None:
-    """What may be called, in OpenAI's form; or what is wrong with it. ShareGPT has it as JSON in a text."""
+    """The callable tools, in OpenAI's format, or what is wrong. ShareGPT has them as JSON in a text."""
     try:
         value = json.loads(value) if isinstance(value, str) and value.strip() else value
     except (ValueError, RecursionError):
-        return "its tools are no JSON"
+        return "its tools are not JSON"
     if not isinstance(value, list | tuple):
         return None if value is None or value != value or value == "" else "its tools are not a list"
     tools = []
@@ -162,26 +162,26 @@ def _tools(value: Any) -> list[dict[str, Any]] | str | None:
 
 
 def _without_none(value: Any) -> Any:
-    """A JSON value without the fields that a Parquet row lacks."""
+    """A JSON value without the null fields that Parquet adds."""
     if isinstance(value, Mapping):
         return {key: _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _said(turn: Mapping[str, Any]) -> str:
-    """A turn's text, with its calls as Hermes writes them."""
+    """A turn's text, with its calls in Hermes' format."""
     calls = turn.get("tool_calls")
     return written("hermes", turn["content"], calls) if calls else turn["content"]
 
 
 def _role(turn: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """A turn's role as the row has it, and as a chat does, if it is one."""
+    """A turn's role as in the row, and the chat role it means, if any."""
     named = turn.get("role") or turn.get("from")
     return named, _ROLES.get(str(named).casefold())
 
 
 def _text(content: Any) -> str:
-    """A turn's text; of content in parts, that of the text parts, if there are no others."""
+    """A turn's text; for content in parts, their text if there are only text parts."""
     if isinstance(content, str):
         return content.strip()
     if isinstance(content, list | tuple) and all(

@@ -1,7 +1,7 @@
-"""JSON lines, JSON lists, and lists inside a JSON document, as numbered rows.
+"""Read JSON lines, JSON lists, and lists inside a JSON document, as numbered rows.
 
-A path such as `data.items[].headline` says where a value is: `[]` stands for each item of a list, and the
-items of the last list are the rows.
+A path such as `data.items[].headline` locates a value: `[]` stands for each item of a list, and the items of
+the last list are the rows.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from fintune.data.raw.readers.streams import After, Readable, json_items, lines
 from fintune.errors import DataError
 
 LINES = ""
-"""The place of rows that are lines; of others it is what ijson calls their prefix, such as `data.item`."""
+"""The place of rows that are lines; for other files it is ijson's prefix, such as `data.item`."""
 LIST = "item"
 Value = tuple[int | str, dict[str, Any] | str]
-"""The number of a line or item, with a row's after it where it holds several; and the row, or why not."""
+"""The number of a line or item, plus a row number if it holds several; and the row, or why there is none."""
 LONGEST = 2**24
-"""Characters of a line that may be an object of JSON lines."""
+"""The most characters of a line that may be an object of JSON lines."""
 _NOT_AN_OBJECT = "it is not a JSON object"
 
 
 class _Once(dict[str, Any]):
-    """An object that remembers a name which it has twice."""
+    """An object that remembers a duplicate name."""
 
     twice = ""
 
@@ -36,20 +36,20 @@ class _Once(dict[str, Any]):
 
 
 def at(value: Any, path: str) -> Any:
-    """What stands at a path of names (`payload.headline`) in an object; None where nothing does."""
+    """The value at a path of names (`payload.headline`) in an object; None if there is none."""
     for name in path.split(".") if path else ():
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
 def place_of(file: Readable, suffix: str, encoding: str, paths: Collection[str] = ()) -> tuple[str, str]:
-    """Where a file's rows are, and what there is to say of it; of a document with `paths`, that they say it.
+    """The place of a file's rows, and a note on it; with `paths`, a document's rows are where these say.
 
     Raises:
-        DataError: it is one document in which there is no list of objects, or more than one.
+        DataError: it is one document that contains no list of objects, or more than one.
     """
     with io.TextIOWrapper(file.open(), encoding) as stream:
-        first = _next_line(stream, 64)  # a list may be one endless line
+        first = _next_line(stream, 64)  # a whole list may be one long line
         if first.startswith("["):
             return LIST, "" if suffix == ".json" else "holds a JSON list"
         if suffix != ".json":
@@ -66,7 +66,7 @@ def place_of(file: Readable, suffix: str, encoding: str, paths: Collection[str] 
 
 
 def _next_line(stream: io.TextIOWrapper, length: int = LONGEST) -> str:
-    """The next line that is not blank, as far as `length`; "" at the end."""
+    """The next line that is not blank, up to `length` characters; "" at the end."""
     line = stream.readline(length)
     while line.isspace():
         line = stream.readline(length)
@@ -93,20 +93,20 @@ def _only_list(file: Readable, encoding: str) -> tuple[str, str]:
     names = [prefix.removesuffix(".item") + "[]" for prefix in found]
     if not found:
         raise DataError(
-            f"{file.shown} does not hold a JSON list of objects: write a list of objects, or one a line "
+            f"{file.shown} does not hold a JSON list of objects: write a list of objects, or one per line "
             '(in pandas: to_json(path, orient="records")).'
         )
     if len(found) > 1:
         several = f"{file.shown} holds several lists of objects ({', '.join(names)})"
         raise DataError(
             f"{several}: say in the recipe which has the rows, such as  columns: {{text: {names[0]}.text}}",
-            f"{several}: save the one with the rows as a file of its own.",
+            f"{several}: save the one with the rows as a separate file.",
         )
     return next(iter(found)), f"has its rows at {names[0]}"
 
 
 def utf8(file: Readable, encoding: str) -> Any:
-    """A file's bytes in UTF-8, which is what ijson reads."""
+    """A file's bytes in UTF-8, which ijson needs."""
     if encoding == "utf-8-sig":
         return file.open()
     import codecs
@@ -126,9 +126,9 @@ def rows(
     """The rows of a file.
 
     Args:
-        place: as `place_of` has it.
-        paths: of columns; of each that has a `[]` the row has what stands there.
-        begin, end, before: a piece of a file of lines, and the lines before it.
+        place: from `place_of`.
+        paths: of columns; for each path with a `[]`, the row has the value there.
+        begin, end, before: a piece of a file of lines, and the number of lines before it.
 
     Raises:
         DataError: the paths lead to different lists.
@@ -158,7 +158,7 @@ def rows(
 
 
 def _levels(paths: Iterable[str]) -> list[str]:
-    """The lists that the paths lead through, the outermost first."""
+    """The lists along the paths, outermost first."""
     deepest: list[str] = []
     for path in paths:
         own = path.split("[]")[:-1]
@@ -177,7 +177,7 @@ def _prefix(name: str) -> str:
 
 
 def _chains(value: Any, levels: list[str]) -> Iterator[tuple[Any, ...]]:
-    """For each item of the innermost list: the objects from the outermost one to it."""
+    """For each item of the innermost list: the objects from the outermost one down to it."""
     if not levels:
         yield (value,)
         return
@@ -228,9 +228,9 @@ def _items(file: Readable, place: str, encoding: str) -> Iterator[Value]:
 
 
 def columns_of(values: Iterable[Value], wanted: Collection[str], enough: int) -> tuple[list[str], str]:
-    """The names in a file's objects, and what was wrong with the first row that was none.
+    """The names in a file's objects, and what was wrong with the first invalid row.
 
-    Objects need not have the same names: more than `enough` are read where one that is wanted is lacking.
+    Objects need not have the same names: more than `enough` are read if a wanted one is missing.
     """
     names: dict[str, None] = {}
     bad = ""
@@ -245,6 +245,6 @@ def columns_of(values: Iterable[Value], wanted: Collection[str], enough: int) ->
 
 
 def cell(row: Mapping[str, Any], column: str) -> Any:
-    """What a row has in a column, which may be a path inside an object; None of nothing."""
+    """A row's value in a column, which may be a path inside an object; None if missing."""
     value = row.get(column)
     return at(row, column) if value is None and "." in column else value

@@ -1,4 +1,4 @@
-"""Rows that name a document instead of holding their text: a column's path in, the document's text out."""
+"""Rows that name a document instead of holding its text: a column's path in, the document's text out."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from fintune.errors import DataError
 
 
 def document_at(file: RowFile, named: str) -> Location:
-    """The document that a row names, in the folder of the row's file or below.
+    """The document that a row names, in or below the folder of the row's file.
 
     Raises:
-        ValueError: it is missing, or elsewhere: a table from a stranger reads no file but those that came
-            with it.
+        ValueError: it is missing or elsewhere: an untrusted table must only read files that came with it.
     """
     parts = PurePosixPath(named.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
-        raise ValueError(f"the document {named!r} is no path below the folder of {file.name}")
+        raise ValueError(f"the document {named!r} is not a path below the folder of {file.name}")
     folder = file.place.parent
     place = folder.child("/".join(parts))
     outside = place.local and not place.local.resolve().is_relative_to(Path(folder.path).resolve())
@@ -33,7 +32,7 @@ def document_at(file: RowFile, named: str) -> Location:
 
 
 def named_documents(files: Iterable[RowFile], column: str) -> dict[str, Location]:
-    """The documents that rows of some files name, by path; a row that names none is left to its reader."""
+    """The documents named by rows of some files, by path; the reader handles rows that name none."""
     found = {}
     for file in files:
         rows = (row for _, row in open_rows(file, [column])[1] if isinstance(row, dict))
@@ -44,7 +43,7 @@ def named_documents(files: Iterable[RowFile], column: str) -> dict[str, Location
     return found
 
 
-@functools.lru_cache(maxsize=4)  # questions on one document stand together
+@functools.lru_cache(maxsize=4)  # questions on one document are usually adjacent
 def _text(place: Location, modified: str) -> str:
     return "\n".join(passage.text for passage in read_document(place).passages)
 
@@ -53,7 +52,7 @@ def document_text(file: RowFile, named: str) -> str:
     """The text of the document that a row names.
 
     Raises:
-        ValueError: it is missing or elsewhere, or cannot be read.
+        ValueError: it is missing, elsewhere or unreadable.
     """
     place = document_at(file, named)
     try:

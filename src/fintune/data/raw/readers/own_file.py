@@ -1,6 +1,6 @@
-"""A user's own file of rows (`row_files.KINDS`): any column names in, records out.
+"""Read a user's own file of rows (`row_files.KINDS`): any column names in, records out.
 
-Rows are read as they come: memory does not grow with the file.
+Rows are streamed: memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USUAL_NAMES = {
     "question": ("query", "q"),
     "time": ("date", "datetime", "timestamp", "published", "created_at"),
 }
-"""Field → the names its column has elsewhere, the likeliest first."""
+"""Field → usual names of its column, likeliest first."""
 
 
 def read_own_file(
@@ -47,11 +47,11 @@ def read_own_file(
 
     Args:
         columns: field → column, where the names differ: a name, a path of names in an object
-            (`payload.headline`), or with `[]` one that says where the rows are (`data.items[].headline`).
-        key: where in the recipe `columns` stands, for error messages.
-        split: the split of every row; None takes it from the file's `split` column, if it has one.
-        cut: one of `row_files.cuts(file)`, to read that piece alone.
-        time_format: as `times.moment` takes it.
+            (`payload.headline`), or a path with `[]` that locates the rows (`data.items[].headline`).
+        key: the recipe key of `columns`, for error messages.
+        split: the split of every row; None takes it from the file's `split` column, if any.
+        cut: one of `row_files.cuts(file)`, to read only that piece.
+        time_format: as in `times.moment`.
 
     Raises:
         DataError: the file is empty or damaged, or lacks a column.
@@ -67,7 +67,7 @@ def read_own_file(
 
 
 def time_form(files: Iterable[RowFile], columns: Mapping[str, str], key: str) -> tuple[str, str]:
-    """`times.form_of` of the times of some files together."""
+    """`times.form_of` for the times of some files together."""
     column = columns.get("time", "time")
 
     def values() -> Iterator[tuple[str, Any]]:
@@ -90,11 +90,11 @@ def read_inputs(
 ) -> Iterator[Record | Dropped]:
     """The rows of a file to predict, in order: `text`, for qa `question`, and `id` if there is one.
 
-    An instruction task takes conversations too, up to their last user turn.
+    An instruction task also takes conversations, up to their last user turn.
 
     Args:
         columns: field → column, where the names differ.
-        trained: the same of the task's training file: for the other fields, where this file has the column.
+        trained: the same for the task's training file; applies to other fields if this file has the column.
 
     Raises:
         DataError: the file is empty, damaged or of an unknown kind, or lacks a column.
@@ -130,7 +130,7 @@ def read_inputs(
 
 
 def _inputs(task: Task, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The fields that a task asks of a row: a document stands for its text where it is mapped."""
+    """The fields that a task needs in a row: a mapped document replaces the text."""
     return tuple("document" if name == "text" and "document" in columns else name for name in task.inputs)
 
 
@@ -165,7 +165,7 @@ def record_of(
 
 
 def _time(value: Any, form: str) -> str:
-    if value is None or value != value or value == "":  # NaN, and pandas' NaT, are nothing
+    if value is None or value != value or value == "":  # NaN and pandas' NaT count as empty
         return ""
     try:
         return times.moment(value, form)
@@ -191,7 +191,7 @@ def _fields(
     if task.takes_turns and not {"text", "target"} & set(columns):
         names, rows = open_rows(file, _wanted(columns.values()), cut)
         shape = shape_of(names, answered)
-        fix = f"Have messages, conversations, or instruction and output instead; or else: {fix}"
+        fix = f"Provide messages, conversations, or instruction and output; or else: {fix}"
     if shape is None:
         wanted = {column_of.get(field, field) for field in (*required, *columns)}
         names, rows = open_rows(file, _wanted(wanted), cut)
@@ -222,7 +222,7 @@ def _fields(
 
 
 def _wanted(columns: Iterable[str]) -> set[str]:
-    """The names that a file must have for some columns: of a path inside an object, the first."""
+    """The names that a file must have for some columns: the first name of a path inside an object."""
     return {column if "[]" in column else column.partition(".")[0] for column in columns}
 
 
@@ -232,7 +232,7 @@ def has_column(names: Sequence[str], column: str) -> bool:
 
 
 def usual_column(field: str, names: Sequence[str]) -> str | None:
-    """The column that most likely holds a field, by its name alone; None where none has a usual one."""
+    """The column that most likely holds a field, by name; None if none has a usual name."""
     by_name = {name.casefold(): name for name in reversed(names)}
     return next((by_name[name] for name in (field, *_USUAL_NAMES.get(field, ())) if name in by_name), None)
 
@@ -245,7 +245,7 @@ def _check_columns(
     required: tuple[str, ...],
     fix: str,
 ) -> None:
-    """Refuse a file that lacks what is required or mapped."""
+    """Refuse a file that lacks a required or mapped column."""
     if {"text", "document"} <= set(columns):
         raise DataError(f"The columns of task {task.name} map text and document: keep one of them.")
     for field in columns:

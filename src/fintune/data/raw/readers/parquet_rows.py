@@ -1,8 +1,8 @@
-"""Rows of Parquet files, in memory that does not grow with what they unpack to.
+"""Read rows of Parquet files with bounded memory, whatever the files unpack to.
 
-A file of 1 kB may hold a text of 1 MB a million times over, or a page that unpacks to 2 GB, and say nothing
-of it in its footer. So pages are looked at before they are unpacked, repeated texts are expanded a few rows
-at a time, and there is a limit to what a file and a row may come to.
+A 1-kB file may contain a 1-MB text a million times over, or a page that unpacks to 2 GB, without saying so in
+its footer. So pages are checked before they are unpacked, repeated texts are expanded a few rows at a time,
+and the size of a file and of a row is limited.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from fintune.data.storage import Location
 from fintune.errors import DataError
 
 BATCH = 4_096
-"""Rows that are decoded at once, at most."""
+"""The most rows decoded at once."""
 SLICE_BYTES = 32 * 2**20
-"""Of the rows that stand in memory as Python's values, about."""
+"""Approximate bytes of the rows in memory as Python values."""
 MAX_ROW = 16 * 2**20
-"""Bytes of a row: a transcript has a hundredth."""
+"""The most bytes of a row: a transcript has a hundredth of it."""
 MAX_PAGE = 256 * 2**20
-"""Bytes of a page: writers make pages of about 1 MB."""
+"""The most bytes of a page: writers make pages of about 1 MB."""
 MAX_VALUES = 2**25
-"""Values of the lists of a group of rows: below that they need not be looked at."""
+"""Values of the lists in a row group: below this, their sizes need not be checked."""
 MAX_HEADER = 2**16
-"""Bytes of a page's header: it has the page's least and greatest value, which writers cut."""
+"""The most bytes of a page's header, which has the page's smallest and largest value, cut by writers."""
 _TEXTS = ("STRING", "NONE", "JSON", "ENUM", "BSON")
 
 
 def rows(
     place: Location, names: list[str], partition: dict[str, Any], groups: list[int] | None
 ) -> Iterator[dict[str, Any] | str]:
-    """The rows of a file, by column; or why one is none.
+    """The rows of a file, by column; or why a row is invalid.
 
     Args:
-        names: the columns to give, in order.
-        partition: values that the file's folders are named by.
+        names: the columns to return, in order.
+        partition: values from the names of the file's folders.
         groups: the row groups to read; None is all.
 
     Raises:
@@ -49,7 +49,7 @@ def rows(
     left = limit
     with place.open() as stream:
         metadata = pq.read_metadata(stream)
-        if place.local:  # elsewhere each page would be a request
+        if place.local:  # remotely, each page would be a request
             _check_pages(stream, metadata, place.shown, limit)
         for batch in _batches(stream, metadata, range(metadata.num_row_groups) if groups is None else groups):
             sizes = sum(_sizes(column) for column in batch.columns)
@@ -72,19 +72,19 @@ def rows(
 
 
 def _batches(stream: IO[bytes], metadata: Any, groups: Iterable[int]) -> Iterator[Any]:
-    """The record batches of some row groups, texts as places in a dictionary, so that a repeated one is there
-    once."""
+    """The record batches of some row groups, with texts as dictionary indices, so that repeated texts are
+    stored once."""
     import pyarrow.parquet as pq
 
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
     texts = [x.path for x in leaves if x.physical_type == "BYTE_ARRAY" and x.logical_type.type in _TEXTS]
     file = pq.ParquetFile(stream, read_dictionary=texts)
-    for group in groups:  # each has its dictionary, and a batch of lists may have one alone
+    for group in groups:  # separately: each has its dictionary, and a batch of lists can have only one
         yield from file.iter_batches(BATCH, row_groups=[group])
 
 
 def _sizes(array: Any) -> Any:
-    """The bytes of each of an Arrow array's values once it is Python's, about."""
+    """The approximate bytes of each of an Arrow array's values as a Python object."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -113,8 +113,8 @@ def _sizes(array: Any) -> Any:
 
 def _too_much(shown: str, limit: int) -> DataError:
     return DataError(
-        f"{shown} unpacks to more than {limit:,} bytes, which is more than is read of a file of its size "
-        f"({MAX_RATIO} times that, {FREE_BYTES:,} at least, and {MAX_PAGE:,} of a page): write it anew as "
+        f"{shown} unpacks to more than {limit:,} bytes, the limit for a file of its size "
+        f"({MAX_RATIO} times its bytes, at least {FREE_BYTES:,}, and {MAX_PAGE:,} per page): rewrite it as "
         "JSON lines, if you trust it."
     )
 
@@ -123,7 +123,7 @@ def _too_much(shown: str, limit: int) -> DataError:
 
 
 def _check_pages(stream: IO[bytes], metadata: Any, shown: str, limit: int) -> None:
-    """Refuse pages that unpack to too much, by their own headers: those are what is unpacked by."""
+    """Refuse pages that unpack to too much, by their own headers, which control the unpacking."""
     total = 0
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
@@ -146,9 +146,9 @@ def _check_pages(stream: IO[bytes], metadata: Any, shown: str, limit: int) -> No
 
 
 class _Header:
-    """A page's header, of which three numbers matter, in Thrift's compact protocol.
+    """A page's header in Thrift's compact protocol, of which three numbers matter.
 
-    The Parquet format has it as {2: unpacked size, 3: packed size, 5: data page {1: values}, 8: data page of
+    The Parquet format defines {2: unpacked size, 3: packed size, 5: data page {1: values}, 8: data page of
     version 2 {1: values}, …}.
     """
 
@@ -208,7 +208,7 @@ class _Header:
                 self._value(head & 15)
             return None
         skipped = {3: 1, 7: 8}.get(kind)
-        if kind == 8:  # bytes, such as the least value of a page
+        if kind == 8:  # bytes, such as a page's smallest value
             skipped = self._varint()
         if skipped is None or skipped > len(self._content):
             raise IndexError

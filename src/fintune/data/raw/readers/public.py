@@ -1,4 +1,4 @@
-"""Readers of the public datasets that are one or a few files, a row an example."""
+"""Readers of public datasets that are one or a few files with one row per example."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SHORT_LINK = re.compile(r"https?://t\.co/\w*…?")
 
 
 def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
-    """`sentence@label` lines. The test split is the one the published systems share.
+    """`sentence@label` lines. The test split is the one that published systems share.
 
-    That split is `datasets.Dataset` of the lines in file order, `.train_test_split(seed=42)`: a quarter
-    of them (rounded up), the first of NumPy's seeded permutation.
+    It is `datasets.Dataset` of the lines in file order, `.train_test_split(seed=42)`: a quarter of them
+    (rounded up), the first of NumPy's seeded permutation.
     """
     import numpy as np
 
@@ -45,7 +45,7 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
 def twitter_financial_news(train: Path, valid: Path) -> Iterator[Record | Dropped]:
     """`text,label` rows with labels 0, 1, 2; the official valid file is the test split.
 
-    Every short link (https://t.co/…) becomes `[link]`: its letters are random and say nothing.
+    Every short link (https://t.co/…) becomes `[link]`: its letters are random and meaningless.
     """
     split: Split
     for path, split in ((train, "train"), (valid, "test")):
@@ -65,7 +65,7 @@ def twitter_financial_news(train: Path, valid: Path) -> Iterator[Record | Droppe
 
 
 def twitter_sentiment(train: Path, valid: Path) -> Iterator[Record | Dropped]:
-    """The same rows as sentiment: bullish is positive, bearish negative (the names its publisher gives)."""
+    """The same rows as sentiment: bullish is positive, bearish negative (the publisher's own names)."""
     for item in twitter_financial_news(train, valid):
         if isinstance(item, Record):
             item = replace(item, target=_SENTIMENT[str(item.target)], source="twitter_sentiment")
@@ -91,8 +91,8 @@ def financial_qa_10k(path: Path) -> Iterator[Record | Dropped]:
 def fiqa_sa(*paths: Path) -> Iterator[Record | Dropped]:
     """Sentences with a score in [-1, 1] for each target they name; a sentence's targets form a group.
 
-    The text is the sentence and a line `Target: …`, as one sentence may be good news for one company
-    and bad news for another. Scores are as published, not percentages.
+    The text is the sentence and a line `Target: …`, because one sentence may be good news for one company and
+    bad news for another. Scores are as published, not percentages.
     """
     for path in paths:
         split: Split = "test" if path.stem.endswith("_test") else "train"
@@ -141,14 +141,14 @@ def fiqa_sentiment(*paths: Path) -> Iterator[Record | Dropped]:
 
 
 def tatqa(*paths: Path) -> Iterator[Record | Dropped]:
-    """Questions on a table (see `tables.table_lines`) and its paragraphs; a table forms a group.
+    """Questions on a table (see `tables.table_lines`) and its paragraphs; a table is a group.
 
-    An answer carries its scale (`4.1 million`, `-22.22%`); several spans are joined by semicolons. `kind`
-    is the answer's type and `derivation` its computation.
+    An answer includes its scale (`4.1 million`, `-22.22%`); several spans are joined by semicolons. `kind` is
+    the answer's type and `derivation` its computation.
 
     Args:
-        paths: the official parts that are at hand (`…_train.json`, `…_dev.json`, `…_test_gold.json`). Of
-            all three dev is the validation split. Without the test part dev stands in for it, and a single
+        paths: the available official parts (`…_train.json`, `…_dev.json`, `…_test_gold.json`). With all
+            three, dev is the validation split. Without the test part dev is the test split, and a single
             part has no split.
     """
     names = [path.stem.removeprefix("tatqa_dataset_") for path in paths]
@@ -189,10 +189,10 @@ def _tatqa_table(entry: Any, split: Split | None, where: str) -> Iterator[Record
 
 
 def _scaled(answer: Any, scale: str) -> str:
-    """An answer as a reader writes it: with thousands separators and its scale, each span its own.
+    """An answer as a reader writes it: each span with thousands separators and its scale.
 
     Raises:
-        TypeError: it is no answer, or none of its spans says anything.
+        TypeError: it is not an answer, or all its spans are empty.
     """
     if isinstance(answer, int | float):
         answer = f"{answer:,}"

@@ -1,7 +1,7 @@
-"""Files of rows at any path (CSV, TSV, JSON, Parquet, Excel), as numbered rows by column, read as they come.
+"""Stream files of rows at any path (CSV, TSV, JSON, Parquet, Excel) as numbered rows by column.
 
-Every file is looked at before it is read: how it is packed, encoded and laid out, and whether it is whole.
-Knows nothing of what the columns mean.
+Every file is inspected before it is read: compression, encoding, layout, and whether it is complete. Knows
+nothing of what the columns mean.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Cut = tuple[int, int, int]
 """A piece of a file: where it begins and ends (bytes, or Parquet row groups), and the rows before it."""
 
 CUT_BYTES = 32 * 2**20
-"""Of a piece, about."""
+"""Approximate bytes of a piece."""
 PEEKED = 1_000
-"""Objects whose keys are taken for a file's columns, where they hold what is wanted."""
+"""Objects whose keys count as a file's columns, if they include the wanted ones."""
 
 TABLES = (".csv", ".tsv")
 OBJECTS = (".jsonl", ".ndjson", ".json")
 BOOKS = (".xlsx", ".xlsm")
 KINDS = (*TABLES, *OBJECTS, ".parquet", *BOOKS)
 ENDINGS = (*KINDS, *(kind + ending for kind in (*TABLES, *OBJECTS) for ending in PACKED))
-"""What the name of a file of rows ends in."""
+"""File name endings of files of rows."""
 _MAGIC = {b"PK\x03\x04": ".xlsx", b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 """First bytes → the ending that a file should have."""
 _FIXES = {
@@ -50,35 +50,35 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class RowFile:
-    """One file of rows, and what looking at it found."""
+    """One file of rows, and what the inspection found."""
 
     place: Location
     name: str
-    """What its rows are named by: its own name, or its path below the folder that was given."""
+    """Its name in row ids: its own, or its path below the given folder."""
     root: Location | None = None
-    """The folder that was given, whose parts' names (`year=2024/`) are columns; None for a file."""
+    """The given folder, below which path parts (`year=2024/`) are columns; None for a file."""
     kind: str = ""
     """One of `KINDS`."""
     packed: str = ""
-    """How it is packed: one of `PACKED`, or ""."""
+    """Its compression: one of `PACKED`, or ""."""
     encoding: str = encodings.UTF8
     delimiter: str = ","
     skip: int = 0
-    """Lines above a table's header."""
+    """Lines before a table's header."""
     inside: str = json_rows.LINES
-    """Where a JSON file's rows are (`json_rows.place_of`)."""
+    """The place of a JSON file's rows (`json_rows.place_of`)."""
     sheet: str = ""
     paths: tuple[str, ...] = ()
-    """Columns of JSON that say where the rows are (`data.items[].headline`)."""
+    """JSON columns whose paths locate the rows (`data.items[].headline`)."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how it is read, a sentence each."""
+    """Sentences on how it is read, for the user."""
 
     @property
     def shown(self) -> str:
         return self.place.shown
 
     def open(self) -> IO[bytes]:
-        """Its bytes, unpacked."""
+        """Its unpacked bytes."""
         return unpacked(self.place, self.packed)
 
 
@@ -102,13 +102,13 @@ def row_files(
     sheet: str | None = None,
     columns: Iterable[str] = (),
 ) -> list[RowFile]:
-    """The files at a path, in order: the file itself, or those below a folder that are of a known kind.
+    """The files at a path, in order: the file itself, or those of a known kind below a folder.
 
     Args:
         key: the setting or flag that gives the path, for error messages.
-        encoding: what text is in; None is found by looking.
+        encoding: the text's encoding; None detects it.
         sheet: the sheet of a workbook; None is the first.
-        columns: those that will be asked for; of JSON, paths among them say where the rows are.
+        columns: the columns that will be requested; for JSON, paths among them locate the rows.
 
     Raises:
         DataError: there is none, or one is empty, of an unknown kind, damaged, or not in this encoding.
@@ -123,22 +123,22 @@ def row_files(
         told = f"{key} is the folder {place.shown}, which holds no file that ends in {', '.join(ENDINGS)}"
         if documents := sum(file.suffix in DOCUMENTS for file in place.files()):
             told += (
-                f"; its {documents:,} documents need a table in that folder, which names each one beside its "
-                "target: name that table, and its column as columns: {document: COLUMN}"
+                f"; its {documents:,} documents need a table in that folder, with one row per document and "
+                "its target: name that table, and its column as columns: {document: COLUMN}"
             )
         raise DataError(f"{told}.")
     return [_looked(RowFile(each, each.path[start:], place, paths=paths), encoding, sheet) for each in found]
 
 
 def kind_of(place: Location) -> tuple[str, str]:
-    """A file's kind and how it is packed, by its name; ("", "") of an unknown kind."""
+    """A file's kind and compression, by its name; ("", "") if unknown."""
     name = place.name.lower()
     ending = max((each for each in ENDINGS if name.endswith(each)), key=len, default="")
     packed = next((each for each in PACKED if ending.endswith(each)), "")
     return ending.removesuffix(packed), packed
 
 
-# Looking --------------------------------------------------------------------------------------------
+# Inspecting -----------------------------------------------------------------------------------------
 
 
 def _looked(file: RowFile, encoding: str | None, sheet: str | None) -> RowFile:
@@ -205,7 +205,7 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         raise DataError(f"{file.shown} is empty.")
     meant = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), "")
     if meant:
-        raise DataError(f"{file.shown} is no text: by its first bytes its name should end in {meant}.")
+        raise DataError(f"{file.shown} is not text: by its first bytes, its name should end in {meant}.")
     if marked := encodings.marked(head):
         file = replace(file, encoding=marked)
         return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
@@ -213,19 +213,19 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
         try:
             "".encode(encoding)
         except LookupError:
-            raise DataError(f"No encoding is called {encoding!r}: try utf-8, utf-16, cp1252, …") from None
+            raise DataError(f"The encoding {encoding!r} is unknown: try utf-8, utf-16, cp1252, …") from None
         return replace(file, encoding=encodings.UTF8 if encoding in ("utf-8", "utf8") else encoding)
     with file.open() as stream:
         found, example = encodings.guessed(stream)
     if example:
         what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, save it as UTF-8, "
-        what += "or say its `encoding`"
+        what += "or set its `encoding`"
         file = replace(file, encoding=found, notes=_said(file, what))
     return file
 
 
 def _looked_at_table(file: RowFile) -> RowFile:
-    """Find what is between the cells, and read all rows once: one that is not whole is refused here."""
+    """Detect the delimiter, and read all rows once, to refuse a damaged file here."""
     head = list(islice(lines(file, encoding=file.encoding), csv_rows.HEAD))
     delimiter, skip = csv_rows.layout(head, file.kind)
     file = replace(file, delimiter=delimiter, skip=skip)
@@ -240,7 +240,7 @@ def _looked_at_table(file: RowFile) -> RowFile:
     if quotes.literal:
         shown = ", ".join(map(str, quotes.literal[:5])) + (", …" if len(quotes.literal) > 5 else "")
         what = (
-            f"has quotation marks that are not balanced: in {len(quotes.literal):,} lines ({shown}) they are "
+            f"has unbalanced quotation marks: in {len(quotes.literal):,} lines ({shown}) they are "
             "read as text, and each of these lines as a row"
         )
         file = replace(file, notes=_said(file, what))
@@ -260,9 +260,9 @@ def _looked_at_objects(file: RowFile) -> RowFile:
 
 
 def cuts(file: RowFile) -> list[tuple[Cut | None, int]]:
-    """The pieces that a large file can be read in, in order, each with its bytes: of JSON lines and Parquet.
+    """The pieces that a large file of JSON lines or Parquet can be read in, in order, each with its bytes.
 
-    Other files, and what cannot be read, are one piece: None.
+    Other files, and unreadable ones, are one piece: None.
     """
     size = file.place.size()
     whole = file.packed or file.encoding != encodings.UTF8 or file.inside != json_rows.LINES
@@ -271,7 +271,7 @@ def cuts(file: RowFile) -> list[tuple[Cut | None, int]]:
             return _cuts_of_lines(file.place, size)
         if size >= 2 * CUT_BYTES and file.kind == ".parquet":
             return _cuts_of_groups(file.place)
-    except (OSError, ValueError):  # whoever reads it next says why
+    except (OSError, ValueError):  # the next reader reports why
         pass
     return [(None, size)]
 
@@ -316,14 +316,14 @@ def open_rows(
     """The column names and the rows of a file.
 
     Args:
-        wanted: columns to look for. Objects need not have the same keys: all are read for their names
-            where the first ones lack a column that is wanted.
-        cut: one of `cuts(file)`, to have the rows of that piece alone; names are the whole file's.
+        wanted: columns to look for. JSON objects need not have the same keys: if the first ones lack a
+            wanted column, all are read for their names.
+        cut: one of `cuts(file)`, for only that piece's rows; names are the whole file's.
 
     Raises:
-        DataError: the file is empty or damaged, or names a column twice, here or while rows are read.
+        DataError: the file is empty or damaged, or names a column twice, now or while rows are read.
     """
-    if file.place.suffix in DOCUMENTS:  # to `predict`, one row
+    if file.place.suffix in DOCUMENTS:  # one row, for `predict`
         return ["file"], iter([(1, {"file": file.name})])
     try:
         if file.kind == ".parquet":
@@ -359,10 +359,10 @@ def _names(file: RowFile, header: list[Any]) -> list[str]:
 
 
 def _rectangle(file: RowFile, found: Iterator[tuple[int, list[Any]]]) -> tuple[list[str], Iterator[Row]]:
-    """A table's names, of its first row, and the rows below it."""
+    """A table's column names, from its first row, and the rows below it."""
     _, header = next(found, (0, []))
     names = _names(file, header)
-    padded = file.kind in BOOKS  # a sheet's rows end with their last cell
+    padded = file.kind in BOOKS  # a sheet's rows end with their last filled cell
 
     def rows() -> Iterator[Row]:
         for number, row in found:
@@ -380,7 +380,7 @@ def _objects(file: RowFile, wanted: Collection[str], cut: Cut | None) -> tuple[l
     whole = json_rows.rows(file, file.inside, file.encoding, file.paths)
     names, bad = json_rows.columns_of(whole, [*wanted, *file.paths], PEEKED)
     if not names:
-        what = f"rows at {file.paths[0].rpartition('[]')[0]}[]" if file.paths else "JSON object, one a line"
+        what = f"rows at {file.paths[0].rpartition('[]')[0]}[]" if file.paths else "JSON object, one per line"
         raise DataError(f"{file.shown} holds no {what}{bad}.")
     piece = {"begin": cut[0], "end": cut[1], "before": cut[2]} if cut else {}
     return names, json_rows.rows(file, file.inside, file.encoding, file.paths, **piece)

@@ -1,15 +1,15 @@
 """StockNet (Xu and Cohen, ACL 2018): a stock's tweets and the change of its adjusted close, in percent.
 
 A session of a stock runs from one close to the next: [16:00 in New York of one trading day, 16:00 of the
-next), or 13:00 on the exchange's half days; what is sent after Friday's close belongs to Monday's session.
-Of a move from the close of day d - 1 to that of day d there are two views:
+next), or 13:00 on the exchange's half days; tweets after Friday's close belong to Monday's session.
+There are two views of a move from the close of day d - 1 to that of day d:
 
 - forecast: the tweets of the session that ends with d - 1's close, so all are known before the move begins;
-- nowcast: the tweets of the session in which the price moves. They explain a move, they do not predict it.
+- nowcast: the tweets of the session in which the price moves. They explain a move, but do not predict it.
 
-The paper lets calendar days d - 1 and those without trading stand before d, so it reads tweets that were
-sent after the close that its move begins with; these views do not. Splits go by the day d: train before
-2015-08-01, validation before 2015-10-01, test before 2016-01-01. A record's `time` is the end of its session.
+The paper uses calendar days, including those without trading, before d, so it reads tweets sent after the
+close at which the move begins; these views do not. Splits go by the day d: train before 2015-08-01,
+validation before 2015-10-01, test before 2016-01-01. A record's `time` is the end of its session.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fintune.data.records import Dropped, Split
 from fintune.tasks.base import Record
 
 MAX_WORDS = 120
-"""Words of tweets in one record."""
+"""The most words of tweets in one record."""
 DOWN, UP = -0.5, 0.55
-"""Moves in percent: below the first is down, from the second on up, as the paper's code has it."""
+"""Moves in percent: down is below the first, up is from the second on, as in the paper's code."""
 _FIRST_DAY = "2014-01-01"
 _ENDS: tuple[tuple[Split, str], ...] = (
     ("train", "2015-08-01"),
@@ -53,12 +53,12 @@ def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Droppe
 
 
 def stocknet_nowcast(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
-    """The nowcast: the tweets of the very session in which the price moves."""
+    """The nowcast: the tweets of the session in which the price moves."""
     return _read(path, max_words, "nowcast", "stocknet_nowcast")
 
 
 def stocknet_movement(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
-    """The forecast as a label, `up` or `down`; moves between the paper's thresholds are left out, counted."""
+    """The forecast as a label, `up` or `down`; moves between the paper's thresholds are dropped, counted."""
     small = 0
     for item in _read(path, max_words, "forecast", "stocknet_movement"):
         if isinstance(item, Record):
@@ -100,7 +100,7 @@ def _read(path: Path, max_words: int, view: str, source: str) -> Iterator[Record
 
 
 def _prices(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]:
-    """Day → adjusted close of a price file; yields what cannot be read."""
+    """Day → adjusted close from a price file; yields the rows that cannot be read."""
     prices: dict[str, float] = {}
     for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2):
         try:
@@ -111,9 +111,9 @@ def _prices(text: str, where: str) -> Generator[Dropped, None, dict[str, float]]
 
 
 def _tweets(text: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
-    """The tweets of a file; yields what cannot be read.
+    """The tweets of a file; yields the lines that cannot be read.
 
-    A file is named by a day, but holds tweets of the evening before too: only `created_at` counts.
+    A file is named after a day, but also holds tweets of the evening before: only `created_at` counts.
     """
     tweets: list[Tweet] = []
     for number, line in enumerate(io.StringIO(text), start=1):
@@ -126,7 +126,7 @@ def _tweets(text: str, where: str) -> Generator[Dropped, None, list[Tweet]]:
 
 
 def _sent(created_at: str) -> str:
-    """`Fri Jul 31 10:00:00 +0000 2015` in ISO 8601 and UTC; strptime would take a quarter of all reading."""
+    """`Fri Jul 31 10:00:00 +0000 2015` as ISO 8601 in UTC; strptime would take a quarter of all time."""
     _, month, day, clock, zone, year = created_at.split()
     moment = datetime.fromisoformat(f"{year}-{_MONTHS[month]}-{day}T{clock}{zone}")
     return moment.astimezone(UTC).isoformat()
@@ -140,7 +140,7 @@ def _records(
     nowcast: bool,
     counts: dict[str, int],
 ) -> Iterator[Record]:
-    """A stock's records in order of time; adds to `counts` what has no place in one."""
+    """A stock's records in order of time; adds dropped tweets and days to `counts`."""
 
     def count(reason: str, number: int) -> None:
         if number:
@@ -154,7 +154,7 @@ def _records(
     sessions: dict[int, list[Tweet]] = {i if nowcast else i - 1: [] for i in moves}
     outside = 0
     for tweet in tweets:
-        session = bisect.bisect_right(closes, tweet[0])  # sent at a close is sent after it
+        session = bisect.bisect_right(closes, tweet[0])  # a tweet sent at a close counts as after it
         if session in sessions and (session or tweet[0] >= _day_before(closes[0])):
             sessions[session].append(tweet)
         else:
@@ -193,10 +193,10 @@ def _day_before(moment: str) -> str:
 
 
 def _most_informative(tweets: list[Tweet], max_words: int) -> list[str]:
-    """The tweets that say most, best first, as many as `max_words` hold; at least one, cut to fit.
+    """The most informative tweets, best first, as many as fit in `max_words`; at least one, cut to fit.
 
-    A tweet's worth is its number of different words of three or more letters, less two for each stock it
-    names beyond the first (lists of stocks are mostly advertising); of equals, the later one is better.
+    A tweet's score is its number of different words of three or more letters, minus two for each stock it
+    names beyond the first (lists of stocks are mostly advertising); ties go to the later tweet.
     """
 
     def worth(tweet: Tweet) -> tuple[int, str]:

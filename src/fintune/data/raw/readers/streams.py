@@ -1,4 +1,4 @@
-"""Files read as they come, in flat memory: bytes unpacked, lines of text, items of a JSON list."""
+"""Stream files in constant memory: decompressed bytes, lines of text, items of a JSON list."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fintune.data.storage import Location
 from fintune.errors import DataError
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
-"""Ending → what unpacks it."""
+"""Ending → the decompressor."""
 MAX_RATIO = 200
-"""So many times its own size a packed file may unpack to: text stays far below, a bomb does not."""
+"""The largest ratio of unpacked to packed size: text stays far below, a decompression bomb does not."""
 FREE_BYTES = 256 * 2**20
-"""What a packed file may unpack to whatever its size."""
+"""A packed file may always unpack to this much, whatever its size."""
 
 
 class Readable(Protocol):
-    """What has bytes and a name for messages: a `Location`, or a file that is unpacked as it is read."""
+    """Something with bytes and a name for messages: a `Location`, or a file unpacked while reading."""
 
     @property
     def shown(self) -> str: ...
@@ -28,7 +28,7 @@ class Readable(Protocol):
 
 
 def unpacked(place: Location, ending: str) -> IO[bytes]:
-    """A file's bytes, unpacked if its name has one of the endings of `PACKED`."""
+    """A file's bytes, unpacked if its name has one of the endings in `PACKED`."""
     if ending not in PACKED:
         return place.open()
     import pyarrow as pa
@@ -39,7 +39,7 @@ def unpacked(place: Location, ending: str) -> IO[bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to go on for ever."""
+    """A stream with a limit on its length."""
 
     def __init__(self, stream: Any, shown: str, limit: int) -> None:
         self._stream, self._shown, self._left = stream, shown, limit
@@ -72,11 +72,11 @@ def lines(
     """The lines of a text file, without a byte order mark, line ends kept as "\\n".
 
     Args:
-        begin, end: the bytes of a piece of a UTF-8 file, each where a line begins; lines then end at "\\n"
-            alone.
+        begin, end: the bytes of a piece of a UTF-8 file, each at the beginning of a line; lines then end only
+            at "\\n".
 
     Raises:
-        DataError: the file is not text of this encoding; of UTF-8 it names the byte.
+        DataError: the file is not text in this encoding; for UTF-8 the message names the byte.
     """
     try:
         if end is not None:
@@ -105,7 +105,7 @@ def _lines_between(path: Path | Readable, begin: int, end: int) -> Iterator[str]
 
 
 def _bad_byte(path: Path | Readable) -> int:
-    """Where the first byte stands that is not UTF-8; a decoder that streams counts from its last chunk."""
+    """The position of the first byte that is not UTF-8; a streaming decoder counts from its last chunk."""
     begin = 0
     with _bytes(path) as stream:
         for line in stream:
@@ -120,15 +120,15 @@ def _bad_byte(path: Path | Readable) -> int:
 def json_items(
     stream: IO[bytes], name: str, fix: str = "download it again", prefix: str = "item", kind: Any = None
 ) -> Iterator[Any]:
-    """The items of a JSON list: of the one that the stream holds, or of one inside it.
+    """The items of a JSON list: the stream's only value, or a list inside it.
 
     Args:
-        name: what errors call the stream.
-        prefix: where the items are, as ijson writes it: `data.items.item`.
-        kind: a class of mappings that objects are read as, in place of dict.
+        name: the stream's name in errors.
+        prefix: where the items are, in ijson's notation: `data.items.item`.
+        kind: a class of mappings to read objects as, instead of dict.
 
     Raises:
-        DataError: it is no list, or not valid JSON.
+        DataError: it is not a list, or not valid JSON.
     """
     import ijson
 
@@ -144,7 +144,7 @@ def json_items(
 
 
 class After:
-    """A stream that begins with bytes that were read from it already."""
+    """A stream with bytes put back in front that were already read from it."""
 
     def __init__(self, begin: bytes, stream: IO[bytes]) -> None:
         self._begin, self._stream = begin, stream

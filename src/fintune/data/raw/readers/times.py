@@ -1,6 +1,6 @@
-"""A cell as a date or a time: ISO 8601, other ways of writing dates, seconds since 1970.
+"""Parse a cell as a date or a time: ISO 8601, other notations, seconds since 1970.
 
-`05/01/2026` may be January or May: a column decides by its other values, or the recipe's `time_format` says.
+`05/01/2026` may be January or May: the column's other values decide, or the recipe's `time_format`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fintune.errors import DataError
 
 DAY_FIRST, MONTH_FIRST, EPOCH = "day_first", "month_first", "epoch"
 LOOKED_AT = 1_000
-"""Times that show whether a column needs to be looked at as a whole."""
+"""How many times are looked at to see whether a column needs a format."""
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?!\d)(.*)", re.DOTALL)
 _NUMERIC = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})(?!\d)(.*)", re.DOTALL)
 _EPOCH = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(\.\d*)?")
@@ -24,17 +24,17 @@ _ZONES = {
     name: timezone(timedelta(hours=hours))
     for name, hours in {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8}.items()
 } | {"PDT": timezone(timedelta(hours=-7)), **dict.fromkeys(("UTC", "GMT", "Z"), UTC)}
-"""The names of zones that RFC 2822 knows."""
+"""The time zone names of RFC 2822."""
 
 
 def moment(value: Any, form: str = "") -> str:
-    """A cell as a date, or as date and time in UTC, in ISO 8601; what names no zone is taken for UTC.
+    """A cell as a date, or as date and time in UTC, in ISO 8601; without a time zone it counts as UTC.
 
     Args:
-        form: `day_first`, `month_first`, `epoch`, a form of `strptime`; "" is what needs none.
+        form: `day_first`, `month_first`, `epoch`, a `strptime` format; "" is for unambiguous times.
 
     Raises:
-        ValueError: it is neither, or not plain without a form.
+        ValueError: it is neither, or ambiguous without a form.
     """
     if not isinstance(value, date):  # a datetime is a date too
         value = _parsed(_plain(value), form)
@@ -45,7 +45,7 @@ def moment(value: Any, form: str = "") -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("it is no time")
+        raise ValueError("it is not a time")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
@@ -62,7 +62,7 @@ def _parsed(text: str, form: str) -> date:
         found = datetime.strptime(text, form)
         return found if re.search("%[HIMSfcXTs]", form) else found.date()
     if text.isdigit() and len(text) != 8:
-        raise ValueError("a number is no date")
+        raise ValueError("a number is not a date")
     if ordered := _YEAR_FIRST.fullmatch(text):
         year, _, month, day, rest = ordered.groups()
         text = f"{year}-{int(month):02}-{int(day):02}{rest}"
@@ -75,7 +75,7 @@ def _parsed(text: str, form: str) -> date:
 
 
 def _in_order(match: re.Match[str], text: str, form: str) -> date:
-    """`05/01/2026` by a form; without one, by what it can be alone, or of `05.01.2026` by custom."""
+    """`05/01/2026` by a form; without one, if it is unambiguous, or by convention for `05.01.2026`."""
     first, second = int(match[1]), int(match[3])
     form = form or _order(match) or (DAY_FIRST if match[2] == "." or first == second else "")
     if not form:
@@ -86,12 +86,12 @@ def _in_order(match: re.Match[str], text: str, form: str) -> date:
 
 
 def _order(match: re.Match[str]) -> str:
-    """What a date's own numbers say of its order; "" where neither is greater than 12."""
+    """The order that a date's own numbers imply; "" if neither is greater than 12."""
     return DAY_FIRST if int(match[1]) > 12 else MONTH_FIRST if int(match[3]) > 12 else ""
 
 
 def _written(text: str, day_first: bool) -> date:
-    """A date as people write it (`5 Jan 2026`, `Mon, 05 Jan 2026 16:30 EST`), with day, month and year."""
+    """A date in words (`5 Jan 2026`, `Mon, 05 Jan 2026 16:30 EST`), with day, month and year."""
     from dateutil import parser
 
     with warnings.catch_warnings():
@@ -109,14 +109,14 @@ def _written(text: str, day_first: bool) -> date:
 
 
 def form_of(values: Iterable[tuple[str, Any]], key: str) -> tuple[str, str]:
-    """The form that a column's times need, and a line that says so; "" where they need none.
+    """The form that a column's times need, and a line that says so; "" if they need none.
 
     Args:
-        values: where a value stands, and it, one after another.
-        key: the setting that says the form, for error messages.
+        values: (location, value) pairs.
+        key: the setting for the form, for error messages.
 
     Raises:
-        DataError: days and months may be either way, or are both ways.
+        DataError: the order of day and month is ambiguous, or differs between times.
     """
     found: dict[str, tuple[str, str]] = {}
     either = by_custom = epoch = ""
@@ -137,8 +137,8 @@ def form_of(values: Iterable[tuple[str, Any]], key: str) -> tuple[str, str]:
     if len(found) > 1:
         (day, one), (month, other) = found[DAY_FIRST], found[MONTH_FIRST]
         raise DataError(
-            f"The times have days and months both ways: {day} ({one}) and {month} ({other}). Correct them; "
-            f"or {choices}, which leaves out the rows that do not fit."
+            f"The times have days and months both ways: {day} ({one}) and {month} ({other}). Correct "
+            f"them; or {choices}, which drops the rows that do not fit."
         )
     if not found and by_custom:
         found[DAY_FIRST] = by_custom, ""

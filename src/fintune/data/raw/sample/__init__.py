@@ -1,9 +1,9 @@
-"""A small finance sample for the five tasks, written for this project: a task and a seed in, records out.
+"""A small synthetic finance sample for the five tasks: a task and a seed in, records out.
 
-It stands in where no real data is at hand. Every text is a template filled with invented companies,
-figures and names; it copies no dataset and describes no real event. Its test split asks for
-generalisation: it has its own companies, its own phrasings, and numbers whose last digit is odd, where
-those of train and validation end in an even one.
+Used if there is no real data. Every text is a template filled with invented companies, figures and names; it
+copies no dataset and describes no real event. Its test split requires generalization: it has its own
+companies and phrasings, and numbers with an odd last digit, while those of train and validation end in an
+even one.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def sample_records(task: str, seed: int = 0, sizes: tuple[int, int, int] | None 
 
     Args:
         task: one of the five built-in tasks.
-        seed: another seed gives another sample, from the same phrasings and companies.
+        seed: another seed gives another sample from the same phrasings and companies.
         sizes: the number of train, validation and test records (default: `SIZES[task]`).
 
     Returns:
-        Records with `split`, `id`, `source`, `group` (the company) and `target` set; the labels of a
-        classification task are balanced within 1 in each split, and no text (with its question) repeats.
+        Records with `split`, `id`, `source`, `group` (the company) and `target` set; a classification task's
+        labels are balanced within 1 in each split, and no text (with its question) repeats.
 
     Raises:
-        DataError: the task has no sample, or the templates cannot give as many different texts.
+        DataError: the task has no sample, or the templates cannot give this many different texts.
     """
     if task not in SIZES:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Earnings calls, and a line of summary for each fact said in one."""
+"""Earnings calls, with one summary line per fact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _QUARTERS = {"first": "q1", "second": "q2", "third": "q3", "fourth": "q4"}
 
 
 def call(slots: Slots) -> dict[str, Any]:
-    """A call in which two to four key facts are said, and one line of summary a fact."""
+    """A call with two to four key facts, and one summary line per fact."""
     rng, slots["currency"] = slots.rng, "$"
     revenue = float(slots.number(110, 950))
     slots["revenue"] = f"${revenue:,.0f} million"

@@ -7,7 +7,7 @@ from typing import Any
 from fintune.data.raw.sample.slots import STRENGTHS, Bank, Slots, bank, lines_of, phrases, polish
 
 NOISE_SD = 1.1
-"""Standard deviation of what a text does not explain, in percent."""
+"""Standard deviation, in percent, of the part of a move that the text does not explain."""
 
 # A line is the expected move in percent, then the news. Lines come in pairs, good and bad news on one topic.
 _EVENTS: list[tuple[float, Bank]] = []
@@ -18,10 +18,10 @@ _NO_NEWS = bank(phrases()["news"]["no_news"])
 
 
 def _news(slots: Slots) -> tuple[str, float]:
-    """News of one or two topics, and the move it leads one to expect, in percent.
+    """News on one or two topics, and the expected move, in percent.
 
-    An event moves the price by its points, times pct/15 (within 0.3 and 2) where it names an amount or
-    times its strength word's factor (0.5, 1, 1.7). Events add up; a line without news adds nothing.
+    An event moves the price by its points, times pct/15 (within 0.3 and 2) if it names an amount, or times
+    its strength word's factor (0.5, 1, 1.7). Events add up; a line without news adds nothing.
     """
     rng = slots.rng
     bad = rng.randrange(2)
@@ -43,6 +43,6 @@ def _news(slots: Slots) -> tuple[str, float]:
 
 
 def news(slots: Slots) -> dict[str, Any]:
-    """News, and the move it leads one to expect plus Gaussian noise of `NOISE_SD`: no real market."""
+    """News, and the expected move plus Gaussian noise of `NOISE_SD`: not a real market."""
     text, expected = _news(slots)
     return {"text": text, "target": round(expected + slots.rng.gauss(0.0, NOISE_SD), 2)}

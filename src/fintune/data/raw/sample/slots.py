@@ -1,4 +1,4 @@
-"""How a text is made: phrasings with slots, and what a slot is filled with in each split."""
+"""Fill text templates: phrasings with slots, and each split's values for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 Bank = tuple[tuple[str, ...], tuple[str, ...]]
-"""Phrasings of one meaning: those of train and validation, and those of test."""
+"""Phrasings with one meaning: those of train and validation, and those of test."""
 
 
 def lines_of(block: str) -> list[str]:
@@ -30,7 +30,7 @@ def banks(section: str) -> dict[str, Bank]:
 
 
 def bank(block: str) -> Bank:
-    """Phrasings stand on lines or between `|`; after the `~` come those of the test split."""
+    """Parse phrasings from lines or between `|`; those after the `~` are for the test split."""
     train, test = "\n".join(lines_of(block)).split("~")
     return _phrasings(train), _phrasings(test)
 
@@ -76,7 +76,7 @@ STRENGTHS = (
 
 
 class Slots(dict[str, str]):
-    """The values of a template's slots, drawn when first named and then kept.
+    """The values of a template's slots, drawn on first use and then kept.
 
     `{money}` and `{money2}` are two values of one kind; no value is drawn twice within a record.
     `{low}` is less than `{high}`, in the same unit, and so are `{price_low}` and `{price_high}`.
@@ -159,7 +159,7 @@ class Slots(dict[str, str]):
                 return f"{self['currency']}{number} {unit}"
             case "date":
                 return f"{self.number(1, 27)} {self._draw('month')}"
-            case "year":  # of a report; `later` is still to come
+            case "year":  # of a report; `later` is after it
                 return str(choice((2022, 2024)) + self.held_out)
             case "later":
                 return str(choice((2026, 2028, 2030)) + self.held_out)

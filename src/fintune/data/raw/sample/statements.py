@@ -6,9 +6,9 @@ from typing import Any
 
 from fintune.data.raw.sample.slots import Slots, banks
 
-# «main // subordinate» may also be said as «subordinate, main».
+# «main // subordinate» may also be written as «subordinate, main».
 SENTIMENT, HEADLINE = banks("sentiment"), banks("headline")
-# Lead-ins and trailers say nothing of the label; they only vary the text.
+# Lead-ins and trailers do not depend on the label; they only vary the text.
 _LEADS, _TRAILERS = banks("leads"), banks("trailers")
 
 
