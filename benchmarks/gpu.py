@@ -373,7 +373,7 @@ def _trained(
             model, tokenizer, tasks, examples, arguments(folder), timer, step, row_tokens=ROW
         )
         if compile_layers:
-            compiled.enable(model, "aot_eager" if job.tiny else "inductor")
+            compiled.enable(model, "eager" if job.tiny else "inductor")
         trainer.train()
     done = {name: value / timer.steps for name, value in trainer.meter.totals.items()}
     figures = _figures(timer, model, done["examples"], done["tokens"], done["targets"], told)

@@ -15,7 +15,10 @@ def progress_bar(wanted: bool = True, **options: Any) -> Any:
     """A tqdm bar; `options` are tqdm's."""
     from tqdm.auto import tqdm
 
-    notebook = "ipykernel" in sys.modules  # a notebook's stderr is not a terminal
+    ipython = sys.modules.get("IPython")
+    notebook = ipython and hasattr(
+        ipython.get_ipython(), "kernel"
+    )  # its stderr is no terminal, but shows bars
     return tqdm(**options, disable=True if not wanted else False if notebook else None)
 
 

@@ -73,7 +73,7 @@ def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(tiny_base
     for row, record in zip(rows, own, strict=True):
         assert row["prompt"] == engine.template.prompt_text(engine.tasks["headline"], record)
         assert config["doc_to_choice"][row["label"]] == f"{record.target}<|im_end|>"
-    with pytest.raises(DataError, match="None of the tasks qa chooses among labels"):
+    with pytest.raises(DataError, match="None of the tasks qa has labels"):
         export(engine.tasks, engine.template, {"qa": own}, workdir / "other")
     assert not (workdir / "other").exists()
 

@@ -64,7 +64,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, close_session, constants
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.home = f"http://127.0.0.1:{server.server_port}"
@@ -75,8 +75,10 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert HfApi().endpoint == server.home
+    close_session()  # its client may be of a test that named a proxy
     yield server
     server.shutdown()
+    close_session()
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ HOSTILE = {
     "wide": ({}, wide, r"lora_A.weight is \[8, 64\], and must be \[4, 64\]"),
     "missing": ({}, without_first, "its weights have no base_model"),
     "deep": ({}, deep, "layers.7.self_attn"),
-    "base": ({}, base_weight, "hold base_model.model.model.norm.weight"),
+    "base": ({}, base_weight, "weights have base_model.model.model.norm.weight"),
     "int": ({}, as_int, "of type I8"),
 }
 

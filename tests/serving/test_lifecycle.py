@@ -137,7 +137,7 @@ def test_keys_are_asked_for_limited_and_revoked_while_the_server_runs(own, tmp_p
         httpx.post(f"{server.url}/v1/tasks/headline", json=inputs, headers=few, timeout=30) for _ in range(2)
     ]
     assert [answer.status_code for answer in answers] == [200, 429]
-    assert "3 records a minute" in answers[1].json()["error"]["message"]
+    assert "3 records per minute" in answers[1].json()["error"]["message"]
     assert ask(plain, "POST", "/v1/adapters/first").status_code == 403
     assert ask(admin, "POST", "/v1/adapters/first").status_code == 200
     scrape = keys.create(path, "scrape", metrics=True)

@@ -225,7 +225,8 @@ def test_code_that_an_adapter_names_runs_only_where_the_user_trusts_it_and_names
     manifest.read_recipe(".")
     plugins.trust(["kept_plugin"])
     with pytest.raises(
-        ConfigError, match=r"'kept_plugin', which cannot be imported.* in FINTUNE_PLUGINS, if you trust"
+        ConfigError,
+        match=r"'kept_plugin', which cannot be imported.* set FINTUNE_PLUGINS to its folder, if you trust",
     ):
         manifest.read(".")
     assert "kept_plugin" not in sys.modules

@@ -112,6 +112,6 @@ def test_on_a_gpu_tokens_alone_decide_a_pass_unless_a_batch_is_asked_for():
         assert row_size(asked, made, "cuda") == on_gpu
         assert row_size(asked, made, "cpu") == made.training.per_device_train_batch_size < 4096
         assert (
-            "A pass holds 8 examples, about 480 tokens of 4,096" in small_passes(asked, made, 60, "cuda")
+            "A pass holds only 8 examples, about 480 of 4,096 tokens" in small_passes(asked, made, 60, "cuda")
         ) == (on_gpu == 8)
         assert not small_passes(asked, made, 600, "cuda") and not small_passes(asked, made, 60, "cpu")
