@@ -15,7 +15,7 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
 
 # How long an example takes says nothing: the first one imports libraries, and machines do other work.
 # `--hypothesis-profile=thorough` draws ten times as many.
-hypothesis.settings.register_profile("fintune", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("fintune", deadline=None, max_examples=40, database=None)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("fintune")
 
