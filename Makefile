@@ -27,8 +27,8 @@ run: $(READY)  ## the main job: prepare data, train, evaluate (3 to 8 minutes on
 	@$(BIN)/fintune run --config configs/quickstart.yaml $(ARGS)
 
 # Two processes of one thread: threads of two processes on two cores would wait for one another.
-test: $(READY)  ## the whole test suite (10 to 20 minutes); ARGS="-k word" to choose
-	@echo "Running the test suite: 10 to 20 minutes on 2 cores."
+test: $(READY)  ## the whole test suite (15 to 25 minutes); ARGS="-k word" to choose
+	@echo "Running the test suite: 15 to 25 minutes on 2 cores."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint  ## lint, and the tests that train nothing and start no server or browser (2 to 4 minutes)
