@@ -94,6 +94,9 @@ def _quiet() -> None:
             os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # libraries' bars would fill a log; ours decide for themselves
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     console = logging.StreamHandler()
