@@ -47,7 +47,7 @@ def _conversation(task: Task, record: Record) -> tuple[Messages, Tools, dict[str
     """A conversation's messages, system first; its tools; and the answer, if it calls any of them."""
     held = json.loads(record.turns)
     system = {"role": "system", "content": task.system(record)}
-    if isinstance(held, list):
+    if not record.uses_tools:
         return [system, *({"role": role, "content": text} for role, text in held)], None, None
     return [system, *held["turns"]], held["tools"], held.get("answer")
 
@@ -235,7 +235,7 @@ class PromptTemplate:
         self, task: Task, record: Record, budget: int, truncate: bool
     ) -> tuple[list[int], bool]:
         (messages, tools, _), cut = _conversation(task, record), False
-        if isinstance(json.loads(record.turns), dict):
+        if record.uses_tools:
             self._check_tools(task.name)
         most = self.most_characters(budget)
         while True:
@@ -273,7 +273,7 @@ class PromptTemplate:
 
     def _calls_ids(self, task: Task, record: Record) -> list[int]:
         """The token ids of an answer that calls tools, in the template's format; [] for other answers."""
-        if not record.turns.startswith("{") or not (answer := json.loads(record.turns).get("answer")):
+        if not record.uses_tools or not (answer := _conversation(task, record)[2]):
             return []
         form = self._check_tools(task.name)
 

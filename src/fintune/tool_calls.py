@@ -36,6 +36,38 @@ def form_of(tokenizer: Any) -> Form | None:
     return "llama" if '"parameters"' in shown and "<function" not in shown else None
 
 
+def call_of(name: Any, arguments: Any, id: Any = None) -> dict[str, Any]:
+    """A call as chat templates take it.
+
+    Args:
+        arguments: an object, or its JSON; "" is an object without fields.
+
+    Raises:
+        ValueError: the name is not a text, or the arguments are not an object.
+        RecursionError: the arguments' JSON is nested too deeply.
+    """
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments or "{}")
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise ValueError("a call needs a name and an object of arguments")
+    function = {"name": name, "arguments": dict(arguments)}
+    return {"type": "function", "function": function, **({"id": id} if id and isinstance(id, str) else {})}
+
+
+def read_call(form: Form, text: str) -> tuple[str, Any] | None:
+    """The name and the arguments of a call that a model wrote; None if the text is no call.
+
+    The arguments may be anything; {} if there are none.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    return value["name"], value.get(ARGUMENTS[form], {})
+
+
 def written(form: Form, content: str, calls: Sequence[Mapping[str, Any]]) -> str:
     """An assistant's turn that calls tools, in the given format.
 
@@ -60,14 +92,9 @@ def as_hermes(text: str) -> str:
     """A text with its calls, of either format, rewritten in Hermes' format; other texts unchanged."""
 
     def again(found: str, form: Form) -> str | None:
-        try:
-            value = json.loads(found)
-        except (ValueError, RecursionError):
+        if not (call := read_call(form, found)):
             return None
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            return None
-        arguments = value.get(ARGUMENTS[form], {})
-        return written("hermes", "", [{"function": {"name": value["name"], "arguments": arguments}}])
+        return written("hermes", "", [{"function": {"name": call[0], "arguments": call[1]}}])
 
     bare = text.strip().removeprefix("<|python_tag|>")
     if bare.startswith("{"):

@@ -12,7 +12,7 @@ from fintune.inference import grammars
 from fintune.inference.grammars import Grammar
 from fintune.serving.errors import ApiError
 from fintune.serving.schemas import CalledFunction, ChatRequest, Message, NamedTool, ToolCall
-from fintune.tool_calls import ARGUMENTS, CALL, Form, form_of
+from fintune.tool_calls import ARGUMENTS, CALL, Form, call_of, form_of, read_call
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -73,13 +73,10 @@ def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def _call_turn(call: ToolCall) -> dict[str, Any]:
     try:
-        arguments = json.loads(call.function.arguments or "{}")
+        return call_of(call.function.name, call.function.arguments, call.id)
     except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise ApiError(400, "The arguments of a tool call are not a JSON object.", param="messages")
-    function = {"name": call.function.name, "arguments": arguments}
-    return {"type": "function", "function": function, **({"id": call.id} if call.id else {})}
+        message = "The arguments of a tool call are not a JSON object."
+        raise ApiError(400, message, param="messages") from None
 
 
 def needed(messages: Sequence[dict[str, Any]], tools: Tools | None) -> bool:
@@ -134,13 +131,9 @@ def parsed(form: Form, text: str, tools: Tools) -> tuple[str | None, list[ToolCa
 
 def _read(form: Form, text: str, tools: Tools, found: list[ToolCall]) -> bool:
     """Whether a text is a call, which is then added to `found`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+    name, arguments = read_call(form, text) or ("", None)
+    if not isinstance(arguments, dict) or name not in tools.names:
         return False
-    arguments = value.get(ARGUMENTS[form], {}) if isinstance(value, dict) else None
-    if not isinstance(arguments, dict) or value.get("name") not in tools.names:
-        return False
-    function = CalledFunction(name=value["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+    function = CalledFunction(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
     found.append(ToolCall(id=f"call_{secrets.token_hex(12)}", function=function))
     return True

@@ -40,6 +40,11 @@ class Record:
     tools it is {"tools", "turns", "answer"}: turns as chat templates take them, and the answer if it calls a
     tool. `text` and `question` hold the same as one string each, which identify the row."""
 
+    @property
+    def uses_tools(self) -> bool:
+        """Whether it is a conversation with tools, whose `turns` are an object."""
+        return self.turns.startswith("{")
+
 
 @dataclass(frozen=True)
 class Prediction:

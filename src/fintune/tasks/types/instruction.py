@@ -16,7 +16,7 @@ from fintune.tool_calls import as_hermes
 def _said(record: Record, prediction: Prediction) -> str:
     """An answer with tool calls rewritten in the target's format, whatever the base's."""
     text = str(prediction.value)
-    return as_hermes(text) if record.turns.startswith("{") else text
+    return as_hermes(text) if record.uses_tools else text
 
 
 class InstructionTask(Task):

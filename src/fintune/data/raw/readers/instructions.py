@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from fintune.data.raw.readers.cells import plain
-from fintune.tool_calls import written
+from fintune.tool_calls import call_of, written
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -132,15 +132,9 @@ def _calls(value: Any) -> list[dict[str, Any]]:
     made = []
     for call in value if isinstance(value, list | tuple) else [value]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
-        name, arguments = (function.get(key) for key in ("name", "arguments")) if function else (None, None)
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments or "{}")
-        if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            raise ValueError
-        identified = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        made.append(
-            {"type": "function", "function": {"name": name, "arguments": dict(arguments)}, **identified}
-        )
+        if not function:
+            raise ValueError("a call is not an object")
+        made.append(call_of(function.get("name"), function.get("arguments"), call.get("id")))
     return made
 
 
