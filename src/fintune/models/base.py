@@ -232,20 +232,24 @@ def check_base(config: BaseModelConfig) -> None:
     if source_gguf(config.name) is None:  # a GGUF is converted at first use
         resolve(config.name)
         if not Path(config.name).expanduser().is_dir():
-            _check_hub(config)
+            _check_hub(config.name, config.revision)
 
 
-def _check_hub(config: BaseModelConfig) -> None:
-    """Without this check, the hub's client retries for two minutes, after the data is prepared."""
+@functools.lru_cache
+def _check_hub(name: str, revision: str | None) -> None:
+    """Without this check, the hub's client retries for two minutes, after the data is prepared.
+
+    A base that was there is not asked for again: a run checks before its data is prepared, and on loading.
+    """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(config.name, "config.json", revision=config.revision), str):
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
     try:
-        if HfApi().model_info(config.name, revision=config.revision, timeout=10).gated:
-            HfApi().auth_check(config.name)
+        if HfApi().model_info(name, revision=revision, timeout=10).gated:
+            HfApi().auth_check(name)
     except Exception as error:
-        raise ModelError(_cannot_load(config.name, error)) from error
+        raise ModelError(_cannot_load(name, error)) from error
 
 
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
