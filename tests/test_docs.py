@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from doors import DOORS
 
 from fintune import cli
 from fintune.recipes import recipe_from
 
-markdown = pytest.importorskip("markdown_it", reason="it is not installed: pip install 'fintune[demo]'")
+markdown = pytest.importorskip("markdown_it", reason="it is not installed: pip install -e '.[demo]'")
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,16 +33,6 @@ MARK = re.compile(
 """Just above a block: `run` (by the last test here), `run by FILE` (another test), `from FILE` (an excerpt
 of a file that tests run), or `not run: WHY`. `file: NAME` is written for the blocks that run. With `page`
 before it, at a page's top: for all its blocks that have no mark of their own."""
-DOORS = {
-    "train.py": "train",
-    "evaluate.py": "evaluate",
-    "demo.py": "demo",
-    "demo_simple.py": "demo",
-    "run_training.py": "run",
-    "test_setup.py": "doctor",
-    "scripts/download_data.py": "data download",
-    "scripts/preprocess.py": "data prepare",
-}
 
 
 @cache

@@ -13,19 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from doors import DOORS
 from forked import Forked
 
 ROOT = Path(__file__).parent.parent
-DOORS = {
-    "train.py": "train",
-    "evaluate.py": "evaluate",
-    "demo.py": "demo",
-    "demo_simple.py": "demo",
-    "run_training.py": "run",
-    "test_setup.py": "doctor",
-    "scripts/download_data.py": "data download",
-    "scripts/preprocess.py": "data prepare",
-}
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "numpy", "pydantic", "rich", "gradio")
 
 
