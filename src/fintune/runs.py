@@ -73,7 +73,7 @@ class TrainingRun:
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe's keys, as `training.learning_rate`."""
-        return dict(_flat(_part(self.facts, "recipe")))
+        return dict(_flat(manifest.part(self.facts, "recipe")))
 
     def as_dict(self) -> dict[str, Any]:
         """The run as `--json` prints it."""
@@ -144,7 +144,11 @@ def read(folder: Path) -> TrainingRun:
     lock = Lock(folder, "lock").path
     training = lock.exists() and not abandoned(lock)
     split, figures = _figures(folder, facts) if written is not None else (None, [])
-    step = int(kept[-1].name.rpartition("-")[2]) if unfinished and kept else _part(facts, "kept").get("step")
+    step = (
+        int(kept[-1].name.rpartition("-")[2])
+        if unfinished and kept
+        else manifest.part(facts, "kept").get("step")
+    )
     return TrainingRun(
         folder=folder,
         state="training" if training else "unfinished" if unfinished else "complete",
@@ -152,7 +156,7 @@ def read(folder: Path) -> TrainingRun:
         trained=datetime.fromtimestamp((newest if unfinished else written) or 0),
         step=_number(step),
         steps=_number(facts.get("optimizer_steps")),
-        seconds=_number(_part(facts, "training").get("seconds")),
+        seconds=_number(manifest.part(facts, "training").get("seconds")),
         split=split,
         figures=figures,
         bytes=size(folder),
@@ -171,12 +175,6 @@ def size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _part(facts: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a manifest; {} where it is missing or, in somebody's own file, something else."""
-    part = facts.get(name)
-    return part if isinstance(part, dict) else {}
-
-
 def _tasks(facts: dict[str, Any]) -> list[dict[str, Any]]:
     tasks = facts.get("tasks")
     return [t for t in tasks if isinstance(t, dict) and "name" in t] if isinstance(tasks, list) else []
@@ -191,7 +189,7 @@ def _figures(folder: Path, facts: dict[str, Any]) -> tuple[str | None, list[Figu
     try:
         results = read_results(folder / "results.json")
     except FintuneError:  # never evaluated, or by another version
-        validated = _part(facts, "validation")
+        validated = manifest.part(facts, "validation")
         found = [
             Figure(task["name"], known_measure(metric), validated[key])
             for task in _tasks(facts)

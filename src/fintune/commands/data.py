@@ -40,6 +40,32 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
     download.add_argument(
         "--data_dir", default="data/raw", metavar="DIR", help="folder to download to (default: data/raw)"
     )
+    prepare = _prepare_flags(actions)
+    mix = action(actions, "mix", "show how much of each task a recipe trains on")
+    recipe_flags(mix)
+    report = action(actions, "report", "write a report on the quality of the prepared data")
+    recipe_flags(report)
+    report.add_argument(
+        "--output_dir",
+        default=REPORT_DIR,
+        metavar="DIR",
+        help=f"folder for the report (default: {REPORT_DIR})",
+    )
+    filings = _filings_flags(actions)
+    clean = _decontaminate_flags(actions)
+    feedback = action(actions, "from-feedback", "write corrected answers as training data")
+    feedback.add_argument("--task", required=True, metavar="TASK", help="task of the answers")
+    feedback.add_argument(
+        "--output_file", required=True, metavar="OUT", help=".jsonl or .parquet file to write"
+    )
+    feedback.add_argument("--all", action="store_true", help="write answers that were right, too")
+    model_path_flag(feedback, "adapter to train further (default: the newest under output/)")
+    store_flag(feedback)
+    for each in (listing, prepare, mix, report, filings, clean):
+        json_flag(each)
+
+
+def _prepare_flags(actions: Any) -> argparse.ArgumentParser:
     prepare = action(actions, "prepare", "check and split a recipe's data into Parquet files")
     recipe_flags(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again even if nothing changed")
@@ -68,16 +94,10 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="write the data as partitioned Parquet, too: to a folder, s3://, gs://, …",
     )
-    mix = action(actions, "mix", "show how much of each task a recipe trains on")
-    recipe_flags(mix)
-    report = action(actions, "report", "write a report on the quality of the prepared data")
-    recipe_flags(report)
-    report.add_argument(
-        "--output_dir",
-        default=REPORT_DIR,
-        metavar="DIR",
-        help=f"folder for the report (default: {REPORT_DIR})",
-    )
+    return prepare
+
+
+def _filings_flags(actions: Any) -> argparse.ArgumentParser:
     filings = action(actions, "filings", "download a company's reports from SEC's EDGAR")
     filings.add_argument("ticker", metavar="TICKER", help="ticker or CIK number of the company")
     filings.add_argument(
@@ -100,6 +120,10 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the reports (default: data/filings)",
     )
+    return filings
+
+
+def _decontaminate_flags(actions: Any) -> argparse.ArgumentParser:
     clean = action(actions, "decontaminate", "copy a file without the rows that repeat a test set")
     clean.add_argument("file", metavar="FILE", help="CSV, TSV, JSON, Parquet or Excel file to clean")
     clean.add_argument(
@@ -116,16 +140,7 @@ def _data_flags(command: argparse.ArgumentParser) -> None:
         help="similarity from 0 to 1 at which a text counts as repeated (default: 0.8)",
     )
     recipe_flags(clean)
-    feedback = action(actions, "from-feedback", "write corrected answers as training data")
-    feedback.add_argument("--task", required=True, metavar="TASK", help="task of the answers")
-    feedback.add_argument(
-        "--output_file", required=True, metavar="OUT", help=".jsonl or .parquet file to write"
-    )
-    feedback.add_argument("--all", action="store_true", help="write answers that were right, too")
-    model_path_flag(feedback, "adapter to train further (default: the newest under output/)")
-    store_flag(feedback)
-    for each in (listing, prepare, mix, report, filings, clean):
-        json_flag(each)
+    return clean
 
 
 def _data(args: argparse.Namespace) -> int:

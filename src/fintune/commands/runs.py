@@ -178,20 +178,17 @@ def _print_compared(found: Sequence[TrainingRun]) -> None:
 def _figure_rows(found: Sequence[TrainingRun]) -> list[tuple[str, list[Any]]]:
     from rich.text import Text
 
-    values: dict[tuple[str, str], list[float | None]] = {}
     measures = {(f.task, f.measure.name): f.measure for run in found for f in run.figures}
-    for key in measures:
-        values[key] = [
-            next((f.value for f in run.figures if (f.task, f.measure.name) == key), None) for run in found
-        ]
+    figures = [{(f.task, f.measure.name): f.value for f in run.figures} for run in found]
     rows = []
-    for (task, metric), each in values.items():
-        measure, known = measures[task, metric], [v for v in each if v is not None]
+    for key, measure in measures.items():
+        each = [of_run.get(key) for of_run in figures]
+        known = [v for v in each if v is not None]
         best = (min if measure.better == "lower" else max)(known) if len(set(known)) > 1 else None
         if len({run.split for run in found}) > 1 or measure.better == "neither":
             best = None  # of different examples
         cells = [Text(_number(v), style="bold green" if v is not None and v == best else "") for v in each]
-        rows.append((f"{task} {measure.heading}", cells))
+        rows.append((f"{key[0]} {measure.heading}", cells))
     return rows
 
 
@@ -202,13 +199,9 @@ def _clean(args: argparse.Namespace, names: Sequence[str]) -> int:
         raise ConfigError(
             "--whole removes adapters, so it takes the names of runs:  fintune runs clean RUN --whole"
         )
-    found = (
-        [runs.named(name) for name in names]
-        if names
-        else runs.find(runs.OUTPUT)
-        if runs.OUTPUT.is_dir()
-        else []
-    )
+    found = [runs.named(name) for name in names]
+    if not names and runs.OUTPUT.is_dir():
+        found = runs.find(runs.OUTPUT)
     removals = runs.removable(found, unfinished=args.unfinished, whole=args.whole)
     freed = sum(removal.bytes for removal in removals)
     for removal in removals:

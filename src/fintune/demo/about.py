@@ -67,10 +67,8 @@ def trained(facts: Mapping[str, Any]) -> str:
 
 def _tasks(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Task → the manifest's entry on its data; a folder from elsewhere may hold anything."""
-    data = facts.get("data")
-    tasks = data.get("tasks") if isinstance(data, dict) else None
-    found = tasks.items() if isinstance(tasks, dict) else ()
-    return {name: entry for name, entry in found if isinstance(entry, dict)}
+    tasks = manifest.part(manifest.part(facts, "data"), "tasks")
+    return {name: entry for name, entry in tasks.items() if isinstance(entry, dict)}
 
 
 def below_baseline(adapter: Path | None) -> dict[str, str]:

@@ -43,6 +43,12 @@ def read_raw(folder: str | Path) -> dict[str, Any]:
     return raw
 
 
+def part(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part of a manifest; {} if it is missing or, in a folder from elsewhere, something else."""
+    found = raw.get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest's content besides recipe and tasks: the `facts` that `write` was given."""
     return {k: v for k, v in raw.items() if k not in ("format", "recipe", "tasks", "weights_sha256")}
