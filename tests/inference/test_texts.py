@@ -4,7 +4,9 @@ import pytest
 import torch
 from families import tiny
 
+from fintune.inference import recording
 from fintune.inference.backends.builtin import Builtin
+from fintune.kernels import attention
 from fintune.kernels.likelihood import log_likelihoods_plain
 
 PROMPTS = [
@@ -66,3 +68,79 @@ def test_a_watched_prompt_shows_the_logits_after_each_of_its_tokens(kind, step, 
         torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits[place], wanted[-1], rtol=1e-4, atol=1e-4)
         texts.keep([])
+
+
+def graph(step):
+    """A recording as strict as a CUDA graph's: the step must not ask the host, nor change its shapes."""
+    torch._dynamo.reset()
+    return torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Sets what records steps from their second on, on any device."""
+    monkeypatch.setattr(recording, "PLAIN_STEPS", 1)
+    monkeypatch.setattr(recording, "_failures", [])
+    attention.register()  # another test may have excluded it from graphs
+    return lambda recorder: monkeypatch.setattr(recording, "recorder", lambda device: recorder)
+
+
+@pytest.mark.parametrize(
+    "kind, recorder",
+    [
+        *((kind, lambda step: step) for kind in ("llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3")),
+        ("gemma3_text", graph),
+    ],
+)
+def test_recorded_steps_write_what_plain_ones_do(kind, recorder, record):
+    """Answers end at different lengths, so that the texts, and with them the recording, change on the way."""
+    backend = Builtin(tiny(kind).requires_grad_(False), pad=0)
+    prompts = [*PROMPTS, PROMPTS[0][:5]]
+
+    def stop(row, written):
+        return [END] if len(written) == (2, 11, 5, 3)[row] else None
+
+    with backend.session():
+        wanted = backend.generate(prompts, 12, [END], stop)
+        record(recorder)
+        found = backend.generate(prompts, 12, [END], stop, backend.shared(prompts))
+    assert not recording._failures
+    assert [each.ids for each in found] == [each.ids for each in wanted]
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours.log_probabilities == pytest.approx(plain.log_probabilities, abs=1e-4)
+
+
+def impossible(step):
+    """What CUDA says where a step waits for the device."""
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\n…")
+
+
+@pytest.mark.parametrize(
+    "recorder, problem",
+    [
+        (lambda step: lambda: step() + 1.0, "differ from the plain one's by"),
+        (impossible, "operation not permitted when stream is capturing"),
+    ],
+)
+def test_a_recording_that_is_wrong_or_impossible_is_not_used(recorder, problem, record, caplog):
+    backend = Builtin(tiny("llama").requires_grad_(False), pad=0)
+    with backend.session():
+        wanted = backend.generate(PROMPTS, 6, [], None)
+        record(recorder)
+        found = backend.generate(PROMPTS, 6, [], None)
+    assert [each.ids for each in found] == [each.ids for each in wanted]
+    (message,) = [each.message for each in caplog.records if each.name == recording.__name__]
+    assert problem in message
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_cuda_graphs_write_what_plain_steps_do(kind, record):
+    backend = Builtin(tiny(kind).requires_grad_(False).cuda(), pad=0)
+    with backend.session():
+        record(None)
+        wanted = backend.generate(PROMPTS, 12, [], None)
+        record(recording.cuda_graph)
+        found = backend.generate(PROMPTS, 12, [], None)
+    assert not recording._failures
+    assert [each.ids for each in found] == [each.ids for each in wanted]

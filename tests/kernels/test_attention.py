@@ -128,3 +128,25 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     (gradient,) = torch.autograd.grad(out.square().sum(), states[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("rule", [HALF, Rule(0.5, 4), Rule(0.5, 4, cap=0.7, sinks_H=SINKS)])
+@pytest.mark.parametrize("compute", [attention_cpu.decode, attention.decode_fused])
+def test_a_new_token_sees_the_same_keys_in_growing_buffers_and_in_fixed_ones(rule, compute, monkeypatch):
+    """Three texts of 3, 7 and 6 tokens, the new one included, in buffers with room for 10."""
+    monkeypatch.setattr(attention_cpu, "decode", compute)
+    generator = torch.Generator().manual_seed(0)
+    query, keys, values = (
+        torch.randn(3, heads, tokens, 4, generator=generator, dtype=torch.float64)
+        for heads, tokens in ((4, 1), (2, 10), (2, 10))
+    )
+    place, padding = torch.tensor([6]), torch.tensor([4, 0, 1])
+    at = torch.arange(10)
+    hidden = (at < padding[:, None])[:, None, None]
+    near = at[None] > 6 - (rule.window or 10)
+    wanted = attention_plain(query, keys[:, :, :7], values[:, :, :7], ~hidden[..., :7] & near[:, :7], rule)
+    growing = attention.Decode(hidden[..., :7])
+    fixed = attention.Decode(hidden | (at > place), place)
+    found = attention.decode_attention(query, keys[:, :, :7], values[:, :, :7], growing, rule)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(attention.decode_attention(query, keys, values, fixed, rule), wanted)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import PACKED, PADDED, tiny
+from families import PACKED, PADDED, SHAPE, tiny
 from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fintune.kernels import attention
 from fintune.kernels.likelihood import frozen_head, target_nll
 from fintune.kernels.packing import join, pack
+from fintune.kernels.probing import length_warning
 
 
 def nll_alone(model, prompts, completions):
@@ -88,3 +90,32 @@ def test_what_mixes_tokens_or_texts_beside_attention_is_found(dtype):
     text = after_a_layer(lambda hidden: hidden - hidden.mean((0, 1), keepdim=True))
     assert text.way == "single" and "one text goes through at a time" in str(text)
     assert not text.several
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    "kind, rope, usual",
+    [
+        ("phi3", LONG | {"original_max_position_embeddings": 32}, 32),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, 64),
+    ],
+)
+def test_a_text_so_long_that_it_changes_its_neighbours_positions_is_warned_of(kind, rope, usual):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SHAPE, rope_parameters=rope, original_max_position_embeddings=32)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter += 0.2 * torch.randn_like(parameter)
+    attention.enable(model)
+
+    def beside(tokens):
+        """NLL of a short text in a row with one of so many tokens."""
+        row = join([pack([[3] * (tokens - 1)], [[[4, 4]]]), pack([[5, 6, 7]], [[[8]]])])
+        return target_nll(model, row)[-1]
+
+    torch.testing.assert_close(beside(usual), beside(4), rtol=1e-4, atol=1e-4)
+    assert length_warning(model, usual) == ""
+    assert (beside(4 * usual) - beside(4)).abs() > 1e-3
+    assert f"{usual:,} or less" in length_warning(model, usual + 1)

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from fintune.inference.decoding import Watch
 from fintune.inference.prefix import Prefix
+from fintune.inference.recording import Recorder, Repeated
 from fintune.kernels.attention import Decode
 from fintune.kernels.forward import cache_name, row_inputs
 from fintune.kernels.packing import pack, parts
@@ -26,7 +27,7 @@ WATCHED_TOKENS = 256
 
 
 class _Slots(DynamicLayer):
-    """A layer's keys and values in buffers (B, Hkv, room, D), of which the first `used` positions are filled.
+    """A layer's keys and values in buffers (B, Hkv, room, D), of which a step sees those filled so far.
 
     Transformers' own layer concatenates, which copies everything in every step.
     """
@@ -37,24 +38,54 @@ class _Slots(DynamicLayer):
         self._keys, self._values = keys, values
         self._show(used)
 
+    @property
+    def seen(self) -> int:
+        """How many positions the next step sees, its own among them."""
+        return self.keys.shape[2] + 1
+
     def _show(self, used: int) -> None:
+        self._used = used
         self.keys, self.values = self._keys[:, :, :used], self._values[:, :, :used]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        used = self.keys.shape[2]
-        end = used + key_states.shape[2]
-        self._keys[:, :, used:end] = key_states
-        self._values[:, :, used:end] = value_states
-        self._show(end)
+        self._keys[:, :, self._used : self._used + 1] = key_states
+        self._values[:, :, self._used : self._used + 1] = value_states
+        self._show(self._used + 1)
         return self.keys, self.values
 
     def narrow(self, rows: torch.Tensor, begin: int) -> None:
         """Keep these rows, from position `begin` on."""
-        used = self.keys.shape[2] - begin
         self._keys, self._values = self._keys[rows, :, begin:], self._values[rows, :, begin:]
-        self._show(used)
+        self._show(self._used - begin)
+
+
+class _FixedSlots(_Slots):
+    """The same, but a step sees the whole buffers, so that all steps use the same memory and shapes.
+
+    `place`, (1,) on the device, is where the next token goes; the attention hides what is after it.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor) -> None:
+        self._place = place
+        super().__init__(keys, values, 0)
+
+    @property
+    def seen(self) -> int:
+        return self.keys.shape[2]
+
+    def _show(self, used: int) -> None:
+        self._used = 0
+        self.keys, self.values = self._keys, self._values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            self._keys.index_copy_(2, self._place, key_states),
+            self._values.index_copy_(2, self._place, value_states),
+        )
 
 
 @dataclass(eq=False)
@@ -82,6 +113,7 @@ class PackedTexts:
         row_tokens: int,
         max_new_tokens: int,
         watched: Mapping[int, Watch] | None = None,
+        record: Recorder | None = None,
     ) -> None:
         """
         Args:
@@ -89,40 +121,53 @@ class PackedTexts:
             prefix: the common beginning of all prompts, from `PrefixStore.get`.
             row_tokens: the most prompt tokens per forward pass; a longer prompt takes several passes.
             watched: as in `Backend.begin`; such a prompt is computed alone.
+            record: records the steps, which is right only if all are in one session; None runs each anew.
         """
         self._model, self._prompts, self._prefix = model, [_Prompt(each) for each in prompts], prefix
         for row, watch in (watched or {}).items():
             self._prompts[row].watch = watch
         self._row_tokens, self._room = row_tokens, max_new_tokens
         self._layers: list[_Slots] = []
-        self._hidden: torch.Tensor  # (B, longest + room) bool, True at padding
-        self._positions: torch.Tensor  # (B,) position of the next token
+        self._fixed = record is not None
+        self._repeated = Repeated(self._step, record)
+        # What a step reads; it never changes these tensors, only the caches (a recorded step has no others).
+        self._tokens: torch.Tensor  # (B, 1) the newest
+        self._place: torch.Tensor  # (1,) where they go in the caches
+        self._padding: torch.Tensor  # (B,) positions before each text: texts are left-padded
 
     def advance(self, tokens: Sequence[int] | None) -> torch.Tensor | None:
         if tokens is None:
             return self._prefill()
-        ids = torch.tensor(tokens, device=self._model.device)[:, None]  # (B, 1)
-        used = self._layers[0].keys.shape[2] + 1  # including the new token
+        self._tokens.copy_(torch.tensor(tokens)[:, None])
+        logits = self._repeated()
+        self._place.add_(1)
+        return logits
+
+    def _step(self) -> torch.Tensor:
+        """(B, V) logits after the newest tokens. Running it twice is running it once."""
+        places = torch.arange(self._layers[0].seen, device=self._place.device)
+        hidden = places < self._padding[:, None]  # (B, places)
+        if self._fixed:
+            hidden = hidden | (places > self._place)
         logits: torch.Tensor = self._model(
-            input_ids=ids,
-            position_ids=self._positions[:, None],
-            attention_mask=ids.new_zeros(1, 1, 1, 1),  # a 4-d mask is used unchanged
+            input_ids=self._tokens,
+            position_ids=(self._place - self._padding)[:, None],
+            attention_mask=hidden.new_zeros(1, 1, 1, 1),  # a 4-d mask is used unchanged
             **{cache_name(): self._cache},
             use_cache=True,
-            layout=Decode(self._hidden[:, None, None, :used]),
+            layout=Decode(hidden[:, None, None], self._place if self._fixed else None),
         ).logits[:, -1]
-        self._positions = self._positions + 1
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
         self._prompts = [self._prompts[i] for i in rows]
         if not self._layers:
             return
+        self._repeated.forget()
         index = torch.tensor(rows, dtype=torch.int64, device=self._model.device)
-        self._hidden, self._positions = self._hidden[index], self._positions[index]
-        # Texts are left-padded: drop the positions that are padding in all remaining texts.
-        begin = int(self._hidden.sum(dim=1).min()) if rows else 0
-        self._hidden = self._hidden[:, begin:]
+        self._tokens, self._padding = self._tokens[index], self._padding[index]
+        begin = int(self._padding.min()) if rows else 0  # what is padding in all remaining texts goes
+        self._padding, self._place = self._padding - begin, self._place.sub_(begin)
         for layer in self._layers:
             layer.narrow(index, begin)
 
@@ -180,22 +225,25 @@ class PackedTexts:
         prompts, device = self._prompts, self._model.device
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
         longest = int(lengths.max())
+        self._place = torch.tensor([longest], device=device)
+        self._padding = (longest - lengths).to(device)
+        self._tokens = self._padding.new_zeros(len(prompts), 1)
         while prompts[0].states:  # layer by layer; each is then freed from the prompts
             own = [prompt.states.pop(0) for prompt in prompts]
             buffers = []
             for kind in (0, 1):
                 heads, _, dim = own[0][kind].shape
-                buffer = own[0][kind].new_empty(len(prompts), heads, longest + self._room, dim)
+                # Zeros: what is hidden still takes part, with weight 0.
+                buffer = own[0][kind].new_zeros(len(prompts), heads, longest + self._room, dim)
                 for row, states in zip(buffer, own, strict=True):
-                    used = states[kind].shape[1]
-                    row[:, longest - used : longest] = states[kind]
-                    row[:, : longest - used] = 0
+                    row[:, longest - states[kind].shape[1] : longest] = states[kind]
                 buffers.append(buffer)
-            self._layers.append(_Slots(buffers[0], buffers[1], longest))
+            keys, values = buffers
+            self._layers.append(
+                _FixedSlots(keys, values, self._place) if self._fixed else _Slots(keys, values, longest)
+            )
         self._cache = DynamicCache()
         self._cache.layers = self._layers
-        hidden = torch.arange(longest + self._room)[None, :] < (longest - lengths)[:, None]
-        self._hidden, self._positions = hidden.to(device), lengths.to(device)
 
 
 def _ends(states: torch.Tensor, prefix: int, begin: int, end: int) -> torch.Tensor:

@@ -99,20 +99,39 @@ def attention_forward(
 
 @dataclass
 class Decode:
-    """One new token per text of a left-padded batch; hidden: (B, 1, 1, T) bool, True at padding."""
+    """One new token per text of a left-padded batch.
+
+    Attributes:
+        hidden: (B, 1, 1, T) bool, True at padding and after the new tokens.
+        place: (1,) which of the T positions the new tokens have; None is the last.
+    """
 
     hidden: Tensor
+    place: Tensor | None = None
 
 
 def decode_attention(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, layout: Decode, rule: Rule) -> Tensor:
     """Attention of one query per text, (B, 1, H, D), without copying the keys for each query head."""
-    hidden = layout.hidden
-    if rule.window is not None:  # all texts end at the same place, so the window hides the same keys in each
-        k_BGTD, v_BGTD = (states[:, :, -rule.window :] for states in (k_BGTD, v_BGTD))
-        hidden = hidden[..., -rule.window :]
-    if q_BH1D.device.type != "cpu":
+    hidden, place, window = layout.hidden, layout.place, rule.window
+    # All texts' new tokens have one place, so a window hides the same keys in each.
+    if window is not None and place is not None:
+        hidden = hidden | (torch.arange(hidden.shape[3], device=hidden.device) <= place - window)
+    elif window is not None:
+        k_BGTD, v_BGTD = (states[:, :, -window:] for states in (k_BGTD, v_BGTD))
+        hidden = hidden[..., -window:]
+    if q_BH1D.device.type == "cpu":
+        return attention_cpu.decode(q_BH1D, k_BGTD, v_BGTD, hidden, rule)
+    return decode_fused(q_BH1D, k_BGTD, v_BGTD, hidden, rule)
+
+
+def decode_fused(q_BH1D: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, hidden: Tensor, rule: Rule) -> Tensor:
+    """The result of `attention_cpu.decode`, by PyTorch's fused attention, for GPUs."""
+    if not rule.plain:
         return _fused((q_BH1D, k_BGTD, v_BGTD), rule, attn_mask=~hidden).transpose(1, 2)
-    return attention_cpu.decode(q_BH1D, k_BGTD, v_BGTD, hidden, rule)
+    # The query heads that read one key head become its queries: they see the same keys.
+    q_BGRD = q_BH1D.reshape(len(q_BH1D), k_BGTD.shape[1], -1, q_BH1D.shape[3])
+    mixed_BGRD = _fused((q_BGRD, k_BGTD, v_BGTD), rule, attn_mask=~hidden)
+    return mixed_BGRD.reshape(len(q_BH1D), 1, -1, v_BGTD.shape[3])
 
 
 def block_attention(

@@ -91,6 +91,25 @@ def support(model: Any) -> Support:
     return Support("single", f"{reason}; and in a padded batch, texts do not give what each gives alone")
 
 
+def length_warning(model: Any, longest: int) -> str:
+    """One line for the user if texts of up to `longest` tokens change the positions of others in their pass;
+    empty if not.
+
+    Rotary embeddings of the kinds longrope (Phi-3 with 128k tokens) and dynamic have other frequencies
+    from some length on, and Transformers computes those of the longest text for all texts of a pass.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # or one a layer type
+        usual = each.get("original_max_position_embeddings") or config.max_position_embeddings
+        if each.get("rope_type") in ("longrope", "dynamic") and longest > usual:
+            return (
+                f"a text of more than {usual:,} tokens changes the positions of shorter ones in its row "
+                f"({each['rope_type']}): set training.max_length to {usual:,} or less to rule that out"
+            )
+    return ""
+
+
 def _check_packed(model: Any, probe: _Probe) -> None:
     """Compare two rows with the same last completion: both must give the numbers that it gives alone."""
     ids = _ids(model, 24)

@@ -21,6 +21,7 @@ from fintune.files import Lock, read_json, refuse_small_disk, replace_files, roo
 from fintune.inference.calibration import calibrate
 from fintune.inference.engine import Engine
 from fintune.kernels import compiled
+from fintune.kernels.probing import length_warning
 from fintune.models import adapters, base, card, manifest, pissa, recomputation
 from fintune.models.placement import Process
 from fintune.progress import duration
@@ -300,7 +301,7 @@ def _engine(run: _Run, model: Any) -> Engine:
     if training.torch_compile:
         count = compiled.enable(model)
         run.say(f"{count} layers are compiled: the first step takes a minute or two longer.")
-    if line := str(engine.builtin.support):
+    for line in filter(None, [str(engine.builtin.support), length_warning(model, training.max_length)]):
         run.say(f"{name}: {line}.")
     if (asked := run.plan.objective.asks_for_branches) and not engine.builtin.support.several:
         raise ConfigError(

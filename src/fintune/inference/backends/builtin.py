@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fintune.inference.decoding import Allowed, Generated, Texts, Watch
+    from fintune.inference.recording import Recorder
     from fintune.models.source import Source
 
 ROW_TOKENS = 8192
@@ -124,8 +125,11 @@ class Builtin:
         shared: int = 0,
     ) -> list[Generated]:
         from fintune.inference.decoding import greedy
+        from fintune.inference.recording import recorder
 
-        texts = self._begin(prompts, max_new_tokens, shared, ROW_TOKENS)
+        # Only here, where one session holds all steps: between those of `begin` adapters may change.
+        record = recorder(self.model.device)
+        texts = self._begin(prompts, max_new_tokens, shared, ROW_TOKENS, record=record)
         return greedy(texts, range(len(prompts)), max_new_tokens, ends, allowed)
 
     def begin(
@@ -148,6 +152,7 @@ class Builtin:
         shared: int,
         step: int,
         watched: Mapping[int, Watch] | None = None,
+        record: Recorder | None = None,
     ) -> Texts:
         from fintune.inference.texts import PackedTexts, PaddedTexts
 
@@ -156,7 +161,8 @@ class Builtin:
         model = getattr(self.model, "get_base_model", lambda: self.model)()
         if not self.by_blocks:
             return PaddedTexts(model, prompts, self.pad, step, watched)
-        return PackedTexts(model, prompts, self._prefix(prompts, shared), step, max_new_tokens, watched)
+        prefix = self._prefix(prompts, shared)
+        return PackedTexts(model, prompts, prefix, step, max_new_tokens, watched, record)
 
     def _prefix(self, prompts: Sequence[Sequence[int]], shared: int) -> Prefix:
         return self.prefixes.get(self.model, prompts[0][:shared], self._use_adapter)
