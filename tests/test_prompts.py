@@ -3,10 +3,12 @@
 import copy
 import functools
 import json
+import tempfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from fintune.data.raw.readers.instructions import fields_of
 from fintune.errors import DataError
@@ -180,6 +182,14 @@ def test_added_tokens_of_the_frame_count_and_runs_of_spaces_do_not():
     assert tokenizer.decode(ids) == "a<tool>b    c[END]"
 
 
+@functools.cache
+def exported():
+    """The tokenizer that any program reads from an adapter's folder, or from an exported one."""
+    with tempfile.TemporaryDirectory() as folder:
+        TOKENIZER.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
 TURN = st.text("abc .", min_size=1, max_size=12).map(lambda text: f"x{text}x")
 
 
@@ -189,7 +199,7 @@ TURN = st.text("abc .", min_size=1, max_size=12).map(lambda text: f"x{text}x")
 def test_a_conversation_is_trained_answered_and_chatted_with_in_the_same_tokens(
     style, system, turns, asked, answer
 ):
-    """Training, `predict` and `/v1/tasks`, and both names of `/v1/chat/completions`."""
+    """Training, `predict` and `/v1/tasks`, both names of `/v1/chat/completions`, and an export's template."""
     template = PromptTemplate(tokenizer_of(style), 512)
     task = InstructionTask("own", "Be brief.")
     messages = [{"role": "system", "content": system}]
@@ -205,7 +215,7 @@ def test_a_conversation_is_trained_answered_and_chatted_with_in_the_same_tokens(
         template.prompt_text(task, Record(**served)), add_special_tokens=False
     ).input_ids == (trained.prompt_ids)
     if style == "system":
-        theirs = template.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        theirs = exported().apply_chat_template(messages, add_generation_prompt=True)
         assert theirs["input_ids"] == trained.prompt_ids
 
 

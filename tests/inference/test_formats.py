@@ -45,6 +45,17 @@ def test_a_dash_and_a_number_are_a_point_and_no_negative_number():
     assert {line, tokenizer.eos_token_id} <= set(map(int, allowed(0, [dash, space, digit])))
 
 
+@pytest.mark.parametrize("shape", [{"bullets": 1}, {"copy_spans": True}])
+def test_a_shaped_text_may_end_as_a_turn_of_the_template_does(shape):
+    from fintune.models.base import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    tokenizer.eos_token, turn = "<|endoftext|>", tokenizer.eos_token_id
+    allowed = allowed_tokens(TextFormat(**shape), tokenizer, [Record(text="- Sales rose")])
+    written = tokenizer.encode("- Sales")
+    assert {turn, tokenizer.eos_token_id} <= set(map(int, allowed(0, written)))
+
+
 def test_bullets_are_refused_where_no_token_ends_a_line():
     with pytest.raises(ConfigError, match="remove `bullets`"):
         allowed_tokens(TextFormat(bullets=2), sentencepiece(), [Record(text="Up.", target=None)])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fintune.errors import ConfigError
 from fintune.inference.decoding import Allowed, Choice
+from fintune.models.endings import end_tokens
 from fintune.prompts import framed_ids
 from fintune.tasks.base import Record, TextFormat
 from fintune.text.numbers import SCALES, stated_values, value_key
@@ -56,6 +57,11 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
 
 
+@lru_cache(maxsize=1)
+def _ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return end_tokens(tokenizer)
+
+
 class _Bullets:
     """Lines that begin with a dash: at most `count` of them, each with at most `tokens` tokens."""
 
@@ -63,7 +69,7 @@ class _Bullets:
         import torch
 
         self.count, self.tokens = count, tokens
-        self.end = tokenizer.eos_token_id
+        self.ends = _ends(tokenizer)
         self.line = _ids(tokenizer, "\n")[-1]  # SentencePiece writes a space before it
         if tokenizer.decode([self.line]) != "\n":
             raise ConfigError(
@@ -75,11 +81,11 @@ class _Bullets:
         pieces = _pieces(tokenizer)
         # A token that contains a line end inside other text would begin lines that are not counted.
         hidden = {i for i, piece in enumerate(pieces) if "\n" in piece and i != self.line}
-        special = set(tokenizer.all_special_ids) - {self.end}
+        special = set(tokenizer.all_special_ids) - set(self.ends)
         inside = [i for i in range(len(pieces)) if i not in hidden and i not in special]
         self.any = torch.tensor(inside)
         self.no_line = torch.tensor([i for i in inside if i != self.line])
-        word = [i for i in inside if i not in (self.line, self.end)]
+        word = [i for i in inside if i not in (self.line, *self.ends)]
         self.word = torch.tensor(word)
         # A space follows the dash, alone or before a word: «-3.05» would be a number, not a bullet.
         signs = tokenizer.convert_ids_to_tokens(word)
@@ -98,7 +104,7 @@ class _Bullets:
             return [self.dash]
         final = lines + 1 >= self.count
         if self.tokens is not None and begun >= self.tokens:
-            return [self.end] if final else [self.line, self.end]
+            return self.ends if final else [self.line, *self.ends]
         if begun == 1:
             return self.spaced
         if set(sofar[-(begun - 1) :]) <= self.blank:  # a dash alone is no bullet
@@ -110,7 +116,7 @@ class _Passage:
     """A run of the text's tokens, from any start to any end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-        self.end = tokenizer.eos_token_id
+        self.ends = _ends(tokenizer)
         self.ids = _ids(tokenizer, text)
         # An answer's first word has no leading space, unlike inside the text.
         bare = {i: _ids(tokenizer, tokenizer.decode([i]).lstrip()) for i in set(self.ids)}
@@ -118,11 +124,11 @@ class _Passage:
 
     def next(self, sofar: Sequence[int]) -> Sequence[int]:
         if not sofar:
-            return sorted({i for i in self.starts if i is not None}) or [self.end]
+            return sorted({i for i in self.starts if i is not None}) or self.ends
         at = [i + 1 for i, first in enumerate(self.starts) if first == sofar[0]]
         for token in sofar[1:]:
             at = [i + 1 for i in at if i < len(self.ids) and self.ids[i] == token]
-        return sorted({self.ids[i] for i in at if i < len(self.ids)} | {self.end})
+        return sorted({self.ids[i] for i in at if i < len(self.ids)} | set(self.ends))
 
 
 _bullets = lru_cache(maxsize=8)(_Bullets)
