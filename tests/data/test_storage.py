@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fintune.data.storage import locate, parquet_batches, shown, write_parquet
+from fintune.data.storage import locate, parquet_dataset, shown, write_parquet
 from fintune.errors import DataError
 
 SCHEMA = pa.schema({"id": pa.string(), "n": pa.int64()})
@@ -67,9 +67,7 @@ def test_parts_hold_all_rows_in_order_whatever_the_tables_they_came_in(folder, s
     assert place.child("_SUCCESS").exists()
     names = [file.name for file in place.files()]
     assert names == [f"part-{i:05}.parquet" for i in range(max(1, -(-sum(sizes) // 10)))]
-    batches = list(parquet_batches(place, rows=7))
-    assert all(batch.num_rows <= 7 for batch in batches)
-    assert pa.Table.from_batches(batches, SCHEMA).equals(rows(range(sum(sizes))))
+    assert parquet_dataset(place).to_table().equals(rows(range(sum(sizes))))
 
 
 def test_another_writers_hive_partitions_come_back_as_columns(folder):
@@ -82,10 +80,10 @@ def test_another_writers_hive_partitions_come_back_as_columns(folder):
         format="parquet",
         partitioning=pads.partitioning(pa.schema({"year": pa.int64()}), flavor="hive"),
     )
-    found = pa.Table.from_batches(parquet_batches(place, ["id", "year"])).to_pylist()
+    found = parquet_dataset(place).to_table(["id", "year"]).to_pylist()
     assert sorted((row["id"], row["year"]) for row in found) == [(f"r{n}", 2023 + n % 2) for n in range(6)]
     one = place.files()[0]
-    assert {row["year"] for b in parquet_batches(one, root=place) for row in b.to_pylist()} == {2023}
+    assert set(parquet_dataset(one, place).to_table()["year"].to_pylist()) == {2023}
 
 
 def test_a_part_that_cannot_be_written_leaves_none_of_itself_and_no_mark_of_success(tmp_path):
@@ -111,10 +109,10 @@ def test_a_missing_package_an_unknown_protocol_and_a_damaged_file_are_one_senten
     with pytest.raises(DataError, match=r"^nowhere://host/x cannot be used: the protocol nowhere is unknown"):
         locate("nowhere://KEY:SECRET@host/x")
     with pytest.raises(DataError, match=r"holds no file that ends in \.parquet"):
-        list(parquet_batches(locate(tmp_path)))
+        parquet_dataset(locate(tmp_path))
     (tmp_path / "x.parquet").write_bytes(b"no")
     with pytest.raises(DataError, match=r"x\.parquet cannot be read as Parquet"):
-        list(parquet_batches(locate(tmp_path / "x.parquet")))
+        parquet_dataset(locate(tmp_path / "x.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import openpyxl
 import pytest
 
 from fintune.config import Recipe, TaskDataConfig
-from fintune.data.storage import locate, parquet_batches
+from fintune.data.storage import locate, parquet_dataset
 from fintune.errors import DataError
 from fintune.inference.answer_files import safe, schema, table
 from fintune.inference.answers import as_dict, predict_file
@@ -42,7 +42,7 @@ def test_json_lines_and_parquet_hold_the_same_answers_at_any_path(engine, remote
         lines = [json.loads(line) for line in stream]
     assert [line["id"] for line in lines] == ["in.jsonl:1", "in.jsonl:2", "c"]
     assert lines[1]["error"] == "the text is empty"
-    rows = [row for batch in parquet_batches(remote.child("out")) for row in batch.to_pylist()]
+    rows = parquet_dataset(remote.child("out")).to_table().to_pylist()
     for line, row in zip(lines, rows, strict=True):
         shares = line.pop("probabilities", {})
         assert {f"probability_{label}": share for label, share in shares.items()}.items() <= row.items()

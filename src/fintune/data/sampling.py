@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 
 def shares(
     sizes: Mapping[str, int],
@@ -60,6 +58,8 @@ def schedule(
     dealt from a reshuffled deck, so none is seen twice before all were seen once, even across epochs. A final
     fraction of an epoch keeps the tasks' shares.
     """
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     members = {
         name: np.array([i for i, task in enumerate(task_of) if task == name], dtype=np.int64)

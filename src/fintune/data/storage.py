@@ -170,26 +170,15 @@ def locate(path: str | Path) -> Location:
     return Location(fs, inner, shown(text))
 
 
-def parquet_batches(
-    file: Location, columns: list[str] | None = None, rows: int = 1024, root: Location | None = None
-) -> Iterator[Any]:
-    """The record batches of a Parquet file, or of all those below a folder, in the order of their paths.
+def parquet_dataset(file: Location, root: Location | None = None) -> Any:
+    """A Parquet file, or those below a folder by path, as a `pyarrow.dataset.Dataset`; no rows are read.
 
     Args:
-        columns: those to read; None is all.
-        rows: the most per batch.
         root: the folder below which folder names (`year=2024/`) are columns; None is `file`, if a folder.
 
     Raises:
         DataError: there is no Parquet file, or one is damaged.
     """
-    dataset = parquet_dataset(file, root)
-    with _told(file, "read as Parquet"):
-        yield from dataset.to_batches(columns=columns, batch_size=rows)
-
-
-def parquet_dataset(file: Location, root: Location | None = None) -> Any:
-    """A Parquet file or folder as a `pyarrow.dataset.Dataset`; no rows are read. See `parquet_batches`."""
     import pyarrow.dataset as pads
 
     folder = file.is_folder()

@@ -32,7 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
 _TEXTUAL = (".htm", ".html", ".txt", ".xhtml", "")
 
 
-def documents(path: str | Path, key: str = "--document") -> list[Document]:
+def documents(path: str | Path) -> list[Document]:
     """The document of a file, or those of a folder's files, by name.
 
     Raises:
@@ -40,10 +40,10 @@ def documents(path: str | Path, key: str = "--document") -> list[Document]:
     """
     place = locate(path)
     if not place.exists():
-        raise DataError(f"{key} is {place.shown}, which does not exist: name a file or a folder.")
+        raise DataError(f"--document is {place.shown}, which does not exist: name a file or a folder.")
     if not place.is_folder():
         return [read_document(place)]
-    return [read_document(file) for file in document_files(place, key)]
+    return [read_document(file) for file in document_files(place, "--document")]
 
 
 def document_files(folder: Location, key: str) -> list[Location]:
@@ -99,11 +99,6 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
         raise DataError(f"{name} holds no text.")
     note = f"{skipped} of the filing's {len(parts)} files are not text (pictures, data) and were not read."
     return Document(name, tuple(found), note if skipped else "")
-
-
-def page_blocks(content: bytes, name: str) -> list[Block]:
-    """The blocks of HTML or text in bytes, before they are cut into passages."""
-    return _blocks(_decoded(content, name), name)
 
 
 def _blocks(text: str, name: str) -> list[Block]:

@@ -33,6 +33,7 @@ from fintune.files import Lock, atomic_folder, file_sha256, read_json, write_jso
 from fintune.recipes import default_recipe_path, load_recipe
 from fintune.tasks import task_from_dict, task_set
 from fintune.tasks.base import Record, Task, TaskSet
+from fintune.text.near_duplicates import frame
 
 __all__ = ["PreparedDataset", "load_prepared", "prepare", "test_data_loading"]
 
@@ -41,6 +42,8 @@ FIT_ROWS = 100_000
 """The most training records to learn a task's levels from; a fair sample if there are more."""
 FIT_CHARACTERS = 50_000_000
 """The most characters of their texts."""
+SAMPLED = 5_000
+"""How many different passages are searched for their common frame."""
 COPY_ROWS = 100_000
 """Rows per file that `PreparedDataset.copy_to` writes."""
 _FORMAT = 2
@@ -195,19 +198,18 @@ def _prepare(
         reports = read_parts(parts, workers, mapper)
         for task in tasks:
             source, config, report = sources[task.name], configs[task.name], Report()
-            own = [part for part in parts if part.task is task]
+            paths = []
             for part, dropped in zip(parts, reports, strict=True):
                 if part.task is task:
+                    paths.append(part.path)
                     report.merge(dropped)
             refuse_unknown_labels(task, report)
             if line := folded_labels(task, report):
                 say(line)
             home = Path(scratch) / task.name
-            numeric = task.numeric
-            paths = [part.path for part in own]
-            with Rows(paths, home, numeric, report, turns=task.takes_turns) as rows:
+            with Rows(paths, home, task.numeric, report, turns=task.takes_turns) as rows:
                 labels = _splits(rows, task, source, config, recipe, report)
-                clipped = splits.bounds(rows, config.winsorize) if numeric else None
+                clipped = splits.bounds(rows, config.winsorize) if task.numeric else None
                 for split in SPLITS:
                     path = staging / task.name / f"{split}.parquet"
                     rows.write(split, path, recipe.data_seed, clipped if split == "train" else None)
@@ -345,19 +347,19 @@ def _splits(
     splits.remove_leaks(rows, "train", "test")
     splits.remove_leaks(rows, "train", "validation")
     splits.remove_duplicates(rows)
-    frame = splits.frame_of(rows) if near else None
+    common = frame(rows.sample(SAMPLED)) if near else None
     if near:
-        splits.remove_near_leaks(rows, ("validation", "train"), "test", near, frame)
+        splits.remove_near_leaks(rows, ("validation", "train"), "test", near, common)
     if not rows.count("validation"):
         carve("validation", recipe.data.validation_fraction)
         splits.remove_leaks(rows, "train", "validation")
     if near:
-        splits.remove_near_leaks(rows, ("train",), "validation", near, frame)
+        splits.remove_near_leaks(rows, ("train",), "validation", near, common)
     if rows.count("more"):
         for held_out in ("test", "validation"):
             splits.remove_leaks(rows, "more", held_out)
             if near:
-                splits.remove_near_leaks(rows, ("more",), held_out, near, frame)
+                splits.remove_near_leaks(rows, ("more",), held_out, near, common)
         splits.join_more(rows)
     pairs: list[tuple[Split, Split]] = [("validation", "test"), ("train", "test"), ("train", "validation")]
     for split, held_out in pairs:

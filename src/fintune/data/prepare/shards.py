@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,8 @@ def read_parts(parts: Sequence[Part], workers: int | None = None, mapper: Map | 
     """
     workers = min(workers or os.cpu_count() or 1, len(parts))
     total = sum(part.bytes for part in parts)
-    if mapper is None and (workers < 2 or total < PARALLEL_BYTES):
-        return list(_watched(map(write_part, parts), parts, total))
-    if mapper is not None:
-        return list(_watched(mapper(write_part, parts), parts, total))
+    if mapper or workers < 2 or total < PARALLEL_BYTES:
+        return list(_watched((mapper or map)(write_part, parts), parts, total))
     # Forked workers inherit registered plug-ins; spawned workers must import them.
     method = (
         "fork" if "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin" else None
@@ -96,37 +95,24 @@ def write_part(part: Part) -> Report:
 
     report = Report()
     columns = schema()
-    row = 0
+    rows = _rows(check(part.task, part.read(), report, part.labels), part.task, report)
     with pq.ParquetWriter(part.path, columns, compression="zstd", compression_level=1) as writer:
-        for batch in _batches(check(part.task, part.read(), report, part.labels)):
-            rows = list(_rows(batch, part.task, report))
-            for values in rows:
-                values["row"] = row
-                row += 1
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, columns))
+        while batch := list(islice(rows, BATCH_ROWS)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, columns))
     return report
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dict[str, Any]]:
     classify, numeric = bool(task.one_of), task.numeric
+    row = 0
     for record in records:
         ask = f"{text_key(record.text)}\0{text_key(record.question or '')}"
         fields = {name: getattr(record, name) for name in (*COLUMNS, "split")}
         try:
             "".join(value for value in fields.values() if isinstance(value, str)).encode()
-            yield {
+            found = {
                 **fields,
+                "row": row,
                 "target": None if numeric else record.target,
                 "number": record.target if numeric else None,
                 "key": digest(text_key(task.passage(record))),
@@ -136,3 +122,6 @@ def _rows(records: Iterable[Record], task: Task, report: Report) -> Iterator[dic
             }
         except UnicodeEncodeError:
             report.add(Dropped("malformed rows", record.id, "it holds half a character"))
+        else:
+            yield found
+            row += 1

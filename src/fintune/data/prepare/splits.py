@@ -12,9 +12,8 @@ from typing import Any
 
 from fintune.data.prepare.table import Rows
 from fintune.data.records import Split
-
-SAMPLED = 5_000
-"""How many different passages are searched for their common frame."""
+from fintune.data.sampling import quotas
+from fintune.text.near_duplicates import Index
 
 
 def remove_leaks(rows: Rows, split: Split, held_out: Split) -> None:
@@ -51,8 +50,6 @@ def remove_near_leaks(
     Args:
         frame: boilerplate that does not count (`near_duplicates.frame`).
     """
-    from fintune.text.near_duplicates import Index
-
     index = Index(threshold, frame)
     names = {}
     for row, name, text in rows.texts(held_out):
@@ -83,13 +80,6 @@ def join_more(rows: Rows) -> None:
     """Add the rows of `more_train` to the training rows, once all held-out rows are chosen."""
     rows.db.execute("UPDATE r SET split = 'train' WHERE split = 'more'")
     remove_duplicates(rows)
-
-
-def frame_of(rows: Rows) -> Any:
-    """Boilerplate that many passages of a task share, such as an instruction: see `near_duplicates.frame`."""
-    from fintune.text.near_duplicates import frame
-
-    return frame(rows.sample(SAMPLED))
 
 
 def remove_duplicates(rows: Rows) -> None:
@@ -397,7 +387,5 @@ def bounds(rows: Rows, share: float) -> tuple[float, float] | None:
 
 def _shares(counts: Mapping[str, int], total: int) -> dict[str, int]:
     """How many of `total` rows each label gets: proportional, by largest remainder."""
-    from fintune.data.sampling import quotas
-
     rows = sum(counts.values())
     return quotas({label: count / rows for label, count in counts.items()}, total)

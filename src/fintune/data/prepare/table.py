@@ -92,7 +92,7 @@ class Rows:
         other: str = "NULL",
         why: str = "NULL",
         **parameters: Any,
-    ) -> int:
+    ) -> None:
         """Drop the rows that satisfy a condition, under a reason that the report counts and names.
 
         Args:
@@ -105,16 +105,14 @@ class Rows:
             f"SELECT id, {why}, row, {other} {chosen} ORDER BY row LIMIT {MAX_NAMED}", **parameters
         )
         if not found:
-            return 0
+            return
         named = [f"{name}: {more or reason}" for name, more, _, _ in found]
         self.report.rules.setdefault(reason, Rule(governed, *found[0][2:]))
-        count = int(self.value(f"SELECT count(*) {chosen}", **parameters))
+        self.report.dropped[reason] += int(self.value(f"SELECT count(*) {chosen}", **parameters))
         self.db.execute(
             f"UPDATE r SET gone = $reason WHERE gone IS NULL AND ({where})", {"reason": reason, **parameters}
         )
-        self.report.dropped[reason] += count
         self.report.named = [*self.report.named, *named][:MAX_NAMED]
-        return count
 
     @property
     def _passage(self) -> str:
@@ -160,14 +158,14 @@ class Rows:
             said.append(f"{text}: {rule.governed}. For example {pair}.")
         return said
 
-    def texts(self, *splits: str) -> Iterator[tuple[int, str, str]]:
-        """(row, id, passage) of the remaining rows in some splits, in row order."""
+    def texts(self, split: str) -> Iterator[tuple[int, str, str]]:
+        """(row, id, passage) of a split's remaining rows, in row order."""
         rows = self.db.cursor().execute(
             f"""
             SELECT p.row, p.id, {self._passage} FROM source p JOIN r USING (row)
-            WHERE r.gone IS NULL AND list_contains($splits, r.split) ORDER BY p.row
+            WHERE r.gone IS NULL AND r.split = $split ORDER BY p.row
             """,
-            {"splits": list(splits)},
+            {"split": split},
         )
         while found := rows.fetchmany(8_192):
             yield from found
@@ -195,11 +193,8 @@ class Rows:
             """,
             params={"split": split, "seed": seed},
         )
-        kinds = {
-            **dict.fromkeys(COLUMNS, pa.string()),
-            "target": pa.float64() if self.numeric else pa.string(),
-        }
-        columns = pa.schema(kinds)
+        target_kind = pa.float64() if self.numeric else pa.string()
+        columns = pa.schema(dict.fromkeys(COLUMNS, pa.string()) | {"target": target_kind})
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(path, columns, compression="zstd") as writer:
             for batch in relation.to_arrow_reader(16_384):

@@ -162,15 +162,9 @@ def _prepared(recipe: Recipe, say: Callable[[str], None]) -> PreparedDataset | N
 
 
 def _worst(held_out: HeldOut, texts: list[str]) -> tuple[str, Found] | None:
-    """The most similar test text of all sets; an exact match ends the search."""
-    worst: tuple[str, Found] | None = None
-    for text in texts:
-        for name, found in held_out.find(text).items():
-            if found.exact:
-                return name, found
-            if worst is None or found.similarity > worst[1].similarity:
-                worst = name, found
-    return worst
+    """The most similar test text of all sets."""
+    found = (pair for text in texts for pair in held_out.find(text).items())
+    return max(found, key=lambda pair: pair[1].rank, default=None)
 
 
 def _tell(removal: Removal, output: Path, say: Callable[[str], None]) -> None:

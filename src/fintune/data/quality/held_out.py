@@ -49,6 +49,11 @@ class Found:
     """The same text, ignoring case, spacing and links."""
     similarity: float
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Larger for a closer match."""
+        return self.exact, self.similarity
+
 
 class HeldOut:
     """An index of named test sets that finds which of their texts another text duplicates or nearly does."""
@@ -86,17 +91,13 @@ class HeldOut:
         best: dict[str, Found] = {}
         for statement in self._parts(record):
             for name, found in self.find(statement).items():
-                if name not in best or _rank(found) > _rank(best[name]):
+                if name not in best or found.rank > best[name].rank:
                     best[name] = found
         return best
 
 
 def _key(text: str) -> str:
     return text_key(without_links(text))
-
-
-def _rank(found: Found) -> tuple[bool, float]:
-    return found.exact, found.similarity
 
 
 def public_and_prepared(

@@ -324,13 +324,9 @@ def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
         for record in splits[split]:
             held_out.add(split, record)
     none = {"exact": 0, "near": 0, "examples": []}
-    train = _across(splits["train"], held_out)
-    validation = _across(splits["validation"], held_out)
-    return [
-        {"from": "train", "to": "test", **train.get("test", none)},
-        {"from": "train", "to": "validation", **train.get("validation", none)},
-        {"from": "validation", "to": "test", **validation.get("test", none)},
-    ]
+    found = {split: _across(splits[split], held_out) for split in ("train", "validation")}
+    pairs = (("train", "test"), ("train", "validation"), ("validation", "test"))
+    return [{"from": split, "to": other, **found[split].get(other, none)} for split, other in pairs]
 
 
 def _across(records: Iterable[Record], held_out: HeldOut) -> dict[str, Any]:
@@ -344,7 +340,7 @@ def _across(records: Iterable[Record], held_out: HeldOut) -> dict[str, Any]:
 
 def _counted(matches: list[tuple[Record, Found]]) -> dict[str, Any]:
     exact = sum(match.exact for _, match in matches)
-    ranked = sorted(matches, key=lambda item: (-item[1].exact, -item[1].similarity))
+    ranked = sorted(matches, key=lambda item: item[1].rank, reverse=True)
     return {
         "exact": exact,
         "near": len(matches) - exact,

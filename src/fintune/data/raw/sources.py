@@ -286,10 +286,7 @@ def found_in(dataset: Dataset, folders: Folders) -> str:
 
 def whole_in(dataset: Dataset, folders: Folders) -> Path | None:
     """The first folder with all required files of a dataset."""
-    for folder, _ in folders:
-        if all((folder / file).is_file() for file in dataset.paths):
-            return folder
-    return None
+    return next((f for f, _ in folders if all((f / file).is_file() for file in dataset.paths)), None)
 
 
 def _public(dataset: Dataset, folders: Folders) -> Source:
