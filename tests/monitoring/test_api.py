@@ -15,6 +15,7 @@ from fintune.monitoring.store import TABLES, Store
 from fintune.tasks import Prediction
 
 from .conftest import free_port
+from .predictions import add
 from .test_drift import LABELS, answers
 
 REFERENCE = Profile({"sentiment": TaskProfile.of(answers(400), LABELS)}, "the test data")
@@ -114,7 +115,7 @@ def test_a_number_is_the_text_that_was_answered_and_a_text_no_number(service):
     address, recorder = service
     status = []
     for answered, target in (("3", 3), ("3", "3"), (3.0, "3"), (3.0, "three")):
-        kept = recorder.store.add_prediction("qa", "How many?", Prediction(answered))
+        kept = add(recorder.store, "qa", "How many?", Prediction(answered))
         body = {"prediction_id": kept, "target": target}
         reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
         status.append(reply.status_code)
@@ -131,7 +132,7 @@ def test_drift_is_of_the_references_model_and_feedback_is_held_to_the_labels_of_
     for name, known in labels.items():
         answered = Prediction(known[0], {label: 1 / len(known) for label in known})
         for target in ("bearish", "negative"):
-            kept = store.add_prediction("sentiment", "profit fell", answered, model=name)
+            kept = add(store, "sentiment", "profit fell", answered, model=name)
             body = {"prediction_id": kept, "target": target}
             reply = requests.post(f"{address}/v1/feedback", json=body, timeout=60)
             status[name, target] = reply.status_code

@@ -13,6 +13,8 @@ from fintune.monitoring.profile import Profile, TaskProfile
 from fintune.monitoring.store import Store
 from fintune.tasks import Prediction
 
+from .predictions import add
+
 
 @pytest.fixture
 def store_url(tmp_path):
@@ -20,9 +22,7 @@ def store_url(tmp_path):
     store = Store.open(url, keep=True)
     for i, target in enumerate(["positive", "negative", "neutral"] * 10):
         text = f"The company number {i} reported its result for the year."
-        kept = store.add_prediction(
-            "sentiment", text, Prediction("neutral", {"neutral": 0.9, "positive": 0.1})
-        )
+        kept = add(store, "sentiment", text, Prediction("neutral", {"neutral": 0.9, "positive": 0.1}))
         store.add_feedback(kept, target=target)
     store.close()
     return url
@@ -65,7 +65,7 @@ def test_corrected_answers_join_the_training_file_and_the_test_set_stays(store_u
     }
     store = Store.open(store_url, keep=True)
     for text in (held_out["test"][0], held_out["validation"][0]):
-        kept = store.add_prediction("sentiment", text, Prediction("neutral", {"neutral": 0.9}))
+        kept = add(store, "sentiment", text, Prediction("neutral", {"neutral": 0.9}))
         store.add_feedback(kept, target="positive")
     store.close()
 
@@ -92,7 +92,7 @@ def test_a_column_of_targets_has_one_type_whichever_kinds_of_answers_a_task_had(
     url = f"sqlite:///{tmp_path}/monitoring.db"
     store = Store.open(url, keep=True)
     for text, answer, target in (("one", 0.5, -1.5), ("two", "0.5", "unknown"), ("three", "4", 3.0)):
-        store.add_feedback(store.add_prediction("score", text, Prediction(answer)), target=target)
+        store.add_feedback(add(store, "score", text, Prediction(answer)), target=target)
     store.close()
     assert (
         main(["data", "from-feedback", "--task", "score", "--store", url, "--output_file", "rows.parquet"])
@@ -129,7 +129,7 @@ def test_what_is_missing_is_one_sentence(store_url, workdir, capsys):
 def test_drift_reads_the_answers_of_its_adapter_and_says_when_the_store_has_others_alone(tmp_path):
     url = f"sqlite:///{tmp_path}/monitoring.db"
     store = Store.open(url, keep=True)
-    store.add_prediction("sentiment", "profit fell", Prediction("neutral", {"neutral": 1.0}), model="old")
+    add(store, "sentiment", "profit fell", Prediction("neutral", {"neutral": 1.0}), model="old")
     store.close()
     said = {"old": [], "new": []}
     counted = {}

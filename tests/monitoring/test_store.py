@@ -12,8 +12,12 @@ import sqlalchemy as sa
 from fintune.errors import DataError
 from fintune.monitoring.database import MIGRATIONS
 from fintune.monitoring.lessons import training_rows
+from fintune.monitoring.metrics import Metrics
+from fintune.monitoring.recorder import Recorder
 from fintune.monitoring.store import PREDICTIONS, TABLES, Store
 from fintune.tasks import Prediction
+
+from .predictions import add
 
 NEUTRAL = Prediction("neutral", {"positive": 0.1, "neutral": 0.9})
 
@@ -31,21 +35,21 @@ def rows(store):
 
 
 def test_without_consent_nothing_is_written_and_feedback_finds_nothing(url):
-    store = Store.open(url)
-    name = store.add_prediction("sentiment", "profit rose", NEUTRAL)
-    assert rows(store) == 0
+    recorder = Recorder(store=Store.open(url), metrics=Metrics())
+    assert recorder.record("sentiment", "profit rose", NEUTRAL) is None
+    assert rows(recorder.store) == 0
     with pytest.raises(DataError, match="consent"):
-        store.add_feedback(name, correct=True)
-    store.close()
+        recorder.store.add_feedback("any", correct=True)
+    recorder.close()
 
 
 def test_the_newest_feedback_counts_and_a_target_decides_whether_the_answer_was_right(store):
-    names = [store.add_prediction("sentiment", f"text {i}", NEUTRAL) for i in range(4)]
+    names = [add(store, "sentiment", f"text {i}", NEUTRAL) for i in range(4)]
     store.add_feedback(names[0], correct=False)
     store.add_feedback(names[0], correct=True)
     store.add_feedback(names[1], target=" Neutral ")
     store.add_feedback(names[2], target="negative", key_id="desk-7")
-    number = store.add_prediction("regression", "news", Prediction(0.5))
+    number = add(store, "regression", "news", Prediction(0.5))
     store.add_feedback(number, target=-1.0)
     scores = store.scores()
     assert scores["sentiment"] == {"feedback": 3, "accuracy": pytest.approx(2 / 3), "mae": None}
@@ -55,11 +59,11 @@ def test_the_newest_feedback_counts_and_a_target_decides_whether_the_answer_was_
 
 
 def test_wrong_answers_become_training_rows_and_the_newest_stands(store):
-    first, second, right = (store.add_prediction("sentiment", t, NEUTRAL) for t in ("same", "same", "other"))
+    first, second, right = (add(store, "sentiment", t, NEUTRAL) for t in ("same", "same", "other"))
     store.add_feedback(first, target="positive")
     store.add_feedback(second, target="negative")
     store.add_feedback(right, correct=True)
-    store.add_feedback(store.add_prediction("sentiment", "who knows", NEUTRAL), correct=False)
+    store.add_feedback(add(store, "sentiment", "who knows", NEUTRAL), correct=False)
     assert [(row["text"], row["target"]) for row in training_rows(store, "sentiment")] == [
         ("same", "negative")
     ]
@@ -84,14 +88,14 @@ def test_wrong_answers_become_training_rows_and_the_newest_stands(store):
 )
 def test_a_target_is_kept_in_the_type_of_the_answer(tmp_path, answer, target, kept, right):
     store = Store.open(f"sqlite:///{tmp_path}/monitoring.db", keep=True)
-    store.add_feedback(store.add_prediction("qa", "text", Prediction(answer)), target=target)
+    store.add_feedback(add(store, "qa", "text", Prediction(answer)), target=target)
     (item,) = store.judged()
     store.close()
     assert (item.target, type(item.target), item.correct) == (kept, type(kept), right)
 
 
 def test_a_text_is_no_target_of_a_number(store):
-    name = store.add_prediction("regression", "news", Prediction(0.5))
+    name = add(store, "regression", "news", Prediction(0.5))
     for target in ("lots", "nan"):
         with pytest.raises(DataError, match=f"must be a number like the answer, got '{target}'"):
             store.add_feedback(name, target=target)
@@ -100,14 +104,14 @@ def test_a_text_is_no_target_of_a_number(store):
 
 def test_newer_feedback_on_a_text_takes_back_what_older_taught(store):
     def judge(text, **feedback):
-        store.add_feedback(store.add_prediction("sentiment", text, NEUTRAL), **feedback)
+        store.add_feedback(add(store, "sentiment", text, NEUTRAL), **feedback)
 
     for text in ("called right", "called wrong", "target wrong"):
         judge(text, target="positive")
     judge("called right", correct=True)
     judge("called wrong", correct=False)  # does not say what is right, so the older stands
     positive = Prediction("positive", {"positive": 0.6, "neutral": 0.4})
-    store.add_feedback(store.add_prediction("sentiment", "target wrong", positive), correct=False)
+    store.add_feedback(add(store, "sentiment", "target wrong", positive), correct=False)
     assert [(row["text"], row["target"]) for row in training_rows(store, "sentiment")] == [
         ("called wrong", "positive")
     ]
@@ -117,7 +121,7 @@ def test_newer_feedback_on_a_text_takes_back_what_older_taught(store):
 
 def test_each_model_has_its_own_observations_and_scores_and_one_that_answers_alone_needs_no_name(store):
     for name, text in (("first", "one"), ("second", "one two"), ("", "one two three")):
-        store.add_feedback(store.add_prediction("qa", text, Prediction("yes"), model=name), correct=not name)
+        store.add_feedback(add(store, "qa", text, Prediction("yes"), model=name), correct=not name)
     lengths = {
         name: sorted(seen.length for seen in store.observations(10, name).get("qa", ()))
         for name in ("first", "second", "third", None)
@@ -134,7 +138,7 @@ def test_feedback_on_every_model_teaches_and_other_labels_for_one_task_stand_apa
         ("second", market, "bearish"),
         ("base", NEUTRAL, "negative"),
     ):
-        kept = store.add_prediction("sentiment", "profit fell", answer, model=name)
+        kept = add(store, "sentiment", "profit fell", answer, model=name)
         store.add_feedback(kept, target=target)
     assert [(row["model"], row["target"]) for row in training_rows(store, "sentiment")] == [
         ("second", "bearish"),
@@ -172,7 +176,7 @@ def test_a_new_file_of_texts_is_its_owners_alone_and_one_that_is_there_keeps_its
     finally:
         os.umask(before)
     for store in stores:
-        store.add_prediction("sentiment", "profit rose", NEUTRAL)
+        add(store, "sentiment", "profit rose", NEUTRAL)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.db*")}
     for store in stores:
         store.close()
@@ -182,7 +186,7 @@ def test_a_new_file_of_texts_is_its_owners_alone_and_one_that_is_there_keeps_its
 
 def test_hostile_texts_come_back_and_change_nothing(store):
     text = "'; DROP TABLE prediction; --\0 \ud800 \N{PILE OF POO} {{7*7}} %s"
-    name = store.add_prediction("qa", text, Prediction("ok"), question="why\0?")
+    name = add(store, "qa", text, Prediction("ok"), question="why\0?")
     store.add_feedback(name, target="no\0pe")
     (item,) = store.judged("qa")
     assert item.text == "'; DROP TABLE prediction; --� ? \N{PILE OF POO} {{7*7}} %s"
@@ -194,12 +198,12 @@ def test_hostile_texts_come_back_and_change_nothing(store):
 def test_a_failing_store_quotes_no_text_in_its_error(store):
     TABLES.drop_all(store.database)
     with pytest.raises(sa.exc.SQLAlchemyError) as error:
-        store.add_prediction("qa", "a client's own words", Prediction("a secret answer"), question="whose?")
+        add(store, "qa", "a client's own words", Prediction("a secret answer"), question="whose?")
     assert not any(text in str(error.value) for text in ("own words", "secret", "whose?"))
 
 
 def test_forgetting_takes_the_feedback_along(store):
-    old, _ = (store.add_prediction("sentiment", text, NEUTRAL) for text in ("old", "new"))
+    old, _ = (add(store, "sentiment", text, NEUTRAL) for text in ("old", "new"))
     store.add_feedback(old, correct=True)
     with store.database.begin() as connection:
         before = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=40)
@@ -210,7 +214,7 @@ def test_forgetting_takes_the_feedback_along(store):
 
 def test_the_newest_kept_answers_are_what_drift_reads(store):
     for text in ("one two", "one two three"):
-        store.add_prediction("sentiment", text, NEUTRAL)
+        add(store, "sentiment", text, NEUTRAL)
     (seen,) = store.observations(1)["sentiment"]
     assert (seen.length, seen.label, seen.confidence) == (3, "neutral", 0.9)
 

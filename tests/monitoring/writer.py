@@ -2,6 +2,8 @@
 
 import sys
 
+from predictions import add
+
 from fintune.monitoring.store import Store
 from fintune.tasks import Prediction
 
@@ -10,5 +12,5 @@ store = Store.open(url, keep=True)
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(count):
-    kept = store.add_prediction("sentiment", f"{name} {i}", Prediction("neutral", {"neutral": 1.0}))
+    kept = add(store, "sentiment", f"{name} {i}", Prediction("neutral", {"neutral": 1.0}))
     store.add_feedback(kept, correct=i % 2 == 0, key_id=name)

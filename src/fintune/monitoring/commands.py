@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from fintune.monitoring.store import Store
 
 
-def open_store(url: str, *, keep: bool = False, must_exist: bool = True) -> Store:
+def open_store(url: str) -> Store:
     """Open the store at a URL.
 
     Raises:
         MissingExtraError: SQLAlchemy or Alembic is not installed.
-        DataError: a store that must exist (SQLite) does not, or it cannot be opened.
+        DataError: there is no such file (SQLite), or it cannot be opened.
     """
     try:
         from fintune.monitoring.store import Store
     except ModuleNotFoundError:
         raise MissingExtraError("The store of predictions", "monitor") from None
     file = url.removeprefix("sqlite:///")
-    if must_exist and file != url and not Path(file).is_file():
+    if file != url and not Path(file).is_file():
         raise DataError(f"There is no store {file}: name the one the service writes with --store.")
-    return Store.open(url, keep=keep)
+    return Store.open(url)
 
 
 def drift(

@@ -27,8 +27,8 @@ _CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 class Metrics:
     """The metrics of one process; the service uses `METRICS`."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         new: Any = {"registry": self.registry}
         info = Gauge("fintune_build_info", "1, with the version as a label", ["version"], **new)
         info.labels(__version__).set(1)
@@ -162,10 +162,6 @@ class Metrics:
         """Count prefix cache lookups."""
         self.cache.labels("hit" if hit else "miss").inc(times)
 
-    def set_queue(self, length: int) -> None:
-        """Set how many requests wait for a batch now."""
-        self.queue.set(length)
-
     def show_drift(self, report: Mapping[str, Any]) -> None:
         """Set the gauges from a report of `drift.compare`."""
         for task, entry in report["tasks"].items():
@@ -192,7 +188,5 @@ class Metrics:
 
 
 METRICS = Metrics()
-observe_request = METRICS.observe_request
-observe_batch = METRICS.observe_batch
 
-__all__ = ["CONTENT_TYPE", "METRICS", "STATUSES", "Metrics", "Outcome", "observe_batch", "observe_request"]
+__all__ = ["CONTENT_TYPE", "METRICS", "STATUSES", "Metrics", "Outcome"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fintune.errors import ConfigError
 from fintune.monitoring.database import PATIENCE, SilentError, reason
-from fintune.monitoring.drift import WINDOW, Window, compare
+from fintune.monitoring.drift import Window, compare
 from fintune.monitoring.metrics import METRICS, Metrics
 from fintune.monitoring.profile import NAME as PROFILE
 from fintune.monitoring.profile import Observation, Profile
@@ -34,7 +34,6 @@ class Recorder:
         *,
         model: str | None = None,
         metrics: Metrics = METRICS,
-        window_size: int = WINDOW,
     ) -> None:
         """All may be left out.
 
@@ -43,7 +42,7 @@ class Recorder:
                 there are no others.
         """
         self.reference, self.store, self.model, self.metrics = reference, store, model, metrics
-        self.window = Window(window_size)
+        self.window = Window()
         self.writer = Writer(store, metrics) if store is not None and store.keep else None
         """Writes answers to the store; None if none are stored."""
         self._refreshed = 0.0

@@ -29,7 +29,6 @@ from fintune.monitoring.verdicts import as_answer, is_right
 from fintune.tasks import Prediction
 
 log = logging.getLogger("fintune.monitoring")
-DEFAULT_URL = "sqlite:///output/monitoring.db"
 LIVE_DAYS = 30
 """How far back live accuracy looks."""
 PredictionRow = dict[str, Any]
@@ -106,7 +105,7 @@ class Store:
         self._preparing = threading.Lock()
 
     @classmethod
-    def open(cls, url: str = DEFAULT_URL, *, keep: bool = False, patience: float | None = None) -> Store:
+    def open(cls, url: str, *, keep: bool = False, patience: float | None = None) -> Store:
         """Connect and migrate the tables, within seconds.
 
         Args:
@@ -158,15 +157,6 @@ class Store:
     def close(self) -> None:
         """Close the connections."""
         self.database.dispose()
-
-    def add_prediction(
-        self, task: str, text: str, prediction: Prediction, *, question: str | None = None, model: str = ""
-    ) -> str:
-        """A new id for a prediction, which is stored under it with consent."""
-        row = prediction_row(task, text, prediction, question=question, model=model)
-        if self.keep:
-            self.add_predictions([row])
-        return str(row["id"])
 
     def add_predictions(self, rows: Sequence[PredictionRow]) -> None:
         """Store rows of `prediction_row` in one transaction; existing rows stay unchanged."""

@@ -256,7 +256,7 @@ class ModelThread:
                 raise stopping() if self._stop else lost()
             self._make_room(job)
             self._line.add(job)
-            METRICS.set_queue(self._line.size)
+            METRICS.queue.set(self._line.size)
             self._changed.notify()
         return job
 
@@ -360,7 +360,7 @@ class ModelThread:
             line.charge(job.owner, cost)
         line.keep(lambda job: job.size > 0 or job.key[0] == "control")
         line.size = sum(job.size for job in line.jobs)
-        METRICS.set_queue(line.size)
+        METRICS.queue.set(line.size)
         return batch
 
     def _fits(self, begun: list[Job], job: Job) -> bool:
@@ -375,7 +375,7 @@ class ModelThread:
 
     def _forget_the_dropped(self) -> None:
         if self._line.keep(lambda job: not job.given_up()):
-            METRICS.set_queue(self._line.size)
+            METRICS.queue.set(self._line.size)
 
     def _begin(self, batch: list[Piece]) -> None:
         jobs = list(dict.fromkeys(job for job, _ in batch))

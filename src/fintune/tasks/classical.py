@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -45,21 +45,21 @@ System = tuple[str, list[Prediction]]
 # The simplest answers -------------------------------------------------------------------------------
 
 
-def _needed(task: str, train: Sequence[Record]) -> None:
+def needed(task: str, train: Sequence[Record]) -> None:
     if not train:
         raise DataError(f"Task {task} has no training records, which its baseline needs.")
 
 
 def most_frequent(task: str, train: Sequence[Record], test: Sequence[Record]) -> System:
     """The most frequent training answer."""
-    _needed(task, train)
+    needed(task, train)
     ((answer, _),) = Counter(str(r.target) for r in train).most_common(1)
     return "most frequent answer", [Prediction(answer)] * len(test)
 
 
 def majority(task: str, labels: Sequence[str], train: Sequence[Record], test: Sequence[Record]) -> System:
     """The most frequent training label, with the training frequencies as probabilities."""
-    _needed(task, train)
+    needed(task, train)
     counts = Counter(str(r.target) for r in train)
     shares = {label: counts[label] / len(train) for label in labels}
     return "majority class", [Prediction(max(shares, key=shares.__getitem__), shares)] * len(test)
@@ -67,7 +67,7 @@ def majority(task: str, labels: Sequence[str], train: Sequence[Record], test: Se
 
 def training_mean(task: str, train: Sequence[Record], test: Sequence[Record]) -> System:
     """The mean of the training targets."""
-    _needed(task, train)
+    needed(task, train)
     return "training mean", [Prediction(float(_numbers(train).mean()))] * len(test)
 
 
@@ -109,6 +109,11 @@ def _vectorizer(documents: int) -> Any:
     )
 
 
+def _best(models: Sequence[Any], x: Any, y: Any, loss: Callable[[Any], float] | None) -> Any:
+    """The fitted model of the smallest validation loss; without validation records, the second one."""
+    return min((model.fit(x, y) for model in models), key=loss) if loss else models[1].fit(x, y)
+
+
 def logistic(
     labels: Sequence[str], train: Sequence[Record], validation: Sequence[Record], test: Sequence[Record]
 ) -> System | str:
@@ -124,19 +129,16 @@ def logistic(
     vectorizer = _vectorizer(len(train))
     x, y = vectorizer.fit_transform(r.text for r in train), [str(r.target) for r in train]
     held = [r for r in validation if r.target in set(y)]
-    best: tuple[float, Any] | None = None
-    for strength in _STRENGTHS if held else _STRENGTHS[1:2]:
-        model = LogisticRegression(C=strength, max_iter=300).fit(x, y)
-        loss = 0.0
-        if held:
-            guesses = model.predict_proba(vectorizer.transform(r.text for r in held))
-            loss = log_loss([str(r.target) for r in held], guesses, labels=model.classes_)
-        if best is None or loss < best[0]:
-            best = loss, model
-    assert best is not None
+
+    def loss(model: Any) -> float:
+        guesses = model.predict_proba(vectorizer.transform(r.text for r in held))
+        return log_loss([str(r.target) for r in held], guesses, labels=model.classes_)
+
+    models = [LogisticRegression(C=strength, max_iter=300) for strength in _STRENGTHS]
+    best = _best(models, x, y, loss if held else None)
     predictions = []
-    for row in best[1].predict_proba(vectorizer.transform(r.text for r in test)):
-        known = dict(zip(map(str, best[1].classes_), map(float, row), strict=True))
+    for row in best.predict_proba(vectorizer.transform(r.text for r in test)):
+        known = dict(zip(map(str, best.classes_), map(float, row), strict=True))
         shares = {label: known.get(label, 0.0) for label in labels}
         predictions.append(Prediction(max(shares, key=shares.__getitem__), shares))
     return "TF-IDF, logistic regression", predictions
@@ -152,17 +154,14 @@ def ridge(train: Sequence[Record], validation: Sequence[Record], test: Sequence[
 
     vectorizer = _vectorizer(len(train))
     x, y = vectorizer.fit_transform(r.text for r in train), _numbers(train)
-    best: tuple[float, Any] | None = None
-    for penalty in _PENALTIES if validation else _PENALTIES[1:2]:
-        model = Ridge(alpha=penalty, solver="sparse_cg").fit(x, y)
-        loss = 0.0
-        if validation:
-            guesses = model.predict(vectorizer.transform(r.text for r in validation))
-            loss = float(np.mean((guesses - _numbers(validation)) ** 2))
-        if best is None or loss < best[0]:
-            best = loss, model
-    assert best is not None
-    answers = best[1].predict(vectorizer.transform(r.text for r in test))
+
+    def loss(model: Any) -> float:
+        guesses = model.predict(vectorizer.transform(r.text for r in validation))
+        return float(np.mean((guesses - _numbers(validation)) ** 2))
+
+    models = [Ridge(alpha=penalty, solver="sparse_cg") for penalty in _PENALTIES]
+    best = _best(models, x, y, loss if validation else None)
+    answers = best.predict(vectorizer.transform(r.text for r in test))
     return "TF-IDF, ridge", [Prediction(float(value)) for value in answers]
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import regex
 
-from fintune.errors import MissingExtraError
-
 ROUGE = ("rouge1", "rouge2", "rougeL")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -61,21 +59,15 @@ def answer_scores(target: str, prediction: str) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def rouge(target: str, prediction: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin, 2004), with Porter stemming.
-
-    Raises:
-        MissingExtraError: the package rouge-score is not installed.
-    """
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures (Lin, 2004), with Porter stemming."""
     found = _scorer().score(target, prediction)
     return {name: float(found[name].fmeasure) for name in ROUGE}
 
 
 @functools.cache
 def _scorer() -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise MissingExtraError("ROUGE", "eval") from None
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(list(ROUGE), tokenizer=_Tokenizer())
 
 

@@ -121,10 +121,8 @@ def _plain(permutations: int) -> Any:
     return MinHash(permutations, seed=1, hashfunc=int)
 
 
-@functools.lru_cache(maxsize=4096)
-def _shingles(text: str) -> Any:
-    """`shingles`, cached because a report queries several indexes."""
-    return shingles(text)
+_shingles = functools.lru_cache(maxsize=4096)(shingles)
+"""Cached because a report queries several indexes."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -198,27 +196,7 @@ class Index:
 
     def add(self, id: Any, text: str) -> None:
         """Index a text; empty texts are skipped."""
-        self._add(id, self._sketch(text))
-
-    def query(self, text: str) -> Match | None:
-        """The most similar indexed text (the first added among equals), or None below the threshold."""
-        return next(self.matches(text), None)
-
-    def matches(self, text: str) -> Iterator[Match]:
-        """Every indexed text above the threshold, most similar first; ties in order of addition."""
-        return self._matches(self._sketch(text))
-
-    def _sketch(self, text: str) -> _Sketch:
-        import numpy as np
-
-        whole = own = _shingles(text)
-        if len(self._frame):
-            own = np.setdiff1d(whole, self._frame, assume_unique=True)
-            if not 0 < len(own) <= len(whole) / 2:  # a smaller frame cannot make two texts alike
-                own = whole
-        return _Sketch(whole, own, _signature(own.tobytes(), self._bands * self._rows))
-
-    def _add(self, id: Any, sketch: _Sketch) -> None:
+        sketch = self._sketch(text)
         if len(sketch.whole) == 0:
             return
         place = self._places.setdefault(sketch.whole.tobytes(), len(self._ids))
@@ -229,7 +207,13 @@ class Index:
         self._ids.append([id])
         self._sketches.append(sketch)
 
-    def _matches(self, sketch: _Sketch) -> Iterator[Match]:
+    def query(self, text: str) -> Match | None:
+        """The most similar indexed text (the first added among equals), or None below the threshold."""
+        return next(self.matches(text), None)
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Every indexed text above the threshold, most similar first; ties in order of addition."""
+        sketch = self._sketch(text)
         if len(sketch.whole) == 0:
             return
         found = []
@@ -243,6 +227,16 @@ class Index:
         for negative, place in sorted(found):
             for id in self._ids[place]:
                 yield Match(id, -negative)
+
+    def _sketch(self, text: str) -> _Sketch:
+        import numpy as np
+
+        whole = own = _shingles(text)
+        if len(self._frame):
+            own = np.setdiff1d(whole, self._frame, assume_unique=True)
+            if not 0 < len(own) <= len(whole) / 2:  # a smaller frame cannot make two texts alike
+                own = whole
+        return _Sketch(whole, own, _signature(own.tobytes(), self._bands * self._rows))
 
 
 def pairs(
@@ -261,8 +255,7 @@ def pairs(
     """
     index = Index(threshold, frame)
     for id, text in ids_and_texts:
-        sketch = index._sketch(text)
-        if match := next((match for match in index._matches(sketch) if also(id, match.id)), None):
+        if match := next((match for match in index.matches(text) if also(id, match.id)), None):
             yield Pair(id, match.id, match.similarity)
         else:
-            index._add(id, sketch)
+            index.add(id, text)

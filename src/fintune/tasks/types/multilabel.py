@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from fintune.errors import DataError
 from fintune.metrics import labels as label_metrics
 from fintune.metrics.measure import Measure, each
+from fintune.tasks import classical
 from fintune.tasks.base import MISSING, Answers, Decoding, Prediction, Record, Task, softmax
 from fintune.tasks.types.classification import probability_column
 from fintune.text.written import parsed
@@ -164,8 +164,7 @@ class MultiLabelTask(Task):
 
     def baseline(self, train: Sequence[Record], test: Sequence[Record]) -> Answers:
         """The most frequent set of labels, with the labels' frequencies."""
-        if not train:
-            raise DataError(f"Task {self.name} has no training records, which its baseline needs.")
+        classical.needed(self.name, train)
         counts = Counter(self.set_of(record.target) for record in train)
         shares = {
             label: sum(n for c, n in counts.items() if label in c) / len(train) for label in self.labels

@@ -8,11 +8,16 @@ from typing import Any, ClassVar
 from fintune.metrics.measure import Measure, each
 from fintune.tasks import classical
 from fintune.tasks.base import MISSING, Answers, Prediction, Record, Task
-from fintune.tasks.types.wording import exact_match, is_half_wrong, token_f1, wording_mistake
+from fintune.tasks.types.wording import is_half_wrong, wording_mistake
+from fintune.text.answers import answer_scores
 from fintune.text.numbers import numeric_match, tatqa_scores
 from fintune.text.written import parsed
 
 TATQA_KINDS = frozenset({"span", "multi-span", "arithmetic", "count"})
+
+
+def _squad(record: Record, prediction: Prediction) -> tuple[float, float]:
+    return answer_scores(str(record.target), str(prediction.value))
 
 
 def _tatqa(record: Record, prediction: Prediction) -> tuple[float | None, float | None]:
@@ -28,8 +33,8 @@ class QATask(Task):
     type = "qa"
     inputs = ("question", "text")
     measures = (
-        exact_match(),
-        token_f1(),
+        Measure("exact_match", "exact match", each(lambda _, r, p: _squad(r, p)[0]), share=True),
+        Measure("f1", "F1 (tokens)", each(lambda _, r, p: _squad(r, p)[1]), share=True),
         MISSING,
         Measure(
             "numeric_exact_match",

@@ -1,11 +1,10 @@
-"""Shared by text types: measures of an answer's words, and the kind of mistake in an answer."""
+"""Shared by text types: the kind of mistake in an answer's words."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from fintune.metrics.measure import Measure, each
 from fintune.tasks.base import Prediction, Record
 from fintune.text.answers import answer_scores, normalize_answer
 from fintune.text.numbers import Figure, unsupported_figures
@@ -14,23 +13,6 @@ VERBOSE = 2.0
 """An answer that contains the expected one is verbose if it has this many times its words."""
 
 _SCALES = {1e2: " hundred", 1e3: " thousand", 1e6: " million", 1e9: " billion", 1e12: " trillion"}
-
-
-def exact_match() -> Measure:
-    """Exact match by the SQuAD rules; see `text.answers.answer_scores`."""
-    return Measure(
-        "exact_match",
-        "exact match",
-        each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[0]),
-        share=True,
-    )
-
-
-def token_f1() -> Measure:
-    """Token F1 by the SQuAD rules; see `text.answers.answer_scores`."""
-    return Measure(
-        "f1", "F1 (tokens)", each(lambda _, r, p: answer_scores(str(r.target), str(p.value))[1]), share=True
-    )
 
 
 def is_half_wrong(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[bool]:
