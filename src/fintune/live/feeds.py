@@ -11,15 +11,14 @@ import hashlib
 import io
 import json
 import re
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
+from fintune.data.raw.fetch import wait_asked
 from fintune.data.storage import shown
 from fintune.errors import MissingExtraError
 from fintune.live.items import (
@@ -232,15 +231,7 @@ def _published(entry: Any) -> str:
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """The seconds of a Retry-After header (a number or a date), at most a day; 0 without one."""
-    text = headers.get("retry-after", "").strip()
-    if text.isdigit():
-        seconds = float(text[:9])
-    else:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+    return min(wait_asked(headers.get("retry-after")), _LONGEST_RETRY_AFTER)
 
 
 def _max_age(headers: Mapping[str, str]) -> float:

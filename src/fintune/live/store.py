@@ -12,7 +12,6 @@ ids are not answered again: a killed run loses nothing and repeats nothing.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from fintune.data.storage import locate, parquet_dataset
 from fintune.errors import DataError
-from fintune.files import atomic_folder, atomic_write, json_line, read_json, write_json
+from fintune.files import atomic_file, atomic_folder, json_line, read_json, write_json
 
 Row = dict[str, Any]
 """An item's answer for one task; the keys are `schema`'s columns."""
@@ -89,22 +88,17 @@ class Store:
             name = f"part-{moment}-{os.getpid()}-{self._parts:05}.parquet"
             write_table(self.answers / f"day={day}" / name, part, schema())
 
-    def rows(self, since: str = "", columns: Sequence[str] | None = None) -> Iterator[Row]:
+    def rows(self, since: str = "") -> Iterator[Row]:
         """The answers seen on or after the day `since` (ISO 8601), by day, then in the order of writing."""
         for folder in self._days():
-            if folder.name.removeprefix("day=") < since[:10]:
-                continue
-            dataset = parquet_dataset(locate(folder))
-            for batch in dataset.to_batches(columns=list(columns) if columns else None):
-                yield from batch.to_pylist()
+            if folder.name.removeprefix("day=") >= since[:10]:
+                yield from _rows(folder)
 
     def newest(self, count: int, columns: Sequence[str] | None = None) -> list[Row]:
         """At least the last `count` answers, newest first, if there are as many; reads only their days."""
         found: list[Row] = []
         for folder in reversed(self._days()):
-            dataset = parquet_dataset(locate(folder))
-            batches = dataset.to_batches(columns=list(columns) if columns else None)
-            found += reversed([row for batch in batches for row in batch.to_pylist()])
+            found += reversed(list(_rows(folder, columns)))
             if len(found) >= count:
                 break
         return found
@@ -142,9 +136,7 @@ class Store:
     def realised(self) -> list[Row]:
         """The moves that `fintune live score` has computed so far: id, symbol, base, day, percent."""
         path = self.folder / "realised.parquet"
-        if not path.exists():
-            return []
-        return [row for batch in parquet_dataset(locate(path)).to_batches() for row in batch.to_pylist()]
+        return list(_rows(path)) if path.exists() else []
 
     # State ------------------------------------------------------------------------------------------
 
@@ -192,11 +184,15 @@ def days_ago(now: datetime, days: float) -> str:
     return (now - timedelta(days=days)).astimezone(UTC).isoformat(timespec="seconds")
 
 
+def _rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    for batch in parquet_dataset(locate(path)).to_batches(columns=list(columns) if columns else None):
+        yield from batch.to_pylist()
+
+
 def write_table(path: Path, rows: Sequence[Row], columns: Any = None) -> None:
     """Write rows as one Parquet file, whole or not at all; `columns` is their schema (None infers it)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=columns), buffer, compression="zstd")
-    atomic_write(path, buffer.getvalue())
+    with atomic_file(path) as stream:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=columns), stream, compression="zstd")

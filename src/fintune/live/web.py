@@ -85,7 +85,7 @@ def is_public(address: _Address) -> bool:
 
     Anything not known to be a host is refused: all IPv6 except global unicast and forms of IPv4.
     """
-    if any(address.version == network.version and address in network for network in _SPECIAL):
+    if any(address in network for network in _SPECIAL):
         return False
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not address.is_multicast
@@ -111,9 +111,7 @@ def resolve(host: str, port: int, allowed: Sequence[Network] = ()) -> list[str]:
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
-        if not is_public(address) and not any(
-            address.version == network.version and address in network for network in allowed
-        ):
+        if not is_public(address) and not any(address in network for network in allowed):
             raise RefusedAddressError(
                 f"{host} is {text}, an address in a private network: if it is yours, allow that "
                 "network (--allow_network, or allow_networks in the YAML)."

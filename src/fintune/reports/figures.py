@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fintune.evaluation.measure_info import MeasureInfo
 from fintune.evaluation.results import Published, Results, TaskResult
@@ -252,9 +252,14 @@ def base_figure(row: Row) -> str:
     return number(row.base) + ("†" if fewer else "")
 
 
-def interval_text(row: Row) -> str:
-    """The interval in brackets; "" if there is none."""
-    return f"[{number(row.interval[0])}, {number(row.interval[1])}]" if row.interval else ""
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def bounds(interval: tuple[float, float] | None, form: Literal["number", "percent"] = "number") -> str:
+    """An interval in brackets; "" if there is none."""
+    show = {"number": number, "percent": percent}[form]
+    return f"[{show(interval[0])}, {show(interval[1])}]" if interval else ""
 
 
 def print_table(results: Results, console: Any = None) -> None:
@@ -288,7 +293,7 @@ def print_table(results: Results, console: Any = None) -> None:
             number(row.baseline),
             base_figure(row),
             Text(number(row.adapter), style=style),
-            interval_text(row),
+            bounds(row.interval),
             end_section=last,
         )
     console.print(table)

@@ -12,7 +12,7 @@ from fintune.evaluation.results import Results, TaskResult
 from fintune.reports.figures import (
     answer_text,
     base_figure,
-    interval_text,
+    bounds,
     notes,
     number,
     published_systems,
@@ -47,7 +47,7 @@ def results_table(results: Results) -> str:
             *(number(row.others.get(key)) for key in further),
             base_figure(row),
             f"**{own}**" if row.verdict else own,
-            interval_text(row),
+            bounds(row.interval),
         ]
         lines.append("| " + " | ".join(cell(text) for text in cells) + " |")
     bold = ["Bold: better than every other system."] if results.model.adapter else []
@@ -66,7 +66,7 @@ def card_section(results: Results) -> str:
         task = results.tasks[row.task]
         if row.measure.name in task.headline_metrics:
             about = (row.task, task.dataset, row.measure.heading, f"{row.n:,}")
-            own = (number(row.baseline), number(row.base), number(row.adapter), interval_text(row))
+            own = (number(row.baseline), number(row.base), number(row.adapter), bounds(row.interval))
             lines.append(f"| {' | '.join(map(cell, (*about, *own)))} |")
     lines += ["", *(f"- {cell(note)}" for note in notes(results)), ""]
     return "\n".join([*lines, f"Measured {results.created} by fintune {results.fintune}."])

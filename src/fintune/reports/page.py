@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -71,23 +70,13 @@ def _environment() -> Environment:
         number=figures.number,
         answer=figures.answer_text,
         shorten=shorten,
-        percent=_percent,
+        percent=figures.percent,
         count="{:,}".format,
         breakable=_breakable,
-        bounds=_bounds,
+        bounds=figures.bounds,
         place=_place,
     )
     return environment
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _bounds(interval: tuple[float, float] | None, form: Literal["number", "percent"] = "number") -> str:
-    """An interval in brackets; "" if there is none."""
-    show = {"number": figures.number, "percent": _percent}[form]
-    return f"[{show(interval[0])}, {show(interval[1])}]" if interval else ""
 
 
 def _breakable(text: object) -> Markup:

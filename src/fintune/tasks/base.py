@@ -195,6 +195,8 @@ class Task:
             return problem
         if not isinstance(record.target, str) or not record.target.strip():
             return "the target is empty"
+        if unknown := self.unknown_labels(record):
+            return f"the label {unknown[0]!r} is unknown; task {self.name} has {', '.join(self.labels)}"
         return None
 
     def fit(self, records: Sequence[Record]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 _RETRIED = (408, 429, 500, 502, 503, 504)
@@ -130,7 +130,9 @@ def _ask_for_rest(url: str, part: Path, limits: Limits, deadline: float) -> None
                 part.unlink()
                 raise _Interrupted("the partial file was not its beginning")
             if status in _RETRIED:
-                raise _Interrupted(f"it answered HTTP {status}", _wait_asked(response))
+                raise _Interrupted(
+                    f"it answered HTTP {status}", wait_asked(response.headers.get("Retry-After"))
+                )
             if not response.ok:
                 raise FetchError(_refusal(url, status))
             mode = "ab" if status == 206 else "wb"  # some servers ignore the range and send everything
@@ -208,11 +210,10 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _wait_asked(response: Any) -> float:
+def wait_asked(header: str | None) -> float:
     """The seconds in a Retry-After header; 0 if there is none, or it is neither a number nor a date."""
     from urllib3.util import Retry
 
-    header = response.headers.get("Retry-After")
     try:
         return Retry().parse_retry_after(header) if header else 0.0
     except Exception:

@@ -126,12 +126,6 @@ class ClassificationTask(Task):
         target = str(record.target)
         return [target] if target.strip() and target not in self.labels else []
 
-    def problem(self, record: Record) -> str | None:
-        problem = super().problem(record)
-        if problem is None and record.target not in self.labels:
-            return f"the label {record.target!r} is unknown; task {self.name} has {', '.join(self.labels)}"
-        return problem
-
     def candidates(self) -> list[str]:
         return list(self.labels)
 
@@ -172,13 +166,10 @@ class ClassificationTask(Task):
         return {"normalization": self.normalization, "temperature": round(self.temperature, 4)}
 
     def answer_columns(self) -> dict[str, Literal["text", "number"]]:
-        return {"prediction": "text", **dict.fromkeys(map(probability_column, self.labels), "number")}
+        return probability_columns(self.labels)
 
     def answer_cells(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        shares = line.get("probabilities") or {}
-        return {"prediction": line.get("prediction")} | {
-            probability_column(each): shares.get(each) for each in self.labels
-        }
+        return probability_cells(line, self.labels)
 
     # Figures and errors -------------------------------------------------------------------------------
 
@@ -246,9 +237,16 @@ class ClassificationTask(Task):
         return {**super().to_dict(), "labels": list(self.labels), **chosen}
 
 
-def probability_column(label: str) -> str:
-    """The name of a label's probability column in a table of predictions."""
-    return f"probability_{label}"
+def probability_columns(labels: Sequence[str]) -> dict[str, Literal["text", "number"]]:
+    """`Task.answer_columns` of a task with labels: each label's probability has its own column."""
+    return {"prediction": "text", **{f"probability_{label}": "number" for label in labels}}
+
+
+def probability_cells(line: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """The cells of `probability_columns`."""
+    shares = line.get("probabilities") or {}
+    cells = {f"probability_{label}": shares.get(label) for label in labels}
+    return {"prediction": line.get("prediction"), **cells}
 
 
 def fit_temperature(probabilities: Sequence[Mapping[str, float]], targets: Sequence[str]) -> float:

@@ -16,7 +16,7 @@ from fintune.metrics import labels as label_metrics
 from fintune.metrics.measure import Measure, each
 from fintune.tasks import classical
 from fintune.tasks.base import MISSING, Answers, Decoding, Prediction, Record, Task, softmax
-from fintune.tasks.types.classification import probability_column
+from fintune.tasks.types.classification import probability_cells, probability_columns
 from fintune.text.written import parsed
 
 NO_LABEL = "none"
@@ -120,12 +120,6 @@ class MultiLabelTask(Task):
     def unknown_labels(self, record: Record) -> list[str]:
         return sorted(self.set_of(record.target).difference(self.labels))
 
-    def problem(self, record: Record) -> str | None:
-        problem = super().problem(record)
-        if problem is None and (unknown := self.unknown_labels(record)):
-            return f"the label {unknown[0]!r} is unknown; task {self.name} has {', '.join(self.labels)}"
-        return problem
-
     # Answers ------------------------------------------------------------------------------------------
 
     def fit(self, records: Sequence[Record]) -> None:
@@ -150,12 +144,10 @@ class MultiLabelTask(Task):
         return Prediction(value, by_label, set_probability=shares.get(value, 0.0))
 
     def answer_columns(self) -> dict[str, Literal["text", "number"]]:
-        return {"prediction": "text", **dict.fromkeys(map(probability_column, self.labels), "number")}
+        return probability_columns(self.labels)
 
     def answer_cells(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        shares = line.get("probabilities") or {}
-        cells = {probability_column(label): shares.get(label) for label in self.labels}
-        return {"prediction": line.get("prediction"), **cells}
+        return probability_cells(line, self.labels)
 
     # Figures and errors -------------------------------------------------------------------------------
 
