@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -212,11 +213,12 @@ def _size(path: Path) -> int:
 
 def wait_asked(header: str | None) -> float:
     """The seconds in a Retry-After header; 0 if there is none, or it is neither a number nor a date."""
-    from urllib3.util import Retry
-
+    text = (header or "").strip()
+    if text.isdecimal():
+        return float(text[:9])
     try:
-        return Retry().parse_retry_after(header) if header else 0.0
-    except Exception:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
