@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,8 @@ def bertscore_examples(
         ("\n".join(bullet_lines(t)), "\n".join(bullet_lines(p)))
         for t, p in zip(targets, predictions, strict=True)
     ]
-    weights = _EveryTokenOnce({tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
+    # bert-score's idf weights without idf: 1 for every token.
+    weights = defaultdict(lambda: 1.0, {tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
     scores = [0.0] * len(pairs)
     full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty texts
     full.sort(key=lambda i: len(pairs[i][1]))  # batch texts of similar length, for little padding
@@ -121,10 +123,3 @@ def bertscore_measure(encoder: Path, on_done: Callable[[int], object] | None = N
         return bertscore_examples(targets, answers, encoder, on_done)
 
     return Measure("bertscore_f1", "BERTScore", values, further=True)
-
-
-class _EveryTokenOnce(dict):
-    """bert-score's idf weights without idf: 1 for every token except the given ones."""
-
-    def __missing__(self, token: int) -> float:
-        return 1.0

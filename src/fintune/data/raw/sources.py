@@ -1,6 +1,6 @@
 """Find a task's raw records: in a public dataset, a user's file, a plug-in, or the built-in sample.
 
-`find_source` decides; nothing is read before `Source.read` is called. A public dataset is searched in
+`find_source` decides; nothing is read before `Source.parts` is called. A public dataset is searched in
 `data.dir`, then FINTUNE_DATA_DIR, then the download folder, to which `fetch_missing` downloads missing ones.
 """
 
@@ -50,29 +50,22 @@ class Source:
     """Its name in tables: a dataset's name, `built-in sample`, a file, or the plug-in."""
     home: str
     licence: str
-    read: Read | None = None
+    pieces: Callable[[], list[tuple[Read, int]]]
+    """What to read its records from, in order, each with its size in bytes."""
     files: Mapping[str, Location] = field(default_factory=dict)
     content: str = ""
     """Identifies the content if there is no file."""
     note: str = ""
     """Why this source, if that is not obvious."""
-
-    pieces: Callable[[], list[tuple[Read, int]]] | None = None
-    """What to read instead of `read`, if it can be read in pieces."""
     remarks: tuple[str, ...] = ()
     """Sentences on how its files are read, where that is not obvious."""
     repair: bool = False
     """Whether to repair records' texts that were decoded with the wrong encoding."""
 
     def parts(self) -> list[tuple[Read, int]]:
-        """The pieces to read its records in, in order, each with its size in bytes."""
-        if self.read is not None:
-            parts = [(self.read, sum(file.size() for file in self.files.values()))]
-        else:
-            parts = self.pieces() if self.pieces else []
-        if self.repair:
-            parts = [(functools.partial(repaired, read), size) for read, size in parts]
-        return parts
+        """`pieces`, with repaired texts where these are wanted."""
+        parts = self.pieces()
+        return [(functools.partial(repaired, read), size) for read, size in parts] if self.repair else parts
 
     def sha256(self) -> dict[str, str]:
         """The checksum of each file that is read.
@@ -298,18 +291,18 @@ def _public(dataset: Dataset, folders: Folders) -> Source:
             f"Dataset {dataset.name} needs {', '.join(missing)}, which is missing from {where}: "
             f"run  fintune data download --dataset {dataset.name},  or copy it there."
         )
-    return Source(
-        dataset=dataset.name,
-        home=dataset.home,
-        licence=dataset.licence,
-        read=functools.partial(dataset.read, folder.resolve()),
-        files={file: locate(folder / file) for file in dataset.found(folder)},
-    )
+    read = functools.partial(dataset.read, folder.resolve())
+    files = {file: locate(folder / file) for file in dataset.found(folder)}
+
+    def pieces() -> list[tuple[Read, int]]:
+        return [(read, sum(file.size() for file in files.values()))]
+
+    return Source(dataset.name, dataset.home, dataset.licence, pieces, files)
 
 
 def _sample(name: str, note: str) -> Source:
     read = functools.partial(_sample_records, name)
-    return Source(SAMPLE, "fintune.data.raw.sample", "Apache-2.0", read, note=note)
+    return Source(SAMPLE, "fintune.data.raw.sample", "Apache-2.0", lambda: [(read, 0)], note=note)
 
 
 def _sample_records(name: str) -> Iterator[Record | Dropped]:
@@ -340,7 +333,7 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
     pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns", form)
     sums = {file.shown: file.place for _, file in files} | _named([file for _, file in files], config)
     shown = files[0][1].root or files[0][1].place
-    return Source(shown.shown, shown.shown, "your own", files=sums, pieces=pieces, remarks=tuple(notes))
+    return Source(shown.shown, shown.shown, "your own", pieces, sums, remarks=tuple(notes))
 
 
 def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
@@ -364,7 +357,7 @@ def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) ->
 
     sums = {file.shown: file.place for file in files} | _named(files, config)
     remarks = (*source.remarks, *(note for file in files for note in file.notes))
-    return replace(source, files={**source.files, **sums}, read=None, pieces=pieces, remarks=remarks)
+    return replace(source, files={**source.files, **sums}, pieces=pieces, remarks=remarks)
 
 
 def _named(files: list[RowFile], config: TaskDataConfig) -> dict[str, Location]:
@@ -403,7 +396,8 @@ def _plugin(task: Task) -> Source:
 
     read = functools.partial(_plugin_records, rows, task)
     content = hashlib.sha256(json.dumps(rows, default=str, sort_keys=True).encode()).hexdigest()
-    return Source(f"{task.name} (plug-in)", type(task).__module__, "the plug-in's", read, content=content)
+    home = type(task).__module__
+    return Source(f"{task.name} (plug-in)", home, "the plug-in's", lambda: [(read, 0)], content=content)
 
 
 def _plugin_records(rows: list[dict[str, Any]], task: Task) -> Iterator[Record | Dropped]:

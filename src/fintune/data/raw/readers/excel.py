@@ -5,6 +5,7 @@ Workbooks are untrusted: the unpacked size is bounded, and no formula or macro i
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -68,32 +69,23 @@ def sheet_rows(place: Location, sheet: str) -> Iterator[tuple[int, list[Any]]]:
             raise _damaged(place, error) from None
 
 
-class _opened:
+@contextlib.contextmanager
+def _opened(place: Location) -> Iterator[Any]:
     """A workbook, open while rows are read."""
+    import openpyxl
 
-    def __init__(self, place: Location) -> None:
-        self.place = place
-
-    def __enter__(self) -> Any:
-        import openpyxl
-
-        self.stream = self.place.open()
+    with place.open() as stream:
         try:
-            _check_size(self.place, self.stream)
+            _check_size(place, stream)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about features that reading does not need
-                self.book = openpyxl.load_workbook(self.stream, read_only=True, data_only=True)
+                book = openpyxl.load_workbook(stream, read_only=True, data_only=True)
         except DataError:
-            self.stream.close()
             raise
         except Exception as error:
-            self.stream.close()
-            raise _damaged(self.place, error) from None
-        return self.book
-
-    def __exit__(self, *_: object) -> None:
-        self.book.close()
-        self.stream.close()
+            raise _damaged(place, error) from None
+        with contextlib.closing(book):
+            yield book
 
 
 def _check_size(place: Location, stream: Any) -> None:

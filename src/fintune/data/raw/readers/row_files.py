@@ -81,6 +81,10 @@ class RowFile:
         """Its unpacked bytes."""
         return unpacked(self.place, self.packed)
 
+    def noted(self, what: str, **found: Any) -> RowFile:
+        """The file with further findings, and a note on them."""
+        return replace(self, notes=(*self.notes, f"{self.name} {what}."), **found)
+
 
 def existing(path: str | Path, key: str) -> Location:
     """The file or folder at a path, which the setting or flag `key` names.
@@ -149,7 +153,7 @@ def _looked(file: RowFile, encoding: str | None, sheet: str | None) -> RowFile:
         raise DataError(f"{place.shown} is of an unknown kind: {fix}.")
     file = replace(file, kind=kind, packed=packed)
     if packed:
-        file = replace(file, notes=_said(file, f"is unpacked ({PACKED[packed]}) as it is read"))
+        file = file.noted(f"is unpacked ({PACKED[packed]}) as it is read")
     try:
         if place.size() == 0:
             raise DataError(f"{place.shown} is empty.")
@@ -161,10 +165,6 @@ def _looked(file: RowFile, encoding: str | None, sheet: str | None) -> RowFile:
         return _looked_at_table(file) if kind in TABLES else _looked_at_objects(file)
     except OSError as error:
         raise DataError(f"{place.shown} cannot be read: {error}") from None
-
-
-def _said(file: RowFile, what: str) -> tuple[str, ...]:
-    return (*file.notes, f"{file.name} {what}.")
 
 
 def _looked_at_parquet(file: RowFile) -> RowFile:
@@ -194,7 +194,7 @@ def _looked_at_book(file: RowFile, wanted: str | None) -> RowFile:
     sheet, names = excel.sheet_of(file.place, wanted)
     file = replace(file, sheet=sheet)
     if len(names) > 1 and wanted is None:
-        file = replace(file, notes=_said(file, f"has the sheets {', '.join(names)}: {sheet} is read"))
+        file = file.noted(f"has the sheets {', '.join(names)}: {sheet} is read")
     return file
 
 
@@ -207,8 +207,7 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
     if meant:
         raise DataError(f"{file.shown} is not text: by its first bytes, its name should end in {meant}.")
     if marked := encodings.marked(head):
-        file = replace(file, encoding=marked)
-        return file if marked == encodings.UTF8 else replace(file, notes=_said(file, f"is {marked} text"))
+        return file if marked == encodings.UTF8 else file.noted(f"is {marked} text", encoding=marked)
     if encoding:
         try:
             "".encode(encoding)
@@ -220,7 +219,7 @@ def _looked_at_text(file: RowFile, encoding: str | None) -> RowFile:
     if example:
         what = f"is not UTF-8 text: it is read as {found} («{example}»); if that is wrong, save it as UTF-8, "
         what += "or set its `encoding`"
-        file = replace(file, encoding=found, notes=_said(file, what))
+        file = file.noted(what, encoding=found)
     return file
 
 
@@ -231,7 +230,7 @@ def _looked_at_table(file: RowFile) -> RowFile:
     file = replace(file, delimiter=delimiter, skip=skip)
     if delimiter != ("\t" if file.kind == ".tsv" else ","):
         shown = {"\t": "tabs"}.get(delimiter, f"«{delimiter}»")
-        file = replace(file, notes=_said(file, f"has {shown} between its cells"))
+        file = file.noted(f"has {shown} between its cells")
     quotes = csv_rows.Quotes()
     rows = _table(file, quotes)
     _refuse_twice(file, _names(file, next(rows, (0, []))[1]))
@@ -243,17 +242,18 @@ def _looked_at_table(file: RowFile) -> RowFile:
             f"has unbalanced quotation marks: in {len(quotes.literal):,} lines ({shown}) they are "
             "read as text, and each of these lines as a row"
         )
-        file = replace(file, notes=_said(file, what))
+        file = file.noted(what)
     if quotes.several:
         length, begin = quotes.longest
         what = f"has {quotes.several:,} rows of several lines, at most {length:,} (from line {begin} on)"
-        file = replace(file, notes=_said(file, what))
+        file = file.noted(what)
     return file
 
 
 def _looked_at_objects(file: RowFile) -> RowFile:
     inside, what = json_rows.place_of(file, file.kind, file.encoding, file.paths)
-    return replace(file, inside=inside, notes=_said(file, what) if what else file.notes)
+    file = replace(file, inside=inside)
+    return file.noted(what) if what else file
 
 
 # Pieces ---------------------------------------------------------------------------------------------
