@@ -91,7 +91,7 @@ def bertscore_examples(
         ("\n".join(bullet_lines(t)), "\n".join(bullet_lines(p)))
         for t, p in zip(targets, predictions, strict=True)
     ]
-    # bert-score's idf weights without idf: 1 for every token.
+    # bert-score's idf weights without idf: 1 for every token but the separators.
     weights = defaultdict(lambda: 1.0, {tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
     scores = [0.0] * len(pairs)
     full = [i for i, (t, p) in enumerate(pairs) if t and p]  # the package fails on empty texts
