@@ -24,8 +24,8 @@ from fintune.data.prepare import splits
 from fintune.data.prepare.checks import Report, folded_labels, refuse_empty, refuse_unknown_labels
 from fintune.data.prepare.shards import Map, Part, read_parts
 from fintune.data.prepare.table import Rows
-from fintune.data.raw.registry import check_views
-from fintune.data.raw.sources import SAMPLE, Source, licensed_source
+from fintune.data.raw.registry import SAMPLE, check_views
+from fintune.data.raw.sources import Source, licensed_source
 from fintune.data.records import Split
 from fintune.data.storage import locate, refuse_full, write_parquet
 from fintune.errors import DataError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import BUILT_IN_TASKS, DataConfig, Recipe, TaskDataConfig
-from fintune.data.raw.download import DEFAULT_DIR, QUICK, download, get, is_set
+from fintune.data.raw.download import DEFAULT_DIR, QUICK, get, is_set
 from fintune.data.raw.licences import commercial_dataset
 from fintune.data.raw.readers.row_files import RowFile
 from fintune.data.raw.registry import DATASETS, DEFAULTS, SAMPLE, Dataset
@@ -25,19 +25,6 @@ from fintune.data.storage import Location, locate
 from fintune.errors import ConfigError, DataError, hint
 from fintune.tasks.base import Record, Task
 from fintune.text.encoding import repair
-
-__all__ = [
-    "DATASETS",
-    "SAMPLE",
-    "Source",
-    "data_folders",
-    "describe_sources",
-    "download",
-    "fetch_missing",
-    "find_source",
-    "licensed_source",
-    "list_datasets",
-]
 
 Folders = list[tuple[Path, str]]
 

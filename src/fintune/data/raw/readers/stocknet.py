@@ -49,18 +49,18 @@ Tweet = tuple[str, str]
 
 def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
     """The forecast: a record per stock and trading day with tweets in the session before it."""
-    return _read(path, max_words, "forecast", "stocknet")
+    return _read(path, "forecast", "stocknet", max_words)
 
 
-def stocknet_nowcast(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
+def stocknet_nowcast(path: Path) -> Iterator[Record | Dropped]:
     """The nowcast: the tweets of the session in which the price moves."""
-    return _read(path, max_words, "nowcast", "stocknet_nowcast")
+    return _read(path, "nowcast", "stocknet_nowcast")
 
 
-def stocknet_movement(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
+def stocknet_movement(path: Path) -> Iterator[Record | Dropped]:
     """The forecast as a label, `up` or `down`; moves between the paper's thresholds are dropped, counted."""
     small = 0
-    for item in _read(path, max_words, "forecast", "stocknet_movement"):
+    for item in _read(path, "forecast", "stocknet_movement"):
         if isinstance(item, Record):
             change = float(item.target or 0)
             if DOWN <= change < UP:
@@ -77,7 +77,7 @@ def close_of(day: str) -> str:
     return sessions.close_of(day).isoformat()
 
 
-def _read(path: Path, max_words: int, view: str, source: str) -> Iterator[Record | Dropped]:
+def _read(path: Path, view: str, source: str, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
     tweets: dict[str, list[Tweet]] = {}
     prices: dict[str, dict[str, float]] = {}
     for match, text in members(path, _FILE):

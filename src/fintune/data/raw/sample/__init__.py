@@ -13,14 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fintune.data.raw.sample.calls import call
-from fintune.data.raw.sample.news import NOISE_SD, news
+from fintune.data.raw.sample.news import news
 from fintune.data.raw.sample.reports import report
 from fintune.data.raw.sample.slots import POOLS, Slots, polish
 from fintune.data.raw.sample.statements import HEADLINE, SENTIMENT, statement
 from fintune.errors import DataError
 from fintune.tasks.base import Record
-
-__all__ = ["NOISE_SD", "SIZES", "sample_records"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "sentiment": (120, 50, 100),
