@@ -13,6 +13,7 @@ from fintune.data.documents.tables import cell_text, table_lines
 from fintune.data.raw.readers import csv_rows
 from fintune.data.raw.readers.streams import json_items, lines
 from fintune.data.records import Dropped, Split, text_key
+from fintune.data.storage import locate
 from fintune.errors import DataError
 from fintune.tasks.base import Record
 
@@ -30,7 +31,7 @@ def financial_phrasebank(path: Path) -> Iterator[Record | Dropped]:
     """
     import numpy as np
 
-    rows = list(lines(path))
+    rows = list(lines(locate(path)))
     test = set(np.random.default_rng(42).permutation(len(rows))[: -(-len(rows) // 4)].tolist())
     for i, line in enumerate(rows):
         where = f"{path.name}:{i + 1}"
@@ -96,7 +97,7 @@ def fiqa_sa(*paths: Path) -> Iterator[Record | Dropped]:
     """
     for path in paths:
         split: Split = "test" if path.stem.endswith("_test") else "train"
-        for name, entry in _json(path, dict).items():
+        for name, entry in _json(path).items():
             where = f"{path.name}:{name}"
             try:
                 sentence, items = entry["sentence"].strip(), list(entry["info"])
@@ -208,7 +209,7 @@ def _scaled(answer: Any, scale: str) -> str:
 
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str] | Dropped]]:
-    rows = csv_rows.read(lines(path), name=str(path))
+    rows = csv_rows.read(lines(locate(path)), name=str(path))
     _, names = next(rows, (0, []))
     missing = [column for column in columns if column not in names]
     if missing:
@@ -224,11 +225,11 @@ def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
             yield where, Dropped("malformed rows", where, why)
 
 
-def _json(path: Path, kind: type) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads("".join(lines(path)))
+        value = json.loads("".join(lines(locate(path))))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not valid JSON ({error}): download it again.") from None
-    if not isinstance(value, kind):
-        raise DataError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: download it again.")
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, not a dict: download it again.")
     return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fintune.data.storage import Location
@@ -67,7 +66,7 @@ class _Bounded(io.RawIOBase):
 
 
 def lines(
-    path: Path | Readable, begin: int = 0, end: int | None = None, encoding: str = "utf-8-sig"
+    file: Readable, begin: int = 0, end: int | None = None, encoding: str = "utf-8-sig"
 ) -> Iterator[str]:
     """The lines of a text file, without a byte order mark, line ends kept as "\\n".
 
@@ -80,23 +79,21 @@ def lines(
     """
     try:
         if end is not None:
-            yield from _lines_between(path, begin, end)
+            yield from _lines_between(file, begin, end)
         else:
-            with io.TextIOWrapper(_bytes(path), encoding=encoding) as stream:
+            with io.TextIOWrapper(file.open(), encoding=encoding) as stream:
                 yield from stream
     except UnicodeError as error:
-        name = path if isinstance(path, Path) else path.shown
         if encoding != "utf-8-sig":
-            raise DataError(f"{name} is not {encoding} text ({error}): give another encoding.") from None
-        raise DataError(f"{name} is not UTF-8 text (byte {_bad_byte(path)}): save it as UTF-8.") from None
+            raise DataError(
+                f"{file.shown} is not {encoding} text ({error}): give another encoding."
+            ) from None
+        where = _bad_byte(file)
+        raise DataError(f"{file.shown} is not UTF-8 text (byte {where}): save it as UTF-8.") from None
 
 
-def _bytes(path: Path | Readable) -> IO[bytes]:
-    return path.open("rb") if isinstance(path, Path) else path.open()
-
-
-def _lines_between(path: Path | Readable, begin: int, end: int) -> Iterator[str]:
-    with _bytes(path) as stream:
+def _lines_between(file: Readable, begin: int, end: int) -> Iterator[str]:
+    with file.open() as stream:
         stream.seek(begin)
         place = begin
         while place < end and (line := stream.readline()):
@@ -104,10 +101,10 @@ def _lines_between(path: Path | Readable, begin: int, end: int) -> Iterator[str]
             place += len(line)
 
 
-def _bad_byte(path: Path | Readable) -> int:
+def _bad_byte(file: Readable) -> int:
     """The position of the first byte that is not UTF-8; a streaming decoder counts from its last chunk."""
     begin = 0
-    with _bytes(path) as stream:
+    with file.open() as stream:
         for line in stream:
             try:
                 line.decode("utf-8")
