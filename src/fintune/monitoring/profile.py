@@ -136,12 +136,9 @@ class Profile:
         Raises:
             DataError: there is none, or it is damaged or has another version.
         """
-        path = Path(folder) / NAME
+        path, command = Path(folder) / NAME, f"fintune monitor profile --model_path {folder}"
         if not path.is_file():
-            raise DataError(
-                f"{folder} has no reference profile ({NAME}): make one with  "
-                f"fintune monitor profile --model_path {folder}"
-            )
+            raise DataError(f"{folder} has no reference profile ({NAME}): make one with  {command}")
         raw = read_json(path)
         try:
             if (raw["format"], raw["buckets"]) != (FORMAT, BUCKETS):
@@ -149,14 +146,12 @@ class Profile:
             tasks = {name: TaskProfile(**fields) for name, fields in raw["tasks"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{path} cannot be read by this version of fintune ({error}): make it again with  "
-                f"fintune monitor profile --model_path {folder}"
+                f"{path} cannot be read by this version of fintune ({error}): make it again with  {command}"
             ) from None
         found, weights = str(raw.get("weights", "")), Path(folder) / WEIGHTS
         if found and weights.is_file() and known_sha256(weights) != found:
             raise DataError(
-                f"{path} belongs to other weights than the adapter's: make it again with  "
-                f"fintune monitor profile --model_path {folder}"
+                f"{path} belongs to other weights than the adapter's: make it again with  {command}"
             )
         return cls(tasks, str(raw.get("source", "")), found)
 

@@ -241,7 +241,6 @@ class Index:
 
 def pairs(
     ids_and_texts: Iterable[tuple[Any, str]],
-    threshold: float = THRESHOLD,
     also: Callable[[Any, Any], bool] = lambda id, earlier: True,
     frame: Any = (),
 ) -> Iterator[Pair]:
@@ -253,7 +252,7 @@ def pairs(
         also: a further condition on the two ids.
         frame: as in `Index`.
     """
-    index = Index(threshold, frame)
+    index = Index(frame=frame)
     for id, text in ids_and_texts:
         if match := next((match for match in index.matches(text) if also(id, match.id)), None):
             yield Pair(id, match.id, match.similarity)

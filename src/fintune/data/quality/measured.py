@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -36,44 +37,36 @@ BINS = 24
 Splits = dict[Split, list[Record]]
 
 
-def build(
-    prepared: PreparedDataset, tokenizer: Any | None, recipe: Recipe, threshold: float = THRESHOLD
-) -> dict[str, Any]:
+def build(prepared: PreparedDataset, tokenizer: Any | None, recipe: Recipe) -> dict[str, Any]:
     """Measure prepared data.
 
     Args:
         tokenizer: the base model's; None skips token lengths.
         recipe: gives the public datasets' folder, and `training.max_length`.
-        threshold: similarity from which two texts are near duplicates.
 
     Returns:
         `schema`, `fintune`, `data`, `key`, `threshold`, `max_length`; `tasks`: the findings by task;
         `across`: each task's training texts that occur in any test set.
     """
     template = PromptTemplate(tokenizer, recipe.training.max_length) if tokenizer is not None else None
-
-    def measure(task: Task, splits: Splits) -> dict[str, Any]:
-        return {split: _split(task, records, template, threshold) for split, records in splits.items()}
-
     return {
         "schema": SCHEMA,
         "fintune": __version__,
         "data": prepared.describes,
         "key": prepared.manifest["key"],
-        "threshold": threshold,
+        "threshold": THRESHOLD,
         "max_length": recipe.training.max_length,
-        **_found(prepared, recipe, threshold, measure),
+        **_found(prepared, recipe, functools.partial(_split, template=template)),
     }
 
 
 def _found(
     prepared: PreparedDataset,
     recipe: Recipe,
-    threshold: float,
-    measure: Callable[[Task, Splits], dict[str, Any]] | None = None,
+    measure: Callable[[Task, Sequence[Record]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """`tasks` and `across` of the report: the leaks, and the result of `measure` for each task's splits."""
-    held_out = public_and_prepared(recipe.data, prepared, threshold)
+    """`tasks` and `across` of the report: the leaks, and the result of `measure` for each task and split."""
+    held_out = public_and_prepared(recipe.data, prepared)
     tasks: dict[str, Any] = {}
     across: list[dict[str, Any]] = []
     for task in prepared.task_set():
@@ -83,8 +76,8 @@ def _found(
         tasks[task.name] = {
             "type": task.type,
             **{key: entry[key] for key in ("dataset", "source", "licence", "dropped", "dropped_examples")},
-            **({"splits": measure(task, splits)} if measure else {}),
-            "leaks": _between_splits(compared, threshold),
+            **({"splits": {split: measure(task, splits[split]) for split in SPLITS}} if measure else {}),
+            "leaks": _between_splits(compared),
         }
         across.append(
             {"task": task.name, "dataset": entry["dataset"], "found": _across(compared["train"], held_out)}
@@ -143,7 +136,7 @@ def refuse_leaks(prepared: PreparedDataset, recipe: Recipe, say: Callable[[str],
     Raises:
         CheckFailed: there are leaks; the message lists them, as `leaks` does.
     """
-    found = _found(prepared, recipe, THRESHOLD)
+    found = _found(prepared, recipe)
     for sentence in overlaps(found):
         say(f"Not in a test set of this run: {sentence}.")
     if sentences := leaks(found):
@@ -169,9 +162,7 @@ def _counts(found: dict[str, Any]) -> str:
 # One split ------------------------------------------------------------------------------------------
 
 
-def _split(
-    task: Task, records: Sequence[Record], template: PromptTemplate | None, threshold: float
-) -> dict[str, Any]:
+def _split(task: Task, records: Sequence[Record], template: PromptTemplate | None) -> dict[str, Any]:
     result: dict[str, Any] = {"rows": len(records)}
     if task.one_of:
         result["labels"] = dict(sorted(Counter(str(record.target) for record in records).items()))
@@ -183,7 +174,7 @@ def _split(
         result.update(_tokens(task, records, template))
     return {
         **result,
-        "duplicates": _duplicates(task, records, threshold),
+        "duplicates": _duplicates(task, records),
         "conflicts": _conflicts(records),
         "encoding": _encoding(records),
     }
@@ -231,17 +222,17 @@ def _tokens(task: Task, records: Sequence[Record], template: PromptTemplate) -> 
     }
 
 
-def _duplicates(task: Task, records: Sequence[Record], threshold: float) -> dict[str, Any]:
+def _duplicates(task: Task, records: Sequence[Record]) -> dict[str, Any]:
     """Records whose text, with its question, duplicates an earlier one in this split."""
     keys = {record.id: _key(record) for record in records}
     repeated = len(records) - len(set(keys.values()))
 
     def same_question(id: str, earlier: str) -> bool:
         a, b = keys[id][1], keys[earlier][1]
-        return a == b or similarity(shingles(a), shingles(b)) >= threshold
+        return a == b or similarity(shingles(a), shingles(b)) >= THRESHOLD
 
     texts = [(record.id, task.passage(record)) for record in records[:NEAR_ROWS]]
-    found = pairs(texts, threshold, same_question, frame(text for _, text in texts[:FRAME_TEXTS]))
+    found = pairs(texts, same_question, frame(text for _, text in texts[:FRAME_TEXTS]))
     near = [
         {
             "ids": [pair.earlier, pair.id],
@@ -316,10 +307,10 @@ def _shown(value: object) -> str:
 # Between splits and datasets ------------------------------------------------------------------------
 
 
-def _between_splits(splits: Splits, threshold: float) -> list[dict[str, Any]]:
+def _between_splits(splits: Splits) -> list[dict[str, Any]]:
     """The texts of one split that duplicate another split's: whole texts, not statements."""
     common = frame(record.text for records in splits.values() for record in records[:FRAME_TEXTS])
-    held_out = HeldOut(threshold, whole=True, frame=common)
+    held_out = HeldOut(whole=True, frame=common)
     for split in ("validation", "test"):
         for record in splits[split]:
             held_out.add(split, record)
