@@ -98,8 +98,8 @@ def from_feedback(
     everything: bool = False,
     model_path: str | Path | None = None,
     say: Callable[[str], None] = print,
-) -> int:
-    """Write what feedback teaches of a task as a file to train on, .jsonl or .parquet; how many rows.
+) -> None:
+    """Write what feedback teaches of a task as a file to train on, .jsonl or .parquet.
 
     Args:
         model_path: the adapter whose recipe the printed command trains by, with these rows beside its own.
@@ -136,4 +136,3 @@ def from_feedback(
         f"  fintune train --config {model_path or 'RECIPE'} --set data.tasks.{task}.more_train={path} "
         "--output_dir output/better"
     )
-    return len(rows)

@@ -92,7 +92,7 @@ def read(
             if columns is None or not columns.are_rows(source.held, delimiter):
                 raise _unbalanced(name, number, source.held, delimiter)
             row = _literal(source.held[0], delimiter)
-            source.back(1)
+            source.back()
             quotes.literal.append(number)
         if row:
             if columns is None:
@@ -129,10 +129,10 @@ class _Lines:
         self._again.extend(islice(self._content, count))
         return list(self._again)
 
-    def back(self, keep: int) -> None:
-        """Push back all held lines except the first `keep`."""
-        self._again.extendleft(reversed(self.held[keep:]))
-        del self.held[keep:]
+    def back(self) -> None:
+        """Push back all held lines except the first."""
+        self._again.extendleft(reversed(self.held[1:]))
+        del self.held[1:]
 
 
 class _Columns:

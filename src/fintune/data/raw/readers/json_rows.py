@@ -49,13 +49,13 @@ def place_of(file: Readable, suffix: str, encoding: str, paths: Collection[str] 
         DataError: it is one document that contains no list of objects, or more than one.
     """
     with io.TextIOWrapper(file.open(), encoding) as stream:
-        first = _next_line(stream, 64)  # a whole list may be one long line
+        first = _next_line(stream)
         if first.startswith("["):
             return LIST, "" if suffix == ".json" else "holds a JSON list"
         if suffix != ".json":
             return LINES, ""
         first += "" if first.endswith("\n") else stream.readline(LONGEST)
-        several = _next_line(stream, 64).startswith("{")
+        several = _next_line(stream).startswith("{")
     try:
         value = json.loads(first)
     except ValueError:
@@ -65,11 +65,10 @@ def place_of(file: Readable, suffix: str, encoding: str, paths: Collection[str] 
     return (LIST, "") if paths else _only_list(file, encoding)
 
 
-def _next_line(stream: io.TextIOWrapper, length: int = LONGEST) -> str:
-    """The next line that is not blank, up to `length` characters; "" at the end."""
-    line = stream.readline(length)
-    while line.isspace():
-        line = stream.readline(length)
+def _next_line(stream: io.TextIOWrapper) -> str:
+    """The beginning of the next line that is not blank (a whole list may be one long line); "" at the end."""
+    while (line := stream.readline(64)).isspace():
+        pass
     return line.lstrip()
 
 
