@@ -20,7 +20,7 @@ from typing import Any
 
 from fintune.allocator import library
 from fintune.errors import DONE, FAILED
-from fintune.extras import install_command
+from fintune.extras import fits, install_command, version
 
 NEEDED_MEMORY_GB = 4
 NEEDED_DISK_GB = 2
@@ -147,23 +147,15 @@ def _packages() -> list[Check]:
     checks = []
     for wanted in requirements():
         name, versions = wanted.name, str(wanted.specifier)
-        found = _version(name)
-        ok = found is not None and wanted.specifier.contains(found, prereleases=True)
+        found = version(name)
         detail = f"{found or 'not installed'} ({versions} is needed)"
         fix = f"pip install -U '{name}{versions}'" if found or not PYPROJECT.is_file() else SETUP
-        checks.append(Check(name, ok, detail, fix, group=PACKAGES))
+        checks.append(Check(name, fits(wanted), detail, fix, group=PACKAGES))
     return checks
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _device() -> Check:
-    if _version("torch") is None:
+    if version("torch") is None:
         return Check("device", False, "torch is not installed", SETUP)
     import torch
 
@@ -208,7 +200,7 @@ def _disk() -> Check:
 
 
 def _base_model() -> Check:
-    missing = [name for name in MODEL_PARTS if _version(name) is None]
+    missing = [name for name in MODEL_PARTS if version(name) is None]
     if missing:
         return Check("base model", False, f"needs {', '.join(missing)}", SETUP)
     import torch
@@ -279,7 +271,7 @@ def _optional_parts() -> Iterator[Check]:
         ("playwright", "browser tests", "dev"),
     )
     for name, purpose, extra in parts:
-        found = _version(name)
+        found = version(name)
         detail = f"{found} ({purpose})" if found else f"not installed ({purpose})"
         yield _optional(name, found is not None, detail, install_command(extra))
     if sys.platform == "linux":

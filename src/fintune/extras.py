@@ -26,12 +26,19 @@ def install_command(extra: str) -> str:
         if each.marker and each.marker.evaluate({"extra": extra}) and not each.marker.evaluate({"extra": ""}):
             each.marker = None  # so that `str` gives only name, extras and versions
             parts.append(each)
-    missing = [each for each in parts if not _is_there(each)]
+    missing = [each for each in parts if not fits(each)]
     return shlex.join(["pip", "install", *map(str, missing or parts)])
 
 
-def _is_there(requirement: Requirement) -> bool:
+def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
-        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return False
+        return None
+
+
+def fits(requirement: Requirement) -> bool:
+    """Whether the package is installed and new enough."""
+    found = version(requirement.name)
+    return found is not None and requirement.specifier.contains(found, prereleases=True)

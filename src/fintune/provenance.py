@@ -6,11 +6,11 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fintune.allocator import in_use
+from fintune.extras import version
 
 _ROOT = Path(__file__).parents[2]
 """The project's folder, in its repository."""
@@ -28,13 +28,9 @@ def stamp() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect results; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in ("fintune", "torch", "transformers", "peft", "accelerate", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("fintune", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+    known = {name: found for name in names if (found := version(name))}
+    return {"python": platform.python_version(), **known}
 
 
 def git_commit() -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fintune.config import AUTO, Recipe
 from fintune.errors import DataError, ModelError
 from fintune.evaluation.results import Results, read_results
 from fintune.evaluation.runs import results_file
+from fintune.extras import version
 from fintune.files import atomic_folder, atomic_write, file_sha256, read_json, write_json
 from fintune.models import adapters, card, manifest
 from fintune.recipes import load_recipe
@@ -43,7 +44,7 @@ class Bundle:
 
     def other_versions(self) -> list[str]:
         """Packages that are installed here in another version, or not at all."""
-        here = {name: _version(name) for name in self.constraints}
+        here = {name: version(name) for name in self.constraints}
         return [
             f"{name} {here[name] or 'is not installed'} (then {then})"
             for name, then in self.constraints.items()
@@ -92,7 +93,7 @@ def write(model_path: str | Path, target: Path) -> None:
     with atomic_folder(target) as staging:
         write_json(staging / "bundle.json", content)
         atomic_write(staging / "recipe.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
-        pins = "".join(f"{name}=={version}\n" for name, version in packages().items())
+        pins = "".join(f"{name}=={known}\n" for name, known in packages().items())
         atomic_write(staging / "constraints.txt", pins)
         atomic_write(staging / "README.md", card.for_hub(folder, raw))
         files = sorted(staging.iterdir())
@@ -162,17 +163,10 @@ def packages() -> dict[str, str]:
     waiting = ["fintune"]
     while waiting:
         name = waiting.pop()
-        if name in found or (version := _version(name)) is None:
+        if name in found or (known := version(name)) is None:
             continue
-        found[name] = version
+        found[name] = known
         wanted = map(Requirement, distribution(name).requires or ())
         kept = (r for r in wanted if not r.marker or r.marker.evaluate({"extra": ""}))
         waiting += [requirement.name.lower().replace("_", "-") for requirement in kept]
     return dict(sorted(found.items()))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return distribution(name).version
-    except PackageNotFoundError:
-        return None
