@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ConfigError
+from fintune.metrics.bertscore import longest_input
 from fintune.tasks.base import Prediction
 
 if TYPE_CHECKING:
@@ -93,9 +94,8 @@ class OtherModel:
             return f"the labels of {self.name} ({', '.join(self.labels)}) are not {', '.join(labels)}"
         import torch
 
-        encoded = self.tokenizer([r.text for r in records], truncation=True, max_length=self._limit())[
-            "input_ids"
-        ]
+        texts, limit = [r.text for r in records], longest_input(self.model, self.tokenizer)
+        encoded = self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         predictions: list[Prediction | None] = [None] * len(records)
         for batch in self._batches(encoded, batch_size):
             inputs = self.tokenizer.pad({"input_ids": [encoded[i] for i in batch]}, return_tensors="pt")
@@ -107,11 +107,6 @@ class OtherModel:
             if on_done:
                 on_done(len(batch))
         return [prediction for prediction in predictions if prediction is not None]
-
-    def _limit(self) -> int:
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 512
-        reserved = 2 if "roberta" in self.model.config.model_type else 0  # RoBERTa's positions start at 2
-        return min(self.tokenizer.model_max_length, positions - reserved)
 
     @staticmethod
     def _batches(encoded: Sequence[Sequence[int]], size: int) -> list[list[int]]:

@@ -21,6 +21,7 @@ import requests
 from fintune.errors import ConfigError
 from fintune.live.config import RuleConfig
 from fintune.live.feeds import retry_after
+from fintune.live.items import utc
 from fintune.live.store import Row, Store
 from fintune.live.web import Limits, RefusedAddressError, WebError, ask
 
@@ -124,7 +125,7 @@ def deliver(store: Store, hook: Webhook, pending: list[Row], now: datetime, most
     """
     arrived = 0
     for row in pending[:most]:
-        line = {"alert": alert_id(row), "time": now.isoformat(timespec="seconds")}
+        line = {"alert": alert_id(row), "time": utc(now)}
         try:
             refused = hook.send(line["alert"], payload(row))
         except WebError as error:

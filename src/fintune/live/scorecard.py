@@ -15,6 +15,7 @@ from typing import Any
 from fintune.errors import DataError
 from fintune.evaluation.scores import Scored
 from fintune.files import write_json
+from fintune.live.items import utc
 from fintune.live.market import Closes, Prices, move_after
 from fintune.live.store import Row, Store, days_ago, write_table
 from fintune.metrics.measure import mean
@@ -65,7 +66,7 @@ def score(
     card = _card(joined, task) | {
         "format": SCORECARD_FORMAT,
         "task": task,
-        "made": now.astimezone(UTC).isoformat(timespec="seconds"),
+        "made": utc(now),
         "answers": len(given),
         "left_out": dict(left_out),
     }

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from fintune.data.storage import locate, parquet_dataset
 from fintune.errors import DataError
 from fintune.files import atomic_file, atomic_folder, json_line, read_json, write_json
+from fintune.live.items import utc
 
 Row = dict[str, Any]
 """An item's answer for one task; the keys are `schema`'s columns."""
@@ -181,7 +182,7 @@ class Store:
 
 def days_ago(now: datetime, days: float) -> str:
     """A moment in the past, in the form of `seen`."""
-    return (now - timedelta(days=days)).astimezone(UTC).isoformat(timespec="seconds")
+    return utc(now - timedelta(days=days))
 
 
 def _rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:

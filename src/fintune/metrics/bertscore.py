@@ -54,10 +54,15 @@ def _load_encoder(folder: Path) -> tuple[Any, Any]:
         raise ConfigError(
             f"evaluation.bertscore_encoder: no encoder can be loaded from {folder}: {error}"
         ) from None
+    tokenizer.model_max_length = longest_input(model, tokenizer)
+    return model, tokenizer
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """The most tokens that an encoder takes."""
     positions = getattr(model.config, "max_position_embeddings", None) or 512
     reserved = 2 if "roberta" in model.config.model_type else 0  # RoBERTa's positions start at 2
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions - reserved)
-    return model, tokenizer
+    return min(tokenizer.model_max_length, positions - reserved)
 
 
 def bertscore_examples(
