@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fintune.config import Recipe
-from fintune.data.inputs import CHUNK, chunks, read_all
+from fintune.data.inputs import CHUNK, chunks
+from fintune.data.raw.readers.own_file import read_inputs
 from fintune.data.raw.readers.row_files import RowFile, open_rows
 from fintune.data.records import Dropped
 from fintune.data.storage import locate
@@ -303,7 +304,7 @@ def _read(batch: Any, parts: list[tuple[RowFile, int]], task: Task, mapped: _Map
     try:
         for number in batch["part"].to_pylist():
             part, skip = parts[number]
-            for chunk in chunks(islice(read_all([part], task, *mapped), skip, None)):
+            for chunk in chunks(islice(read_inputs(part, task, *mapped), skip, None)):
                 yield _table("row", [asdict(row) for row in chunk])
     except FintuneError as error:
         yield _table("row", [{"failure": str(error)}])

@@ -386,11 +386,16 @@ def test_the_page_has_items_newest_first_with_all_their_answers(server, started,
     assert page.scorecard(config().output) is None
 
 
-def test_the_command_polls_once_and_says_what_it_found(server, tiny_base, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def tiny_default(tiny_base, tmp_path, monkeypatch):
+    """A working folder whose default recipe names the tiny base."""
     (tmp_path / "configs").mkdir()
     recipe = f"base_model: {{name: {tiny_base}}}\ntraining: {{max_length: 128, bf16: false}}\n"
     (tmp_path / "configs" / "default.yaml").write_text(recipe)
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_command_polls_once_and_says_what_it_found(server, tiny_default, capsys):
     server.routes["/feed"] = Reply(rss("Acme wins [bold]an order[/bold]"))
     command = ["live", "--once", "--feed", f"{server.url}/feed", "--output", "out", "--tasks", "headline"]
     assert main(command) == 1
@@ -406,19 +411,15 @@ def heeding(command):
     return main(command)
 
 
-def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_base, tmp_path, monkeypatch):
-    (tmp_path / "configs").mkdir()
-    recipe = f"base_model: {{name: {tiny_base}}}\ntraining: {{max_length: 128, bf16: false}}\n"
-    (tmp_path / "configs" / "default.yaml").write_text(recipe)
+def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_default):
     server.routes["/feed"] = Reply(rss("First news"))
     command = ["live", "--feed", f"{server.url}/feed", "--output", "out"]
     command += ["--tasks", "headline", "--interval", "5", "--allow-network", "127.0.0.0/8"]
-    monkeypatch.chdir(tmp_path)
     process = Forked(heeding, command)
     try:
         for title in ("First news", "Second news"):
             deadline = time.monotonic() + 60
-            while title not in [item["title"] for item in page.rows(tmp_path / "out")]:
+            while title not in [item["title"] for item in page.rows("out")]:
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.1)
             server.routes["/feed"] = Reply(rss("Second news", "First news"))
@@ -426,5 +427,5 @@ def test_a_run_goes_on_until_interrupted_and_leaves_a_whole_folder(server, tiny_
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert "Traceback" not in process.stderr.read()
-    assert [item["title"] for item in page.rows(tmp_path / "out")] == ["Second news", "First news"]
-    assert page.sources(tmp_path / "out")[0]["failures"] == 0
+    assert [item["title"] for item in page.rows("out")] == ["Second news", "First news"]
+    assert page.sources("out")[0]["failures"] == 0

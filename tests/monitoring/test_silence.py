@@ -151,6 +151,10 @@ def test_answers_of_an_outage_are_kept_when_it_is_over(fault, recorder_of, reque
     names = [recorder.record("sentiment", f"text {i}", ANSWER) for i in range(5)]
     time.sleep(PATIENCE + 0.5)
     unlock()
+    all_are_kept(recorder, names)
+
+
+def all_are_kept(recorder, names):
     deadline = time.monotonic() + 20
     while recorder.writer.state()["waiting"] and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -174,11 +178,7 @@ def test_a_database_that_falls_silent_between_two_answers_delays_none_and_loses_
     assert seconds(recorder.exposition) < 2 * PATIENCE and time.monotonic() - begun < 6
     assert recorder.writer.state() == {"state": "down", "waiting": 8, "lost": 0}
     flows.set()
-    deadline = time.monotonic() + 20
-    while recorder.writer.state()["waiting"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert recorder.writer.state() == {"state": "ok", "waiting": 0, "lost": 0}
-    assert all(recorder.store.find(name) for name in names)
+    all_are_kept(recorder, names)
 
 
 def test_a_service_starts_without_its_database_but_not_with_a_wrong_address(recorder_of, tmp_path):

@@ -6,32 +6,18 @@ import re
 
 import pytest
 from rich.console import Console
-from rules import RuleEngine
 
-from fintune.config import EvaluationConfig, Recipe
-from fintune.data.prepare.dataset import prepare
 from fintune.evaluation.measure_info import MeasureInfo, known_measure
 from fintune.evaluation.published import published_for
-from fintune.evaluation.results import Results
-from fintune.pipeline import evaluate
+from fintune.evaluation.results import Results, read_results
 from fintune.reports.evaluation import html_report
 from fintune.reports.figures import Row, number, print_table, rows_of
 from fintune.reports.markdown import markdown_report, results_table
-from fintune.tasks import known_tasks
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    sample = {name: {"dataset": "sample", "max_train": 60, "max_test": 20} for name in known_tasks()}
-    data = {"prepared_dir": str(folder / "prepared"), "tasks": sample}
-    prepared = prepare(Recipe.model_validate({"data": data}), say=lambda line: None)
-    config = EvaluationConfig(base_model_max_test=8, baselines=[])
-    engine = RuleEngine(prepared.task_set())
-    quiet = {"say": lambda line: None, "progress": False}
-    with pytest.MonkeyPatch.context() as patch:  # BERTScore takes seconds
-        patch.setattr("fintune.metrics.bertscore.ENCODER_PACKAGE", "no_such_package")
-        return evaluate(engine, prepared, config, folder / "results.json", **quiet)
+def results(results_file):
+    return read_results(results_file)
 
 
 def _printed(results, width=80):

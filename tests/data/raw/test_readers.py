@@ -1,10 +1,9 @@
 """Readers: small files of our own in each dataset's shape, and what is wrong with a row is named."""
 
-import io
 import json
-import tarfile
 
 import pytest
+from raw_files import archive, parts
 
 from fintune.data.raw.readers.ectsum import ectsum
 from fintune.data.raw.readers.own_file import read_own_file
@@ -21,28 +20,9 @@ from fintune.data.raw.readers.row_files import row_files
 from fintune.data.raw.readers.stocknet import stocknet
 from fintune.data.records import Dropped
 from fintune.errors import DataError
-from fintune.tasks.base import Record
 from fintune.tasks.types import ClassificationTask, QATask, RegressionTask
 
 TOPIC = ClassificationTask("topic", "Name the topic.", ("good", "bad"))
-
-
-def parts(items):
-    items = list(items)
-    return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Dropped)]
-
-
-def archive(path, files, links=()):
-    with tarfile.open(path, "w:gz") as tar:
-        for name, target in links:
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = tarfile.SYMTYPE, target
-            tar.addfile(link)
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
-    return path
 
 
 def test_phrasebank_drops_its_byte_order_mark_and_keeps_the_shared_test_split(tmp_path):

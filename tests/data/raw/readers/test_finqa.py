@@ -4,11 +4,10 @@ import json
 import zipfile
 
 import pytest
+from raw_files import parts
 
 from fintune.data.raw.readers.finqa import answer_text, convfinqa, finqa
-from fintune.data.records import Dropped
 from fintune.errors import DataError
-from fintune.tasks.base import Record
 
 PAGE = {
     "id": "ASHM/2015/page_7.pdf-2",
@@ -24,11 +23,6 @@ PAGE = {
         "gold_inds": {"table_1": "sales of 2015 is 120"},
     },
 }
-
-
-def parts(items):
-    items = list(items)
-    return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Dropped)]
 
 
 def test_finqa_keeps_its_splits_its_program_and_a_pages_questions_together(tmp_path):

@@ -1,12 +1,11 @@
 """StockNet: what is known before a move, what explains it, and that the future changes nothing."""
 
-import io
 import json
 import random
-import tarfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from raw_files import archive
 
 from fintune.data.raw.readers.stocknet import close_of, stocknet, stocknet_movement, stocknet_nowcast
 from fintune.data.records import Dropped
@@ -31,7 +30,7 @@ TWEETS = {
 }
 
 
-def archive(path, tweets=TWEETS, prices=PRICES, more=()):
+def written(path, tweets=TWEETS, prices=PRICES, more=()):
     files = dict(more)
     for sent, text in tweets.items():
         moment = datetime.fromisoformat(sent).replace(tzinfo=UTC)
@@ -40,12 +39,7 @@ def archive(path, tweets=TWEETS, prices=PRICES, more=()):
         files[name] = files.get(name, "") + json.dumps(line) + "\n"
     rows = "".join(f"{day},1,{close}\n" for day, close in prices.items())
     files["price/raw/AB.csv"] = f"Date,Open,Adj Close\n{rows}2015-08-05,1,null\n"
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
-    return path
+    return archive(path, files)
 
 
 @pytest.fixture
@@ -54,7 +48,7 @@ def path(tmp_path):
         "tweet/preprocessed/AB/2015-07-28": "{bad\n",
         "tweet/preprocessed/ZZ/2015-07-30": '{"text": [], "created_at": "Thu Jul 30 10:00:00 +0000 2015"}\n',
     }
-    return archive(tmp_path / "s.tar.gz", more=more)
+    return written(tmp_path / "s.tar.gz", more=more)
 
 
 def records(items):
@@ -89,7 +83,7 @@ def test_every_text_is_known_at_its_time_and_no_forecast_after_its_move_began(tm
     begin = datetime(2015, 7, 29, tzinfo=UTC)
     tweets = {f"{begin + timedelta(minutes=20 * i):%Y-%m-%dT%H:%M}": f"word{i}" for i in range(72 * 7)}
     sent = {word: f"{moment}:00+00:00" for moment, word in tweets.items()}
-    path = archive(tmp_path / "s.tar.gz", tweets)
+    path = written(tmp_path / "s.tar.gz", tweets)
     days = sorted(PRICES)
     for view, lag in ((stocknet, 1), (stocknet_nowcast, 0)):
         found = records(view(path, max_words=1000))
@@ -110,7 +104,7 @@ def test_the_close_follows_new_yorks_clock_and_its_half_days():
 def test_movement_drops_small_moves_and_counts_them(tmp_path):
     prices = dict(zip(PRICES, [100, 100, 99.5, 100.04725, 100.597], strict=True))  # 0, -0.5, 0.55, 0.5495 %
     tweets = {f"{day}T10:00": f"news of {day}" for day in PRICES}
-    items = list(stocknet_movement(archive(tmp_path / "s.tar.gz", tweets, prices)))
+    items = list(stocknet_movement(written(tmp_path / "s.tar.gz", tweets, prices)))
     assert [(day(r), r.target) for r in records(items)] == [("2015-08-03", "up")]
     assert [(i.reason, i.count) for i in items if isinstance(i, Dropped) and "neither" in i.reason] == [
         ("moves from -0.5 % to 0.55 %, neither up nor down", 3)
@@ -158,7 +152,7 @@ def test_changing_the_future_changes_nothing_of_the_past(tmp_path, view, split, 
     changed = {day: close if day < end else 50 + 100 * chance.random() for day, close in prices.items()}
     past = {sent: text for sent, text in tweets.items() if sent not in later}
 
-    before = records(view(archive(tmp_path / "a.tar.gz", tweets, prices)))
-    after = records(view(archive(tmp_path / "a.tar.gz", {**past, **shuffled}, changed)))
+    before = records(view(written(tmp_path / "a.tar.gz", tweets, prices)))
+    after = records(view(written(tmp_path / "a.tar.gz", {**past, **shuffled}, changed)))
     assert [r for r in before if r.split == split] == [r for r in after if r.split == split] != []
     assert before != after
