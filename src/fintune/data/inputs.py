@@ -32,18 +32,6 @@ def read_all(
     return chain.from_iterable(read_inputs(file, task, columns, trained) for file in files)
 
 
-def check_inputs(
-    files: Sequence[RowFile],
-    task: Task,
-    columns: Mapping[str, str] | None = None,
-    trained: Mapping[str, str] | None = None,
-) -> None:
-    """Raise a DataError for a file that is empty, damaged at its start, of an unknown kind, or without a
-    needed column."""
-    for file in files:
-        next(read_inputs(file, task, columns, trained), None)
-
-
 def chunks(rows: Iterable[Record | Dropped], size: int = CHUNK) -> Iterator[list[Record | Dropped]]:
     """Group rows into chunks, in order.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from fintune.data.inputs import check_inputs, chunks, read_all
+from fintune.data.inputs import chunks, read_all
 from fintune.data.raw.readers.row_files import RowFile, open_rows, row_files
 from fintune.data.records import Dropped
 from fintune.files import json_line
@@ -99,7 +99,8 @@ def check_files(
     """
     output = Output.at(output_file, input_file) if output_file else None
     parts = row_files(input_file, "--input_file", columns=(columns or trained).values(), **reading or {})
-    check_inputs(parts, task, columns, trained)
+    for part in parts:
+        next(read_all([part], task, columns, trained), None)  # refuses a damaged file, or a missing column
     return parts, output
 
 
