@@ -5,21 +5,25 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter
 
 from fintune.data.records import Dropped
 from fintune.errors import ConfigError
 from fintune.tasks.base import Record
 
 View = Literal["", "forecast", "nowcast"]
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class Origin:
     """A pinned source of a file: a web address, or a file of a dataset on the hub."""
 
+    __pydantic_config__ = _STRICT
     url: str = ""
     hub: tuple[str, str, str] | None = None
     """Instead of `url`: the dataset's id on the hub, the full commit hash, the path in it."""
@@ -43,6 +47,7 @@ class Origin:
 class RawFile:
     """A file of a dataset, by its path below the data folder."""
 
+    __pydantic_config__ = _STRICT
     path: str
     sha256: str | None
     """The file's checksum when its reader was tested; None if no copy was available."""
@@ -58,6 +63,7 @@ class RawFile:
 class Dataset:
     """A public dataset: its description, and the reader for its files."""
 
+    __pydantic_config__ = _STRICT
     name: str
     title: str
     type: str
@@ -113,24 +119,10 @@ def _datasets() -> dict[str, Dataset]:
     import yaml
 
     entries = yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
-    found: dict[str, Dataset] = {}
     for name, entry in entries.items():
-        base = entry.pop("view_of", None)
-        if "labels" in entry:
-            entry["labels"] = tuple(entry["labels"])
-        if base:
-            found[name] = replace(found[base], name=name, **entry)
-            continue
-        files = [
-            RawFile(**{**file, "others": tuple(map(_origin, file.get("others", ())))})
-            for file in entry.pop("files")
-        ]
-        found[name] = Dataset(name=name, files=tuple(files), **entry)
-    return found
-
-
-def _origin(entry: dict[str, Any]) -> Origin:
-    return Origin(**{**entry, "hub": tuple(entry["hub"]) if "hub" in entry else None})
+        base = entries.get(entry.pop("view_of", None), {})
+        entries[name] = {**base, "name": name, **entry}
+    return TypeAdapter(dict[str, Dataset]).validate_python(entries)
 
 
 DATASETS = _datasets()
