@@ -101,6 +101,11 @@ def parse_document(content: bytes, name: str, limit: int = MAX_BYTES) -> Documen
     return Document(name, tuple(found), note if skipped else "")
 
 
+def page_blocks(content: bytes, name: str) -> list[Block]:
+    """The blocks of HTML or text in bytes, before they are cut into passages."""
+    return _blocks(_decoded(content, name), name)
+
+
 def _blocks(text: str, name: str) -> list[Block]:
     from fintune.data.documents.html import html_blocks
 
