@@ -14,6 +14,14 @@ from typing import Any
 
 from fintune.errors import MissingExtraError
 
+try:
+    from opentelemetry import context, trace
+    from opentelemetry.propagate import extract
+except ImportError:
+    INSTALLED = False
+else:
+    INSTALLED = True
+
 
 def configure(exporter: Any = None) -> bool:
     """Send spans to the OTLP endpoint of the environment; return whether there is one.
@@ -29,9 +37,8 @@ def configure(exporter: Any = None) -> bool:
     )
     if exporter is None and not wanted:
         return False
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
+    if not INSTALLED or find_spec("opentelemetry.sdk") is None:
         raise MissingExtraError("Tracing", "otel")
-    from opentelemetry import trace
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -49,19 +56,13 @@ def configure(exporter: Any = None) -> bool:
 
 def flush() -> None:
     """Send the remaining spans at the end of a process."""
-    if find_spec("opentelemetry") is not None:
-        from opentelemetry import trace
-
+    if INSTALLED:
         getattr(trace.get_tracer_provider(), "force_flush", lambda: None)()
 
 
 def here() -> Any:
     """The current trace, for a `span` in another thread; None without the extra."""
-    if find_spec("opentelemetry") is None:
-        return None
-    from opentelemetry import context
-
-    return context.get_current()
+    return context.get_current() if INSTALLED else None
 
 
 @contextlib.contextmanager
@@ -74,13 +75,10 @@ def span(
         headers: a request's headers; a `traceparent` among them makes this span part of the caller's trace.
         within: the result of `here` in another thread: the span becomes part of that trace.
     """
-    if find_spec("opentelemetry") is None:
+    if not INSTALLED:
         yield None
         return
-    from opentelemetry import trace
-    from opentelemetry.propagate import extract
-
-    context = extract(dict(headers)) if headers is not None else within
+    outer = extract(dict(headers)) if headers is not None else within
     tracer = trace.get_tracer("fintune")
-    with tracer.start_as_current_span(name, context=context, attributes=attributes) as current:
+    with tracer.start_as_current_span(name, context=outer, attributes=attributes) as current:
         yield current

@@ -36,10 +36,6 @@ def statements(record: Record) -> list[str]:
     return [record.text]
 
 
-def _whole(record: Record) -> list[str]:
-    return [record.text]
-
-
 @dataclass(frozen=True)
 class Found:
     """The held-out text that a text duplicates."""
@@ -64,7 +60,7 @@ class HeldOut:
             whole: compare texts as they are in the dataset, not statement by statement.
             frame: boilerplate that does not count (`near_duplicates.frame`).
         """
-        self._parts = _whole if whole else statements
+        self._parts = (lambda record: [record.text]) if whole else statements
         self.records: Counter[str] = Counter()
         """Test set → its number of records."""
         self._exact: dict[str, dict[str, str]] = {}
