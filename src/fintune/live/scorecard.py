@@ -7,8 +7,11 @@ day when it was answered is left out. The metrics are the evaluation's, with int
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,9 @@ def score(
     usable = [row for row, reason in zip(given, reasons, strict=True) if not reason]
     moves = {(row["id"], row["symbol"]): row for row in store.realised()}
     missing = [row for row in usable if (row["id"], row["symbols"]) not in moves]
-    for symbol, rows in sorted(_by_symbol(missing).items()):
+    symbol_of = itemgetter("symbols")
+    for symbol, group in groupby(sorted(missing, key=symbol_of), symbol_of):
+        rows = list(group)
         closes = _closes(prices, symbol, rows, now)
         for row in rows:
             if move := move_after(datetime.fromisoformat(row["seen"]), closes, now):
@@ -84,13 +89,6 @@ def _unusable(row: Row) -> str:
     return ""
 
 
-def _by_symbol(rows: list[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["symbols"], []).append(row)
-    return found
-
-
 def _closes(prices: Prices, symbol: str, rows: list[Row], now: datetime) -> Closes:
     days = [date.fromisoformat(row["seen"][:10]) for row in rows]
     last = min(max(days) + timedelta(days=14), now.date())
@@ -115,7 +113,10 @@ def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]
             figures[name] = {"value": mean(known), "interval": bounds and list(bounds), "n": len(known)}
     truth = [move["percent"] for _, move in joined]
     ups = mean([float(y > 0) for y in truth if y])
-    card["baselines"] = {"mse_of_no_move": mean([y * y for y in truth]), "share_of_rises": _known(ups)}
+    card["baselines"] = {
+        "mse_of_no_move": mean([y * y for y in truth]),
+        "share_of_rises": None if math.isnan(ups) else ups,
+    }
     return card | {"figures": figures}
 
 
@@ -123,10 +124,6 @@ def _answer(row: Row) -> Prediction:
     """A stored answer, with the interval given at the time."""
     bounds = None if row["low"] is None else (float(row["low"]), float(row["high"]))
     return Prediction(float(row["value"]), interval=bounds)
-
-
-def _known(value: float) -> float | None:
-    return value if value == value else None
 
 
 def show(card: dict[str, Any]) -> None:

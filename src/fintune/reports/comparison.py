@@ -37,15 +37,10 @@ def rows(compared: Comparison | Spread) -> list[tuple[tuple[str, ...], bool | No
             clear = row.interval is not None and (row.interval[0] > 0 or row.interval[1] < 0)
             gap = "–" if row.difference is None else f"{row.difference:+.3f}"
             interval = "[{:+.3f}, {:+.3f}]".format(*row.interval) if row.interval else "–"
-            p = "–" if row.p_value is None else p_text(row.p_value)
+            p = "–" if row.p_value is None else f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<0.001"
             cells = (*about, number(row.a), number(row.b), gap, interval, p)
             found.append((cells, row.measure.improves(row.difference) if clear else None))
     return found
-
-
-def p_text(value: float) -> str:
-    """Three decimals, or `<0.001`."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def notes(compared: Comparison | Spread) -> list[str]:

@@ -69,10 +69,6 @@ class Figure:
         """The lookup key (`value_key`): with its scale applied, without its percent sign."""
         return value_key(self.figure * self.scale)
 
-    @property
-    def unit_of_last_place(self) -> float:
-        return 10.0**-self.decimals * self.scale * (0.01 if self.percent else 1)
-
 
 def _figure(match: re.Match[str]) -> Figure:
     digits = match["digits"].replace(",", "")
@@ -131,7 +127,8 @@ def numeric_match(target: str, prediction: str) -> float | None:
         if len(inside) != 1:
             return 0.0
         got = inside[0]
-    tolerance = expected.unit_of_last_place / 2 * (1 + 1e-9)
+    last_place = 10.0**-expected.decimals * expected.scale * (0.01 if expected.percent else 1)
+    tolerance = last_place / 2 * (1 + 1e-9)
     return float(abs(got.value - expected.value) <= tolerance)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 WORD = re.compile(r"\w[\w.,]*\w|\w")
@@ -69,19 +69,15 @@ class Ranking:
 def content_words(text: str) -> list[str]:
     """The stems of a text's words, without stop words."""
     words = WORD.findall(text.lower().replace("-", " ").replace("’", "'"))
-    return [_stem(word) for word in words if word not in _stopwords()]
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _stem(word: str) -> str:
-    return str(_stemmer().stem(word))
+    stem, skipped = _stemmer(), _stopwords()
+    return [stem(word) for word in words if word not in skipped]
 
 
 @functools.cache
-def _stemmer() -> Any:
+def _stemmer() -> Callable[[str], str]:
     from nltk.stem.porter import PorterStemmer
 
-    return PorterStemmer()
+    return functools.lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from fintune.config import Recipe, TaskDataConfig
 from fintune.data.prepare.dataset import PreparedDataset, load_prepared
-from fintune.data.quality.held_out import Found, HeldOut, public_and_prepared
+from fintune.data.quality.held_out import HeldOut, public_and_prepared
 from fintune.data.raw.readers.encodings import UTF8
 from fintune.data.raw.readers.instructions import fields_of, shape_of
 from fintune.data.raw.readers.json_rows import LINES, LIST, cell, utf8
@@ -105,7 +105,7 @@ def decontaminate(
 def _clean(
     row: dict[str, Any] | str, columns: list[str], shape: str | None, held_out: HeldOut, removal: Removal
 ) -> bool:
-    """Whether a row duplicates no test text; if it does, record which one."""
+    """Whether a row duplicates no test text; if it does, record the most similar one."""
     texts: list[str] = []
     if isinstance(row, dict):
         texts = _texts([cell(row, name) for name in columns])
@@ -114,10 +114,10 @@ def _clean(
             texts += ["\n".join(filter(None, (made["text"], made.get("question"))))]
     removal.rows += 1
     removal.unread += not texts
-    found = _worst(held_out, texts)
-    if found is None:
+    found = [pair for text in texts for pair in held_out.find(text).items()]
+    if not found:
         return True
-    name, match = found
+    name, match = max(found, key=lambda pair: pair[1].rank)
     how = "exact" if match.exact else "near"
     removal.by_set[f"{name}, {how}"] += 1
     removal.removed.append(
@@ -159,12 +159,6 @@ def _prepared(recipe: Recipe, say: Callable[[str], None]) -> PreparedDataset | N
         say(f"There is no prepared data in {folder}: only the public test sets are compared.")
         return None
     return load_prepared(folder)
-
-
-def _worst(held_out: HeldOut, texts: list[str]) -> tuple[str, Found] | None:
-    """The most similar test text of all sets."""
-    found = (pair for text in texts for pair in held_out.find(text).items())
-    return max(found, key=lambda pair: pair[1].rank, default=None)
 
 
 def _tell(removal: Removal, output: Path, say: Callable[[str], None]) -> None:

@@ -33,10 +33,6 @@ def _sets(task: Task, records: Sequence[Record], predictions: Sequence[Predictio
     )
 
 
-def _same(task: Any, record: Record, prediction: Prediction) -> float:
-    return float(task.set_of(record.target) == task.set_of(prediction.value))
-
-
 def _brier(task: Any, record: Record, prediction: Prediction) -> float | None:
     """The mean over labels of (p − [the label is expected])², 0 to 1 (Brier, 1950)."""
     if not prediction.probabilities:
@@ -53,7 +49,12 @@ class MultiLabelTask(Task):
     type = "multilabel"
     decoding: Decoding = "candidates"
     measures = (
-        Measure("exact_match", "same labels", each(_same), share=True),
+        Measure(
+            "exact_match",
+            "same labels",
+            each(lambda task, r, p: task.set_of(r.target) == task.set_of(p.value)),
+            share=True,
+        ),
         Measure("micro_f1", "F1 (micro)", _sets, aggregate=label_metrics.set_micro_f1, share=True),
         Measure("macro_f1", "F1 (macro)", _sets, aggregate=label_metrics.set_macro_f1, share=True),
         MISSING,

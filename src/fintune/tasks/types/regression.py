@@ -60,10 +60,6 @@ def _covered(task: Task, record: Record, prediction: Prediction) -> float | None
     return float(bounds[0] <= float(record.target) <= bounds[1]) if bounds else None  # type: ignore[arg-type]
 
 
-def _width(task: Task, record: Record, prediction: Prediction) -> float | None:
-    return prediction.interval[1] - prediction.interval[0] if prediction.interval else None
-
-
 class RegressionTask(Task):
     """A number.
 
@@ -113,7 +109,7 @@ class RegressionTask(Task):
         Measure(
             "mean_interval_width",
             "width (80 %)",
-            each(_width),
+            each(lambda _, __, p: p.interval[1] - p.interval[0] if p.interval else None),
             better="neither",
             columns=("interval_width",),
             further=True,
