@@ -26,15 +26,14 @@ from fintune.tasks.base import INTERVAL, Prediction, Record
 from fintune.tasks.types import RegressionTask
 
 SCORECARD_FORMAT = 1
+TASK = "regression"
 FEW_DAYS = 30
 """With fewer trading days the intervals mean little, and the scorecard says so."""
 _FIGURES = {"hit_rate": "directional_accuracy", "mse": "mse", "interval_coverage": "interval_coverage"}
 """The scorecard's name of a figure → the metric."""
 
 
-def score(
-    folder: str | Path, prices: Prices, *, task: str = "regression", now: datetime | None = None
-) -> dict[str, Any]:
+def score(folder: str | Path, prices: Prices, *, now: datetime | None = None) -> dict[str, Any]:
     """Join realised moves with the answers of a live run's folder, and write both scorecard and moves there.
 
     Moves that are stored already are not computed again.
@@ -44,10 +43,10 @@ def score(
     """
     now = now or datetime.now(UTC)
     store = Store(folder)
-    given = [row for row in store.rows() if row["task"] == task and row["value"] is not None]
+    given = [row for row in store.rows() if row["task"] == TASK and row["value"] is not None]
     if not given:
         raise DataError(
-            f"{store.folder} holds no answers of the task {task}: run  fintune live --tasks {task},…  first."
+            f"{store.folder} holds no answers of the task {TASK}: run  fintune live --tasks {TASK},…  first."
         )
     left_out: Counter[str] = Counter()
     reasons = [_unusable(row) for row in given]
@@ -68,9 +67,9 @@ def score(
     if moves:
         write_table(store.folder / "realised.parquet", list(moves.values()))
     joined = [(row, moves[key]) for row in usable if (key := (row["id"], row["symbols"])) in moves]
-    card = _card(joined, task) | {
+    card = _card(joined) | {
         "format": SCORECARD_FORMAT,
-        "task": task,
+        "task": TASK,
         "made": utc(now),
         "answers": len(given),
         "left_out": dict(left_out),
@@ -95,13 +94,13 @@ def _closes(prices: Prices, symbol: str, rows: list[Row], now: datetime) -> Clos
     return prices.closes(symbol, min(days) - timedelta(days=1), last)
 
 
-def _card(joined: list[tuple[Row, dict[str, Any]]], task: str) -> dict[str, Any]:
+def _card(joined: list[tuple[Row, dict[str, Any]]]) -> dict[str, Any]:
     """The figures: each with its value, 95 % interval and number of answers."""
     days = {move["day"] for _, move in joined}
     card: dict[str, Any] = {"n": len(joined), "trading_days": len(days), "interval_level": INTERVAL}
     if not joined:
         return card | {"figures": {}}
-    judge = RegressionTask(task, "", unit="%")
+    judge = RegressionTask(TASK, "", unit="%")
     records = [Record(text="-", target=move["percent"], time=move["day"]) for _, move in joined]
     scored = Scored.of(judge, records, [_answer(row) for row, _ in joined])
     intervals = scored.intervals() if len(days) > 1 else {}

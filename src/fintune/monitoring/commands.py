@@ -65,13 +65,11 @@ def show_drift(report: dict[str, Any]) -> None:
     print(markdown(report).rstrip())
 
 
-def feedback(
-    url: str, forget_days: float | None = None, say: Callable[[str], None] = print
-) -> dict[str, dict[str, Any]]:
+def feedback(url: str, forget_days: float | None = None) -> dict[str, dict[str, Any]]:
     """The live scores by task; with `forget_days`, predictions older than that are deleted first."""
     store = open_store(url)
     if forget_days is not None:
-        say(f"{store.delete_older(forget_days):,} predictions older than {forget_days:g} days deleted.")
+        print(f"{store.delete_older(forget_days):,} predictions older than {forget_days:g} days deleted.")
     scores = store.scores()
     store.close()
     return scores
@@ -97,7 +95,6 @@ def from_feedback(
     *,
     everything: bool = False,
     model_path: str | Path | None = None,
-    say: Callable[[str], None] = print,
 ) -> None:
     """Write what feedback teaches of a task as a file to train on, .jsonl or .parquet.
 
@@ -131,8 +128,10 @@ def from_feedback(
 
         with atomic_file(path) as stream:
             pq.write_table(pa.Table.from_pylist(rows), stream)
-    say(f"{len(rows):,} examples written to {path}. Look through them, then train on them beside the others:")
-    say(
+    print(
+        f"{len(rows):,} examples written to {path}. Look through them, then train on them beside the others:"
+    )
+    print(
         f"  fintune train --config {model_path or 'RECIPE'} --set data.tasks.{task}.more_train={path} "
         "--output_dir output/better"
     )

@@ -83,12 +83,7 @@ def jensen_shannon(first: ArrayLike, second: ArrayLike) -> float:
     return float(np.nan_to_num(jensenshannon(p, q, base=2)) ** 2)
 
 
-def compare(
-    reference: Profile,
-    observed: Mapping[str, Iterable[Observation]],
-    *,
-    min_answers: int = MIN_ANSWERS,
-) -> dict[str, Any]:
+def compare(reference: Profile, observed: Mapping[str, Iterable[Observation]]) -> dict[str, Any]:
     """The report of live observations against the reference, task by task, ready for JSON.
 
     A task that the reference lacks is left out. A task's `status` is the worst of its signals', the report's
@@ -97,7 +92,7 @@ def compare(
     tasks = {}
     for name, expected in reference.tasks.items():
         actual = TaskProfile.of(observed.get(name, ()), list(expected.labels))
-        tasks[name] = _compare_task(expected, actual, min_answers)
+        tasks[name] = _compare_task(expected, actual)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "reference": reference.source,
@@ -105,7 +100,7 @@ def compare(
             "psi": [WATCH, DRIFT],
             "words_js": [WATCH_WORDS, DRIFT_WORDS],
             "p_value": P_VALUE,
-            "min_answers": min_answers,
+            "min_answers": MIN_ANSWERS,
         },
         "status": _worst(entry["status"] for entry in tasks.values()),
         "tasks": tasks,
@@ -116,9 +111,9 @@ def _worst(statuses: Iterable[str]) -> str:
     return max(statuses, key=LEVELS.index, default=LEVELS[0])
 
 
-def _compare_task(expected: TaskProfile, actual: TaskProfile, min_answers: int) -> dict[str, Any]:
+def _compare_task(expected: TaskProfile, actual: TaskProfile) -> dict[str, Any]:
     entry: dict[str, Any] = {"n": actual.n, "reference_n": expected.n, "status": "too few", "signals": {}}
-    if min(actual.n, expected.n) < min_answers:
+    if min(actual.n, expected.n) < MIN_ANSWERS:
         return entry
     signals = entry["signals"]
     if expected.labels:
