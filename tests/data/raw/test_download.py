@@ -293,7 +293,7 @@ def test_data_is_looked_for_in_the_given_folder_then_the_variables_then_the_down
     monkeypatch.setenv("FINTUNE_DATA_DIR", "variable")
     for folder in ("data/raw", "variable", "given"):
         write(folder)
-        source = find_source("headline", TaskDataConfig(), wanted.data, task)
+        source = find_source(task, TaskDataConfig(), wanted.data)
         places.append(Path(next(iter(source.files.values())).path).relative_to(Path.cwd()).parts[0])
     assert places == ["data", "variable", "given"]
     assert describe_sources(wanted, [task]) == "twitter_financial_news"

@@ -233,7 +233,7 @@ def _sources(
     """Each task's source; `data.commercial_only` may replace it or leave the task out."""
     sources = {}
     for task in tasks:
-        source, line = licensed_source(task.name, configs[task.name], recipe.data, task)
+        source, line = licensed_source(task, configs[task.name], recipe.data)
         if line:
             say(line)
         if source is not None:

@@ -63,7 +63,7 @@ class Source:
         return {name: file.sha256() for name, file in self.files.items()}
 
 
-def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
+def find_source(task: Task, config: TaskDataConfig, data: DataConfig) -> Source:
     """The source of a task's records: its file, else its dataset, else the default.
 
     A built-in task without a setting uses its public dataset if the data folders have it, else the built-in
@@ -73,15 +73,13 @@ def find_source(name: str, config: TaskDataConfig, data: DataConfig, task: Task)
         ConfigError: the dataset's name is unknown, or its type is not the task's.
         DataError: a file or the data folder is missing, or the task has no data at all.
     """
-    source = _found(name, config, data, task)
+    source = _found(task, config, data)
     if config.more_train:
-        source = _with_more(source, name, config, task)
+        source = _with_more(source, task, config)
     return replace(source, repair=data.repair_encoding)
 
 
-def licensed_source(
-    name: str, config: TaskDataConfig, data: DataConfig, task: Task
-) -> tuple[Source | None, str]:
+def licensed_source(task: Task, config: TaskDataConfig, data: DataConfig) -> tuple[Source | None, str]:
     """`find_source` under `data.commercial_only`, and a line on what that changed; "" if nothing.
 
     If the dataset's licence does not allow commercial use: its stand-in's source, or None if the task is to
@@ -90,14 +88,14 @@ def licensed_source(
     Raises:
         ConfigError, DataError: as in `find_source`.
     """
-    wanted = _wanted(name, config)
+    wanted = _wanted(task.name, config)
     if not data.commercial_only or wanted not in DATASETS:
-        return find_source(name, config, data, task), ""
+        return find_source(task, config, data), ""
     if config.dataset:
-        _dataset(name, wanted, task)  # refuse a wrong type instead of leaving the task out
+        _dataset(task, wanted)  # refuse a wrong type instead of leaving the task out
     chosen, line = commercial_dataset(task, wanted)
     if not config.dataset:
-        source = find_source(name, config, data, task)
+        source = find_source(task, config, data)
         if chosen == wanted or (
             source.dataset == SAMPLE
             and (chosen is None or whole_in(DATASETS[chosen], data_folders(data)) is None)
@@ -105,20 +103,20 @@ def licensed_source(
             return source, ""
     if chosen is None:
         return None, line
-    return find_source(name, config.model_copy(update={"dataset": chosen}), data, task), line
+    return find_source(task, config.model_copy(update={"dataset": chosen}), data), line
 
 
-def _found(name: str, config: TaskDataConfig, data: DataConfig, task: Task) -> Source:
+def _found(task: Task, config: TaskDataConfig, data: DataConfig) -> Source:
     if config.file:
-        return _own_files(name, config, task)
+        return _own_files(task, config)
     if config.dataset == "sample":
-        return _sample(name, "chosen in the recipe")
+        return _sample(task.name, "chosen in the recipe")
     folders = data_folders(data)
     if config.dataset:
-        return _public(_dataset(name, config.dataset, task), folders)
-    if name not in BUILT_IN_TASKS:
+        return _public(_dataset(task, config.dataset), folders)
+    if task.name not in BUILT_IN_TASKS:
         return _plugin(task)
-    return _default(name, folders)
+    return _default(task.name, folders)
 
 
 def data_folders(data: DataConfig) -> Folders:
@@ -187,7 +185,7 @@ def describe_sources(recipe: Recipe, tasks: Iterable[Task], why: str = "") -> st
         if task.name not in BUILT_IN_TASKS and not config.dataset and not config.file:
             named.append(f"the plug-in's data for {task.name}")
             continue
-        source, _ = licensed_source(task.name, config, recipe.data, task)
+        source, _ = licensed_source(task, config, recipe.data)
         if source is None:
             continue
         if source.dataset != SAMPLE:
@@ -208,8 +206,8 @@ def _wanted(name: str, config: TaskDataConfig | None) -> str:
     return DEFAULTS.get(name, "")
 
 
-def _dataset(name: str, dataset: str, task: Task) -> Dataset:
-    key = f"data.tasks.{name}.dataset"
+def _dataset(task: Task, dataset: str) -> Dataset:
+    key = f"data.tasks.{task.name}.dataset"
     if dataset not in DATASETS:
         near = hint(dataset, [*DATASETS, "sample"])
         raise ConfigError(f"{key} names the unknown dataset '{dataset}'{near}")
@@ -217,7 +215,7 @@ def _dataset(name: str, dataset: str, task: Task) -> Dataset:
     if found.type != task.type:
         fitting = [other.name for other in DATASETS.values() if other.type == task.type]
         raise ConfigError(
-            f"{key} is '{dataset}', which is for {found.type} tasks, but {name} is a {task.type} task; "
+            f"{key} is '{dataset}', which is for {found.type} tasks, but {task.name} is a {task.type} task; "
             f"these fit: {', '.join(fitting)}"
         )
     return found
@@ -298,11 +296,11 @@ def _sample_records(name: str) -> Iterator[Record | Dropped]:
     yield from sample_records(name)
 
 
-def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
+def _own_files(task: Task, config: TaskDataConfig) -> Source:
     from fintune.data.raw.readers.own_file import time_form
     from fintune.data.raw.readers.row_files import row_files
 
-    key = f"data.tasks.{name}"
+    key = f"data.tasks.{task.name}"
     given = {"file": config.file, "validation_file": config.validation_file, "test_file": config.test_file}
     files = [
         (setting.removesuffix("file").rstrip("_") or None, file)
@@ -316,19 +314,19 @@ def _own_files(name: str, config: TaskDataConfig, task: Task) -> Source:
     form = config.time_format or ""
     if not form:
         form, note = time_form([file for _, file in files], config.columns, f"{key}.time_format")
-        notes += [f"{name}: {note}."] if note else []
+        notes += [f"{task.name}: {note}."] if note else []
     pieces = functools.partial(_own_pieces, files, task, config.columns, f"{key}.columns", form)
     sums = {file.shown: file.place for _, file in files} | _named([file for _, file in files], config)
     shown = files[0][1].root or files[0][1].place
     return Source(shown.shown, shown.shown, "your own", pieces, sums, remarks=tuple(notes))
 
 
-def _with_more(source: Source, name: str, config: TaskDataConfig, task: Task) -> Source:
+def _with_more(source: Source, task: Task, config: TaskDataConfig) -> Source:
     """The same source, followed by the rows of `more_train` with the split `more`."""
     from fintune.data.raw.readers.own_file import has_column, time_form
     from fintune.data.raw.readers.row_files import open_rows, row_files
 
-    key = f"data.tasks.{name}"
+    key = f"data.tasks.{task.name}"
     files = [file for path in config.more_train for file in row_files(path, f"{key}.more_train")]
 
     def pieces() -> list[tuple[Read, int]]:
