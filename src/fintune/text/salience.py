@@ -108,7 +108,7 @@ class Salience:
         words: list[frozenset[str]] = []
         used = 0
         for _, negative_index, tokens, text in best:
-            own = _words(text)
+            own = frozenset(WORD.findall(text.lower()))
             if used + tokens <= budget and not any(_repeats(own, other) for other in words):
                 chosen.append((-negative_index, text))
                 words.append(own)
@@ -199,10 +199,6 @@ def _figure(token: str) -> str:
     if not digits[-1].isdigit():
         return "<percent>"
     return "<year>" if len(digits) == 4 and digits[:2] in ("19", "20") and digits.isdigit() else "<number>"
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(WORD.findall(text.lower()))
 
 
 def _repeats(new: frozenset[str], old: frozenset[str]) -> bool:

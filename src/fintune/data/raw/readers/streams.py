@@ -84,12 +84,10 @@ def lines(
             with io.TextIOWrapper(file.open(), encoding=encoding) as stream:
                 yield from stream
     except UnicodeError as error:
-        if encoding != "utf-8-sig":
-            raise DataError(
-                f"{file.shown} is not {encoding} text ({error}): give another encoding."
-            ) from None
-        where = _bad_byte(file)
-        raise DataError(f"{file.shown} is not UTF-8 text (byte {where}): save it as UTF-8.") from None
+        what, fix = f"{encoding} text ({error})", "give another encoding"
+        if encoding == "utf-8-sig":
+            what, fix = f"UTF-8 text (byte {_bad_byte(file)})", "save it as UTF-8"
+        raise DataError(f"{file.shown} is not {what}: {fix}.") from None
 
 
 def _lines_between(file: Readable, begin: int, end: int) -> Iterator[str]:
