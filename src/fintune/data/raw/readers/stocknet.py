@@ -52,9 +52,9 @@ def stocknet(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Droppe
     return _read(path, "forecast", "stocknet", max_words)
 
 
-def stocknet_nowcast(path: Path) -> Iterator[Record | Dropped]:
+def stocknet_nowcast(path: Path, max_words: int = MAX_WORDS) -> Iterator[Record | Dropped]:
     """The nowcast: the tweets of the session in which the price moves."""
-    return _read(path, "nowcast", "stocknet_nowcast")
+    return _read(path, "nowcast", "stocknet_nowcast", max_words)
 
 
 def stocknet_movement(path: Path) -> Iterator[Record | Dropped]:
