@@ -13,7 +13,6 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -138,21 +137,14 @@ class Store:
             log.error("FINTUNE_STORE is not available and will be retried: %s: %s", shown, reason(error))
         return store
 
-    def prepare(self) -> None:
-        """Migrate the tables, once."""
+    def prepare(self) -> Database:
+        """The database, whose tables are migrated once."""
         if not self._ready:
             with self._preparing:
                 if not self._ready:
                     migrate(self.database)
                     self._ready = True
-
-    def _connect(self) -> sa.Connection:
-        self.prepare()
-        return self.database.connect()
-
-    def _begin(self) -> AbstractContextManager[sa.Connection]:
-        self.prepare()
-        return self.database.begin()
+        return self.database
 
     def close(self) -> None:
         """Close the connections."""
@@ -161,7 +153,7 @@ class Store:
     def add_predictions(self, rows: Sequence[PredictionRow]) -> None:
         """Store rows of `prediction_row` in one transaction; existing rows stay unchanged."""
         kind = sqlite if self.database.dialect.name == "sqlite" else postgresql
-        with self._begin() as connection:
+        with self.prepare().begin() as connection:
             connection.execute(kind.insert(PREDICTIONS).on_conflict_do_nothing(), rows)
 
     def add_feedback(
@@ -192,7 +184,7 @@ class Store:
             "key_id": key_id,
         }
         try:  # the database refuses feedback without a prediction, even one just deleted
-            with self._begin() as connection:
+            with self.prepare().begin() as connection:
                 connection.execute(FEEDBACK.insert(), row)
         except sa.exc.IntegrityError:
             raise DataError(
@@ -203,7 +195,7 @@ class Store:
     def find(self, prediction_id: str) -> Kept | None:
         """A stored prediction; None if there is none with this id."""
         table = PREDICTIONS.c
-        with self._connect() as connection:
+        with self.prepare().connect() as connection:
             query = sa.select(table.task, table.value, table.probabilities).where(table.id == prediction_id)
             row = connection.execute(query).first()
         if row is None:
@@ -213,7 +205,7 @@ class Store:
 
     def models(self) -> list[str]:
         """Names of the models that answered."""
-        with self._connect() as connection:
+        with self.prepare().connect() as connection:
             names = connection.execute(sa.select(PREDICTIONS.c.model).distinct()).scalars()
             return sorted(name for name in names if name)
 
@@ -236,7 +228,7 @@ class Store:
             query = query.where(_by(model))
         if since is not None:
             query = query.where(PREDICTIONS.c.created >= since.astimezone(UTC).replace(tzinfo=None))
-        with self._connect() as connection:
+        with self.prepare().connect() as connection:
             for row in connection.execute(query):
                 value, target = json.loads(row.value), json.loads(row.target or "null")
                 yield Judged(
@@ -283,7 +275,7 @@ class Store:
     def observations(self, limit: int, model: str | None = None) -> dict[str, list[Observation]]:
         """Each task's newest `limit` stored predictions, for drift; `model=None` is any model."""
         table, wanted = PREDICTIONS.c, sa.true() if model is None else _by(model)
-        with self._connect() as connection:
+        with self.prepare().connect() as connection:
             tasks = connection.execute(sa.select(table.task).where(wanted).distinct()).scalars().all()
             found = {}
             for task in tasks:
@@ -302,7 +294,7 @@ class Store:
     def delete_older(self, days: float) -> int:
         """Delete predictions (and their feedback) older than `days` days; return how many."""
         before = _now() - timedelta(days=days)
-        with self._begin() as connection:
+        with self.prepare().begin() as connection:
             return connection.execute(PREDICTIONS.delete().where(PREDICTIONS.c.created < before)).rowcount
 
 
