@@ -99,6 +99,10 @@ class BaseModelConfig(_Section):
             raise ValueError("load_in_8bit and load_in_4bit exclude each other: keep one of them")
         return self
 
+    @property
+    def quantized(self) -> bool:
+        return self.load_in_8bit or self.load_in_4bit
+
 
 def _all_linear(value: Any) -> Any:
     """Turn PEFT's spelling `target_modules: all-linear` into a list of this one word."""
@@ -477,13 +481,21 @@ class Recipe(_Section):
         """The folder where plug-ins may be besides the installed packages; see `read_from`."""
         return self._plugin_folder
 
-    def read_from(self, folder: str) -> Recipe:
+    def read_from(self, folder: str | None) -> Recipe:
         """This recipe, marked as read by the user from a folder: its plug-ins may be imported from there.
 
         An adapter's recipe is never marked: someone else may have made the adapter and put code in it.
         """
         self._plugin_folder = folder if self.plugins else None
         return self
+
+    def changed(self, section: str, **values: Any) -> Recipe:
+        """This recipe with other values in one section; they are not checked."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
+
+    def on_base(self, name: str) -> Recipe:
+        """This recipe on another base, which is not quantized."""
+        return self.model_copy(update={"base_model": BaseModelConfig(name=name)})
 
     @property
     def data_seed(self) -> int:
@@ -492,7 +504,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _pissa_needs_full_weights(self) -> Recipe:
         base = self.base_model
-        if self.lora_config.pissa and (base.load_in_4bit or base.load_in_8bit):
+        if self.lora_config.pissa and base.quantized:
             bits = "load_in_4bit" if base.load_in_4bit else "load_in_8bit"
             raise ValueError(
                 f"lora_config.init_lora_weights: {self.lora_config.init_lora_weights} changes the base's "
@@ -565,8 +577,7 @@ class Recipe(_Section):
         )
         raw["training"].pop("batch_size", None)
         raw["debug"] = True
-        made = Recipe.model_validate(raw)
-        return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
+        return Recipe.model_validate(raw).read_from(self._plugin_folder)
 
 
 def _entry_point_tasks() -> list[str]:

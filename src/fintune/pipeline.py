@@ -147,12 +147,10 @@ def reproduce(
     for line in bundle.other_versions():
         say(f"Different version: {line}.")
     new_folder(output_dir)
-    recipe = bundle.recipe
-    changes: dict[str, str] = {"prepared_dir": str(output_dir / "prepared")}
-    changes |= {"dir": data_dir} if data_dir else {}
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+    recipe, prepared_dir = bundle.recipe, str(output_dir / "prepared")
+    recipe = recipe.changed("data", prepared_dir=prepared_dir, dir=data_dir or recipe.data.dir)
     results = run(recipe, output_dir / "model", say=say)
-    differ = other_data(bundle, load_prepared(changes["prepared_dir"]).manifest)
+    differ = other_data(bundle, load_prepared(prepared_dir).manifest)
     for name in differ:
         say(f"Other data: {name} differs from the data that the bundle's adapter was trained on.")
     lines = compare(bundle, results)

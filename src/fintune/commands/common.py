@@ -182,7 +182,7 @@ def _debugged(recipe: Any, args: argparse.Namespace) -> Any:
     if not (changes := overrides(args)):
         return small
     changed = recipe_from(small.model_dump(exclude_unset=True), changes, "--debug")
-    return changed if recipe.plugin_folder is None else changed.read_from(recipe.plugin_folder)
+    return changed.read_from(recipe.plugin_folder)
 
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:

@@ -5,16 +5,20 @@ All text from a model or a user is escaped here. Knows neither Gradio nor the en
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fintune.errors import FintuneError
 from fintune.inference.documents import NOT_FOUND, DocumentAnswer, Source
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.reports import plots
 from fintune.tasks.base import Prediction, Record, Task
 from fintune.text.numbers import unsupported_figures
 from fintune.text.sentences import bullet_lines, without_bullet
+
+logger = logging.getLogger(__name__)
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What a report in a frame may load: nothing from elsewhere."""
@@ -39,6 +43,14 @@ def remark(sentence: str) -> str:
 def failure(sentence: str) -> str:
     """Why there is no answer."""
     return f'<div class="ft-notice ft-failure" role="alert">{escape(sentence)}</div>'
+
+
+def unanswered(error: Exception, log: str) -> str:
+    """Why there is no answer, while the error is handled; one that nobody expected goes to the log."""
+    if isinstance(error, FintuneError):
+        return failure(error.plain)
+    logger.exception(log)
+    return failure(UNEXPECTED)
 
 
 def empty(sentence: str) -> str:

@@ -226,7 +226,7 @@ def check_base(config: BaseModelConfig) -> None:
         ModelError: nothing is at its path, or the hub does not provide it.
         MissingExtraError: it is to be quantized, and bitsandbytes is not installed.
     """
-    if (config.load_in_8bit or config.load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
+    if config.quantized and importlib.util.find_spec("bitsandbytes") is None:
         key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
         raise MissingExtraError(f"base_model.{key}", "gpu")
     if source_gguf(config.name) is None:  # a GGUF is converted at first use
@@ -271,8 +271,7 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
             "base_model.load_in_8bit is true, but FSDP cannot shard the data that bitsandbytes keeps beside "
             "8-bit weights: set base_model.load_in_4bit, or launch with configs/accelerate/ddp.yaml."
         )
-    quantized = config.load_in_8bit or config.load_in_4bit
-    device = base_device(process or Process.alone(), quantized)
+    device = base_device(process or Process.alone(), config.quantized)
     options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
     if config.load_in_4bit and process and process.sharded:  # FSDP shards only floating-point tensors
         options["quantization_config"].bnb_4bit_quant_storage = dtype
@@ -281,8 +280,7 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
     except Exception as error:
         raise ModelError(_cannot_load(config.name, error)) from error
-    model = model if quantized else model.to(device)
-    return _frozen(model)
+    return _frozen(model if config.quantized else model.to(device))
 
 
 def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
@@ -293,7 +291,7 @@ def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
     device = base_device(Process.alone(), False)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    if config.load_in_8bit or config.load_in_4bit:
+    if config.quantized:
         options = _options(config, dtype, device)
         model = type(model).from_pretrained(None, config=shape, state_dict=model.state_dict(), **options)
     return _frozen(model)
@@ -305,7 +303,7 @@ def _options(config: BaseModelConfig, dtype: Any, device: Any) -> dict[str, Any]
 
     if not sys.stderr.isatty():  # a progress bar in a log file is noise
         transformers.utils.logging.disable_progress_bar()
-    if not (config.load_in_8bit or config.load_in_4bit):
+    if not config.quantized:
         return {"dtype": dtype}
     return {
         "dtype": dtype,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fintune.config import BaseModelConfig, Recipe
+from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.files import known_sha256, read_json, write_json
 from fintune.models.adapter_files import CONFIG, MAX_CONFIG, WEIGHTS
@@ -83,7 +83,7 @@ def _recipe(folder: str | Path, raw: dict[str, Any], fallback: Recipe | None) ->
         config = read_json(Path(folder) / CONFIG, MAX_CONFIG)
         base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
         recipe = fallback or Recipe()
-        return recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
+        return recipe.on_base(base) if base else recipe
     try:
         trained = raw["recipe"]
         if trained.get("training", {}).get("max_steps") == 0:
@@ -122,8 +122,7 @@ _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
 
 def _unreadable(folder: str | Path, raw: dict[str, Any], error: Exception) -> ModelError:
-    versions = raw.get("versions")
-    version = versions.get("fintune") if isinstance(versions, dict) else None
+    version = part(raw, "versions").get("fintune")
     return ModelError(
         f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
         f"fintune {version or 'in the version that wrote it'}."

@@ -86,10 +86,12 @@ def _takes_system(tokenizer: Any) -> bool:
 def _derived(tokenizer: Any, system: bool) -> Frame | None:
     bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""
 
-    def render(roles: str, generation: bool = True) -> str:
-        names = {"s": "system", "u": "user", "a": "assistant"}
-        turns = [{"role": names[r], "content": _MARKS[names[r]]} for r in roles]
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+    def chat(roles: str) -> Turns:
+        names = ({"s": "system", "u": "user", "a": "assistant"}[r] for r in roles)
+        return [{"role": name, "content": _MARKS[name]} for name in names]
+
+    def render(roles: str, ask: bool = True) -> str:
+        text: str = tokenizer.apply_chat_template(chat(roles), tokenize=False, add_generation_prompt=ask)
         return text.removeprefix(bos)
 
     def last(text: str, role: str) -> str:
@@ -114,9 +116,7 @@ def _derived(tokenizer: Any, system: bool) -> Frame | None:
     generation = last(render(f"{head}u"), "user").removeprefix(user_after)
     found = Frame(turns, alone.removesuffix(user_before), generation)
     for roles in (f"{head}u", "u", f"{head}uau", "uau", f"{head}uauau"):
-        names = {"s": "system", "u": "user", "a": "assistant"}
-        chat = [{"role": names[r], "content": _MARKS[names[r]]} for r in roles]
-        if found.text(chat) != render(roles):
+        if found.text(chat(roles)) != render(roles):
             return None
     return found
 

@@ -89,18 +89,14 @@ def seconds(
     flops += tokens * 2 * shape.linear * again
     if machine.device == "cpu":
         return flops / (machine.peak * UTILISATION[_kind()] * _of_plain(recipe))
-    moved = TRAFFIC * (1.3 if again else 1) * tokens * _kept_by_layers(shape, recipe)
-    if memory.quantized(recipe.base_model):  # each weight is read, and written in full, forward and backward
+    # The amount of computing does not depend on what is kept.
+    kept = memory.token_bytes(shape, recipe.changed("training", gradient_checkpointing=False))
+    moved = TRAFFIC * (1.3 if again else 1) * tokens * kept
+    if recipe.base_model.quantized:  # each weight is read, and written in full, forward and backward
         stored = memory.NF4_BYTES if recipe.base_model.load_in_4bit else 1
         moved += passes * (2 + again) * shape.linear * (stored + 2)
     busy = flops / (machine.peak * MATRIX_SHARE) + moved / machine.bandwidth
     return max(busy, passes * shape.layers * (1.3 if again else 1) * LAUNCH_SECONDS)
-
-
-def _kept_by_layers(shape: Shape, recipe: Recipe) -> int:
-    """Bytes per token kept without checkpointing: the amount of computing does not depend on what is kept."""
-    plain = recipe.training.model_copy(update={"gradient_checkpointing": False})
-    return memory.token_bytes(shape, recipe.model_copy(update={"training": plain}))
 
 
 def _kind() -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import swagger_ui_bundle
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -55,7 +55,6 @@ from fintune.text.numbers import supported_numbers
 from fintune.text.sentences import bullet_lines
 
 router = APIRouter()
-T = TypeVar("T")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}

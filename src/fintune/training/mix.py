@@ -34,6 +34,11 @@ class Draw:
     step_size: int
     """Examples per optimizer step."""
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """A fraction if the last step is short."""
+        return sum(self.per_epoch.values()) / self.step_size
+
 
 def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
     """How a fitted recipe mixes tasks, given each task's number of training examples.
