@@ -97,23 +97,11 @@ def random_adapter_on():
 @pytest.fixture(scope="session")
 def model():
     """A random two-layer Llama in fp64 with block attention, for what must hold to the last digits."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from families import small_llama
 
     from fintune.kernels import attention
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).double()
+    model = small_llama(max_position_embeddings=256, initializer_range=0.3).double()
     assert attention.enable(model)
     model.lm_head.requires_grad_(False)
     return model

@@ -113,6 +113,15 @@ def server(adapters, no_keys):
         running.stop()
 
 
+@pytest.fixture(scope="session")
+def client(server):
+    """OpenAI's own client of the server."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def engine(tiny_base):
     """The small base, untuned."""
