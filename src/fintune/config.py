@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -72,6 +72,16 @@ Label = Annotated[str, BeforeValidator(_label)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    rivals: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of keys of which a section may set one."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        for pair in self.rivals:
+            if all(getattr(self, name) not in (None, False, "", AUTO) for name in pair):  # False is 0 too
+                raise ValueError(f"{' and '.join(pair)} exclude each other: keep one of them")
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -93,11 +103,7 @@ class BaseModelConfig(_Section):
     load_in_4bit: bool = False
     """Load the frozen weights as NF4 through bitsandbytes: QLoRA (Dettmers et al., 2023)."""
 
-    @model_validator(mode="after")
-    def _one_quantization(self) -> BaseModelConfig:
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ValueError("load_in_8bit and load_in_4bit exclude each other: keep one of them")
-        return self
+    rivals = (("load_in_8bit", "load_in_4bit"),)
 
     @property
     def quantized(self) -> bool:
@@ -213,6 +219,8 @@ class TrainingConfig(_Section):
     """Also save a checkpoint when the last one is this old; null turns this off."""
     save_total_limit: int = Field(2, gt=0)
 
+    rivals = (("fp16", "bf16"), ("warmup_steps", "warmup_ratio"))
+
     @model_validator(mode="before")
     @classmethod
     def _batch_size_alias(cls, values: Any) -> Any:
@@ -234,15 +242,11 @@ class TrainingConfig(_Section):
         return value
 
     @model_validator(mode="after")
-    def _one_precision(self) -> TrainingConfig:
-        if self.fp16 and self.bf16:
-            raise ValueError("fp16 and bf16 exclude each other: keep one of them")
+    def _complete(self) -> TrainingConfig:
         if self.gradient_checkpointing_offload and not self.gradient_checkpointing:
             raise ValueError(
                 "gradient_checkpointing_offload needs gradient_checkpointing: true: set both or neither"
             )
-        if self.warmup_ratio and self.warmup_steps not in (0, AUTO):
-            raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
         if self.warmup_ratio:
             self.__dict__["warmup_steps"] = 0  # so that a recipe written out in full reads back
         return self
@@ -344,10 +348,10 @@ class TaskDataConfig(_Section):
     winsorize: Number = Field(0.005, ge=0, lt=0.5)
     """Clip regression's training targets to this quantile and to 1 minus it."""
 
+    rivals = (("dataset", "file"),)
+
     @model_validator(mode="after")
-    def _one_source(self) -> TaskDataConfig:
-        if self.dataset and self.file:
-            raise ValueError("dataset and file exclude each other: keep one of them")
+    def _own_file(self) -> TaskDataConfig:
         own = ("validation_file", "test_file", "columns", "encoding", "sheet", "time_format")
         if not self.file and (given := [name for name in own if getattr(self, name)]):
             raise ValueError(f"{' and '.join(given)} only apply to your own file: set file")

@@ -138,8 +138,8 @@ def make_adapter(folder, tiny_base):
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium(OFFLINE) as started:
-        yield started
+    with chromium(OFFLINE) as running:
+        yield running
 
 
 @contextlib.contextmanager

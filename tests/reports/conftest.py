@@ -31,8 +31,8 @@ def results_file(prepared):
 
 @pytest.fixture(scope="module")  # two of Playwright's loops at a time in one thread are refused
 def browser():
-    with chromium() as started:
-        yield started
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +63,13 @@ def bandwidth() -> float:
     """Bytes/s of the best of four copies, counting both reads and writes."""
     import torch
 
+    from fintune.training.throughput import fastest
+
     cuda = torch.cuda.is_available()
     size = 2**28 if cuda else 2**26
     source = torch.empty(size, dtype=torch.uint8, device="cuda" if cuda else "cpu")
-    target, best = torch.empty_like(source), 0.0
-    for _ in range(4):
-        begun = time.perf_counter()
-        target.copy_(source)
-        if cuda:
-            torch.cuda.synchronize()
-        best = max(best, 2 * size / (time.perf_counter() - begun))
-    return best
+    target = torch.empty_like(source)
+    return 2 * size / fastest(lambda: target.copy_(source))
 
 
 def seconds(
