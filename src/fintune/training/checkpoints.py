@@ -140,11 +140,8 @@ def check_same_data(checkpoint: Path, prepared: PreparedDataset) -> None:
     """Raise a DataError if the checkpoint was trained on other data: its schedule refers to examples."""
     was = manifest.read_raw(checkpoint).get("data", {})
     if was and was.get("files") != prepared.manifest["files"]:
+        datasets = ", ".join(dict.fromkeys(entry["dataset"] for entry in was["tasks"].values()))
         raise DataError(
-            f"{checkpoint} was trained on other data ({_datasets(was)}) than is prepared now "
+            f"{checkpoint} was trained on other data ({datasets}) than is prepared now "
             f"({prepared.describes}): resume with the same data, or train without resuming."
         )
-
-
-def _datasets(data: dict[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(entry["dataset"] for entry in data["tasks"].values()))

@@ -185,7 +185,7 @@ def train(
     checkpoint, start = origin(recipe, output_dir, resume, overwrite)
     report_to = wandb() if use_wandb else []
     state = PartialState(cpu=not torch.cuda.is_available())
-    say = say if state.is_main_process else _silent
+    say = say if state.is_main_process else lambda line: None
     lock = Lock(output_dir, "lock")
     if state.is_main_process and not lock.take():
         raise ConfigError(
@@ -244,10 +244,6 @@ def _train(
     for warning in found:
         say(f"Warning: {warning}")
     return facts
-
-
-def _silent(line: str) -> None:
-    """`say` in every process but the first."""
 
 
 def _model(run: _Run) -> tuple[Any, Any]:
