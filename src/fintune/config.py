@@ -308,8 +308,9 @@ class CustomTaskConfig(_Section):
         return self
 
 
-def _as_list_of_paths(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _or_one(kind: type) -> BeforeValidator:
+    """Accept one value of this kind as a list of it."""
+    return BeforeValidator(lambda value: [value] if isinstance(value, kind) else value)
 
 
 class TaskDataConfig(_Section):
@@ -321,7 +322,7 @@ class TaskDataConfig(_Section):
     """Your own file (CSV, TSV, JSON, Parquet, Excel; .gz and .zst too) or folder, instead of `dataset`."""
     validation_file: str | None = None
     test_file: str | None = None
-    more_train: Annotated[list[str], BeforeValidator(_as_list_of_paths)] = []
+    more_train: Annotated[list[str], _or_one(str)] = []
     """More files of training rows, beside `file` or `dataset`: corrected answers, for example. None of their
     rows is held out, and rows that repeat a held-out text are removed. Columns and labels are named as in
     `file`, or as in the task."""
@@ -458,10 +459,6 @@ class EvaluationConfig(_Section):
         return self.model_copy(update={"report_to": [*self.report_to, *more]})
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
-
-
 class Recipe(_Section):
     """Everything a user may vary in a run."""
 
@@ -469,7 +466,7 @@ class Recipe(_Section):
     lora_config: LoraConfig = Field(default_factory=LoraConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     multi_task: MultiTaskConfig = Field(default_factory=MultiTaskConfig)
-    custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
+    custom_task: Annotated[list[CustomTaskConfig], _or_one(dict)] = []
     """One task block, or a list of them."""
     plugins: list[str] = []
     """Python modules that register tasks, to import: installed, beside the recipe, or in the working

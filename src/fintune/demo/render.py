@@ -256,22 +256,23 @@ HINT = '<p class="ft-hint">Scroll sideways to see the whole table.</p>'
 # Files ----------------------------------------------------------------------------------------------
 
 
+LONGEST_CELL = 160
+"""Characters of a cell that a table shows."""
+
+
 class Html(str):
     """Our own markup with foreign text escaped: a cell that is shown unchanged."""
 
 
 def table(
-    rows: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    longest: int = 160,
-    names: Mapping[str, str] | None = None,
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], names: Mapping[str, str] | None = None
 ) -> str:
     """Rows as a table; a long cell is shortened, with the full text as its tooltip."""
     head = "".join(
         f"<th{_right(rows, name)}>{escape((names or {}).get(name, name.replace('_', ' ')))}</th>"
         for name in columns
     )
-    body = "".join(f"<tr>{''.join(_cell(row.get(name), longest) for name in columns)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="ft-scroll" tabindex="0">{HINT}{inner}</div>'
 
@@ -282,7 +283,7 @@ def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     return " class=ft-n" if isinstance(first, int | float) and not isinstance(first, bool) else ""
 
 
-def _cell(value: Any, longest: int) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f'<td class="ft-n">{value:.3f}</td>'
     if isinstance(value, int) and not isinstance(value, bool):
@@ -290,9 +291,9 @@ def _cell(value: Any, longest: int) -> str:
     if isinstance(value, Html):
         return f'<td class="ft-long">{value}</td>'
     text = "" if value is None else str(value)
-    if len(text) <= longest:
+    if len(text) <= LONGEST_CELL:
         return f"<td{' class=ft-long' if len(text) > 32 else ''}>{escape(text)}</td>"
-    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:longest].rstrip())} …</td>'
+    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:LONGEST_CELL].rstrip())} …</td>'
 
 
 def frame(page: str, title: str) -> str:

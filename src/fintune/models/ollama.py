@@ -8,6 +8,7 @@ from typing import Any
 
 from fintune.files import atomic_write
 from fintune.models.endings import begins_with_bos, end_tokens
+from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, Task, TaskSet
 
 Turns = list[dict[str, str]]
@@ -62,7 +63,7 @@ def frame(tokenizer: Any) -> Frame | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        found = _derived(tokenizer, _takes_system(tokenizer))
+        found = _derived(tokenizer, PromptTemplate(tokenizer, 1).style == "system")
     except Exception:  # a template may raise anything for an order of roles
         found = None
     if found is None:
@@ -73,14 +74,6 @@ def frame(tokenizer: Any) -> Frame | None:
         found.generation,
     ]
     return None if any('"""' in text or "{{" in text for text in literals) else found
-
-
-def _takes_system(tokenizer: Any) -> bool:
-    turns = [{"role": role, "content": _MARKS[role]} for role in ("system", "user")]
-    try:
-        return _MARKS["system"] in tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template without a system role may raise anything
-        return False
 
 
 def _derived(tokenizer: Any, system: bool) -> Frame | None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from fintune.config import Recipe
-from fintune.planning.estimating import Estimate, estimate
+from fintune.planning.estimating import Estimate
 from fintune.progress import duration, megabytes
 from fintune.training.fit import choices, few_steps
 
@@ -29,12 +29,11 @@ def as_dict(recipe: Recipe, need: Estimate) -> dict[str, Any]:
     }
 
 
-def show(recipe: Recipe, need: Estimate | None = None) -> None:
+def show(recipe: Recipe, need: Estimate) -> None:
     """Print the estimate, and the changes to make if it does not fit."""
     from rich.console import Console
     from rich.table import Table
 
-    need = need or estimate(recipe)
     table = Table(title=f"Plan for {recipe.base_model.name}", show_header=False, title_justify="left")
     share = need.trainable_parameters / need.all_parameters
     rows = (

@@ -109,10 +109,11 @@ class ModelThread:
             ask = Ask(list(records), engine, engine.prompts(task, records, truncate))
             chosen = engine.tasks[task]
             if wanted := chosen.text_format if chosen.decoding == "text" else None:
-                refused = [isinstance(prompt, str) for prompt in ask.prompts]
                 ask.allowed = [
-                    (None if no else allowed_tokens(wanted, engine.tokenizer, [record])) or anything
-                    for record, no in zip(records, refused, strict=True)
+                    anything
+                    if isinstance(prompt, str)
+                    else allowed_tokens(wanted, engine.tokenizer, [record]) or anything
+                    for record, prompt in zip(records, ask.prompts, strict=True)
                 ]
             return ask, [engine.cost(task, prompt) for prompt in ask.prompts]
 
