@@ -6,12 +6,14 @@ from a GGUF. Knows no tasks or adapters.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -173,12 +175,8 @@ def model_type(config: BaseModelConfig) -> str:
     """
     import transformers
 
-    try:
+    with _loading(config.name):
         found = transformers.AutoConfig.from_pretrained(resolve(config.name), revision=config.revision)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_cannot_load(config.name, error)) from error
     return str(found.get_text_config().model_type)
 
 
@@ -191,12 +189,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """
     import transformers
 
-    try:
+    with _loading(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name), revision=revision)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {name} has no end-of-text token, so no answer would end: set eos_token in its "
@@ -245,11 +239,9 @@ def _check_hub(name: str, revision: str | None) -> None:
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
-    try:
+    with _loading(name):
         if HfApi().model_info(name, revision=revision, timeout=10).gated:
             HfApi().auth_check(name)
-    except Exception as error:
-        raise ModelError(_cannot_load(name, error)) from error
 
 
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
@@ -276,10 +268,8 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
     if config.load_in_4bit and process and process.sharded:  # FSDP shards only floating-point tensors
         options["quantization_config"].bnb_4bit_quant_storage = dtype
     source = resolve(config.name)
-    try:
+    with _loading(config.name):
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
-    except Exception as error:
-        raise ModelError(_cannot_load(config.name, error)) from error
     return _frozen(model if config.quantized else model.to(device))
 
 
@@ -325,13 +315,20 @@ def _frozen(model: Any) -> Any:
     return model
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    text = str(error)
-    reason = text.strip().splitlines()[0] if text.strip() else repr(error)
-    if any(sign in text for sign in ("gated", "401", "403")):
-        fix = "it is gated: accept its licence on the hub and run  hf auth login"
-    elif Path(name).exists() or name == EMBEDDED:
-        fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
-    else:
-        fix = f"it is not a local folder, nor a hub id that can be reached from here ({reason})"
-    return f"base_model.name is {name}, which cannot be loaded: {fix}."
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Make whatever loading raises a ModelError that says why."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        text = str(error)
+        reason = text.strip().splitlines()[0] if text.strip() else repr(error)
+        if any(sign in text for sign in ("gated", "401", "403")):
+            fix = "it is gated: accept its licence on the hub and run  hf auth login"
+        elif Path(name).exists() or name == EMBEDDED:
+            fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
+        else:
+            fix = f"it is not a local folder, nor a hub id that can be reached from here ({reason})"
+        raise ModelError(f"base_model.name is {name}, which cannot be loaded: {fix}.") from error
