@@ -177,15 +177,12 @@ def _debugged(recipe: Any, args: argparse.Namespace) -> Any:
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:
     """The recipe that a folder's adapter was trained by, or None; what fitted its data is to fit again."""
-    from fintune.config import AUTO
     from fintune.models import manifest
     from fintune.recipes import recipe_from
     from fintune.tasks import plugins
 
-    raw = manifest.read_raw(folder)
-    if not (trained := raw.get("recipe")):
+    if not (trained := manifest.asked(manifest.read_raw(folder))):
         return None
-    trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
     recipe = recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
     plugins.check_trusted(recipe.plugins, str(folder))
     return recipe

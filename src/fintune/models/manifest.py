@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe
+from fintune.config import AUTO, Recipe
 from fintune.errors import ModelError
 from fintune.files import known_sha256, read_json, write_json
 from fintune.models.adapter_files import CONFIG, MAX_CONFIG, WEIGHTS
@@ -52,6 +52,14 @@ def part(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A manifest's content besides recipe and tasks: the `facts` that `write` was given."""
     return {k: v for k, v in raw.items() if k not in ("format", "recipe", "tasks", "weights_sha256")}
+
+
+def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as it was asked for, in which what fitted the data is `auto` again; {} if there is none."""
+    recipe = part(raw, "recipe")
+    if recipe:
+        recipe["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
+    return recipe
 
 
 def check_weights(folder: str | Path) -> None:
