@@ -36,6 +36,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from harness import arguments, fintune_trainer, records
 from scaling import BASES
@@ -493,20 +494,28 @@ def labels(job: Job, cell: str) -> dict[str, Any]:
 
 
 def texts(job: Job, cell: str) -> dict[str, Any]:
-    """Texts of 64 tokens each, written together."""
+    """Texts of 64 tokens each, written together: with recorded steps, and with each launched anew."""
+    from fintune.inference import recording
     from fintune.provenance import peak_memory
 
     engine, _, prompts, told = _engine(job)
     many, new = (2, 4) if job.tiny else (64, NEW_TOKENS)
+    written: list[list[list[int]]] = []
 
     def write() -> None:
         with engine.backend.session():
-            engine.backend.generate(prompts[:many], new, (), None)  # no token ends a text
+            found = engine.backend.generate(prompts[:many], new, (), None)  # no token ends a text
+        written.append([each.ids for each in found])
 
     first = _timed(write)
     seconds = _timed(write)
+    with patch.object(recording, "recorder", lambda device: None):
+        plain_seconds = _timed(write)
     return {
         "tokens_per_second": many * new / seconds,
+        "tokens_per_second_plain": many * new / plain_seconds,
+        "same_texts": written[1] == written[2],
+        "not_recorded": "; ".join(recording.failures) or None,
         "texts_together": many,
         "first_call_seconds": first,
         "peak_memory_gib": peak_memory() / 2**30,
@@ -673,6 +682,7 @@ def _line(result: dict[str, Any]) -> str:
     shown = (
         ("examples_per_second", "{:.1f} examples/s"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("tokens_per_second_plain", "{:,.0f} unrecorded"),
         ("share", "{:.0%} of the peak"),
         ("peak_memory_gib", "{:.1f} GiB"),
         ("first_step_seconds", "first step {:.1f} s"),

@@ -80,7 +80,7 @@ def graph(step):
 def record(monkeypatch):
     """Sets what records steps from their second on, on any device."""
     monkeypatch.setattr(recording, "PLAIN_STEPS", 1)
-    monkeypatch.setattr(recording, "_failures", [])
+    monkeypatch.setattr(recording, "failures", [])
     attention.register()  # another test may have excluded it from graphs
     return lambda recorder: monkeypatch.setattr(recording, "recorder", lambda device: recorder)
 
@@ -104,7 +104,7 @@ def test_recorded_steps_write_what_plain_ones_do(kind, recorder, record):
         wanted = backend.generate(prompts, 12, [END], stop)
         record(recorder)
         found = backend.generate(prompts, 12, [END], stop, backend.shared(prompts))
-    assert not recording._failures
+    assert not recording.failures
     assert [each.ids for each in found] == [each.ids for each in wanted]
     for ours, plain in zip(found, wanted, strict=True):
         assert ours.log_probabilities == pytest.approx(plain.log_probabilities, abs=1e-4)
@@ -142,5 +142,5 @@ def test_cuda_graphs_write_what_plain_steps_do(kind, record):
         wanted = backend.generate(PROMPTS, 12, [], None)
         record(recording.cuda_graph)
         found = backend.generate(PROMPTS, 12, [], None)
-    assert not recording._failures
+    assert not recording.failures
     assert [each.ids for each in found] == [each.ids for each in wanted]

@@ -24,13 +24,14 @@ PLAIN_STEPS = 4
 FAR = 1e-2
 """The relative difference between a recording's logits and the step's from which it is no longer rounding."""
 
-_failures: list[str] = []
+failures: list[str] = []
+"""Why nothing is recorded any more in this process."""
 _log = logging.getLogger(__name__)
 
 
 def recorder(device: torch.device) -> Recorder | None:
     """What records steps on this device; None if nothing does, or if it has failed in this process."""
-    return cuda_graph if device.type == "cuda" and not _failures else None
+    return cuda_graph if device.type == "cuda" and not failures else None
 
 
 def cuda_graph(step: Step) -> Step:
@@ -64,7 +65,7 @@ class Repeated:
             return self._recording()
         logits = self._step()
         self._times += 1
-        if self._record and self._times == PLAIN_STEPS and not _failures:
+        if self._record and self._times == PLAIN_STEPS and not failures:
             self._recording = self._checked(self._record, logits)
         return logits
 
@@ -83,6 +84,6 @@ class Repeated:
             if far < FAR:
                 return recording
             problem = f"a recorded step's logits differ from the plain one's by {far:.1%}"
-        _failures.append(problem)
+        failures.append(problem)
         _log.warning("Steps of writing cannot be recorded here, so each is launched anew: %s", problem)
         return None
