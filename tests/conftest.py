@@ -83,6 +83,20 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def untuned(tiny_base):
+    """A function: settings of `training` → an engine of the tiny base in fp32, without an adapter."""
+
+    def engine(**training):
+        from fintune.config import Recipe
+        from fintune.inference.engine import Engine
+
+        raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, **training}}
+        return Engine.load(None, Recipe.model_validate(raw))
+
+    return engine
+
+
+@pytest.fixture(scope="session")
 def random_adapter(tiny_base, tmp_path_factory):
     """`make_random_adapter` on the tiny base."""
     return make_random_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "own")

@@ -20,11 +20,8 @@ from fintune.text.numbers import unsupported_figures
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base):
-    from fintune.config import Recipe
-
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 256}}
-    return Engine.load(None, Recipe.model_validate(recipe))
+def engine(untuned):
+    return untuned(max_length=256)
 
 
 def some(task, count):

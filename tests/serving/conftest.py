@@ -123,13 +123,8 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base):
-    """The small base, untuned."""
-    from fintune.config import Recipe
-    from fintune.inference.engine import Engine
-
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}}
-    return Engine.load(None, Recipe.model_validate(recipe))
+def engine(untuned):
+    return untuned()
 
 
 @pytest.fixture
