@@ -28,16 +28,26 @@ def changed(source, target, config=None, weights=None, manifest=None):
     return target
 
 
-def make_tiny_base(folder):
-    """A folder with a random two-layer Llama (3.2 M parameters, fp32) and SmolLM2's tokenizer."""
+def make_tiny_base(folder, whole_vocabulary=False):
+    """A folder with a random two-layer Llama (0.3 M parameters, fp32) and a tokenizer that loads at once:
+    SmolLM2's special tokens and chat template, with the 3,000 or so tokens that the sample's texts need, or
+    with all of its own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from fintune.data.raw.sample import SIZES, sample_records
     from fintune.models.base import load_tokenizer
+    from fintune.tasks import known_tasks
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")
+    if not whole_vocabulary:
+        records = [record for task in SIZES for record in sample_records(task)]
+        texts = [f"{record.text} {record.question or ''} {record.target}" for record in records]
+        for task in known_tasks().values():
+            texts += [task.instruction] * 9 + list(task.labels) * 99  # a label is one token, as SmolLM2's
+        tokenizer = tokenizer.train_new_from_iterator(texts, 4096)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -150,4 +150,4 @@ def test_for_people_the_passage_stands_below_with_the_answer_marked(engine, repo
 
 def test_a_question_longer_than_the_context_is_refused(engine, report):
     with pytest.raises(DataError, match=r"prompt has .* tokens"):
-        documents.answer(engine, "qa", [report], "northern segment revenue " * 200)
+        documents.answer(engine, "qa", [report], "northern segment revenue " * 100)

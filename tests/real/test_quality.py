@@ -1,5 +1,6 @@
 """Leaks in the real datasets, as docs/data.md states them: within each one, and none across."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 
 from fintune.cli import main
 from fintune.config import Recipe
+from fintune.data.prepare.dataset import load_prepared
 from fintune.data.quality.decontaminate import decontaminate
 from fintune.data.quality.held_out import HeldOut
 from fintune.data.raw.registry import DATASETS
+from fintune.data.records import text_key
 from fintune.tasks.base import Record
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
@@ -62,8 +65,10 @@ def test_the_published_twitter_training_file_is_cleaned_of_what_its_test_file_ho
     assert (tmp_path / "twice.csv").read_bytes() == (tmp_path / "clean.csv").read_bytes()
 
 
-def test_the_public_datasets_pass_strict_as_prepared_by_default(tmp_path, monkeypatch, capsys):
-    """Those of the default recipe but StockNet, which takes a minute to read, and ECTSum."""
+def test_the_public_datasets_pass_strict_as_prepared_by_default_and_share_no_text_and_no_company(
+    tmp_path, monkeypatch, capsys
+):
+    """As the default recipe prepares them, but StockNet, which takes a minute to read, and ECTSum."""
     for name in ("financial_phrasebank", "twitter_financial_news", "financial_qa_10k"):
         if not (Path(FOLDER) / name).is_dir():
             pytest.skip(f"{name} is not in {FOLDER}")
@@ -73,3 +78,16 @@ def test_the_public_datasets_pass_strict_as_prepared_by_default(tmp_path, monkey
     weights = "multi_task.task_weights={sentiment: 1, headline: 1, qa: 1}"
     assert main(["data", "prepare", "--strict", "--config", str(DEFAULT), "--set", weights]) == 0
     assert "; 176 texts that repeat a held-out one were left out." in capsys.readouterr().out
+    prepared = load_prepared("data/processed")
+    counts = {name: entry["counts"] for name, entry in prepared.manifest["tasks"].items()}
+    assert counts == {
+        "sentiment": {"train": 3259, "validation": 362, "test": 1212},
+        "headline": {"train": 8391, "validation": 935, "test": 2388},
+        "qa": {"train": 5690, "validation": 600, "test": 700},
+    }
+    for name in counts:
+        splits = [prepared.records(name, split) for split in ("train", "validation", "test")]
+        for one, other in itertools.combinations(splits, 2):
+            assert not {text_key(r.text) for r in one} & {text_key(r.text) for r in other}
+            assert not {r.group for r in one if r.group} & {r.group for r in other if r.group}
+    assert prepared.manifest["tasks"]["qa"]["dropped"]["malformed rows"] == 3

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fintune.config import Recipe
-from fintune.data.prepare.dataset import prepare
 from fintune.data.raw.download import download
 from fintune.data.raw.registry import DATASETS
-from fintune.data.records import Dropped, text_key
+from fintune.data.records import Dropped
 from fintune.tasks.base import Record
 
 FOLDER = os.environ.get("FINTUNE_DATA_DIR", "")
@@ -131,28 +129,3 @@ def test_a_files_copy_is_genuine(tmp_path):
     assert (tmp_path / DATASETS["fiqa_sa"].paths[0]).read_bytes() == (
         Path(FOLDER) / DATASETS["fiqa_sa"].paths[0]
     ).read_bytes()
-
-
-def test_prepared_splits_share_no_text_and_no_company(tmp_path, read):
-    for name in ("financial_phrasebank", "twitter_financial_news", "financial_qa_10k"):
-        read(name)  # skips where one is missing
-    recipe = Recipe.model_validate(
-        {
-            "multi_task": {"task_weights": {"sentiment": 1, "headline": 1, "qa": 1}},
-            "data": {"dir": FOLDER, "prepared_dir": str(tmp_path / "prepared")},
-        }
-    )
-    prepared = prepare(recipe)
-    counts = {name: entry["counts"] for name, entry in prepared.manifest["tasks"].items()}
-    assert counts == {
-        "sentiment": {"train": 3259, "validation": 362, "test": 1212},
-        "headline": {"train": 8391, "validation": 935, "test": 2388},
-        "qa": {"train": 5690, "validation": 600, "test": 700},
-    }
-    for name in counts:
-        splits = [prepared.records(name, split) for split in ("train", "validation", "test")]
-        for i, one in enumerate(splits):
-            for other in splits[i + 1 :]:
-                assert not {text_key(r.text) for r in one} & {text_key(r.text) for r in other}
-                assert not {r.group for r in one if r.group} & {r.group for r in other if r.group}
-    assert prepared.manifest["tasks"]["qa"]["dropped"]["malformed rows"] == 3

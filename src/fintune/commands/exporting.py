@@ -158,8 +158,8 @@ def _score(args: argparse.Namespace, model_path: str | Path | None, recipe: Reci
     if found.verdict == "refuse" and not args.force:
         shutil.rmtree(folder)
         raise CheckFailed(
-            f"The export answers otherwise than its adapter ({worst}), and was removed: take a --dtype of "
-            "more bits, or keep it with --force."
+            f"The export answers otherwise than its adapter ({worst}), and was removed: take --dtype q8_0 "
+            "or f16, or keep it with --force."
         )
     if found.verdict != "ok":
         print(

@@ -74,6 +74,10 @@ def export(
         return _for_vllm(model_path, target, recipe, tasks)
     if format == "gguf":
         gguf.check(base.model_type(recipe.base_model), dtype or "f16")
+        if model_path and (
+            line := gguf.grid_warning(base.source_gguf(recipe.base_model.name), dtype or "f16")
+        ):
+            say(line)
     import torch
 
     wide = "f32" if format == "gguf" and dtype not in gguf.DTYPES else dtype

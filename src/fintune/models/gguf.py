@@ -25,6 +25,14 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 """Our name of a dtype → PyTorch's."""
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+_SAME_GRID = {
+    "Q8_0": ("q8_0",),
+    "Q5_1": ("q5_1",),
+    "Q5_0": ("q5_0",),
+    "Q4_1": ("q4_1", "q5_1"),
+    "Q4_0": ("q4_0", "q5_0"),
+}
+"""A type of blocks that a base was rounded to → the types whose values are the same, or include them."""
 """Blocks of 32 numbers with a scale, and with a minimum if the name ends in 1."""
 K_QUANTS = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q2_k")
 """The types that `llama-quantize` makes."""
@@ -52,6 +60,32 @@ def check(model_type: str, dtype: str) -> None:
             f"The base model is of the type {model_type}, and GGUF files are written of "
             f"{', '.join(ARCHITECTURES)} only: {ELSEWHERE}"
         )
+
+
+def grid_warning(source: Path | None, dtype: str) -> str:
+    """One line if `dtype` would round an adapter's changes away; "" if not.
+
+    The weights of a base from a GGUF lie on the few values that its blocks have. A change of less than half
+    the distance between two of them is lost if the sum is rounded to the same values.
+
+    Args:
+        source: the GGUF that the base came from, if it did.
+    """
+    if source is None or dtype not in BLOCKS:
+        return ""
+    from collections import Counter
+
+    import gguf
+
+    kinds = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(source).tensors)
+    own = next((kind for kind, _ in kinds.most_common() if kind in _SAME_GRID), "")
+    if dtype not in _SAME_GRID.get(own, ()):
+        return ""
+    return (
+        f"The base's weights were rounded to {own.lower()}. --dtype {dtype} rounds them with the adapter to "
+        "the same values again, and loses or distorts what the adapter changed: take "
+        + ("f16." if own == "Q8_0" else "q8_0, or f16.")
+    )
 
 
 def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | None, name: str) -> bool:
