@@ -143,10 +143,10 @@ def test_choices_and_prompts_are_answered_in_order_and_counted_once(client):
 
 
 def test_penalties_and_biases_change_the_tokens_that_they_name(client, engine):
-    bias = {str(engine.tokenizer(" bond")["input_ids"][0]): 100}
-    assert complete(client, logit_bias=bias).choices[0].text == " bond" * 8
+    bias = {str(engine.tokenizer(" profit")["input_ids"][0]): 100}
+    assert complete(client, logit_bias=bias).choices[0].text == " profit" * 8
     both = complete(client, logit_bias=bias, frequency_penalty=2.0, max_tokens=60).choices[0]
-    assert " bond" * 40 in both.text and both.text != " bond" * 60
+    assert " profit" * 40 in both.text and both.text != " profit" * 60
     assert complete(client, presence_penalty=0.0).choices[0].text == complete(client).choices[0].text
 
 

@@ -150,7 +150,7 @@ def test_a_chat_that_has_to_call_a_tool_calls_one_whole_and_streamed(untuned, te
         default="base",
     )
     settings = Settings()
-    body = {"model": "base", "messages": CHAT, "tools": TOOLS, "max_tokens": 60}
+    body = {"model": "base", "messages": CHAT, "tools": TOOLS, "max_tokens": 400}
     with TestClient(
         build(settings, ModelThread(models, settings), None), base_url="http://localhost"
     ) as client:
