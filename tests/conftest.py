@@ -83,6 +83,20 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def untuned(tiny_base):
+    """A function: settings of `training` → an engine of the tiny base in fp32, without an adapter."""
+
+    def engine(**training):
+        from fintune.config import Recipe
+        from fintune.inference.engine import Engine
+
+        raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, **training}}
+        return Engine.load(None, Recipe.model_validate(raw))
+
+    return engine
+
+
+@pytest.fixture(scope="session")
 def random_adapter(tiny_base, tmp_path_factory):
     """`make_random_adapter` on the tiny base."""
     return make_random_adapter(tiny_base, tmp_path_factory.mktemp("adapter") / "own")
@@ -97,23 +111,11 @@ def random_adapter_on():
 @pytest.fixture(scope="session")
 def model():
     """A random two-layer Llama in fp64 with block attention, for what must hold to the last digits."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from families import small_llama
 
     from fintune.kernels import attention
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config).double()
+    model = small_llama(max_position_embeddings=256, initializer_range=0.3).double()
     assert attention.enable(model)
     model.lm_head.requires_grad_(False)
     return model

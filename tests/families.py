@@ -1,7 +1,23 @@
 """Tiny random models of many families, by what several texts in one pass are for them."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+SMALL = {
+    "vocab_size": 41,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def small_llama(**changes):
+    """A random Llama of the shape `SMALL`, or with changes."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(SMALL | changes)))
+
 
 SHAPE = {
     "vocab_size": 97,

@@ -211,7 +211,7 @@ def test_a_measured_machine_is_planned_by_what_was_measured(tiny_recipe, tmp_pat
     need = estimate(recipe)
     assert need.calibration == found and 0 < need.seconds_per_epoch < 60
     assert need.seconds_per_epoch == pytest.approx(found.seconds(need.tokens_per_epoch, 2))
-    show(recipe)
+    show(recipe, need)
     assert "measured here on" in capsys.readouterr().out.replace("\n", " ")
     told = plain(as_dict(recipe, need))
     assert (

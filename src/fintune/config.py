@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -72,6 +72,16 @@ Label = Annotated[str, BeforeValidator(_label)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    rivals: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of keys of which a section may set one."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        for pair in self.rivals:
+            if all(getattr(self, name) not in (None, False, "", AUTO) for name in pair):  # False is 0 too
+                raise ValueError(f"{' and '.join(pair)} exclude each other: keep one of them")
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -93,11 +103,11 @@ class BaseModelConfig(_Section):
     load_in_4bit: bool = False
     """Load the frozen weights as NF4 through bitsandbytes: QLoRA (Dettmers et al., 2023)."""
 
-    @model_validator(mode="after")
-    def _one_quantization(self) -> BaseModelConfig:
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ValueError("load_in_8bit and load_in_4bit exclude each other: keep one of them")
-        return self
+    rivals = (("load_in_8bit", "load_in_4bit"),)
+
+    @property
+    def quantized(self) -> bool:
+        return self.load_in_8bit or self.load_in_4bit
 
 
 def _all_linear(value: Any) -> Any:
@@ -209,6 +219,8 @@ class TrainingConfig(_Section):
     """Also save a checkpoint when the last one is this old; null turns this off."""
     save_total_limit: int = Field(2, gt=0)
 
+    rivals = (("fp16", "bf16"), ("warmup_steps", "warmup_ratio"))
+
     @model_validator(mode="before")
     @classmethod
     def _batch_size_alias(cls, values: Any) -> Any:
@@ -230,15 +242,11 @@ class TrainingConfig(_Section):
         return value
 
     @model_validator(mode="after")
-    def _one_precision(self) -> TrainingConfig:
-        if self.fp16 and self.bf16:
-            raise ValueError("fp16 and bf16 exclude each other: keep one of them")
+    def _complete(self) -> TrainingConfig:
         if self.gradient_checkpointing_offload and not self.gradient_checkpointing:
             raise ValueError(
                 "gradient_checkpointing_offload needs gradient_checkpointing: true: set both or neither"
             )
-        if self.warmup_ratio and self.warmup_steps not in (0, AUTO):
-            raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one of them")
         if self.warmup_ratio:
             self.__dict__["warmup_steps"] = 0  # so that a recipe written out in full reads back
         return self
@@ -300,8 +308,9 @@ class CustomTaskConfig(_Section):
         return self
 
 
-def _as_list_of_paths(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _or_one(kind: type) -> BeforeValidator:
+    """Accept one value of this kind as a list of it."""
+    return BeforeValidator(lambda value: [value] if isinstance(value, kind) else value)
 
 
 class TaskDataConfig(_Section):
@@ -313,7 +322,7 @@ class TaskDataConfig(_Section):
     """Your own file (CSV, TSV, JSON, Parquet, Excel; .gz and .zst too) or folder, instead of `dataset`."""
     validation_file: str | None = None
     test_file: str | None = None
-    more_train: Annotated[list[str], BeforeValidator(_as_list_of_paths)] = []
+    more_train: Annotated[list[str], _or_one(str)] = []
     """More files of training rows, beside `file` or `dataset`: corrected answers, for example. None of their
     rows is held out, and rows that repeat a held-out text are removed. Columns and labels are named as in
     `file`, or as in the task."""
@@ -340,10 +349,10 @@ class TaskDataConfig(_Section):
     winsorize: Number = Field(0.005, ge=0, lt=0.5)
     """Clip regression's training targets to this quantile and to 1 minus it."""
 
+    rivals = (("dataset", "file"),)
+
     @model_validator(mode="after")
-    def _one_source(self) -> TaskDataConfig:
-        if self.dataset and self.file:
-            raise ValueError("dataset and file exclude each other: keep one of them")
+    def _own_file(self) -> TaskDataConfig:
         own = ("validation_file", "test_file", "columns", "encoding", "sheet", "time_format")
         if not self.file and (given := [name for name in own if getattr(self, name)]):
             raise ValueError(f"{' and '.join(given)} only apply to your own file: set file")
@@ -450,10 +459,6 @@ class EvaluationConfig(_Section):
         return self.model_copy(update={"report_to": [*self.report_to, *more]})
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
-
-
 class Recipe(_Section):
     """Everything a user may vary in a run."""
 
@@ -461,7 +466,7 @@ class Recipe(_Section):
     lora_config: LoraConfig = Field(default_factory=LoraConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     multi_task: MultiTaskConfig = Field(default_factory=MultiTaskConfig)
-    custom_task: Annotated[list[CustomTaskConfig], BeforeValidator(_as_list)] = []
+    custom_task: Annotated[list[CustomTaskConfig], _or_one(dict)] = []
     """One task block, or a list of them."""
     plugins: list[str] = []
     """Python modules that register tasks, to import: installed, beside the recipe, or in the working
@@ -477,13 +482,21 @@ class Recipe(_Section):
         """The folder where plug-ins may be besides the installed packages; see `read_from`."""
         return self._plugin_folder
 
-    def read_from(self, folder: str) -> Recipe:
+    def read_from(self, folder: str | None) -> Recipe:
         """This recipe, marked as read by the user from a folder: its plug-ins may be imported from there.
 
         An adapter's recipe is never marked: someone else may have made the adapter and put code in it.
         """
         self._plugin_folder = folder if self.plugins else None
         return self
+
+    def changed(self, section: str, **values: Any) -> Recipe:
+        """This recipe with other values in one section; they are not checked."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
+
+    def on_base(self, name: str) -> Recipe:
+        """This recipe on another base, which is not quantized."""
+        return self.model_copy(update={"base_model": BaseModelConfig(name=name)})
 
     @property
     def data_seed(self) -> int:
@@ -492,7 +505,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _pissa_needs_full_weights(self) -> Recipe:
         base = self.base_model
-        if self.lora_config.pissa and (base.load_in_4bit or base.load_in_8bit):
+        if self.lora_config.pissa and base.quantized:
             bits = "load_in_4bit" if base.load_in_4bit else "load_in_8bit"
             raise ValueError(
                 f"lora_config.init_lora_weights: {self.lora_config.init_lora_weights} changes the base's "
@@ -565,8 +578,7 @@ class Recipe(_Section):
         )
         raw["training"].pop("batch_size", None)
         raw["debug"] = True
-        made = Recipe.model_validate(raw)
-        return made if self._plugin_folder is None else made.read_from(self._plugin_folder)
+        return Recipe.model_validate(raw).read_from(self._plugin_folder)
 
 
 def _entry_point_tasks() -> list[str]:

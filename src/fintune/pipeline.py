@@ -126,13 +126,7 @@ class Reproduced:
         return not self.other_data and all(line.within(self.tolerance) for line in self.metrics)
 
 
-def reproduce(
-    bundle: Bundle,
-    output_dir: Path,
-    tolerance: float,
-    data_dir: str | None = None,
-    say: Callable[[str], None] = print,
-) -> Reproduced:
+def reproduce(bundle: Bundle, output_dir: Path, tolerance: float, data_dir: str | None = None) -> Reproduced:
     """Run a bundle's recipe again; return how its data and metrics differ from the bundle's.
 
     Args:
@@ -145,21 +139,19 @@ def reproduce(
     from fintune.models.export import new_folder
 
     for line in bundle.other_versions():
-        say(f"Different version: {line}.")
+        print(f"Different version: {line}.")
     new_folder(output_dir)
-    recipe = bundle.recipe
-    changes: dict[str, str] = {"prepared_dir": str(output_dir / "prepared")}
-    changes |= {"dir": data_dir} if data_dir else {}
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
-    results = run(recipe, output_dir / "model", say=say)
-    differ = other_data(bundle, load_prepared(changes["prepared_dir"]).manifest)
+    recipe, prepared_dir = bundle.recipe, str(output_dir / "prepared")
+    recipe = recipe.changed("data", prepared_dir=prepared_dir, dir=data_dir or recipe.data.dir)
+    results = run(recipe, output_dir / "model")
+    differ = other_data(bundle, load_prepared(prepared_dir).manifest)
     for name in differ:
-        say(f"Other data: {name} differs from the data that the bundle's adapter was trained on.")
+        print(f"Other data: {name} differs from the data that the bundle's adapter was trained on.")
     lines = compare(bundle, results)
     for each in lines:
         mark = "✓" if each.within(tolerance) else "✗"
         now = "missing" if each.now is None else f"{each.now:.4f}"
-        say(f"{mark} {each.task} {each.metric}: {each.then:.4f} then, {now} now")
+        print(f"{mark} {each.task} {each.metric}: {each.then:.4f} then, {now} now")
     return Reproduced(differ, lines, tolerance)
 
 

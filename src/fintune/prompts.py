@@ -106,7 +106,7 @@ class PromptTemplate:
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self._style = self._find_style()
+        self.style = self._find_style()
 
     def prompt_text(self, task: Task, record: Record) -> str:
         """The rendered prompt; the answer's first token comes right after it."""
@@ -115,7 +115,7 @@ class PromptTemplate:
         return self._framed(task.system(record), task.body(record))
 
     def _framed(self, system: str, body: str) -> str:
-        if self._style == "plain":
+        if self.style == "plain":
             return (self.tokenizer.bos_token or "") + _PLAIN.format(instruction=system, body=body)
         return self._chat([{"role": "system", "content": system}, {"role": "user", "content": body}])
 
@@ -124,9 +124,9 @@ class PromptTemplate:
 
         If the template has no system message, the system text goes before the first turn's text.
         """
-        if self._style == "plain":
+        if self.style == "plain":
             return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages) + "assistant:"
-        if self._style == "user" and len(messages) > 1 and messages[0]["role"] == "system":
+        if self.style == "user" and len(messages) > 1 and messages[0]["role"] == "system":
             system, first, *rest = messages
             messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
         return self._render(messages, tools)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from fintune.config import (
+    BaseModelConfig,
     CustomTaskConfig,
     DataConfig,
     EvaluationConfig,
@@ -142,12 +143,9 @@ def recipe_from(raw: dict[str, Any], overrides: Sequence[str] | None, where: str
 
 _RIVALS = (
     {"batch_size", "per_device_train_batch_size"},
-    {"warmup_steps", "warmup_ratio"},
-    {"fp16", "bf16"},
-    {"load_in_4bit", "load_in_8bit"},
-    {"dataset", "file"},
+    *(set(pair) for section in (BaseModelConfig, TrainingConfig, TaskDataConfig) for pair in section.rivals),
 )
-"""Groups of keys of which a section may have one; an override replaces the other key."""
+"""Pairs of keys of which a section may have one; an override replaces the other key."""
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

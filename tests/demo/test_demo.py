@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 import httpx
 import pytest
 import server as server_process
+from chromium import chromium
 from evaluated import write_results
 from forked import Forked
 
@@ -27,11 +27,6 @@ from fintune.demo.texts import examples
 from fintune.errors import FintuneError, MissingExtraError, ModelError
 from fintune.tasks import known_tasks
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 """What the page would need of another machine, it does not get."""
 PATIENCE = 60_000
@@ -143,13 +138,8 @@ def make_adapter(folder, tiny_base):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, OFFLINE])
-        yield chromium
-        chromium.close()
+    with chromium(OFFLINE) as running:
+        yield running
 
 
 @contextlib.contextmanager

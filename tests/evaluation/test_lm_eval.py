@@ -59,13 +59,12 @@ def test_lm_eval_gives_our_accuracy_to_the_example(tiny_recipe, workdir):
         assert found["acc"][task_name(name)] == pytest.approx(sum(right.values()) / 20)
 
 
-def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(tiny_base, workdir):
+def test_the_export_holds_exact_prompts_and_refuses_what_has_no_labels(untuned, workdir):
     import pyarrow.parquet as pq
 
     from fintune.data.raw.sample import sample_records
 
-    raw = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 128}}
-    engine = Engine.load(None, Recipe.model_validate(raw))
+    engine = untuned(max_length=128)
     own = [r for r in sample_records("headline") if r.split == "test"][:3]
     export(engine.tasks, engine.template, {"headline": own, "qa": []}, workdir / "tasks")
     config = yaml.safe_load((workdir / "tasks" / "headline.yaml").read_text())

@@ -7,20 +7,18 @@ import json
 import openpyxl
 import pytest
 
-from fintune.config import Recipe, TaskDataConfig
+from fintune.config import TaskDataConfig
 from fintune.data.storage import locate, parquet_dataset
 from fintune.errors import DataError
 from fintune.inference.answer_files import safe, schema, table
 from fintune.inference.answers import as_dict, predict_file
-from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction
 from fintune.tasks.types import QATask, RegressionTask
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base):
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 128}}
-    return Engine.load(None, Recipe.model_validate(recipe))
+def engine(untuned):
+    return untuned(max_length=128)
 
 
 @pytest.fixture

@@ -20,27 +20,28 @@ from fintune.text.numbers import unsupported_figures
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base):
-    from fintune.config import Recipe
-
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False, "max_length": 256}}
-    return Engine.load(None, Recipe.model_validate(recipe))
+def engine(untuned):
+    return untuned(max_length=256)
 
 
 def some(task, count):
     return [r for r in sample_records(task) if r.split == "test"][:count]
 
 
-def test_a_labels_probability_is_its_share_of_the_likelihood_of_all_labels(engine):
-    record, task = some("headline", 1)[0], engine.tasks["headline"]
-    ids, _ = engine.template.prompt_ids(task, record, 200)
+def shares(engine, task, ids):
+    """Each label's share of the likelihood of all labels after a prompt, by a pass for each."""
     scores = []
     for label in task.labels:
         answer = engine.template.completion_ids(label)
         with torch.no_grad():
             logits = engine.model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
         scores.append(torch.log_softmax(logits, -1)[range(len(answer)), answer].sum())
-    expected = torch.softmax(torch.stack(scores), 0).tolist()
+    return torch.softmax(torch.stack(scores), 0)
+
+
+def test_a_labels_probability_is_its_share_of_the_likelihood_of_all_labels(engine):
+    record, task = some("headline", 1)[0], engine.tasks["headline"]
+    expected = shares(engine, task, engine.template.prompt_ids(task, record, 200)[0]).tolist()
     prediction = engine.predict("headline", [record])[0]
     assert list(prediction.probabilities.values()) == pytest.approx(expected, rel=1e-3)
     assert prediction.value == max(prediction.probabilities, key=prediction.probabilities.get)
@@ -183,17 +184,8 @@ def test_contextual_calibration_divides_by_the_answer_to_inputs_without_content(
 
     task, records = engine.tasks["sentiment"], some("sentiment", 3)
     plain = engine.predict("sentiment", records)
-    shares = []
-    for text in CONTENT_FREE:
-        ids, _ = engine.template.prompt_ids(task, Record(text=text), 200)
-        scores = []
-        for label in task.labels:
-            answer = engine.template.completion_ids(label)
-            with torch.no_grad():
-                logits = engine.model(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
-            scores.append(torch.log_softmax(logits, -1)[range(len(answer)), answer].sum())
-        shares.append(torch.softmax(torch.stack(scores), 0))
-    free = torch.stack(shares).mean(0)
+    prompts = [engine.template.prompt_ids(task, Record(text=text), 200)[0] for text in CONTENT_FREE]
+    free = torch.stack([shares(engine, task, ids) for ids in prompts]).mean(0)
     monkeypatch.setattr(task, "calibration", "contextual")
     for before, after in zip(plain, engine.predict("sentiment", records), strict=True):
         expected = torch.tensor(list(before.probabilities.values())) / free

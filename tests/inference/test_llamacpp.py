@@ -188,5 +188,7 @@ def test_what_llama_cpp_cannot_answer_from_is_refused_in_a_sentence(engines, ran
     with pytest.raises(ModelError, match=r"model\.gguf cannot be read by llama\.cpp: the file is damaged"):
         Engine.load(tmp_path, backend="llama.cpp")
     (tmp_path / "other.gguf").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"has several GGUF files \(model\.gguf, other\.gguf\): keep exactly one"):
+    with pytest.raises(
+        ModelError, match=r"has several GGUF files \(model\.gguf, other\.gguf\): keep exactly one"
+    ):
         Engine.load(tmp_path, backend="llama.cpp")

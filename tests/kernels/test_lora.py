@@ -5,7 +5,7 @@ import copy
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from families import small_llama
 
 from fintune.kernels import lora
 from fintune.models import recomputation
@@ -26,18 +26,7 @@ class SameMask(torch.nn.Dropout):
 
 
 def base():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-        initializer_range=0.3,
-    )
-    model = LlamaForCausalLM(config)
+    model = small_llama(attention_bias=True, initializer_range=0.3)
     for name, parameter in model.named_parameters():  # biases are 0 at first
         if name.endswith("bias"):
             parameter.data.normal_()

@@ -5,11 +5,11 @@ import copy
 import peft
 import pytest
 import torch
+from families import small_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized import quantize
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from fintune.kernels import lora
 from fintune.kernels.frozen import dense, reader_of
@@ -102,17 +102,8 @@ def test_a_layer_is_plain_lora_on_the_dense_weight(bits):
 
 
 def llama(bits, dtype=torch.float32, **changes):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-    )
-    model = quantize(LlamaForCausalLM(config).to(dtype), bits)
+    base = small_llama(hidden_size=64, intermediate_size=96, initializer_range=0.1)
+    model = quantize(base.to(dtype), bits)
     lora_config = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS, "init_lora_weights": False}
     return peft.get_peft_model(model, peft.LoraConfig(**(lora_config | changes))).train()
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from families import SMALL
 from torch.autograd import gradcheck
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -69,9 +70,7 @@ def test_the_fast_normalization_is_transformers_own(dtype, of_weight, kind):
 )
 def test_a_model_computes_the_same_and_keeps_normalizations_of_another_kind(kind, changes, fast):
     """In Mamba-2 two of five are gated: the gate is a second argument."""
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    own = {"num_key_value_heads": 2, "vocab_size": 41, "pad_token_id": 0}
-    config = AutoConfig.for_model(kind, **(shape | own | changes))
+    config = AutoConfig.for_model(kind, **(SMALL | {"pad_token_id": 0} | changes))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     for parameter in model.parameters():  # norms' weights are all 1 (Gemma's 0) at first

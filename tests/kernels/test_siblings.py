@@ -4,20 +4,12 @@ import peft
 import pytest
 import torch
 import transformers
+from families import SMALL, small_llama
 
 from fintune.kernels import lora, siblings
 
 IDS = torch.arange(3, 21).view(2, 9)
-SMALL = {
-    "vocab_size": 41,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
+SHAPE = SMALL | {"head_dim": 8, "pad_token_id": 0}
 GPT2 = {"vocab_size": 41, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 DROPOUT = {
     name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout")
@@ -26,16 +18,16 @@ EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 1}
 
 FAMILIES = {
     # name → its configuration, and how many layers each group of one decoder layer holds
-    "Llama": (SMALL, [3, 1, 2, 1]),
-    "Qwen2": (SMALL, [3, 1, 2, 1]),  # biases
-    "Qwen3": (SMALL, [3, 1, 2, 1]),  # normalized queries and keys
-    "Gemma": (SMALL, [3, 1, 2, 1]),
-    "Gemma2": (SMALL, [3, 1, 2, 1]),
-    "Phi3": (SMALL, [1, 1, 1, 1]),  # fused queries, keys and values, and gate and up
-    "GPTNeoX": (SMALL, [1, 1, 1, 1]),
+    "Llama": (SHAPE, [3, 1, 2, 1]),
+    "Qwen2": (SHAPE, [3, 1, 2, 1]),  # biases
+    "Qwen3": (SHAPE, [3, 1, 2, 1]),  # normalized queries and keys
+    "Gemma": (SHAPE, [3, 1, 2, 1]),
+    "Gemma2": (SHAPE, [3, 1, 2, 1]),
+    "Phi3": (SHAPE, [1, 1, 1, 1]),  # fused queries, keys and values, and gate and up
+    "GPTNeoX": (SHAPE, [1, 1, 1, 1]),
     "GPT2": (GPT2, [1, 1, 1, 1]),  # transposed weights
-    "Phi": (SMALL, [3, 1, 1, 1]),  # biases, attention beside the MLP
-    "Mixtral": (SMALL | EXPERTS, [3, 1]),  # experts and router, no linear layers, keep PEFT's forward
+    "Phi": (SHAPE, [3, 1, 1, 1]),  # biases, attention beside the MLP
+    "Mixtral": (SHAPE | EXPERTS, [3, 1]),  # experts and router, no linear layers, keep PEFT's forward
 }
 
 
@@ -104,7 +96,7 @@ def test_a_failing_look_leaves_the_layers_as_they_were(monkeypatch):
 
 def test_layers_of_a_model_that_is_only_laid_out_are_alone():
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+        model = small_llama()
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "k_proj"]))
     assert lora.enable(model) == (4, 4)
     assert all(len(m.fintune_group.layers) == 1 for m in model.modules() if hasattr(m, "fintune_group"))

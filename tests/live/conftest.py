@@ -22,16 +22,11 @@ def web():
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_base):
+def engine(untuned):
     """The tiny base, with levels for the regression task."""
-    from fintune.config import Recipe
-    from fintune.inference.engine import Engine
     from fintune.tasks import Record
 
-    recipe = Recipe.model_validate(
-        {"base_model": {"name": str(tiny_base)}, "training": {"max_length": 256, "bf16": False}}
-    )
-    engine = Engine.load(None, recipe)
+    engine = untuned(max_length=256)
     moves = (-4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
     engine.tasks["regression"].fit([Record(text="-", target=move) for move in moves])
     return engine

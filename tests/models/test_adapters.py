@@ -69,12 +69,10 @@ def test_every_way_in_refuses_what_would_change_the_base(random_adapter, tiny_ba
 
 def test_a_bias_is_loaded_where_the_base_is_the_adapters_own(tmp_path):
     import peft
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from families import small_llama
 
     def biased():
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-        return LlamaForCausalLM(LlamaConfig(vocab_size=41, attention_bias=True, **sizes)).eval()
+        return small_llama(num_hidden_layers=1, attention_bias=True).eval()
 
     config = peft.LoraConfig(
         r=2, target_modules=QKV, bias="all", init_lora_weights=False, task_type="CAUSAL_LM"

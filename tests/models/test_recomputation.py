@@ -3,7 +3,7 @@
 import peft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from families import small_llama
 
 from fintune.config import TrainingConfig
 from fintune.errors import ConfigError
@@ -14,17 +14,8 @@ IDS = torch.arange(3, 21).view(2, 9)
 
 
 def adapted():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=41,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
     lora_config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    return peft.get_peft_model(LlamaForCausalLM(config), lora_config).train()
+    return peft.get_peft_model(small_llama(num_hidden_layers=3), lora_config).train()
 
 
 def gradients(model):

@@ -1,20 +1,13 @@
 """An evaluation of the sample by rules, and a browser that opens its pages without a network."""
 
-import shutil
-
 import pytest
+from chromium import chromium
 from rules import RuleEngine
 
 from fintune.config import EvaluationConfig, Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.pipeline import evaluate
 from fintune.tasks import known_tasks
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +31,8 @@ def results_file(prepared):
 
 @pytest.fixture(scope="module")  # two of Playwright's loops at a time in one thread are refused
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture

@@ -113,14 +113,18 @@ def server(adapters, no_keys):
         running.stop()
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_base):
-    """The small base, untuned."""
-    from fintune.config import Recipe
-    from fintune.inference.engine import Engine
+@pytest.fixture(scope="session")
+def client(server):
+    """OpenAI's own client of the server."""
+    import openai
 
-    recipe = {"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}}
-    return Engine.load(None, Recipe.model_validate(recipe))
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engine(untuned):
+    return untuned()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 from types import SimpleNamespace
 
-from fintune.config import Recipe
 from fintune.errors import ConfigError, DataError, ModelError
 from fintune.serving.errors import for_caller
 from fintune.serving.queue import ModelThread
@@ -32,11 +31,8 @@ class Choosy(QATask):
         return super().parse(text)
 
 
-def test_a_plugin_that_refuses_an_answer_costs_no_other_text_of_the_batch_its_own(tiny_base):
-    from fintune.inference.engine import Engine
-
-    recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}})
-    engine = Engine.load(None, recipe)
+def test_a_plugin_that_refuses_an_answer_costs_no_other_text_of_the_batch_its_own(untuned):
+    engine = untuned()
     task = engine.tasks.tasks["choosy"] = Choosy("choosy", "Answer.")
     task.max_new_tokens = 8
     records = [

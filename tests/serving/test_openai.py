@@ -14,12 +14,6 @@ CHAT = [{"role": "user", "content": "What is a bond?"}]
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def written(adapters):
     """What Transformers' own greedy decoding writes for CHAT, 12 tokens."""
     engine = Engine.load(adapters / "first")

@@ -24,12 +24,6 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def engine(adapters):
     return Engine.load(adapters / "first")
 

@@ -130,17 +130,14 @@ def test_tool_choice_names_a_tool():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", [QWEN, LLAMA])
-def test_a_chat_that_has_to_call_a_tool_calls_one_whole_and_streamed(tiny_base, template):
+def test_a_chat_that_has_to_call_a_tool_calls_one_whole_and_streamed(untuned, template):
     from fastapi.testclient import TestClient
 
-    from fintune.config import Recipe
-    from fintune.inference.engine import Engine
     from fintune.serving.api import build
     from fintune.serving.queue import ModelThread
     from fintune.serving.settings import Settings
 
-    recipe = Recipe.model_validate({"base_model": {"name": str(tiny_base)}, "training": {"bf16": False}})
-    engine = Engine.load(None, recipe)
+    engine = untuned()
     engine.tokenizer.chat_template = template
     models = SimpleNamespace(
         get=lambda name: (engine, False),

@@ -38,6 +38,15 @@ def test_every_example_goes_to_one_process_and_none_has_much_more_than_another(l
     assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
+def assert_same_weights(*folders):
+    """Two adapters are the same; returns the names of their weights."""
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    return list(one)
+
+
 def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir):
     """Steps of 9 examples, which 2 does not divide, and a last one of 1, where one process has none."""
     recipe = tiny_recipe(
@@ -54,10 +63,7 @@ def test_two_processes_reach_the_weights_of_one(tiny_recipe, workdir):
     )
     train(recipe, workdir / "one", progress=False)
     two_processes(sharded.trained, recipe, workdir / "two")
-    one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    assert_same_weights(workdir / "one", workdir / "two")
     facts = [json.loads((workdir / name / "fintune.json").read_text()) for name in ("one", "two")]
     assert [each["processes"] for each in facts] == [1, 2]
     for counted in ("examples", "tokens_without_sharing"):
@@ -85,10 +91,8 @@ def test_two_processes_with_a_base_in_8_bit_and_dora_reach_the_weights_of_one(ti
     )
     train(recipe, workdir / "one", progress=False)
     two_processes(sharded.trained, recipe, workdir / "two")
-    one, two = (load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys() and any("magnitude" in name for name in one)
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+    names = assert_same_weights(workdir / "one", workdir / "two")
+    assert any("magnitude" in name for name in names)
 
 
 def test_qlora_in_two_processes_reaches_the_weights_of_one_which_may_go_on_alone(tiny_recipe, workdir):
@@ -102,13 +106,8 @@ def test_qlora_in_two_processes_reaches_the_weights_of_one_which_may_go_on_alone
     train(recipe, workdir / "one", progress=False)
     two_processes(sharded.trained, recipe, workdir / "two")
     train(recipe, workdir / "resumed", resume=workdir / "two" / "checkpoint-2", progress=False)
-    one, *others = (
-        load_file(workdir / name / "adapter_model.safetensors") for name in ("one", "two", "resumed")
-    )
-    for other in others:
-        assert one.keys() == other.keys()
-        for name in one:
-            torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-5)
+    for other in ("two", "resumed"):
+        assert_same_weights(workdir / "one", workdir / other)
 
 
 @pytest.mark.parametrize("four_bit", [False, True])

@@ -48,7 +48,7 @@ def test_the_mix_is_that_of_the_runs_own_plan(tiny_recipe, max_steps):
 
 def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
     recipe = tiny_recipe(**SMALL, training={"max_steps": -1, "num_train_epochs": 3}, data={"tasks": SIZES})
-    mix.show(recipe)
+    mix.show(recipe, mix.measure_prepared(recipe))
     said = capsys.readouterr().out
     assert "summarization          6       23  50.0%" in said and "75.0%    11.5×" in said
     assert "The run: 18 steps of 8 examples, 138 in all (3.00 epochs; balanced sampling)." in said
@@ -60,7 +60,8 @@ def test_a_small_task_seen_too_often_is_warned_of(tiny_recipe, capsys):
 
 def test_of_a_large_task_a_part_is_tokenized_and_it_says_so(tiny_recipe, capsys, monkeypatch):
     monkeypatch.setattr(mix, "SAMPLED", 5)
-    mix.show(tiny_recipe(**SMALL))
+    recipe = tiny_recipe(**SMALL)
+    mix.show(recipe, mix.measure_prepared(recipe))
     assert (
         "from a sample of the examples: 5 of 12 sentiment, 5 of 12 summarization." in capsys.readouterr().out
     )

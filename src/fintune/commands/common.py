@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,19 +75,12 @@ def shown(args: argparse.Namespace, value: Any, show: Callable[[], object] | Non
 
 def plain(value: Any) -> Any:
     """A value as JSON has it: objects by field, numbers as numbers, and null for NaN and infinity."""
-    if hasattr(value, "model_dump"):
-        value = value.model_dump(mode="json")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif hasattr(value, "tolist"):  # of NumPy
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    from pydantic_core import to_json
+
+    def other(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else str(value)  # the first are NumPy's
+
+    return json.loads(to_json(value, inf_nan_mode="null", fallback=other))
 
 
 def recipe_flags(command: argparse.ArgumentParser) -> None:
@@ -129,24 +121,22 @@ def backend_flag(command: argparse.ArgumentParser) -> None:
     )
 
 
-def count(text: str) -> int:
+def _above_0(kind: Callable[[str], Any], text: str, what: str) -> Any:
     try:
-        value = int(text)
+        value = kind(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text}")
     return value
+
+
+def count(text: str) -> int:
+    return int(_above_0(int, text, "a whole number of at least 1"))
 
 
 def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text}")
-    return value
+    return float(_above_0(float, text, "a number of seconds above 0"))
 
 
 class Pairs(argparse.Action):
@@ -182,20 +172,17 @@ def _debugged(recipe: Any, args: argparse.Namespace) -> Any:
     if not (changes := overrides(args)):
         return small
     changed = recipe_from(small.model_dump(exclude_unset=True), changes, "--debug")
-    return changed if recipe.plugin_folder is None else changed.read_from(recipe.plugin_folder)
+    return changed.read_from(recipe.plugin_folder)
 
 
 def _recipe_in(folder: Path, changes: list[str]) -> Any:
     """The recipe that a folder's adapter was trained by, or None; what fitted its data is to fit again."""
-    from fintune.config import AUTO
     from fintune.models import manifest
     from fintune.recipes import recipe_from
     from fintune.tasks import plugins
 
-    raw = manifest.read_raw(folder)
-    if not (trained := raw.get("recipe")):
+    if not (trained := manifest.asked(manifest.read_raw(folder))):
         return None
-    trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
     recipe = recipe_from(trained, changes, f"{folder}/{manifest.NAME}")
     plugins.check_trusted(recipe.plugins, str(folder))
     return recipe

@@ -96,12 +96,11 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _recipe_of_base(model_path: str | Path | None, name: str | None) -> Recipe:
-    from fintune.config import BaseModelConfig
     from fintune.models import manifest
     from fintune.recipes import default_recipe_path, load_recipe
 
     recipe = manifest.read_recipe(model_path) if model_path else load_recipe(default_recipe_path())
-    return recipe.model_copy(update={"base_model": BaseModelConfig(name=name)}) if name else recipe
+    return recipe.on_base(name) if name else recipe
 
 
 def _bundle(args: argparse.Namespace) -> int:

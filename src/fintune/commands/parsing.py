@@ -91,9 +91,8 @@ class Parser(argparse.ArgumentParser):
 def underscored(arguments: Sequence[str]) -> list[str]:
     """The arguments with `--output-dir` as `--output_dir`: flags are known by underscores, both are typed."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    flags = (re.sub(r"^--[\w-]+(?==|$)", _underscored, argument) for argument in arguments[:end])
+    flags = (
+        re.sub(r"(?<=^--)[\w-]+(?==|$)", lambda name: name[0].replace("-", "_"), argument)
+        for argument in arguments[:end]
+    )
     return [*flags, *arguments[end:]]
-
-
-def _underscored(flag: re.Match[str]) -> str:
-    return "--" + flag[0][2:].replace("-", "_")

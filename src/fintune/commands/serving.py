@@ -295,17 +295,7 @@ def _keys(args: argparse.Namespace) -> int:
         print(f"Revoked {keys.revoke(path, args.key).id}.")
     else:
         found = keys.load(path).values()
-        public = (
-            "id",
-            "name",
-            "created",
-            "revoked",
-            "rate",
-            "rate_records",
-            "rate_tokens",
-            "admin",
-            "metrics",
-        )
+        public = "id name created revoked rate rate_records rate_tokens admin metrics".split()
         listed = [{field: getattr(key, field) for field in public} for key in found]
         shown(args, {"file": path, "keys": listed}, lambda: _print_keys(found))
     return 0

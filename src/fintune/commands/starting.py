@@ -189,6 +189,7 @@ def recipe_text(
     quoted = json.dumps  # a JSON string is a YAML string
     names = list(filter(None, dict.fromkeys(labels.values())))
     mapping = {value: label for value, label in labels.items() if value != label}
+    counts = [count for value, count in seen.labels.items() if labels[value]]
     small = base == DEFAULT_BASE
     tokens = seen.quantile(0.99) // 3 + 200  # about, with the instruction and an answer
     lines = [
@@ -209,7 +210,7 @@ def recipe_text(
         f"    {name}: 1.0   # name built-in tasks too, to train them beside it",
         *(
             ["  class_weights:", f"    {name}: balanced   # rare labels count as much as frequent ones"]
-            if seen.type == "classification" and _uneven([n for v, n in seen.labels.items() if labels[v]])
+            if seen.type == "classification" and max(counts) > 5 * min(counts)
             else []
         ),
         "",
@@ -246,21 +247,16 @@ def recipe_text(
     return "\n".join(lines) + "\n"
 
 
-def _uneven(counts: list[int]) -> bool:
-    return max(counts) > 5 * min(counts)
-
-
 def _splits(seen: Look) -> list[str]:
     """The lines on how the rows are split."""
     if seen.split_column:
         return [f"  # the column {seen.split_column} says which row is for what"]
     way = "by time, the newest rows are for testing" if "time" in seen.fields else "at random, by data.seed"
-    fractions = [
+    return [
         f"  {part}_fraction: 0.1   # split off {way}"
         for part in ("validation", "test")
         if f"{part}_file" not in seen.files
     ]
-    return fractions
 
 
 COMMANDS = (Command("init", "look at your own files and write a recipe for them", _init, _init_flags),)

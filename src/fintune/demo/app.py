@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fintune.demo import about, batch_tab, compare_tab, live_tab, results_tab, scratch, task_tab, texts
 from fintune.errors import ConfigError, FintuneError, MissingExtraError
 from fintune.serving.origins import OwnPagesOnly
-from fintune.serving.settings import LOOPBACK
+from fintune.serving.settings import LOOPBACK, web_address
 
 if TYPE_CHECKING:
     import gradio
@@ -129,7 +129,7 @@ def serve(page: gradio.Blocks, port: int, host: str = "127.0.0.1", hosts: Sequen
         raise
     if public:
         print("The demo has no password: whoever reaches this machine's network address can use it.")
-    print(f"The demo is at http://{_printable(host)}:{port} (Ctrl+C stops it).", flush=True)
+    print(f"The demo is at {web_address(host, port)} (Ctrl+C stops it).", flush=True)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that uploads are deleted
     page.block_thread()
@@ -189,10 +189,6 @@ def _theme(gr: Any) -> Any:
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
     )
-
-
-def _printable(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _gradio() -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from fintune.demo import batch, render, scratch, texts
 from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 ERRORS_SHOWN = 10
 
@@ -67,13 +65,9 @@ def add(gr: Any, engine: Engine) -> None:
             for progress in batch.run(engine, tasks[name], path, target, chosen):
                 shown = gr.update(value=_preview(progress), visible=bool(progress.rows))
                 yield _status(progress), hidden, shown, gr.update(visible=True)
-        except FintuneError as error:
-            said = error.plain.replace(str(path), Path(path).name)
-            yield render.failure(said), hidden, hidden, hidden
-            return
-        except Exception:
-            logger.exception("The batch failed")
-            yield render.failure(render.UNEXPECTED), hidden, hidden, hidden
+        except Exception as error:
+            why = render.unanswered(error, "The batch failed")
+            yield why.replace(escape(str(path)), escape(Path(path).name)), hidden, hidden, hidden
             return
         if progress is not None:
             yield _status(progress), gr.update(value=str(target), visible=True), gr.skip(), hidden

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fintune.demo import render, texts
 from fintune.demo.task_tab import MODEL, ask, unanswerable
-from fintune.errors import FintuneError
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction, Record, Task
-
-logger = logging.getLogger(__name__)
 
 
 def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> None:
@@ -66,12 +62,9 @@ def add(gr: Any, engine: Engine, examples: Mapping[str, Sequence[Record]]) -> No
             left = render.answer(task, record, without)
             yield left, render.empty("The adapter is answering …"), gr.update(visible=False)
             with_it, remark = ask(engine, task, record)
-        except FintuneError as error:
-            yield empty, empty, gr.update(value=render.failure(error.plain), visible=True)
-            return
-        except Exception:
-            logger.exception("The comparison failed")
-            yield empty, empty, gr.update(value=render.failure(render.UNEXPECTED), visible=True)
+        except Exception as error:
+            why = render.unanswered(error, "The comparison failed")
+            yield empty, empty, gr.update(value=why, visible=True)
             return
         verdict = " ".join(filter(None, (difference(task, without, with_it), remark)))
         right = render.answer(task, record, with_it).replace('id="ft-', 'id="ft-tuned-')

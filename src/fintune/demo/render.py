@@ -5,16 +5,20 @@ All text from a model or a user is escaped here. Knows neither Gradio nor the en
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fintune.errors import FintuneError
 from fintune.inference.documents import NOT_FOUND, DocumentAnswer, Source
 from fintune.inference.grounding import Span, answer_spans, bullet_sources
 from fintune.reports import plots
 from fintune.tasks.base import Prediction, Record, Task
 from fintune.text.numbers import unsupported_figures
 from fintune.text.sentences import bullet_lines, without_bullet
+
+logger = logging.getLogger(__name__)
 
 FRAME_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What a report in a frame may load: nothing from elsewhere."""
@@ -39,6 +43,14 @@ def remark(sentence: str) -> str:
 def failure(sentence: str) -> str:
     """Why there is no answer."""
     return f'<div class="ft-notice ft-failure" role="alert">{escape(sentence)}</div>'
+
+
+def unanswered(error: Exception, log: str) -> str:
+    """Why there is no answer, while the error is handled; one that nobody expected goes to the log."""
+    if isinstance(error, FintuneError):
+        return failure(error.plain)
+    logger.exception(log)
+    return failure(UNEXPECTED)
 
 
 def empty(sentence: str) -> str:
@@ -244,22 +256,23 @@ HINT = '<p class="ft-hint">Scroll sideways to see the whole table.</p>'
 # Files ----------------------------------------------------------------------------------------------
 
 
+LONGEST_CELL = 160
+"""Characters of a cell that a table shows."""
+
+
 class Html(str):
     """Our own markup with foreign text escaped: a cell that is shown unchanged."""
 
 
 def table(
-    rows: Sequence[Mapping[str, Any]],
-    columns: Sequence[str],
-    longest: int = 160,
-    names: Mapping[str, str] | None = None,
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], names: Mapping[str, str] | None = None
 ) -> str:
     """Rows as a table; a long cell is shortened, with the full text as its tooltip."""
     head = "".join(
         f"<th{_right(rows, name)}>{escape((names or {}).get(name, name.replace('_', ' ')))}</th>"
         for name in columns
     )
-    body = "".join(f"<tr>{''.join(_cell(row.get(name), longest) for name in columns)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows)
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="ft-scroll" tabindex="0">{HINT}{inner}</div>'
 
@@ -270,7 +283,7 @@ def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     return " class=ft-n" if isinstance(first, int | float) and not isinstance(first, bool) else ""
 
 
-def _cell(value: Any, longest: int) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f'<td class="ft-n">{value:.3f}</td>'
     if isinstance(value, int) and not isinstance(value, bool):
@@ -278,9 +291,9 @@ def _cell(value: Any, longest: int) -> str:
     if isinstance(value, Html):
         return f'<td class="ft-long">{value}</td>'
     text = "" if value is None else str(value)
-    if len(text) <= longest:
+    if len(text) <= LONGEST_CELL:
         return f"<td{' class=ft-long' if len(text) > 32 else ''}>{escape(text)}</td>"
-    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:longest].rstrip())} …</td>'
+    return f'<td class="ft-long" title="{escape(text)}">{escape(text[:LONGEST_CELL].rstrip())} …</td>'
 
 
 def frame(page: str, title: str) -> str:

@@ -98,7 +98,8 @@ def _provenance(name: str, entry: dict[str, Any]) -> str:
     lines = [("source", str(entry.get("source", "")))]
     lines += [(why, f"{count:,} left out") for why, count in entry.get("dropped", {}).items()]
     lines += [(f"SHA-256 of {file}", digest) for file, digest in entry.get("sha256", {}).items()]
-    return _details(f"{name}: source, what was left out, checksums", lines)
+    title = escape(f"{name}: source, what was left out, checksums")
+    return f'<details class="ft-details"><summary>{title}</summary>{_list(lines)}</details>'
 
 
 def _facts(facts: dict[str, Any]) -> str:
@@ -124,10 +125,6 @@ def _recipe(facts: dict[str, Any]) -> str:
 
     text = yaml.safe_dump(facts.get("recipe", {}), sort_keys=False, allow_unicode=True)
     return f'<details class="ft-details"><summary>Recipe</summary><pre>{escape(text)}</pre></details>'
-
-
-def _details(title: str, lines: list[tuple[str, str]]) -> str:
-    return f'<details class="ft-details"><summary>{escape(title)}</summary>{_list(lines)}</details>'
 
 
 def _list(lines: list[tuple[str, str]]) -> str:

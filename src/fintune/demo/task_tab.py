@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 from fintune.data.documents.reading import ENDINGS, read_document
 from fintune.data.storage import locate
 from fintune.demo import render, texts
-from fintune.errors import DataError, FintuneError
+from fintune.errors import DataError
 from fintune.inference import documents
 from fintune.inference.engine import Engine
 from fintune.tasks.base import Prediction, Record, Task
-
-logger = logging.getLogger(__name__)
 
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 """The queue of events that use the model: one at a time, across all tabs."""
@@ -135,11 +132,8 @@ def _answerer(gr: Any, engine: Engine, task: Task, empty: str) -> Callable[..., 
                 return render.document_answer(task, given), note(render.notice(remark) if remark else "")
             record = Record(text, question=question)
             prediction, remark = ask(engine, task, record)
-        except FintuneError as error:
-            return empty, note(render.failure(error.plain))
-        except Exception:
-            logger.exception("The %s tab could not answer", task.name)
-            return empty, note(render.failure(render.UNEXPECTED))
+        except Exception as error:
+            return empty, note(render.unanswered(error, f"The {task.name} tab could not answer"))
         return render.answer(task, record, prediction), note(render.notice(remark) if remark else "")
 
     return answer

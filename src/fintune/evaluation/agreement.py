@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -93,13 +93,7 @@ class Agreement:
         return write_json(self.folder / NAME, content)
 
 
-def measure(
-    model_path: str | Path | None,
-    folder: Path,
-    rows: int,
-    recipe: Recipe | None = None,
-    say: Callable[[str], None] = print,
-) -> Agreement:
+def measure(model_path: str | Path | None, folder: Path, rows: int, recipe: Recipe | None) -> Agreement:
     """Give the adapter (None: the untuned base) and its export the same rows, `rows` per task.
 
     Raises:
@@ -107,8 +101,8 @@ def measure(
     """
     source = Source.read(model_path, recipe)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    with _held_out(source, rows, say) as (data, records, skipped):
-        say(f"Comparing with {model_path or 'the untuned base'} on {data} …")
+    with _held_out(source, rows) as (data, records, skipped):
+        print(f"Comparing with {model_path or 'the untuned base'} on {data} …")
         # One after the other: two models at once would need twice the memory.
         wanted = _answers(Engine.load(model_path, recipe), records)
         engine, computed_by = exported_engine(folder)
@@ -139,9 +133,7 @@ def _answers(engine: Engine, records: dict[str, list[Record]]) -> dict[str, tupl
 
 
 @contextmanager
-def _held_out(
-    source: Source, rows: int, say: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, list[Record]], dict[str, str]]]:
+def _held_out(source: Source, rows: int) -> Iterator[tuple[str, dict[str, list[Record]], dict[str, str]]]:
     """What the rows are, each task's rows, and why a task has none: the recipe's data, else the sample."""
     names = source.tasks.names()
     try:

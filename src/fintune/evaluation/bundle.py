@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 
-from fintune.config import AUTO, Recipe
+from fintune.config import Recipe
 from fintune.errors import DataError, ModelError
 from fintune.evaluation.results import Results, read_results
 from fintune.evaluation.runs import results_file
@@ -82,8 +82,6 @@ def write(model_path: str | Path, target: Path) -> None:
         raise ModelError(
             f"{folder}/results.json lacks some test examples: run  fintune evaluate --model_path {folder}"
         )
-    trained = raw["recipe"]
-    trained["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
     content = {
         "format": 1,
         "metrics": metrics(results),
@@ -92,7 +90,9 @@ def write(model_path: str | Path, target: Path) -> None:
     }
     with atomic_folder(target) as staging:
         write_json(staging / "bundle.json", content)
-        atomic_write(staging / "recipe.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
+        atomic_write(
+            staging / "recipe.yaml", yaml.safe_dump(manifest.asked(raw), sort_keys=False, allow_unicode=True)
+        )
         pins = "".join(f"{name}=={known}\n" for name, known in packages().items())
         atomic_write(staging / "constraints.txt", pins)
         atomic_write(staging / "README.md", card.for_hub(folder, raw))

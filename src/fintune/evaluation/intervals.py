@@ -130,14 +130,9 @@ def bootstrap_intervals(
 class Difference:
     """B minus A in one metric, on the same examples."""
 
-    a: float
-    b: float
+    difference: float
     interval: tuple[float, float] | None
     p_value: float | None
-
-    @property
-    def difference(self) -> float:
-        return self.b - self.a
 
 
 def paired_differences(
@@ -190,7 +185,7 @@ def paired_differences(
         known = np.isfinite(y - x) and len(gap) > 1
         p = (1 + extreme[name]) / (1 + permutations) if known else None
         interval = percentile_interval(np.concatenate(drawn[name])) if known else None
-        found[name] = Difference(x, y, interval, p)
+        found[name] = Difference(y - x, interval, p)
     return found
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fintune.errors import DataError
 from fintune.evaluation.results import (
@@ -48,10 +47,6 @@ class TaskAnswers:
             ]
             for measure in measures
         }
-
-    def column(self, name: str, order: Sequence[str]) -> list[Any]:
-        """A field of the answers, in the order of the given ids."""
-        return [getattr(self.rows[one], name) for one in order]
 
 
 @dataclass(frozen=True)

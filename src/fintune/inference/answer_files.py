@@ -93,7 +93,9 @@ class Output:
     def write(self, lines: Iterable[Line], task: Task, parts: Sequence[RowFile]) -> None:
         """Write answers in the order of the rows of `parts`; a file appears whole or not at all."""
         if self.kind == "parquet":
-            tables = (table(batch, task) for batch in _batches(lines, PARQUET_LINES))
+            stream = iter(lines)
+            batches = iter(lambda: list(islice(stream, PARQUET_LINES)), [])  # until one is empty
+            tables = (table(batch, task) for batch in batches)
             write_parquet(self.place, schema(task), tables)
         elif self.place.local:
             self._fill(self.place.local, lines, task, parts)
@@ -280,9 +282,3 @@ def table(lines: Sequence[Line], task: Task) -> Any:
 
     rows = [{"error": None, **line, **task.answer_cells(line)} for line in lines]
     return pa.Table.from_pylist(rows, schema(task))
-
-
-def _batches(lines: Iterable[Line], size: int) -> Iterator[list[Line]]:
-    stream = iter(lines)
-    while batch := list(islice(stream, size)):
-        yield batch

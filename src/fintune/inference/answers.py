@@ -42,8 +42,7 @@ def as_dict(task: str, prediction: Prediction) -> Line:
 
 def show(engine: Engine, task: str, text: str, question: str | None, truncate: bool) -> None:
     """Print one answer as a line of JSON."""
-    record = Record(text=text, question=question)
-    print(json.dumps(as_dict(task, engine.predict(task, [record], truncate=truncate)[0]), ensure_ascii=False))
+    print(json.dumps(as_dict(task, engine.answer(task, text, question, truncate)), ensure_ascii=False))
 
 
 def predict_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from fintune.config import EvaluationConfig
 from fintune.inference.engine import Engine
@@ -19,16 +20,13 @@ def calibrate(
 
     The first `CALIBRATION_EXAMPLES` records of each task are scored.
     """
+
+    def tokens(completion: str) -> int:
+        return len(engine.template.completion_ids(completion))
+
     chosen: dict[str, dict[str, str | float]] = {}
     for name, records in validation.items():
-        found = engine.tasks[
-            name
-        ].calibrate(
-            lambda asked, name=name: engine.predict(name, asked),  # type: ignore[misc]
-            records[:CALIBRATION_EXAMPLES],
-            config,
-            lambda completion: len(engine.template.completion_ids(completion)),
-        )
-        if found:
+        answer, some = partial(engine.predict, name), records[:CALIBRATION_EXAMPLES]
+        if found := engine.tasks[name].calibrate(answer, some, config, tokens):
             chosen[name] = found
     return chosen

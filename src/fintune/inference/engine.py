@@ -19,6 +19,7 @@ from fintune.errors import DataError, ModelError
 from fintune.inference import backends
 from fintune.inference.backends import Backend
 from fintune.inference.backends.builtin import Builtin
+from fintune.kernels.packing import parts
 from fintune.models.endings import end_tokens
 from fintune.models.source import Source
 from fintune.tasks import Prediction, Record, Task, TaskSet
@@ -106,7 +107,7 @@ class Engine:
         self.ends = frozenset(end_tokens(tokenizer, getattr(model, "generation_config", None)))
         """Ids of the tokens that end an answer."""
         self._lock = threading.Lock()
-        self._frames: dict[Task, int] = {}
+        self._frames: dict[Task, list[int]] = {}
 
     @classmethod
     def load(
@@ -247,7 +248,7 @@ class Engine:
             given = {i: each for i, each in enumerate(made) if not isinstance(each, str)}
             self._free: dict[Task, list[float]] = {}
             self._tuned = use_adapter
-            shared = self._shared(chosen, list(given.values())) if given else 0
+            shared = self.backend.shared([*given.values(), self._frame(chosen)]) if given else 0
             size = batch_size or self.batch_size
             for batch in self._batches(given, size, chosen, shared) if given else ():
                 ids = [given[i] for i in batch]
@@ -283,13 +284,13 @@ class Engine:
             return 1
         chosen = self.tasks[task]
         written = self.completion_budget(chosen) if chosen.decoding == "text" else 0
-        return max(1, len(prompt) - self._frame_tokens(chosen)) + written
+        return max(1, len(prompt) - len(self._frame(chosen))) + written
 
-    def _frame_tokens(self, task: Task) -> int:
-        """Tokens of a nearly empty prompt: about those that all prompts of a task share."""
+    def _frame(self, task: Task) -> list[int]:
+        """A nearly empty prompt: about the tokens that all prompts of a task share."""
         if task not in self._frames:
             empty = Record(text="?", question="?")
-            self._frames[task] = len(self.template.prompt_ids(task, empty, self.template.max_length)[0])
+            self._frames[task] = self.template.prompt_ids(task, empty, self.template.max_length)[0]
         return self._frames[task]
 
     def rows_at_once(self, task: str) -> int:
@@ -323,11 +324,6 @@ class Engine:
             return min(task.max_new_tokens, self.template.max_length // 2)
         return max(len(self.template.completion_ids(c)) for c in task.candidates())
 
-    def _shared(self, task: Task, prompts: list[list[int]]) -> int:
-        """How many common first tokens of the task's prompts the backend computes only once."""
-        other = self.template.prompt_ids(task, Record(text="?", question="?"), self.template.max_length)[0]
-        return self.backend.shared([*prompts, other])
-
     def _batches(
         self, prompts: Mapping[int, list[int]], size: int, task: Task, shared: int
     ) -> list[list[int]]:
@@ -335,19 +331,11 @@ class Engine:
         batch (the `shared` prefix does not count)."""
         scoring = task.decoding == "candidates"
         size, limit = self.backend.batch_limits(size, scoring)
-        answers = 0
-        if scoring:
-            answers = sum(len(self.template.completion_ids(c)) - 1 for c in task.candidates())
-        batches: list[list[int]] = []
-        tokens = 0
-        for i in sorted(prompts, key=lambda i: len(prompts[i])):
-            own = len(prompts[i]) - shared + answers
-            if not batches or len(batches[-1]) == size or tokens + own > limit:
-                batches.append([])
-                tokens = 0
-            batches[-1].append(i)
-            tokens += own
-        return batches
+        candidates = task.candidates() if scoring else ()
+        more = sum(len(self.template.completion_ids(each)) - 1 for each in candidates) - shared
+        order = sorted(prompts, key=lambda i: len(prompts[i]))
+        batches = parts([len(prompts[i]) + more for i in order], limit, size)
+        return [[order[place] for place in batch] for batch in batches]
 
     def _score(self, task: Task, prompts: list[list[int]], shared: int) -> list[_Decision]:
         """Decide by log p(candidate | prompt), calibrated if the task says so; generates no token."""

@@ -6,6 +6,7 @@ Shape suffixes of names: O features of the output, I of the input.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -57,19 +58,9 @@ class EightBit(Quantized):
 Weight: TypeAlias = Tensor | Quantized
 
 
-def _dense(base: Any) -> Tensor:
-    weight: Tensor = base.weight
-    return weight
-
-
-def _transposed(base: Any) -> Tensor:
-    weight: Tensor = base.weight
-    return weight.T
-
-
 READERS: dict[str, Callable[[Any], Weight]] = {
-    "torch.nn.modules.linear.Linear": _dense,
-    "transformers.pytorch_utils.Conv1D": _transposed,
+    "torch.nn.modules.linear.Linear": attrgetter("weight"),
+    "transformers.pytorch_utils.Conv1D": attrgetter("weight.T"),
     "bitsandbytes.nn.modules.Linear4bit": FourBit,
     "bitsandbytes.nn.modules.Linear8bitLt": EightBit,
 }

@@ -409,12 +409,13 @@ def pack(
     )
 
 
-def parts(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Group consecutive indices so that sizes sum to at most `limit` (a single one may be larger)."""
+def parts(sizes: Sequence[int], limit: int, most: int | None = None) -> list[list[int]]:
+    """Group consecutive indices so that sizes sum to at most `limit` (a single one may be larger), in groups
+    of at most `most`."""
     found: list[list[int]] = []
     total = 0
     for i, size in enumerate(sizes):
-        if not found or total + size > limit:
+        if not found or total + size > limit or len(found[-1]) == most:
             found.append([])
             total = 0
         found[-1].append(i)
@@ -433,14 +434,8 @@ def rows_of(lengths: Sequence[int], groups: Sequence[str], row_size: int, row_to
     """
     rows: list[list[int]] = []
     for group in dict.fromkeys(groups):  # in the order of their first example
-        row: list[int] = []
-        tokens = 0
         # Shortest first: neighbours have similar lengths, so that little of (B, L) is padding.
-        for i in sorted((i for i, own in enumerate(groups) if own == group), key=lambda i: (lengths[i], i)):
-            if row and (len(row) == row_size or tokens + lengths[i] > row_tokens):
-                rows.append(row)
-                row, tokens = [], 0
-            row.append(i)
-            tokens += lengths[i]
-        rows.append(row)
+        order = sorted((i for i, own in enumerate(groups) if own == group), key=lambda i: (lengths[i], i))
+        cut = parts([lengths[i] for i in order], row_tokens, row_size)
+        rows += [[order[place] for place in part] for part in cut]
     return rows

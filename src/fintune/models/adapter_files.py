@@ -60,6 +60,10 @@ class AdapterConfig(BaseModel):
     init_lora_weights: Literal[True, False, "gaussian", "orthogonal"] = True
     """How training was initialized. The other ways change the base, which an adapter must not do."""
 
+    @property
+    def largest_rank(self) -> int:
+        return max([self.r, *self.rank_pattern.values()])
+
     def rank_of(self, module: str) -> int:
         return int(_of(self.rank_pattern, module, self.r))
 

@@ -73,7 +73,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
     modules = dict(model.named_modules())
     linear = sorted({n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, torch.nn.Linear)})
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in modules):  # as PEFT compares
+        if not any(adapter_files.fits(name, target) for name in modules):
             raise ModelError(
                 f"lora_config.target_modules names '{target}', which the base model does not have"
                 f"{hint(target, linear)}"
@@ -111,8 +111,7 @@ def _files(folder: str | Path) -> AdapterFiles:
 
 def rank(folder: str | Path) -> int:
     """The largest rank of an adapter's layers."""
-    config = _files(folder).config
-    return max([config.r, *config.rank_pattern.values()])
+    return _files(folder).config.largest_rank
 
 
 def load_adapter(
@@ -237,8 +236,8 @@ def check_start(lora: LoraConfig, base: str) -> Path:
         ConfigError: the adapter's shape or base differs from the recipe's.
         ModelError: as in `check_adapter`.
     """
-    folder = check_adapter(lora.init_adapter or "")
-    saved = _files(folder).config.model_dump()
+    files = _files(lora.init_adapter or "")
+    folder, saved = files.folder, files.config.model_dump()
     begin = f"lora_config.init_adapter is {folder}, "
     for key in SHAPE:
         wanted, found = getattr(lora, key), saved.get(key)

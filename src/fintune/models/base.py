@@ -6,12 +6,14 @@ from a GGUF. Knows no tasks or adapters.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -173,12 +175,8 @@ def model_type(config: BaseModelConfig) -> str:
     """
     import transformers
 
-    try:
+    with _loading(config.name):
         found = transformers.AutoConfig.from_pretrained(resolve(config.name), revision=config.revision)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_cannot_load(config.name, error)) from error
     return str(found.get_text_config().model_type)
 
 
@@ -191,12 +189,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """
     import transformers
 
-    try:
+    with _loading(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name), revision=revision)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(_cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer of {name} has no end-of-text token, so no answer would end: set eos_token in its "
@@ -226,7 +220,7 @@ def check_base(config: BaseModelConfig) -> None:
         ModelError: nothing is at its path, or the hub does not provide it.
         MissingExtraError: it is to be quantized, and bitsandbytes is not installed.
     """
-    if (config.load_in_8bit or config.load_in_4bit) and importlib.util.find_spec("bitsandbytes") is None:
+    if config.quantized and importlib.util.find_spec("bitsandbytes") is None:
         key = "load_in_8bit" if config.load_in_8bit else "load_in_4bit"
         raise MissingExtraError(f"base_model.{key}", "gpu")
     if source_gguf(config.name) is None:  # a GGUF is converted at first use
@@ -245,11 +239,9 @@ def _check_hub(name: str, revision: str | None) -> None:
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         return
-    try:
+    with _loading(name):
         if HfApi().model_info(name, revision=revision, timeout=10).gated:
             HfApi().auth_check(name)
-    except Exception as error:
-        raise ModelError(_cannot_load(name, error)) from error
 
 
 def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None = None) -> Any:
@@ -271,18 +263,14 @@ def load_base_model(config: BaseModelConfig, dtype: Any, process: Process | None
             "base_model.load_in_8bit is true, but FSDP cannot shard the data that bitsandbytes keeps beside "
             "8-bit weights: set base_model.load_in_4bit, or launch with configs/accelerate/ddp.yaml."
         )
-    quantized = config.load_in_8bit or config.load_in_4bit
-    device = base_device(process or Process.alone(), quantized)
+    device = base_device(process or Process.alone(), config.quantized)
     options = {"revision": config.revision, "use_safetensors": True, **_options(config, dtype, device)}
     if config.load_in_4bit and process and process.sharded:  # FSDP shards only floating-point tensors
         options["quantization_config"].bnb_4bit_quant_storage = dtype
     source = resolve(config.name)
-    try:
+    with _loading(config.name):
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
-    except Exception as error:
-        raise ModelError(_cannot_load(config.name, error)) from error
-    model = model if quantized else model.to(device)
-    return _frozen(model)
+    return _frozen(model if config.quantized else model.to(device))
 
 
 def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
@@ -293,7 +281,7 @@ def random_base_model(shape: Any, config: BaseModelConfig, dtype: Any) -> Any:
     device = base_device(Process.alone(), False)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    if config.load_in_8bit or config.load_in_4bit:
+    if config.quantized:
         options = _options(config, dtype, device)
         model = type(model).from_pretrained(None, config=shape, state_dict=model.state_dict(), **options)
     return _frozen(model)
@@ -305,7 +293,7 @@ def _options(config: BaseModelConfig, dtype: Any, device: Any) -> dict[str, Any]
 
     if not sys.stderr.isatty():  # a progress bar in a log file is noise
         transformers.utils.logging.disable_progress_bar()
-    if not (config.load_in_8bit or config.load_in_4bit):
+    if not config.quantized:
         return {"dtype": dtype}
     return {
         "dtype": dtype,
@@ -327,13 +315,20 @@ def _frozen(model: Any) -> Any:
     return model
 
 
-def _cannot_load(name: str, error: Exception) -> str:
-    text = str(error)
-    reason = text.strip().splitlines()[0] if text.strip() else repr(error)
-    if any(sign in text for sign in ("gated", "401", "403")):
-        fix = "it is gated: accept its licence on the hub and run  hf auth login"
-    elif Path(name).exists() or name == EMBEDDED:
-        fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
-    else:
-        fix = f"it is not a local folder, nor a hub id that can be reached from here ({reason})"
-    return f"base_model.name is {name}, which cannot be loaded: {fix}."
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Make whatever loading raises a ModelError that says why."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        text = str(error)
+        reason = text.strip().splitlines()[0] if text.strip() else repr(error)
+        if any(sign in text for sign in ("gated", "401", "403")):
+            fix = "it is gated: accept its licence on the hub and run  hf auth login"
+        elif Path(name).exists() or name == EMBEDDED:
+            fix = f"it is damaged, of an unknown architecture, or too large for this machine ({reason})"
+        else:
+            fix = f"it is not a local folder, nor a hub id that can be reached from here ({reason})"
+        raise ModelError(f"base_model.name is {name}, which cannot be loaded: {fix}.") from error

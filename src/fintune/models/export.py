@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fintune.config import BaseModelConfig, Recipe
+from fintune.config import Recipe
 from fintune.errors import ConfigError, ModelError
 from fintune.files import atomic_folder, like_neighbours
 from fintune.models import adapters, base, card, gguf, manifest, merging, ollama, vllm_lora
@@ -69,7 +69,7 @@ def export(
         recipe, tasks = manifest.read(adapters.check_adapter(model_path), recipe)
         facts = {"adapter": Path(model_path).resolve().name, **manifest.facts(manifest.read_raw(model_path))}
     if base_model:
-        recipe = recipe.model_copy(update={"base_model": BaseModelConfig(name=base_model)})
+        recipe = recipe.on_base(base_model)
     if format == "vllm":
         return _for_vllm(model_path, target, recipe, tasks)
     if format == "gguf":
@@ -86,13 +86,10 @@ def export(
     with atomic_folder(target) as staging:
         done = _write(staging, target, model, format, dtype, recipe, tasks, model_path)
         manifest.write(staging, recipe, tasks, **facts, exported={"format": format, "dtype": dtype})
-        card.put_export(staging, _path(model_path), format, dtype, recipe.base_model.name)
+        adapter = Path(model_path) if model_path else None
+        card.put_export(staging, adapter, format, dtype, recipe.base_model.name)
         like_neighbours(staging)
     return done
-
-
-def _path(model_path: str | Path | None) -> Path | None:
-    return None if model_path is None else Path(model_path)
 
 
 def _write(

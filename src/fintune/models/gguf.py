@@ -132,7 +132,9 @@ def write(path: Path, model: Any, folder: Path, dtype: str, vocabulary: Path | N
         if architecture == "llama" and part in heads:
             tensor = _interleaved(tensor, heads[part])
         values = tensor.float().cpu().numpy()
-        if not np.isfinite(values).all() or (kinds[own].name not in ("F32", "BF16") and _over(values)):
+        # Beyond that is no 16-bit float, such as a block's scale.
+        over = kinds[own].name not in ("F32", "BF16") and abs(values).max() > 65504
+        if over or not np.isfinite(values).all():
             raise ModelError(f"The tensor {own} does not fit into {dtype}: use --dtype bf16 or f32.")
         file.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), kinds[own]))
     file.close()
@@ -165,11 +167,6 @@ def only_file(folder: Path) -> Path:
         found = f"several GGUF files ({', '.join(path.name for path in files)})" if files else "no GGUF file"
         raise ModelError(f"--model_path is {folder}, which has {found}: keep exactly one there.")
     return files[0]
-
-
-def _over(values: Any) -> bool:
-    """Whether a number exceeds the range of 16-bit floats, which block scales also have."""
-    return bool(abs(values).max() > 65504)
 
 
 def _kind(own: str, tensor: Any, dtype: str) -> Any:

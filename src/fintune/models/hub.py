@@ -14,17 +14,10 @@ from fintune.models import card, manifest
 from fintune.models.source import check_model
 
 SENT = (
-    *(
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "*.gguf",
-        "Modelfile.*",
-        "adapter_config.json",
-        "config.json",
-    ),
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
-    *("merges.txt", "chat_template.jinja", "fintune.json", "export.json"),
-)
+    "*.safetensors *.safetensors.index.json *.gguf Modelfile.* adapter_config.json config.json "
+    "generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt "
+    "chat_template.jinja fintune.json export.json"
+).split()
 """File names to send besides the card. Results contain texts of the data, whose licences may forbid it."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fintune.config import BaseModelConfig, Recipe
+from fintune.config import AUTO, Recipe
 from fintune.errors import ModelError
 from fintune.files import known_sha256, read_json, write_json
 from fintune.models.adapter_files import CONFIG, MAX_CONFIG, WEIGHTS
@@ -54,6 +54,14 @@ def facts(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in raw.items() if k not in ("format", "recipe", "tasks", "weights_sha256")}
 
 
+def asked(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as it was asked for, in which what fitted the data is `auto` again; {} if there is none."""
+    recipe = part(raw, "recipe")
+    if recipe:
+        recipe["training"] |= dict.fromkeys(raw.get("fitted", ()), AUTO)
+    return recipe
+
+
 def check_weights(folder: str | Path) -> None:
     """Raise a ModelError if the manifest belongs to other weights than those beside it.
 
@@ -83,7 +91,7 @@ def _recipe(folder: str | Path, raw: dict[str, Any], fallback: Recipe | None) ->
         config = read_json(Path(folder) / CONFIG, MAX_CONFIG)
         base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
         recipe = fallback or Recipe()
-        return recipe.model_copy(update={"base_model": BaseModelConfig(name=base)}) if base else recipe
+        return recipe.on_base(base) if base else recipe
     try:
         trained = raw["recipe"]
         if trained.get("training", {}).get("max_steps") == 0:
@@ -122,8 +130,7 @@ _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 
 
 def _unreadable(folder: str | Path, raw: dict[str, Any], error: Exception) -> ModelError:
-    versions = raw.get("versions")
-    version = versions.get("fintune") if isinstance(versions, dict) else None
+    version = part(raw, "versions").get("fintune")
     return ModelError(
         f"{Path(folder) / NAME} cannot be read by this version of fintune ({error}): train again, or use "
         f"fintune {version or 'in the version that wrote it'}."

@@ -46,7 +46,7 @@ def _dense(config: BaseModelConfig) -> BaseModelConfig:
 def _base(recipe: Recipe, say: Callable[[str], None]) -> Any:
     """The weights that the adapter was trained over; a quantized base is dequantized."""
     config = recipe.base_model
-    if not (config.load_in_4bit or config.load_in_8bit):
+    if not config.quantized:
         return base.load_base_model(config, "auto")
     bits = 4 if config.load_in_4bit else 8
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fintune.files import atomic_write
 from fintune.models.endings import begins_with_bos, end_tokens
+from fintune.prompts import PromptTemplate
 from fintune.tasks import Record, Task, TaskSet
 
 Turns = list[dict[str, str]]
@@ -62,7 +63,7 @@ def frame(tokenizer: Any) -> Frame | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        found = _derived(tokenizer, _takes_system(tokenizer))
+        found = _derived(tokenizer, PromptTemplate(tokenizer, 1).style == "system")
     except Exception:  # a template may raise anything for an order of roles
         found = None
     if found is None:
@@ -75,21 +76,15 @@ def frame(tokenizer: Any) -> Frame | None:
     return None if any('"""' in text or "{{" in text for text in literals) else found
 
 
-def _takes_system(tokenizer: Any) -> bool:
-    turns = [{"role": role, "content": _MARKS[role]} for role in ("system", "user")]
-    try:
-        return _MARKS["system"] in tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template without a system role may raise anything
-        return False
-
-
 def _derived(tokenizer: Any, system: bool) -> Frame | None:
     bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""
 
-    def render(roles: str, generation: bool = True) -> str:
-        names = {"s": "system", "u": "user", "a": "assistant"}
-        turns = [{"role": names[r], "content": _MARKS[names[r]]} for r in roles]
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+    def chat(roles: str) -> Turns:
+        names = ({"s": "system", "u": "user", "a": "assistant"}[r] for r in roles)
+        return [{"role": name, "content": _MARKS[name]} for name in names]
+
+    def render(roles: str, ask: bool = True) -> str:
+        text: str = tokenizer.apply_chat_template(chat(roles), tokenize=False, add_generation_prompt=ask)
         return text.removeprefix(bos)
 
     def last(text: str, role: str) -> str:
@@ -114,9 +109,7 @@ def _derived(tokenizer: Any, system: bool) -> Frame | None:
     generation = last(render(f"{head}u"), "user").removeprefix(user_after)
     found = Frame(turns, alone.removesuffix(user_before), generation)
     for roles in (f"{head}u", "u", f"{head}uau", "uau", f"{head}uauau"):
-        names = {"s": "system", "u": "user", "a": "assistant"}
-        chat = [{"role": names[r], "content": _MARKS[names[r]]} for r in roles]
-        if found.text(chat) != render(roles):
+        if found.text(chat(roles)) != render(roles):
             return None
     return found
 

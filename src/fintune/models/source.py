@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fintune.config import BaseModelConfig, Recipe
+from fintune.config import Recipe
 from fintune.errors import ModelError
 from fintune.models import adapters, base, manifest
 from fintune.recipes import default_recipe_path, load_recipe
@@ -58,7 +58,7 @@ class Source:
         kind: Kind = "adapter"
         if exported := raw.get("exported"):
             kind = "gguf" if exported.get("format") == "gguf" else "merged"
-            read = read.model_copy(update={"base_model": BaseModelConfig(name=str(path.absolute()))})
+            read = read.on_base(str(path.absolute()))
         tuned = kind == "adapter" or bool(manifest.facts(raw).keys() - {"exported"})
         if recipe is not None:
             read = read.model_copy(update={"evaluation": recipe.evaluation})
@@ -97,15 +97,16 @@ def is_exported(folder: str | Path) -> bool:
     return bool(manifest.read_raw(folder).get("exported"))
 
 
-def newest_adapter(root: str | Path = "output") -> Path:
-    """The most recently written adapter folder under `root`, except checkpoints.
+def newest_adapter() -> Path:
+    """The most recently written adapter folder under `output/`, except checkpoints.
 
     Raises:
         ModelError: there is none.
     """
+    root = Path("output")
     folders = [
         path.parent
-        for path in Path(root).rglob(adapters.WEIGHTS)
+        for path in root.rglob(adapters.WEIGHTS)
         if not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(root).parts)
     ]
     if not folders:

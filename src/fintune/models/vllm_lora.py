@@ -23,7 +23,7 @@ def room(rank: int) -> int:
 def check(folder: Path) -> None:
     """Raise a ModelError for an adapter that vLLM refuses or would compute differently."""
     config = adapter_files.read(folder).config
-    rank = max([config.r, *config.rank_pattern.values()])
+    rank = config.largest_rank
     for wrong, what in (
         (config.use_dora, "use_dora is true, but vLLM has no DoRA"),
         (config.bias != "none", f"bias is {config.bias}, but vLLM changes no biases"),
@@ -46,7 +46,7 @@ def write(source: Path, folder: Path) -> int:
     config, state = files.config, load_file(source / WEIGHTS)
     if any("lora_embedding" in name for name in state):
         raise ModelError(f"The adapter at {source} adapts embeddings, but vLLM does not: {_MERGE}.")
-    rank = max([config.r, *config.rank_pattern.values()])
+    rank = config.largest_rank
     plain = config.lora_alpha / rank
     for module in files.modules():
         begin = f"{adapter_files.PREFIX}{module}.lora_"

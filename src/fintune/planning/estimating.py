@@ -155,7 +155,9 @@ def work_of(
         model, support: from `memory.laid_out`.
     """
     prepared = _prepared(recipe)
-    made = with_row_tokens(fitted(recipe, _sizes(prepared)), device)
+    entries = prepared.manifest["tasks"] if prepared else {}
+    sizes = {name: entry["counts"]["train"] for name, entry in entries.items()}
+    made = with_row_tokens(fitted(recipe, sizes), device)
     size = _row_size(recipe, made, support, device)
     if prepared is None:
         return made, None
@@ -191,11 +193,6 @@ def _prepared(recipe: Recipe) -> PreparedDataset | None:
         return load_prepared(recipe.data.prepared_dir)
     except DataError:
         return None
-
-
-def _sizes(prepared: PreparedDataset | None) -> dict[str, int]:
-    entries = prepared.manifest["tasks"] if prepared else {}
-    return {name: entry["counts"]["train"] for name, entry in entries.items()}
 
 
 def _work(recipe: Recipe, prepared: PreparedDataset, size: int, share: bool, vocabulary: int) -> Work:

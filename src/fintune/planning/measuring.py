@@ -16,14 +16,24 @@ from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+import transformers
+
 from fintune.config import Recipe
 from fintune.errors import DataError
+from fintune.inference.backends.builtin import Builtin
+from fintune.kernels import compiled
+from fintune.models import recomputation
+from fintune.models.adapters import add_adapter
+from fintune.models.base import choose_precision, random_base_model
 from fintune.planning import speed
 from fintune.planning.estimating import Work, work_of
 from fintune.planning.speed import Calibration
 from fintune.training import memory
 from fintune.training.memory import Shape
 from fintune.training.steps import StepBuilder
+from fintune.training.throughput import FlopCount, Meter
+from fintune.training.trainer import MultiTaskTrainer
 
 SECONDS = 20
 """The probe's approximate time, without loading libraries and compiling."""
@@ -59,12 +69,6 @@ def measure(recipe: Recipe) -> Calibration:
 
 def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
     """Seconds per token from each step's best time; and bytes per token of the largest pass (0 on a CPU)."""
-    import torch
-
-    from fintune.models import recomputation
-    from fintune.models.adapters import add_adapter
-    from fintune.models.base import choose_precision, random_base_model
-
     config = copy.deepcopy(memory.base_config(recipe))
     text = config.get_text_config()
     text.num_hidden_layers = layers
@@ -84,7 +88,7 @@ def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
     builder.schedule = [*chosen] * REPEATS
     steps = [builder[i] for i in range(len(chosen))]
     with tempfile.TemporaryDirectory() as folder:
-        trainer, clock = _trainer(model, recipe, builder, folder), _clock(SECONDS / len(LAYERS), len(chosen))
+        trainer, clock = _trainer(model, recipe, builder, folder), _Clock(SECONDS / len(LAYERS), len(chosen))
         trainer.add_callback(clock)
         trainer.train()
     best = [min(clock.seconds[i :: len(chosen)]) for i in range(len(chosen))]
@@ -100,15 +104,6 @@ def _steps(recipe: Recipe, layers: int, work: Work) -> tuple[float, float]:
 
 def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> Any:
     """The trainer of `fintune train` on these steps, without validation and checkpoints."""
-    import torch
-    import transformers
-
-    from fintune.inference.backends.builtin import Builtin
-    from fintune.kernels import compiled
-    from fintune.models.base import choose_precision
-    from fintune.training.throughput import FlopCount, Meter
-    from fintune.training.trainer import MultiTaskTrainer
-
     precision = choose_precision(recipe.training)
     engine: Any = SimpleNamespace(builtin=Builtin(model, 0), tasks=[])  # the tokenizer may be missing here
     if recipe.training.torch_compile:
@@ -144,24 +139,20 @@ def _trainer(model: Any, recipe: Recipe, builder: StepBuilder, folder: str) -> A
     return trainer
 
 
-def _clock(budget: float, least: int) -> Any:
-    """A callback that records each step's seconds, and stops training after `budget` seconds, but not before
-    all `least` steps have run."""
-    import torch
-    import transformers
+class _Clock(transformers.TrainerCallback):
+    """Records each step's seconds, and stops training after `budget` seconds, but not before all `least`
+    steps have run."""
 
-    class Clock(transformers.TrainerCallback):
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-            self.begun = 0.0
+    def __init__(self, budget: float, least: int) -> None:
+        self.budget, self.least = budget, least
+        self.seconds: list[float] = []
+        self.begun = 0.0
 
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.begun = time.perf_counter()
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self.begun)
-            control.should_training_stop |= len(self.seconds) > least and sum(self.seconds) > budget
-
-    return Clock()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.begun)
+        control.should_training_stop |= len(self.seconds) > self.least and sum(self.seconds) > self.budget

@@ -6,26 +6,15 @@ import dataclasses
 from typing import Any
 
 from fintune.config import Recipe
-from fintune.planning.estimating import Estimate, estimate
+from fintune.planning.estimating import Estimate
 from fintune.progress import duration, megabytes
 from fintune.training.fit import choices, few_steps
-from fintune.training.memory import quantized
 
 
 def _memory_of(device: str) -> str:
     import torch
 
     return "this machine's memory" if device == "cpu" else str(torch.cuda.get_device_name())
-
-
-def _available() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[1])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def as_dict(recipe: Recipe, need: Estimate) -> dict[str, Any]:
@@ -40,12 +29,11 @@ def as_dict(recipe: Recipe, need: Estimate) -> dict[str, Any]:
     }
 
 
-def show(recipe: Recipe, need: Estimate | None = None) -> None:
+def show(recipe: Recipe, need: Estimate) -> None:
     """Print the estimate, and the changes to make if it does not fit."""
     from rich.console import Console
     from rich.table import Table
 
-    need = need or estimate(recipe)
     table = Table(title=f"Plan for {recipe.base_model.name}", show_header=False, title_justify="left")
     share = need.trainable_parameters / need.all_parameters
     rows = (
@@ -83,7 +71,7 @@ def advice(recipe: Recipe, need: Estimate) -> str:
         options.append(f"training.row_tokens: {max(512, need.tokens // 2)}")
     if not recipe.training.gradient_checkpointing:
         options.append("training.gradient_checkpointing: true")
-    if not quantized(recipe.base_model):
+    if not recipe.base_model.quantized:
         options.append("base_model.load_in_8bit: true")
     if not recipe.base_model.load_in_4bit:
         options.append("base_model.load_in_4bit: true")

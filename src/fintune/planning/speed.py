@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +63,13 @@ def bandwidth() -> float:
     """Bytes/s of the best of four copies, counting both reads and writes."""
     import torch
 
+    from fintune.training.throughput import fastest
+
     cuda = torch.cuda.is_available()
     size = 2**28 if cuda else 2**26
     source = torch.empty(size, dtype=torch.uint8, device="cuda" if cuda else "cpu")
-    target, best = torch.empty_like(source), 0.0
-    for _ in range(4):
-        begun = time.perf_counter()
-        target.copy_(source)
-        if cuda:
-            torch.cuda.synchronize()
-        best = max(best, 2 * size / (time.perf_counter() - begun))
-    return best
+    target = torch.empty_like(source)
+    return 2 * size / fastest(lambda: target.copy_(source))
 
 
 def seconds(
@@ -89,18 +84,14 @@ def seconds(
     flops += tokens * 2 * shape.linear * again
     if machine.device == "cpu":
         return flops / (machine.peak * UTILISATION[_kind()] * _of_plain(recipe))
-    moved = TRAFFIC * (1.3 if again else 1) * tokens * _kept_by_layers(shape, recipe)
-    if memory.quantized(recipe.base_model):  # each weight is read, and written in full, forward and backward
+    # The amount of computing does not depend on what is kept.
+    kept = memory.token_bytes(shape, recipe.changed("training", gradient_checkpointing=False))
+    moved = TRAFFIC * (1.3 if again else 1) * tokens * kept
+    if recipe.base_model.quantized:  # each weight is read, and written in full, forward and backward
         stored = memory.NF4_BYTES if recipe.base_model.load_in_4bit else 1
         moved += passes * (2 + again) * shape.linear * (stored + 2)
     busy = flops / (machine.peak * MATRIX_SHARE) + moved / machine.bandwidth
     return max(busy, passes * shape.layers * (1.3 if again else 1) * LAUNCH_SECONDS)
-
-
-def _kept_by_layers(shape: Shape, recipe: Recipe) -> int:
-    """Bytes per token kept without checkpointing: the amount of computing does not depend on what is kept."""
-    plain = recipe.training.model_copy(update={"gradient_checkpointing": False})
-    return memory.token_bytes(shape, recipe.model_copy(update={"training": plain}))
 
 
 def _kind() -> str:

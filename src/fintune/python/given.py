@@ -67,8 +67,7 @@ def with_data(recipe: Recipe, data: Any) -> Recipe:
         tasks[name] = {key: value for key, value in known.items() if key not in gone} | files
     for name in [name for name, config in tasks.items() if config.get("file") == LATER]:
         del tasks[name]["file"]
-    read = recipe_from(raw, None, "data")
-    return read if recipe.plugin_folder is None else read.read_from(recipe.plugin_folder)
+    return recipe_from(raw, None, "data").read_from(recipe.plugin_folder)
 
 
 def written(rows: Any, stem: Path) -> str:

@@ -40,7 +40,6 @@ class Models:
         model_path: str | Path | None = None,
         adapters: tuple[str | Path, ...] = (),
         max_loaded: int = 4,
-        recipe: Recipe | None = None,
     ) -> None:
         """Load the base and the default model.
 
@@ -68,7 +67,7 @@ class Models:
         if first and found.get(first.name, first) != first:
             raise ConfigError(f"Two adapters are called {first.name}: rename the folder of one.")
         self._default_folder = first
-        self.recipe = self._recipe([first] if first else list(found.values()), recipe)
+        self.recipe = self._recipe([first] if first else list(found.values()))
         self.base = re.sub(r"[^A-Za-z0-9._-]", "-", Path(self.recipe.base_model.name).name)[:64] or "base"
         self.default = first.name if first else self.base
         if not _NAME.fullmatch(self.default):
@@ -83,18 +82,18 @@ class Models:
         if self.default != self.base:
             self.get(self.default)
 
-    def _recipe(self, folders: list[Path], fallback: Recipe | None) -> Recipe:
+    def _recipe(self, folders: list[Path]) -> Recipe:
         """The default adapter's recipe, else that of the first usable one: its base is the server's."""
         for folder in folders:
             try:
-                recipe = manifest.read_recipe(check_adapter(folder), fallback)
+                recipe = manifest.read_recipe(check_adapter(folder))
                 plugins.check_trusted(recipe.plugins, str(folder))
                 return recipe
             except FintuneError as error:
                 if folder == self._default_folder:
                     raise
                 self._tell(folder, str(error))
-        return fallback or load_recipe(default_recipe_path())
+        return load_recipe(default_recipe_path())
 
     # What there is ----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 import swagger_ui_bundle
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -55,7 +55,6 @@ from fintune.text.numbers import supported_numbers
 from fintune.text.sentences import bullet_lines
 
 router = APIRouter()
-T = TypeVar("T")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
@@ -305,16 +304,15 @@ async def _manager(request: Request) -> None:
         )
 
 
-_FORBIDDEN: dict[int | str, dict[str, Any]] = {403: {"model": ErrorResponse, "description": "No admin key."}}
+_MANAGING: dict[str, Any] = {
+    "response_model": AdapterInfo,
+    "tags": ["models"],
+    "responses": {403: {"model": ErrorResponse, "description": "No admin key."}},
+    "dependencies": [Depends(_manager)],
+}
 
 
-@router.post(
-    "/v1/adapters/{adapter}",
-    response_model=AdapterInfo,
-    tags=["models"],
-    responses=_FORBIDDEN,
-    dependencies=[Depends(_manager)],
-)
+@router.post("/v1/adapters/{adapter}", **_MANAGING)
 async def load_adapter(adapter: str, thread: Thread) -> Any:
     """Load an adapter now, before the first request that names it."""
     name = await asyncio.to_thread(_adapter, thread, adapter)
@@ -322,13 +320,7 @@ async def load_adapter(adapter: str, thread: Thread) -> Any:
     return AdapterInfo(id=name, loaded=True)
 
 
-@router.delete(
-    "/v1/adapters/{adapter}",
-    response_model=AdapterInfo,
-    tags=["models"],
-    responses=_FORBIDDEN,
-    dependencies=[Depends(_manager)],
-)
+@router.delete("/v1/adapters/{adapter}", **_MANAGING)
 async def unload_adapter(adapter: str, thread: Thread) -> Any:
     """Remove an adapter from memory. The next request that names it loads it again."""
     name = await asyncio.to_thread(_adapter, thread, adapter)

@@ -46,21 +46,26 @@ def for_caller(error: ApiError | FintuneError) -> ApiError:
     return ApiError(400, str(error))
 
 
+def later(status: int, message: str, kind: str, code: str, seconds: float) -> ApiError:
+    """An error that says to try again in `seconds`; `message` ends before that."""
+    wait = max(1, math.ceil(seconds))
+    return ApiError(
+        status, f"{message} try again in {wait} s.", kind, code, headers={"Retry-After": str(wait)}
+    )
+
+
 def overloaded(seconds: float) -> ApiError:
     """The queue is full; there may be room in `seconds`."""
-    wait = str(max(1, math.ceil(seconds)))
-    message = f"The server's queue is full: try again in {wait} s."
-    return ApiError(503, message, "server_error", "overloaded", headers={"Retry-After": wait})
+    return later(503, "The server's queue is full:", "server_error", "overloaded", seconds)
 
 
 def crowded(share: int, room: int, seconds: float) -> ApiError:
     """The caller exceeds its share of the queue while others wait."""
-    wait = str(max(1, math.ceil(seconds)))
     message = (
         f"Your share of the queue is {share:,} of its {room:,} records, while others wait too: send fewer at "
-        f"once, or try again in {wait} s."
+        "once, or"
     )
-    return ApiError(429, message, "rate_limit_error", "share_exceeded", headers={"Retry-After": wait})
+    return later(429, message, "rate_limit_error", "share_exceeded", seconds)
 
 
 def timed_out(seconds: float) -> ApiError:
@@ -70,10 +75,9 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def stopping() -> ApiError:
-    message = "The server is stopping: try again in 5 s."
-    return ApiError(503, message, "server_error", "stopping", headers={"Retry-After": "5"})
+    return later(503, "The server is stopping:", "server_error", "stopping", 5)
 
 
 def lost() -> ApiError:
-    message = "The model has stopped working, and the server is restarting: try again in 30 s."
-    return ApiError(503, message, "server_error", "model_lost", headers={"Retry-After": "30"})
+    message = "The model has stopped working, and the server is restarting:"
+    return later(503, message, "server_error", "model_lost", 30)

@@ -146,10 +146,11 @@ class Gate:
     def _caller(self, scope: Scope, key: Key | None) -> Caller:
         """Whose share the request counts against, with its limits: the key's own, else the server's."""
         name = key.id if key else address((scope.get("client") or ["?"])[0])
-        names = ("rate", "rate_records", "rate_tokens")
-        own = [getattr(key, limit, None) for limit in names]
-        usual = [getattr(self.settings, limit) for limit in names]
-        return Caller(name, *(u if o is None else o for o, u in zip(own, usual, strict=True)))
+        limits = []
+        for limit in ("rate", "rate_records", "rate_tokens"):
+            own = getattr(key, limit, None)
+            limits.append(getattr(self.settings, limit) if own is None else own)
+        return Caller(name, *limits)
 
     async def _body(self, scope: Scope, headers: dict[str, str], receive: Any) -> Callable[[], Any]:
         """A `receive` that returns the whole body, after checking that it arrives in time, fits, and is JSON.

@@ -83,21 +83,16 @@ async def answer(request: Request, asked: Asked) -> Any:
     usage = asked.usage(done)
     request.state.facts.update(tokens=usage.total_tokens)
     kept = done[0].prediction_id
-    result: ChatResponse | CompletionResponse
-    if asked.chat:
-        choices = [_chat_choice(i, *each, asked) for i, each in enumerate(zip(found, done, strict=True))]
-        result = ChatResponse(
-            choices=choices, usage=usage, prediction_id=kept, **asked.common("chat.completion")
-        )
-    else:
-        texts = [_text_choice(i, *each, asked) for i, each in enumerate(zip(found, done, strict=True))]
-        result = CompletionResponse(
-            choices=texts, usage=usage, prediction_id=kept, **asked.common("text_completion")
-        )
+    made: Any = (ChatResponse, _chat_choice, "chat.completion")
+    if not asked.chat:
+        made = (CompletionResponse, _text_choice, "text_completion")
+    response, choice, kind = made
+    choices = [choice(i, *each, asked) for i, each in enumerate(zip(found, done, strict=True))]
+    result = response(choices=choices, usage=usage, prediction_id=kept, **asked.common(kind))
     body = result.model_dump(exclude=set() if kept else {"prediction_id"})
-    for choice in body["choices"] if asked.chat else ():
-        if choice["message"]["tool_calls"] is None:
-            del choice["message"]["tool_calls"]
+    for each in body["choices"] if asked.chat else ():
+        if each["message"]["tool_calls"] is None:
+            del each["message"]["tool_calls"]
     return JSONResponse(body)
 
 

@@ -100,16 +100,20 @@ class ModelThread:
         caller = CALLER.get()
         self.limiter.check(caller, "records", len(records))
 
+        def anything(row: int, sofar: Sequence[int]) -> None:
+            """Allow any token."""
+
         def made(engine: Engine) -> tuple[Ask, list[int]]:
             from fintune.inference.formats import allowed_tokens
 
             ask = Ask(list(records), engine, engine.prompts(task, records, truncate))
             chosen = engine.tasks[task]
             if wanted := chosen.text_format if chosen.decoding == "text" else None:
-                refused = [isinstance(prompt, str) for prompt in ask.prompts]
                 ask.allowed = [
-                    (None if no else allowed_tokens(wanted, engine.tokenizer, [record])) or _anything
-                    for record, no in zip(records, refused, strict=True)
+                    anything
+                    if isinstance(prompt, str)
+                    else allowed_tokens(wanted, engine.tokenizer, [record]) or anything
+                    for record, prompt in zip(records, ask.prompts, strict=True)
                 ]
             return ask, [engine.cost(task, prompt) for prompt in ask.prompts]
 
@@ -525,10 +529,6 @@ class ModelThread:
             job.send(Done(writing.finish or "stop", len(writing.prompt), len(writing.ids), waited))
         if not more:
             self._groups.remove(entry)
-
-
-def _anything(row: int, sofar: Sequence[int]) -> None:
-    """Allow any token."""
 
 
 class _NobodyWaitsError(Exception):

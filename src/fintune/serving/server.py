@@ -10,7 +10,7 @@ from typing import Any
 
 from fintune.errors import ConfigError, MissingExtraError
 from fintune.serving.health import Health
-from fintune.serving.settings import Settings
+from fintune.serving.settings import Settings, web_address
 
 
 def serve(settings: Settings) -> None:
@@ -64,8 +64,7 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=int(settings.grace),
         backlog=1024,
     )
-    host, port = listener.getsockname()[:2]
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    where = web_address(*listener.getsockname()[:2])
     access = "a key is needed" if keys else "no key is needed"
     print(f"The API of {', '.join(models.names())} is at {where} ({access}; {where}/docs; Ctrl+C stops it).")
     print(end="", flush=True)

@@ -6,7 +6,6 @@ A caller with many requests takes turns with the others, and cannot fill the que
 from __future__ import annotations
 
 import ipaddress
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -15,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from fintune.serving.errors import ApiError
+from fintune.serving.errors import later
 
 MAX_KEPT = 10_000
 """Callers remembered; beyond this number, those without recent use are forgotten."""
@@ -80,14 +79,8 @@ class Limiter:
         """
         limit = {"requests": caller.rate, "records": caller.records, "tokens": caller.tokens}[kind]
         if wait := self.take(caller.name, limit, amount, kind):
-            seconds = math.ceil(wait)
-            raise ApiError(
-                429,
-                f"Your limit is {limit:,} {kind} per minute: try again in {seconds} s.",
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                headers={"Retry-After": str(seconds)},
-            )
+            message = f"Your limit is {limit:,} {kind} per minute:"
+            raise later(429, message, "rate_limit_error", "rate_limit_exceeded", wait)
 
     def _left(self, who: str, limit: int, kind: str) -> float:
         now = time.monotonic()

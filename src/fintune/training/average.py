@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fintune.config import Recipe
 from fintune.data.prepare.dataset import prepare
 from fintune.errors import ModelError
 from fintune.files import atomic_folder
@@ -51,8 +50,7 @@ def average(
     _check_alike(folders, raws)
     recipe, tasks = manifest.read(folders[0])
     # Members differ in their training seed but share the splits, so fix the data seed for each of them.
-    data = {"seed": recipe.data_seed} | ({"dir": data_dir} if data_dir else {})
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+    recipe = recipe.changed("data", seed=recipe.data_seed, dir=data_dir or recipe.data.dir)
     prepared = prepare(recipe, say=say)
     if prepared.manifest["files"] != raws[0]["data"]["files"]:
         raise ModelError(
@@ -84,7 +82,7 @@ def average(
     with atomic_folder(target) as staging:
         adapters.save(model, tokenizer, staging)
         manifest.write(staging, recipe, tasks, **facts)
-        card.write(staging, facts, _shaped(recipe, config.r), prepared)
+        card.write(staging, facts, recipe.changed("lora_config", r=config.r, lora_alpha=config.r), prepared)
     say(f"Averaged {len(folders)} adapters into one of rank {config.r}: {target}")
     return facts
 
@@ -141,12 +139,6 @@ def _mean(model: Any, folders: Sequence[str | Path], rank: int | None) -> Any:
     for name in names:
         model.delete_adapter(name)
     return model
-
-
-def _shaped(recipe: Recipe, rank: int) -> Recipe:
-    """The members' recipe with the mean's rank and alpha."""
-    lora = recipe.lora_config.model_copy(update={"r": rank, "lora_alpha": rank})
-    return recipe.model_copy(update={"lora_config": lora})
 
 
 def _member(folder: str | Path, raw: dict[str, Any]) -> dict[str, Any]:

@@ -118,12 +118,12 @@ def _losses(state: Any) -> list[float]:
     return [entry["loss"] for entry in state.log_history if "loss" in entry]
 
 
-def log_to_file(folder: str | Path = "logs", verbose: bool = False) -> Path:
-    """Log fintune's messages, and errors of Transformers and PEFT, to a new file; return its path.
+def log_to_file(verbose: bool) -> Path:
+    """Log fintune's messages, and errors of Transformers and PEFT, to a new file in `logs`; return its path.
 
     With `verbose` debugging details are logged too, and also go to the console.
     """
-    folder = Path(folder)
+    folder = Path("logs")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"train-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
     handler = logging.FileHandler(path, encoding="utf-8")

@@ -100,11 +100,8 @@ def find_checkpoint(resume: str | Path, output_dir: Path, recipe: Recipe) -> Pat
             raise ModelError(f"There is no checkpoint at {folder}: look for checkpoint-* in {output_dir}.")
     _check_whole(folder)
     # A key that the checkpoint's recipe lacks is newer: the checkpoint was trained with its default.
-    was, defaults, now = (
-        manifest.read_raw(folder).get("recipe", {}),
-        Recipe().model_dump(),
-        recipe.model_dump(),
-    )
+    was, defaults = manifest.read_raw(folder).get("recipe", {}), Recipe().model_dump()
+    now = recipe.model_dump()
     for section in ("base_model", "lora_config", "multi_task", "training") if was else ():
         for key, value in {**defaults[section], **was.get(section, {})}.items():
             if key not in MAY_CHANGE and now[section].get(key) not in (value, AUTO):
@@ -120,7 +117,7 @@ def going_on(recipe: Recipe, checkpoint: Path) -> Recipe:
     was = manifest.read_raw(checkpoint).get("recipe", {}).get("training", {})
     fixed = was.keys() - {"row_tokens"}
     numbers = {key: was[key] for key, value in recipe.training if value == AUTO and key in fixed}
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=numbers)})
+    return recipe.changed("training", **numbers)
 
 
 def _check_whole(folder: Path) -> None:
@@ -143,11 +140,8 @@ def check_same_data(checkpoint: Path, prepared: PreparedDataset) -> None:
     """Raise a DataError if the checkpoint was trained on other data: its schedule refers to examples."""
     was = manifest.read_raw(checkpoint).get("data", {})
     if was and was.get("files") != prepared.manifest["files"]:
+        datasets = ", ".join(dict.fromkeys(entry["dataset"] for entry in was["tasks"].values()))
         raise DataError(
-            f"{checkpoint} was trained on other data ({_datasets(was)}) than is prepared now "
+            f"{checkpoint} was trained on other data ({datasets}) than is prepared now "
             f"({prepared.describes}): resume with the same data, or train without resuming."
         )
-
-
-def _datasets(data: dict[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(entry["dataset"] for entry in data["tasks"].values()))

@@ -50,13 +50,13 @@ def fitted(recipe: Recipe, sizes: Mapping[str, int]) -> Recipe:
     if warmup == AUTO:
         steps = math.ceil(round(epochs * examples) / size)
         warmup = round(WARMUP * (min(steps, training.max_steps) if training.max_steps > 0 else steps))
-    numbers = {
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        "num_train_epochs": epochs,
-        "warmup_steps": warmup,
-    }
-    return recipe.model_copy(update={"training": training.model_copy(update=numbers)})
+    return recipe.changed(
+        "training",
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        warmup_steps=warmup,
+    )
 
 
 def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
@@ -77,8 +77,7 @@ def with_row_tokens(recipe: Recipe, device: str | None = None) -> Recipe:
         from fintune.training.memory import row_tokens_for
 
         tokens = row_tokens_for(recipe, torch.cuda.mem_get_info()[0])
-    training = recipe.training.model_copy(update={"row_tokens": tokens})
-    return recipe.model_copy(update={"training": training})
+    return recipe.changed("training", row_tokens=tokens)
 
 
 def row_size(asked: Recipe, made: Recipe, device: str | None = None) -> int:

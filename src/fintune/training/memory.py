@@ -141,10 +141,6 @@ def _laid_out(parts: str) -> tuple[Any, Support]:
         return add_adapter(base, recipe.lora_config.plain()), support
 
 
-def quantized(base: BaseModelConfig) -> bool:
-    return base.load_in_4bit or base.load_in_8bit
-
-
 def value_bytes(recipe: Recipe, device: str) -> int:
     """Bytes per activation: 2, or 4 on a CPU that computes in fp32."""
     return 2 if device == "cuda" else choose_precision(recipe.training).dtype.itemsize
@@ -155,7 +151,7 @@ def weight_bytes(shape: Shape, recipe: Recipe, width: int) -> int:
     time is also held unquantized."""
     base = recipe.base_model
     each = NF4_BYTES if base.load_in_4bit else 1 if base.load_in_8bit else width
-    in_full = shape.largest * width if quantized(base) else 0
+    in_full = shape.largest * width if base.quantized else 0
     return round(shape.linear * each + shape.other * width + in_full)
 
 

@@ -34,6 +34,11 @@ class Draw:
     step_size: int
     """Examples per optimizer step."""
 
+    @property
+    def steps_per_epoch(self) -> float:
+        """A fraction if the last step is short."""
+        return sum(self.per_epoch.values()) / self.step_size
+
 
 def draw(recipe: Recipe, sizes: Mapping[str, int]) -> Draw:
     """How a fitted recipe mixes tasks, given each task's number of training examples.
@@ -172,10 +177,9 @@ def measure_prepared(recipe: Recipe) -> Mix:
     return measure(recipe, prepare(recipe), PromptTemplate(tokenizer, recipe.training.max_length))
 
 
-def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = print) -> None:
-    """Print the mix and its warnings; None is that of the prepared data."""
-    mix = mix or measure_prepared(recipe)
-    say(
+def show(recipe: Recipe, mix: Mix) -> None:
+    """Print the mix and its warnings."""
+    print(
         f"\n{'':15}{'training':>9}{'an epoch':>9}{'':>7}{'':>10}{'':>7}{'of the':>7}{'seen in':>9}{'':>6}\n"
         f"{'task':15}{'examples':>9}{'examples':>9}{'share':>7}{'tokens':>10}{'share':>7}{'loss':>7}"
         f"{'the run':>9}{'cut':>6}"
@@ -184,21 +188,21 @@ def show(recipe: Recipe, mix: Mix | None = None, say: Callable[[str], None] = pr
         examples = mix.share(task, lambda t: t.per_epoch)
         tokens = mix.share(task, lambda t: t.per_epoch * t.tokens)
         loss = mix.share(task, lambda t: t.per_epoch * t.loss_weight)
-        say(
+        print(
             f"{task.name:15}{task.examples:>9,}{task.per_epoch:>9,}{examples:>7.1%}"
             f"{task.per_epoch * task.tokens:>10,.0f}{tokens:>7.1%}{loss:>7.1%}"
             f"{task.repeats:>8.1f}×{task.cut:>6.0%}"
         )
     epoch, run = sum(t.per_epoch for t in mix.tasks), sum(t.seen for t in mix.tasks)
     tokens_of_epoch = sum(t.per_epoch * t.tokens for t in mix.tasks)
-    say(
+    print(
         f"An epoch: {epoch:,} examples, about {tokens_of_epoch:,.0f} tokens. "
         f"The run: {mix.steps:,} steps of {mix.step_size} examples, {run:,} in all "
         f"({run / epoch:.2f} epochs; {recipe.multi_task.sampling_strategy} sampling)."
     )
-    say("Seen in the run: how often each example is. Cut: examples longer than training.max_length.")
+    print("Seen in the run: how often each example is. Cut: examples longer than training.max_length.")
     part = [f"{t.sampled:,} of {t.examples:,} {t.name}" for t in mix.tasks if t.sampled < t.examples]
     if part:
-        say(f"Tokens are estimated from a sample of the examples: {', '.join(part)}.")
+        print(f"Tokens are estimated from a sample of the examples: {', '.join(part)}.")
     for warning in mix.warnings():
-        say(f"Warning: {warning}")
+        print(f"Warning: {warning}")

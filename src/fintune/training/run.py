@@ -55,29 +55,29 @@ PARTS = (".json", ".md", ".html", "-predictions.jsonl")
 """File name endings of the evaluation results beside an adapter."""
 
 
-@dataclasses.dataclass
-class Plan:
+@dataclasses.dataclass(frozen=True)
+class Plan(mix.Draw):
     """What a run will do, decided before the model is loaded.
 
     Attributes:
         objective: what the run minimizes.
         examples: all training examples that the schedule draws from, tokenized.
         schedule: the optimizer steps, each a list of indices into `examples`.
-        per_epoch: examples of each task in one epoch.
-        loss_weights: each task's weight in the loss.
-        step_size: examples per optimizer step.
-        steps_per_epoch: optimizer steps per epoch (a fraction if the last step is short).
-        truncated: the number of examples whose text was truncated to `training.max_length`.
     """
 
     objective: Objective
     examples: list[TokenizedExample]
     schedule: list[list[int]]
-    per_epoch: dict[str, int]
-    loss_weights: dict[str, float]
-    step_size: int
-    steps_per_epoch: float
-    truncated: int
+
+    @property
+    def truncated(self) -> int:
+        """The number of examples whose text was truncated to `training.max_length`."""
+        return sum(example.truncated for example in self.examples)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each example, in the order of the schedule."""
+        return [len(self.examples[i]) for step in self.schedule for i in step]
 
 
 def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], template: Any) -> Plan:
@@ -97,16 +97,8 @@ def make_plan(recipe: Recipe, tasks: TaskSet, records: dict[str, list[Record]], 
     if recipe.multi_task.class_weights:
         everyone = [record for name in drawn.per_epoch for record in records[name]]
         examples = add_class_weights(examples, everyone, tasks, recipe.multi_task.class_weights)
-    return Plan(
-        objective=objective,
-        examples=examples,
-        schedule=mix.steps(recipe, drawn, [example.task for example in examples]),
-        per_epoch=drawn.per_epoch,
-        loss_weights=drawn.loss_weights,
-        step_size=drawn.step_size,
-        steps_per_epoch=sum(drawn.per_epoch.values()) / drawn.step_size,
-        truncated=sum(example.truncated for example in examples),
-    )
+    schedule = mix.steps(recipe, drawn, [example.task for example in examples])
+    return Plan(**vars(drawn), objective=objective, examples=examples, schedule=schedule)
 
 
 class _Run:
@@ -153,8 +145,9 @@ class _Run:
         validation = {name: self.prepared.records(name, "validation") for name in self.plan.per_epoch}
         self.validation = {name: own for name, own in validation.items() if own}
         """The validation records of each trained task that has some."""
-        held_out = {name: own[: recipe.evaluation.max_validation] for name, own in self.validation.items()}
-        self.baselines = verdict.baselines(self.tasks, records, held_out)
+        most = recipe.evaluation.max_validation
+        self.held_out = {name: own[:most] for name, own in self.validation.items()}
+        self.baselines = verdict.baselines(self.tasks, records, self.held_out)
         shown = self.plan.objective.shown
         self.figure = figure_of(recipe.training, self.tasks, list(self.validation), shown)
         if recipe.training.early_stopping_patience and not self.validation:
@@ -192,14 +185,14 @@ def train(
     checkpoint, start = origin(recipe, output_dir, resume, overwrite)
     report_to = wandb() if use_wandb else []
     state = PartialState(cpu=not torch.cuda.is_available())
-    say = say if state.is_main_process else _silent
+    say = say if state.is_main_process else lambda line: None
     lock = Lock(output_dir, "lock")
     if state.is_main_process and not lock.take():
         raise ConfigError(
             f"Another run trains into {output_dir} ({lock.holder}): wait for it, or name another "
             "--output_dir."
         )
-    log_file = log_to_file(verbose=verbose) if state.is_main_process else None
+    log_file = log_to_file(verbose) if state.is_main_process else None
     former = [] if checkpoint else checkpoints(output_dir)
     since = time.time()
     stopping = Stopping(recipe.training.save_minutes)
@@ -251,10 +244,6 @@ def _train(
     for warning in found:
         say(f"Warning: {warning}")
     return facts
-
-
-def _silent(line: str) -> None:
-    """`say` in every process but the first."""
 
 
 def _model(run: _Run) -> tuple[Any, Any]:
@@ -318,7 +307,12 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
     """The manifest's facts about the run that are known before training."""
     refuse_small_disk(run.output_dir, checkpoint_bytes(engine.model), "a checkpoint")
     trainable, total = adapters.count_parameters(engine.model)
-    plan = run.plan
+    plan, lengths = run.plan, run.plan.lengths
+    warnings = (
+        few_steps(len(plan.schedule)),
+        _long_warmup(run),
+        small_passes(run.asked, run.recipe, sum(lengths) / len(lengths)),
+    )
     return {
         **stamp(),
         "base_model": run.recipe.base_model.name,
@@ -335,15 +329,8 @@ def _facts(run: _Run, engine: Engine) -> dict[str, Any]:
         "processes": run.state.num_processes,
         "dtype": str(run.precision.dtype).removeprefix("torch."),
         "data": run.prepared.manifest,
-        "warnings": list(
-            filter(None, [few_steps(len(plan.schedule)), _long_warmup(run), _small_passes(run)])
-        ),
+        "warnings": list(filter(None, warnings)),
     }
-
-
-def _small_passes(run: _Run) -> str:
-    lengths = [len(run.plan.examples[i]) for step in run.plan.schedule for i in step]
-    return small_passes(run.asked, run.recipe, sum(lengths) / len(lengths))
 
 
 def _long_warmup(run: _Run) -> str:
@@ -387,20 +374,18 @@ def _trainer(
         manifest.write(folder, recipe, run.tasks, **facts)
         card.write(folder, facts, recipe, run.prepared)
 
-    held_out = {name: rows[: recipe.evaluation.max_validation] for name, rows in run.validation.items()}
     examples = {
-        name: plan.objective.held_out(run.tasks[name], rows, run.template) for name, rows in held_out.items()
+        name: plan.objective.held_out(run.tasks[name], rows, run.template)
+        for name, rows in run.held_out.items()
     }
-    seen = sum(len(plan.examples[i]) for step in plan.schedule for i in step)
     steps = len(plan.schedule)
-    every = intervals(
-        training, run.figure, run.tasks, examples, seen / steps / run.state.num_processes, steps
-    )
+    tokens = sum(plan.lengths) / steps / run.state.num_processes
+    every = intervals(training, run.figure, run.tasks, examples, tokens, steps)
     with run.state.local_main_process_first():  # one process measures, the others read its result
         peak = matrix_peak()
     trainer = MultiTaskTrainer(
         engine=engine,
-        validation={name: (rows, examples[name]) for name, rows in held_out.items()},
+        validation={name: (rows, examples[name]) for name, rows in run.held_out.items()},
         figure=run.figure,
         keeps_best=training.load_best_model_at_end,
         intervals=every,
@@ -465,15 +450,13 @@ def _kept(run: _Run, trainer: MultiTaskTrainer) -> dict[str, Any]:
     kept = {"step": chosen or last, "last_step": last, "stopped_early": trainer.stopped_early}
     if chosen:
         kept |= {"metric": run.figure.title, "value": best.value}
-        early = (
-            f" The next {trainer.patience} validations were no better: stopped early."
-            if trainer.stopped_early
-            else ""
-        )
-        run.say(
+        said = (
             f"Kept the weights of step {best.step} of {last}, the best on validation "
-            f"({run.figure.title} {best.value:.4g}).{early}"
+            f"({run.figure.title} {best.value:.4g})."
         )
+        if trainer.stopped_early:
+            said += f" The next {trainer.patience} validations were no better: stopped early."
+        run.say(said)
     return kept
 
 

@@ -17,6 +17,8 @@ from fintune.kernels.packing import PackedRow, common_prefix_length, join, moved
 from fintune.prompts import TokenizedExample
 from fintune.training.objectives import Likelihood, Objective, Row
 
+_Part = tuple[PackedRow, list[TokenizedExample]]
+
 
 @dataclass
 class Step:
@@ -59,43 +61,33 @@ def _stand_in(row: Row) -> Row:
     return replace(row, weights=torch.zeros_like(row.weights), counted=False)
 
 
+@dataclass(eq=False)
 class StepBuilder:
     """Cuts a list of examples into the rows of a step. Also a map-style dataset of the schedule's steps.
 
     With `world` processes each builds the rows of its own part of a step. The loss's denominator is that
     of the whole step, so the processes' losses sum to the step's loss.
+
+    Attributes:
+        schedule: the optimizer steps, each a list of indices into `examples`.
+        task_weights: each task's weight in the loss; a row knows a task by its number here.
+        row_size, row_tokens: the most examples and tokens per row (a single example may be longer).
+        share: compute the common beginning of a task's prompts once per row.
+        objective: decides which completions stand in a row.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[TokenizedExample],
-        schedule: Sequence[Sequence[int]],
-        task_weights: Mapping[str, float],
-        row_size: int,
-        row_tokens: int,
-        share: bool = True,
-        rank: int = 0,
-        world: int = 1,
-        objective: Objective | None = None,
-    ) -> None:
-        """
-        Args:
-            schedule: the optimizer steps, each a list of indices into `examples`.
-            task_weights: each task's weight in the loss; a row knows a task by its number here.
-            row_size, row_tokens: the most examples and tokens per row (a single example may be longer).
-            share: compute the common beginning of a task's prompts once per row.
-            objective: decides which completions stand in a row; None is `Likelihood`.
-        """
-        self.examples = examples
-        self.schedule = schedule
-        self.task_weights = task_weights
-        self.tasks = {name: number for number, name in enumerate(task_weights)}
-        self.row_size = row_size
-        self.row_tokens = row_tokens
-        self.share = share
-        self.rank = rank
-        self.world = world
-        self.objective = objective or Likelihood()
+    examples: Sequence[TokenizedExample]
+    schedule: Sequence[Sequence[int]]
+    task_weights: Mapping[str, float]
+    row_size: int
+    row_tokens: int
+    share: bool = True
+    rank: int = 0
+    world: int = 1
+    objective: Objective = field(default_factory=Likelihood)
+
+    def __post_init__(self) -> None:
+        self.tasks = {name: number for number, name in enumerate(self.task_weights)}
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -115,7 +107,7 @@ class StepBuilder:
         """The step of these examples; `total` is Σ w of the whole step."""
         step = Step(examples=len(examples), plain_tokens=sum(len(e) - 1 for e in examples))
         lengths = [self._length(example) for example in examples]
-        parts: list[tuple[PackedRow, list[TokenizedExample]]] = []
+        parts: list[_Part] = []
         for members in rows_of(lengths, [e.task for e in examples], self.row_size, self.row_tokens):
             chosen = [examples[i] for i in members]
             completions = [self.objective.branches(example) for example in chosen]
@@ -136,7 +128,7 @@ class StepBuilder:
         """Tokens of the example in a row: a completion's last token is only a target, never an input."""
         return len(example.prompt_ids) + 1 + sum(len(ids) - 1 for ids in self.objective.branches(example))
 
-    def _row(self, group: list[tuple[PackedRow, list[TokenizedExample]]], total: float) -> Row:
+    def _row(self, group: list[_Part], total: float) -> Row:
         examples = [example for _, chosen in group for example in chosen]
         spans = torch.tensor([len(self.objective.branches(example)) for example in examples])
         places = torch.tensor([self.objective.answer(example) for example in examples])
@@ -150,11 +142,9 @@ class StepBuilder:
             extra=self.objective.prepare(examples, answers),
         )
 
-    def _together(
-        self, parts: list[tuple[PackedRow, list[TokenizedExample]]]
-    ) -> list[list[tuple[PackedRow, list[TokenizedExample]]]]:
+    def _together(self, parts: list[_Part]) -> list[list[_Part]]:
         """Group rows into forward passes of at most `row_tokens` tokens and `row_size` examples."""
-        groups: list[list[tuple[PackedRow, list[TokenizedExample]]]] = []
+        groups: list[list[_Part]] = []
         tokens = count = 0
         for part in parts:
             more, spans = part[0].input_ids.shape[1], len(part[1])  # counts examples, not their levels

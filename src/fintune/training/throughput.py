@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,17 +101,21 @@ def _measured_peak(dtype: torch.dtype, best: float) -> float:
 
 
 def _rate(size: int, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of four products of two (size, size) matrices."""
-    cuda = torch.cuda.is_available()
-    a = torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu")
-    rate = 0.0
+    """FLOP/s of a product of two (size, size) matrices."""
+    a = torch.randn(size, size, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    return 2 * size**3 / fastest(lambda: a @ a)
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """The seconds of the fastest of four calls; on a GPU until it has finished."""
+    times = []
     for _ in range(4):
         begun = time.perf_counter()
-        a @ a
-        if cuda:
+        work()
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
-        rate = max(rate, 2 * size**3 / (time.perf_counter() - begun))
-    return rate
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 class Meter(transformers.TrainerCallback):

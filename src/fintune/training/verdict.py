@@ -40,10 +40,9 @@ def warnings(
     found: list[str] = []
     counts = {name: manifest["tasks"][name]["counts"]["validation"] for name in answers}
     for name, (records, predictions) in answers.items():
-        found += filter(None, [_one_label(tasks[name], predictions, records)])
-        found += filter(
-            None, [_below_baseline(tasks[name], predictions, records, *plain.get(name, ("", ())))]
-        )
+        task, baseline = tasks[name], plain.get(name, ("", ()))
+        worse = _below_baseline(task, predictions, records, *baseline)
+        found += filter(None, [_one_label(task, predictions, records), worse])
     few = ", ".join(f"{name} {count}" for name, count in counts.items() if count < FEW)
     if few:
         found.append(

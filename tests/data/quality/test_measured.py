@@ -2,9 +2,9 @@
 
 import csv
 import json
-import shutil
 
 import pytest
+from chromium import chromium
 
 from fintune.cli import main
 from fintune.config import Recipe
@@ -15,7 +15,6 @@ from fintune.errors import CheckFailed
 from fintune.models.base import load_tokenizer
 from fintune.reports.data_quality import write
 
-CHROMIUM = shutil.which("chromium")
 CITIES = "Oslo Turin Lyon Porto Ghent Bergen Leeds Cork Graz Basel Malmo Vilnius Riga Split Brno".split()
 
 
@@ -181,12 +180,9 @@ def test_the_json_is_plain_and_a_second_report_is_the_same_to_the_byte(measured,
     assert b"<b>" not in first[2]
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 def test_the_page_fits_a_phone_and_loads_nothing(measured, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     page_file = write(tmp_path, measured)[2]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
         requested = []
         page.on("request", lambda request: requested.append(request.url))
@@ -195,7 +191,6 @@ def test_the_page_fits_a_phone_and_loads_nothing(measured, tmp_path):
         assert page.locator("svg.plot").count() == 2
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 22, 24)"
         assert [url for url in requested if not url.startswith("data:")] == [page_file.as_uri()]
-        browser.close()
 
 
 def test_the_command_prints_a_table_and_writes_three_files(recipe, workdir, capsys):

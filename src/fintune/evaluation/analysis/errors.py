@@ -81,24 +81,7 @@ class _Errors:
         traits = traits_of(self.task, self.records, self.train)
         wrong = self.task.is_error(self.records, self.predictions, self.train)
         measure, values = self.task.error_measure(self.scores)
-        summary: dict[str, Any] = {
-            "measure": measure,
-            "error_means": self.task.error_means,
-            "mistakes": dict(Counter(name for name, _ in self.found if name).most_common()),
-            "slices": error_slices(traits, wrong, values),
-            "worst": [self._example(i) for i in self.order[:WORST]],
-            **self.task.analysis(self._analysed()),
-        }
-        examples: list[dict[str, Any] | None] = [None] * len(self.records)
-        for rank, i in enumerate(self.order, 1):
-            name, details = self.found[i]
-            examples[i] = {"rank": rank, "mistake": name, "counts": wrong[i], **details, "traits": traits[i]}
-            if rank <= BROWSED:
-                examples[i]["nearest"] = self._nearest(i)  # type: ignore[index]
-        return Analysis(summary, examples)
-
-    def _analysed(self) -> Analysed:
-        return Analysed(
+        analysed = Analysed(
             records=self.records,
             predictions=self.predictions,
             order=self.order,
@@ -107,6 +90,21 @@ class _Errors:
             nearest=self.nearest,
             neighbour=_neighbour,
         )
+        summary: dict[str, Any] = {
+            "measure": measure,
+            "error_means": self.task.error_means,
+            "mistakes": dict(Counter(name for name, _ in self.found if name).most_common()),
+            "slices": error_slices(traits, wrong, values),
+            "worst": [self._example(i) for i in self.order[:WORST]],
+            **self.task.analysis(analysed),
+        }
+        examples: list[dict[str, Any] | None] = [None] * len(self.records)
+        for rank, i in enumerate(self.order, 1):
+            name, details = self.found[i]
+            examples[i] = {"rank": rank, "mistake": name, "counts": wrong[i], **details, "traits": traits[i]}
+            if rank <= BROWSED:
+                examples[i]["nearest"] = self._nearest(i)  # type: ignore[index]
+        return Analysis(summary, examples)
 
     def _nearest(self, i: int) -> list[dict[str, Any]]:
         return [_neighbour(record, cosine) for record, cosine in self.nearest[i][:NEAREST]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fintune.errors import ModelError
-from fintune.kernels.packing import common_prefix_length
+from fintune.kernels.packing import common_prefix_length, parts
 from fintune.models import gguf
 
 if TYPE_CHECKING:
@@ -226,16 +226,9 @@ class LlamaCpp:
     def _score(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
         first = self._read(prompt).double().log_softmax(1)[0]
         scores = [float(first[answer[0]]) for answer in answers]
-        group: list[int] = []
-        for i in range(len(answers)):
-            group.append(i)
-            longest = sum(len(answers[j]) for j in group) + (
-                len(answers[i + 1]) if i + 1 < len(answers) else 0
-            )
-            if i + 1 == len(answers) or len(group) == SEQUENCES - 1 or longest > BATCH:
-                for j, more in zip(group, self._rest(prompt, [answers[j] for j in group]), strict=True):
-                    scores[j] += more
-                group = []
+        for group in parts(list(map(len, answers)), BATCH, SEQUENCES - 1):
+            for i, more in zip(group, self._rest(prompt, [answers[i] for i in group]), strict=True):
+                scores[i] += more
         return scores
 
     def _rest(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
