@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 # Further flags for PyTorch's own pip call, such as another package index.
 TORCH_FLAGS ?=
 EXTRAS := dev,demo,eval,filings,gpu,live,monitor,otel,postgres,ray,serve,track
-# Python compiles what is imported; compiling all of it here would take a quarter of the time.
+# Python compiles what is imported; compiling all of it here would take a third of the time.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 pinned = $(shell sed -n 's/^\($(1)==[^ ]*\).*/\1/p' constraints.txt)
 
@@ -21,7 +21,7 @@ help:  ## list what make can do
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-10s %s\n' "$$name" "$$what"; done
 
-setup: $(READY)  ## make .venv and install everything (2 to 6 minutes, most of it downloads)
+setup: $(READY)  ## make .venv and install everything (2 to 5 minutes, most of it downloads)
 
 run: $(READY)  ## the main job: prepare data, train, evaluate (3 to 8 minutes on 2 cores); ARGS="--debug" for a short one
 	@echo "Running the main job: data, training, evaluation. 3 to 8 minutes on 2 cores."
@@ -90,7 +90,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Install one, or name it:  make setup PYTHON=/path/to/python3.11"; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "fintune needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1)."; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) -V): 2 to 6 minutes, most of it downloads, once."
+	@echo "Setting up $(VENV) with $$($(PYTHON) -V): 2 to 5 minutes, most of it downloads, once."
 	@echo "[1/4] the virtual environment (10 seconds)"
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "Python's venv module does not work here; on Debian and Ubuntu:  apt install python3-venv"; exit 1; }
