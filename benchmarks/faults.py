@@ -41,7 +41,13 @@ from harness import parser, save
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "live")]
-from adapter_folders import CONFIG, WEIGHTS, changed, make_tiny_base  # noqa: E402
+from adapter_folders import (  # noqa: E402
+    CONFIG,
+    WEIGHTS,
+    changed,
+    make_random_adapter,
+    make_tiny_base,
+)
 from feed_server import Reply, Server, rss  # noqa: E402
 from forked import Forked, fintune  # noqa: E402
 
@@ -80,9 +86,7 @@ class World:
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
         self.teams = folder / "teams"
         for seed, name in enumerate("ab", 1):
-            command = ["train", "--config", str(folder / "recipe.yaml"), "--set", f"training.seed={seed}"]
-            code, said = finish(Forked(fintune, [*command, "--output_dir", str(self.teams / name)]))
-            assert code == 0, said
+            make_random_adapter(self.base, self.teams / name, seed, **raw)
         self.keys = [keys.create(folder / "keys.json", f"team{i}") for i in range(5)]
         self.greedy = self.keys.pop()
         self.titles = sorted({record.text for record in sample_records("headline")})[:24]

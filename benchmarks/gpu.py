@@ -1,6 +1,6 @@
 """One GPU in minutes: exact, and how fast, beside TRL: bases of 0.13 to 8 B in bf16, 4 and 8 bit.
 
-    PYTHONPATH=src python benchmarks/gpu.py [--minutes 6] [--json PATH] [--only TEXT] [--tiny]
+    PYTHONPATH=src python benchmarks/gpu.py [--minutes 6] [--json PATH] [--only TEXT …] [--tiny]
 
 No network: weights are random in the shape of Llama, but for the check, which takes the real SmolLM2 where
 it is installed. First the loss and the gradients of a packed five-task mix are held against separate
@@ -789,7 +789,9 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--minutes", type=float, default=6.0, help="for all of it (default: 6)")
     flags.add_argument("--json", metavar="PATH", help="the results, written again after each cell")
-    flags.add_argument("--only", metavar="TEXT", default="", help='cells so named, as "6.7 B, 4 bit"')
+    flags.add_argument(
+        "--only", metavar="TEXT", nargs="+", default=[""], help='cells so named, as "6.7 B, 4 bit"'
+    )
     flags.add_argument("--tiny", action="store_true", help="a dry run: tiny shapes, on a CPU too")
     flags.add_argument("--data_dir", default=os.environ.get("FINTUNE_DATA_DIR"), help="the public datasets")
     flags.add_argument("--profiles", default="", help=argparse.SUPPRESS)
@@ -801,7 +803,9 @@ def main() -> None:
     end = time.time() + 60 * args.minutes
     args.profiles = args.json.removesuffix(".json") + "-" if args.json else "gpu-"
     report = Report(args.json, args.minutes, args.tiny)
-    wanted = [(b, p, [c for c in cells if args.only in key(b, p, c)]) for b, p, cells in JOBS]
+    wanted = [
+        (b, p, [c for c in cells if any(each in key(b, p, c) for each in args.only)]) for b, p, cells in JOBS
+    ]
     jobs = [job for job in wanted if job[2]]
     for group in [jobs] if args.tiny else [[job] for job in jobs]:  # libraries load once in a dry run
         cells = sum(len(cells) for _, _, cells in group)
