@@ -75,7 +75,8 @@ def alike(a: Any, b: Any) -> bool:
 class World:
     """A server with its folders, the clients' counts, and what was found wrong."""
 
-    def __init__(self, folder: Path, seed: int, hold: float) -> None:
+    def __init__(self, folder: Path, seed: int, hold: float, trained: bool) -> None:
+        """Args: trained: its two adapters are trained, as `average` wants; random ones are there sooner."""
         from fintune.data.raw.sample import sample_records
         from fintune.serving import keys
 
@@ -86,7 +87,12 @@ class World:
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
         self.teams = folder / "teams"
         for seed, name in enumerate("ab", 1):
-            make_random_adapter(self.base, self.teams / name, seed, **raw)
+            if not trained:
+                make_random_adapter(self.base, self.teams / name, seed, **raw)
+                continue
+            command = ["train", "--config", str(folder / "recipe.yaml"), "--set", f"training.seed={seed}"]
+            code, said = finish(Forked(fintune, [*command, "--output_dir", str(self.teams / name)]))
+            assert code == 0, said
         self.keys = [keys.create(folder / "keys.json", f"team{i}") for i in range(5)]
         self.greedy = self.keys.pop()
         self.titles = sorted({record.text for record in sample_records("headline")})[:24]
@@ -480,7 +486,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, Server() as news:
-        world = World(Path(folder), args.seed, 2 if args.quick else 8)
+        world = World(Path(folder), args.seed, 2 if args.quick else 8, "average" in args.faults)
         news.routes["/feed"] = Reply(rss(*world.titles))
         world.runs["live"][-3] = f"{news.url}/feed"
         os.chdir(folder)
