@@ -92,3 +92,8 @@ def hint(wrong: str, valid: Sequence[str]) -> str:
     """The end of a sentence on a wrong name: the most similar valid one, else all valid ones."""
     near = difflib.get_close_matches(wrong, valid, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; valid are: {', '.join(valid)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or the error's name if there is no message."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

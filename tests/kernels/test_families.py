@@ -43,6 +43,7 @@ def test_several_texts_in_one_pass_are_each_text_alone(kind):
     share = torch.linspace(-1, 2, len(plain))
     expected = torch.autograd.grad((plain * share).sum(), list(weights.values()), allow_unused=True)
     found = attention.enable(model)
+    assert length_warning(model, 9999) == ""
     assert found.way == ("packed" if kind in PACKED else "padded"), found
     assert bool(found.reason) == (kind in PADDED)
     rows = [pack(PROMPTS, ANSWERS, share=bool(found)), pack([PROMPTS[0]], [ANSWERS[0]])]

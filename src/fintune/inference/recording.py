@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 import torch
 
+from fintune.errors import first_line
+
 Step: TypeAlias = "Callable[[], torch.Tensor]"
 """Reads and writes tensors in place, the same ones in each call, and returns logits."""
 Recorder: TypeAlias = "Callable[[Step], Step]"
@@ -79,7 +81,7 @@ class Repeated:
             recording = record(self._step)
             far = float((recording().float() - wanted.float()).norm() / wanted.float().norm())
         except RuntimeError as error:  # among them PyTorch's errors of CUDA and of its compiler
-            problem = str(error).strip().splitlines()[0]
+            problem = first_line(error)
         else:
             if far < FAR:
                 return recording

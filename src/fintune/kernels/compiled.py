@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fintune.errors import ConfigError
+from fintune.errors import ConfigError, first_line
 from fintune.kernels import attention, lora
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _compiled(own: Any, backend: Any) -> Any:
                 _log.warning(
                     "training.torch_compile: %s cannot be compiled, so it runs uncompiled: %s",
                     type(self).__name__,
-                    str(error).strip().splitlines()[0],
+                    first_line(error),
                 )
         return own(self, *args, **kwargs)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fintune.errors import first_line
 from fintune.kernels.attention_plain import allowed_plain, attention_plain
 from fintune.kernels.forward import evaluated, row_inputs
 from fintune.kernels.packing import PackedRow, pack
@@ -101,8 +102,10 @@ def length_warning(model: Any, longest: int) -> str:
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # or one a layer type
+        if each.get("rope_type") not in ("longrope", "dynamic"):
+            continue
         usual = each.get("original_max_position_embeddings") or config.max_position_embeddings
-        if each.get("rope_type") in ("longrope", "dynamic") and longest > usual:
+        if longest > usual:
             return (
                 f"a text of more than {usual:,} tokens changes the positions of shorter ones in its row "
                 f"({each['rope_type']}): set training.max_length to {usual:,} or less to rule that out"
@@ -147,7 +150,7 @@ def _last_logits(model: Any, row: PackedRow, probe: _Probe) -> Tensor:
         probe.check()
         if laid_out and not getattr(model, "_is_stateful", False):
             return row.targets  # a model that reads values, such as a mixture of experts: assume it works
-        what = (str(error).strip() or repr(error)).splitlines()[0]
+        what = first_line(error)
         raise _Unable(f"its layers cannot compute a packed row ({what})") from None
     probe.check()
     if probe.calls < layers:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import LoraConfig, hint
-from fintune.errors import ConfigError, ModelError
+from fintune.errors import ConfigError, ModelError, first_line
 from fintune.files import like_neighbours
 from fintune.models import adapter_files, manifest
 from fintune.models.adapter_files import CONFIG, WEIGHTS, AdapterFiles
@@ -53,7 +53,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int = 42) -> Any:
     except ValueError as error:
         if "arget module" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"lora_config.target_modules is {lora.target_modules}, but PEFT cannot adapt them all: {reason}"
         ) from None
@@ -147,7 +147,7 @@ def load_adapter(
         withdraw(model, name)
         if not isinstance(error, RuntimeError | ValueError):
             raise
-        raise files.refuse(str(error).splitlines()[0]) from error
+        raise files.refuse(first_line(error)) from error
     if isinstance(targets := files.config.target_modules, list):
         model.peft_config[name].target_modules = set(targets)  # so that saving writes the file's own names
     return model if trainable else model.eval()

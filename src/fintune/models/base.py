@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fintune.config import BaseModelConfig, TrainingConfig
-from fintune.errors import ConfigError, MissingExtraError, ModelError
+from fintune.errors import ConfigError, MissingExtraError, ModelError, first_line
 from fintune.files import atomic_folder, file_sha256, like_neighbours
 from fintune.models.placement import Process, base_device
 
@@ -324,7 +324,7 @@ def _loading(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        reason = text.strip().splitlines()[0] if text.strip() else repr(error)
+        reason = first_line(error)
         if any(sign in text for sign in ("gated", "401", "403")):
             fix = "it is gated: accept its licence on the hub and run  hf auth login"
         elif Path(name).exists() or name == EMBEDDED:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fintune.config import BaseModelConfig, Recipe
-from fintune.errors import ModelError
+from fintune.errors import ModelError, first_line
 from fintune.models.base import choose_precision
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def base_config(recipe: Recipe) -> Any:
             resolve(recipe.base_model.name), revision=recipe.base_model.revision
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"The config.json of base_model.name = {recipe.base_model.name} cannot be read ({reason}): "
             "planning needs it, and nothing else of the model. Give a folder that holds it, or go online."
