@@ -44,21 +44,22 @@ class _Slots(DynamicLayer):
         return self.keys.shape[2] + 1
 
     def _show(self, used: int) -> None:
-        self._used = used
         self.keys, self.values = self._keys[:, :, :used], self._values[:, :, :used]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._keys[:, :, self._used : self._used + 1] = key_states
-        self._values[:, :, self._used : self._used + 1] = value_states
-        self._show(self._used + 1)
+        used = self.keys.shape[2]
+        self._keys[:, :, used : used + 1] = key_states
+        self._values[:, :, used : used + 1] = value_states
+        self._show(used + 1)
         return self.keys, self.values
 
     def narrow(self, rows: torch.Tensor, begin: int) -> None:
         """Keep these rows, from position `begin` on."""
+        used = self.keys.shape[2] - begin
         self._keys, self._values = self._keys[rows, :, begin:], self._values[rows, :, begin:]
-        self._show(self._used - begin)
+        self._show(used)
 
 
 class _FixedSlots(_Slots):
@@ -76,7 +77,6 @@ class _FixedSlots(_Slots):
         return self.keys.shape[2]
 
     def _show(self, used: int) -> None:
-        self._used = 0
         self.keys, self.values = self._keys, self._values
 
     def update(
@@ -130,7 +130,7 @@ class PackedTexts:
         self._layers: list[_Slots] = []
         self._fixed = record is not None
         self._repeated = Repeated(self._step, record)
-        # What a step reads; it never changes these tensors, only the caches (a recorded step has no others).
+        # A step reads these tensors and changes only the caches, so that a recording can be repeated.
         self._tokens: torch.Tensor  # (B, 1) the newest
         self._place: torch.Tensor  # (1,) where they go in the caches
         self._padding: torch.Tensor  # (B,) positions before each text: texts are left-padded
@@ -167,7 +167,8 @@ class PackedTexts:
         index = torch.tensor(rows, dtype=torch.int64, device=self._model.device)
         self._tokens, self._padding = self._tokens[index], self._padding[index]
         begin = int(self._padding.min()) if rows else 0  # what is padding in all remaining texts goes
-        self._padding, self._place = self._padding - begin, self._place.sub_(begin)
+        self._padding -= begin
+        self._place -= begin  # in place: the caches hold it too
         for layer in self._layers:
             layer.narrow(index, begin)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,6 @@ def grid_warning(source: Path | None, dtype: str) -> str:
     """
     if source is None or dtype not in BLOCKS:
         return ""
-    from collections import Counter
-
     import gguf
 
     kinds = Counter(tensor.tensor_type.name for tensor in gguf.GGUFReader(source).tensors)
